@@ -1,0 +1,179 @@
+"""One way to make objects from a configuration, for scripts, benchmarks and ``metaopt.load`` alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from metaopt.config import (
+    AdamConfig,
+    CoordinateConfig,
+    CoordinateStepConfig,
+    FlattenedConfig,
+    FlattenedStepConfig,
+    GradientDescentConfig,
+    MetaConfig,
+    MomentumConfig,
+    TaskConfig,
+    TeleporterConfig,
+    TrainConfig,
+)
+from metaopt.network import LeakyReLU
+from metaopt.optimizers import LBFGS, Adam, GradientDescent, MetaOptimizer, Momentum, Optimizer
+from metaopt.rules import (
+    CoordinateGroupElementLSTM,
+    CoordinateStepSizeGroupElementLSTM,
+    CoordinateUpdateLSTM,
+    GroupElementLSTM,
+    LocalUpdateLSTM,
+    Rule,
+    StepSizeGroupElementLSTM,
+)
+from metaopt.rules.features import raw, signed_log
+from metaopt.rules.step_size import Clamp, Sigmoid
+from metaopt.symmetry import (
+    BoundedNorm,
+    Cayley,
+    Exponential,
+    FirstOrder,
+    FixedNorm,
+    Linear,
+    Orthogonal,
+    Refuse,
+    Scaling,
+    Shrink,
+    TeleportEngine,
+    ThroughData,
+    Unguarded,
+)
+from metaopt.tasks import RegressionFamily, layer_shapes
+from metaopt.unroll import LogLoss, MetaLoss, Observe, SumOfLosses, first_order, second_order
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+_ACTIONS = {
+    "through_data": ThroughData,
+    "linear": Linear,
+    "scaling": Scaling,
+    "orthogonal": Orthogonal,
+}
+_LIMITS = {"bounded": BoundedNorm, "fixed": FixedNorm}
+_TRANSFORMS = {"raw": raw, "signed_log": signed_log}
+_STEP_BOUNDS = {"sigmoid": Sigmoid, "clamp": Clamp}
+
+
+def task_family(config: TaskConfig) -> RegressionFamily:
+    """The task family of a configuration."""
+    return RegressionFamily(config)
+
+
+def observe(config: MetaConfig) -> Observe:
+    """First or second order."""
+    return {1: first_order, 2: second_order}[config.order]
+
+
+def meta_loss(config: MetaConfig) -> MetaLoss:
+    """The objective of a window."""
+    match config.loss:
+        case "log":
+            return LogLoss(config.epsilon)
+        case "sum":
+            return SumOfLosses()
+
+
+def engine(config: TeleporterConfig, task: TaskConfig) -> TeleportEngine:
+    """The teleport engine for networks of a task configuration."""
+    limit = _LIMITS[config.limit](config.max_norm)
+    match config.element:
+        case "exponential":
+            element: Any = Exponential(limit.max_norm)
+        case "cayley":
+            element = Cayley()
+        case "first_order":
+            element = FirstOrder()
+    match config.guard:
+        case "refuse":
+            guard: Any = Refuse(config.tolerance)
+        case "shrink":
+            guard = Shrink(config.tolerance)
+        case "off":
+            guard = Unguarded()
+    return TeleportEngine(
+        action=_ACTIONS[config.action](LeakyReLU(task.slope)),
+        to_element=element,
+        limit=limit,
+        guard=guard,
+        require_exact=config.inexact == "error",
+    )
+
+
+def rule(name: str, config: Any, task: TaskConfig, seed: int) -> Rule:
+    """The rule of a configuration.
+
+    Args:
+        name: ``update``, ``teleport`` or ``step_teleport``: its place in ``RulesConfig``.
+        config: what stands there.
+        task: fixes the shapes of flattened rules.
+        seed: of the initialisation.
+    """
+    shared = {"seed": seed, "name": name}
+    match config:
+        case FlattenedStepConfig():
+            bound = _STEP_BOUNDS[config.step_bound](config.step_min, config.step_max)
+            return StepSizeGroupElementLSTM(
+                layer_shapes(task),
+                config.hidden,
+                _TRANSFORMS[config.gradient],
+                config.scale,
+                bound=bound,
+                **shared,
+            )
+        case CoordinateStepConfig():
+            bound = _STEP_BOUNDS[config.step_bound](config.step_min, config.step_max)
+            return CoordinateStepSizeGroupElementLSTM(
+                config.hidden, config.scale, bound=bound, **shared
+            )
+        case FlattenedConfig():
+            flattened = {"update": LocalUpdateLSTM, "teleport": GroupElementLSTM}[name]
+            return flattened(
+                layer_shapes(task),
+                config.hidden,
+                _TRANSFORMS[config.gradient],
+                config.scale,
+                **shared,
+            )
+        case CoordinateConfig():
+            coordinate = {"update": CoordinateUpdateLSTM, "teleport": CoordinateGroupElementLSTM}
+            return coordinate[name](config.hidden, config.scale, **shared)
+        case GradientDescentConfig():
+            return GradientDescent(config.lr)
+        case MomentumConfig():
+            return Momentum(config.lr, config.momentum)
+        case AdamConfig():
+            return Adam(config.lr, config.beta1, config.beta2)
+    raise TypeError(f"no rule for {config!r}")
+
+
+def meta_optimizer(config: TrainConfig) -> MetaOptimizer:
+    """The meta-optimizer of a configuration, freshly initialised from its seed."""
+    rules = {
+        name: rule(name, given, config.task, config.seed)
+        for name, given in config.rules.by_name().items()
+    }
+    teleporter = None if config.teleporter is None else engine(config.teleporter, config.task)
+    return MetaOptimizer(rules, teleporter).to(DTYPES[config.dtype])
+
+
+def hand_made(name: str, values: Mapping[str, float]) -> Optimizer:
+    """A hand-made optimizer (``GD``, ``Momentum``, ``Adam``, ``L-BFGS``) with its hyper-parameters."""
+    match name:
+        case "GD":
+            return MetaOptimizer({"update": GradientDescent(**values)}, None)
+        case "Momentum":
+            return MetaOptimizer({"update": Momentum(**values)}, None)
+        case "Adam":
+            return MetaOptimizer({"update": Adam(**values)}, None)
+        case "L-BFGS":
+            return LBFGS(history=int(values["history"]))
+    raise ValueError(f"no hand-made optimizer is called {name!r}")

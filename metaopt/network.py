@@ -1,0 +1,77 @@
+"""The network that is optimised: a chain of bias-free dense layers with LeakyReLU between them.
+
+    Z_l = W_l A_{l-1},   A_l = s(Z_l),   A_0 = X,   f(W) = Z_L
+
+Tasks (loss, gradient), the symmetry engine (actions, drift) and the drop-in optimizer all read the
+network from here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+Weights = tuple[Tensor, ...]
+"""One matrix a layer, each [B, out, in]."""
+
+
+@dataclass(frozen=True)
+class LeakyReLU:
+    """s(z) = z where z > 0, slope z elsewhere; a bijection since 0 < slope <= 1.
+
+    Args:
+        slope: the negative slope; 1 makes s the identity.
+    """
+
+    slope: float
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """s(z), of the shape of z."""
+        return functional.leaky_relu(z, self.slope)
+
+    def inverse(self, a: Tensor) -> Tensor:
+        """s^-1(a): LeakyReLU of slope 1 / slope."""
+        return functional.leaky_relu(a, 1.0 / self.slope)
+
+    def derivative(self, z: Tensor) -> Tensor:
+        """s'(z), with s'(0) = slope as in torch."""
+        return torch.where(z > 0, 1.0, self.slope).to(z.dtype)
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether s is the identity, so that the network is linear."""
+        return self.slope == 1.0
+
+
+@dataclass(frozen=True)
+class Forward:
+    """What one forward pass computed.
+
+    Attributes:
+        inputs: the input of each layer, A_0 .. A_{L-1}, each [B, n_l, N].
+        preactivations: Z_1 .. Z_{L-1}, each [B, k_l, N].
+        outputs: f(W), [B, m, N].
+    """
+
+    inputs: tuple[Tensor, ...]
+    preactivations: tuple[Tensor, ...]
+    outputs: Tensor
+
+
+def forward(weights: Sequence[Tensor], X: Tensor, s: LeakyReLU) -> Forward:
+    """Z_l = W_l A_{l-1}, A_l = s(Z_l) through all layers.
+
+    Args:
+        weights: L matrices [B, out, in].
+        X: [B, n, N].
+        s: the activation between layers.
+    """
+    inputs, preactivations = [X], []
+    for W in weights[:-1]:
+        preactivations.append(W @ inputs[-1])
+        inputs.append(s(preactivations[-1]))
+    return Forward(tuple(inputs), tuple(preactivations), weights[-1] @ inputs[-1])

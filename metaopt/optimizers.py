@@ -1,0 +1,312 @@
+"""Optimizers: what advances the weights by one inner step.
+
+    w_{t+1} = g_t . (w_t + f_t),   (f_t, g_t) from rules that see one gradient evaluation at w_t
+
+``MetaOptimizer`` composes rules (learned or hand-made) with a teleport engine. The hand-made update
+rules here have no parameters; ``LBFGS`` stands behind the same ``Optimizer`` interface.
+All are indexed by gradient evaluations: after t steps, t gradients were used.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from metaopt.network import Weights
+from metaopt.rules import Proposal, Rule, State
+from metaopt.symmetry import TeleportData, TeleportEngine, TeleportReport
+from metaopt.tasks import Observation, TaskBatch
+
+
+@dataclass(frozen=True)
+class Step:
+    """One inner step taken.
+
+    Attributes:
+        weights: w_{t+1}.
+        state: the optimizer's, after the step.
+        report: of the teleport, or None without one.
+    """
+
+    weights: Weights
+    state: Any
+    report: TeleportReport | None = None
+
+
+class Optimizer(ABC):
+    """Explicit state, no side effects on the weights that it is given."""
+
+    gradients_per_step: float = 1.0
+
+    @abstractmethod
+    def initial_state(self, tasks: TaskBatch, observation: Observation) -> Any:
+        """The state before the first step from ``observation.weights``."""
+
+    @abstractmethod
+    def step(
+        self, weights: Weights, observation: Observation, state: Any, data: TeleportData
+    ) -> Step:
+        """One inner step.
+
+        Args:
+            weights: w_t, each [B, out, in], with the graph that meta-gradients flow through.
+            observation: one gradient evaluation at w_t; constants under first order.
+            state: from ``initial_state`` or the step before.
+            data: what teleports are carried through.
+        """
+
+
+class MetaOptimizer(nn.Module, Optimizer):
+    """Update rule + teleporter: w_{t+1} = g_t . (w_t + f_t).
+
+    Args:
+        rules: by name; exactly one proposes updates, and at most one (the same or another one)
+            generators.
+        engine: carries the generators out; None where no rule proposes any.
+    """
+
+    def __init__(self, rules: Mapping[str, Rule], engine: TeleportEngine | None) -> None:
+        super().__init__()
+        # A plain module as container: ModuleDict takes no key called "update".
+        self.networks = nn.Module()
+        for name, rule in rules.items():
+            self.networks.add_module(name, rule)
+        self.rules = dict(rules)
+        self.engine = engine
+
+    def initial_state(self, tasks: TaskBatch, observation: Observation) -> State:
+        """The states of all rules, keyed ``rule.tensor``."""
+        if self.engine is not None:
+            self.engine.check(tasks, observation.weights)
+        return self.initial_rule_states(observation)
+
+    def initial_rule_states(self, observation: Observation) -> State:
+        """The states of all rules, for weights that need not belong to a task of ours."""
+        return {
+            f"{name}.{key}": value
+            for name, rule in self.rules.items()
+            for key, value in rule.initial_state(observation).items()
+        }
+
+    def propose(self, observation: Observation, state: State) -> tuple[Proposal, State]:
+        """What all rules together propose, and their new states."""
+        updates, generators, new_state = None, None, {}
+        for name, rule in self.rules.items():
+            prefix = f"{name}."
+            own = {key.removeprefix(prefix): v for key, v in state.items() if key.startswith(prefix)}
+            proposal, own = rule.propose(observation, own)
+            new_state |= {prefix + key: value for key, value in own.items()}
+            updates = updates if proposal.updates is None else proposal.updates
+            generators = generators if proposal.generators is None else proposal.generators
+        return Proposal(updates, generators), new_state
+
+    def step(
+        self, weights: Weights, observation: Observation, state: State, data: TeleportData
+    ) -> Step:
+        """Update first, teleport after it."""
+        proposal, state = self.propose(observation, state)
+        report = None
+        if proposal.updates is not None:
+            weights = tuple(W + f for W, f in zip(weights, proposal.updates, strict=True))
+        if proposal.generators is not None and self.engine is not None:
+            weights, report = self.engine.teleport(weights, proposal.generators, data)
+        return Step(weights, state, report)
+
+
+class GradientDescent(Rule):
+    """f = -eta grad L.
+
+    Args:
+        lr: eta.
+    """
+
+    def __init__(self, lr: float) -> None:
+        super().__init__()
+        self.lr = lr
+
+    def initial_state(self, observation: Observation) -> State:
+        """Nothing to remember."""
+        return {}
+
+    def propose(self, observation: Observation, state: State) -> tuple[Proposal, State]:
+        """Updates f."""
+        return Proposal(updates=tuple(-self.lr * G for G in observation.grads)), state
+
+
+class Momentum(Rule):
+    """m' = mu m + grad L,  f = -eta m'  (Polyak 1964, as torch.optim.SGD).
+
+    Args:
+        lr: eta.
+        momentum: mu.
+    """
+
+    def __init__(self, lr: float, momentum: float) -> None:
+        super().__init__()
+        self.lr = lr
+        self.momentum = momentum
+
+    def initial_state(self, observation: Observation) -> State:
+        """m = 0."""
+        return {f"m{i}": torch.zeros_like(W) for i, W in enumerate(observation.weights)}
+
+    def propose(self, observation: Observation, state: State) -> tuple[Proposal, State]:
+        """Updates f."""
+        m = [self.momentum * state[f"m{i}"] + G for i, G in enumerate(observation.grads)]
+        return (
+            Proposal(updates=tuple(-self.lr * M for M in m)),
+            {f"m{i}": M for i, M in enumerate(m)},
+        )
+
+
+class Adam(Rule):
+    """m' = b1 m + (1 - b1) g,  v' = b2 v + (1 - b2) g^2,  f = -eta m^ / (sqrt(v^) + epsilon).
+
+    m^ and v^ are m' and v' over 1 - b^t (Kingma and Ba 2015, as torch.optim.Adam).
+
+    Args:
+        lr: eta.
+        beta1: decay of the mean of gradients.
+        beta2: decay of the mean of their squares.
+        epsilon: keeps the denominator away from 0.
+    """
+
+    def __init__(self, lr: float, beta1: float, beta2: float, epsilon: float = 1e-8) -> None:
+        super().__init__()
+        self.lr = lr
+        self.beta1 = beta1
+        self.beta2 = beta2
+        self.epsilon = epsilon
+
+    def initial_state(self, observation: Observation) -> State:
+        """m = v = 0, and b1^0 = b2^0 = 1."""
+        zeros = {
+            f"{kind}{i}": torch.zeros_like(W)
+            for i, W in enumerate(observation.weights)
+            for kind in "mv"
+        }
+        ones = observation.weights[0].new_ones(())
+        return zeros | {"decay1": ones, "decay2": ones}
+
+    def propose(self, observation: Observation, state: State) -> tuple[Proposal, State]:
+        """Updates f."""
+        new: State = {
+            "decay1": state["decay1"] * self.beta1,
+            "decay2": state["decay2"] * self.beta2,
+        }
+        updates = []
+        for i, G in enumerate(observation.grads):
+            m = torch.lerp(G, state[f"m{i}"], self.beta1)
+            v = torch.lerp(G.square(), state[f"v{i}"], self.beta2)
+            new |= {f"m{i}": m, f"v{i}": v}
+            root = (v / (1 - new["decay2"])).sqrt() + self.epsilon
+            updates.append(-self.lr / (1 - new["decay1"]) * m / root)
+        return Proposal(updates=tuple(updates)), new
+
+
+class LBFGS(Optimizer):
+    """Limited-memory BFGS with strong Wolfe line search: ``torch.optim.LBFGS``, one for each task.
+
+    A line search takes a number of evaluations of its own on each task, so that an inner step here is
+    one more gradient evaluation, and the weights after t steps are the best among the t + 1 points
+    evaluated first (the starting point is the first of them).
+
+    Args:
+        history: number of pairs kept.
+    """
+
+    def __init__(self, history: int) -> None:
+        self.history = history
+
+    def initial_state(self, tasks: TaskBatch, observation: Observation) -> list[_TaskSolver]:
+        """One solver a task."""
+        return [
+            _TaskSolver(
+                tasks.select(slice(b, b + 1)),
+                tuple(W[b : b + 1] for W in observation.weights),
+                self.history,
+            )
+            for b in range(tasks.size)
+        ]
+
+    def step(
+        self,
+        weights: Weights,
+        observation: Observation,
+        state: list[_TaskSolver],
+        data: TeleportData,
+    ) -> Step:
+        """One more evaluation of each task; the best weights so far."""
+        best = [solver.advance() for solver in state]
+        return Step(tuple(torch.cat(layer) for layer in zip(*best, strict=True)), state)
+
+
+class _TaskSolver:
+    """``torch.optim.LBFGS`` on one task, its evaluations told apart.
+
+    ``torch`` runs whole line searches; the points that they evaluate are queued and handed out one by
+    one. It also evaluates the last point again at the start of each iteration: that one is answered
+    from memory and not counted.
+    """
+
+    def __init__(self, task: TaskBatch, start: Weights, history: int) -> None:
+        self._task = task
+        self._parameters = [W.detach().clone().requires_grad_() for W in start]
+        self._torch = torch.optim.LBFGS(
+            self._parameters,
+            max_iter=1,
+            history_size=history,
+            line_search_fn="strong_wolfe",
+            tolerance_grad=0,
+            tolerance_change=0,
+        )
+        self._seen: list[tuple[Weights, float, Weights]] = []
+        self._queue: list[tuple[Weights, float]] = []
+        self._best: tuple[Weights, float] = (start, float("inf"))
+        # The starting point is an evaluation, but no step.
+        self._stalled = False
+        self.advance()
+
+    def advance(self) -> Weights:
+        """Hand out one more evaluated point; returns the best so far."""
+        if not self._queue and not self._stalled:
+            self._iterate()
+        if self._queue:
+            point, loss = self._queue.pop(0)
+            if loss < self._best[1]:
+                self._best = (point, loss)
+        return self._best[0]
+
+    def _iterate(self) -> None:
+        # Of the line search before, only its last accepted point can be asked for again.
+        self._seen = [entry for entry in self._seen if self._is_current(entry[0])]
+        with torch.enable_grad():
+            self._torch.step(self._closure)
+        # Without a new point the search is at its end (a zero gradient, or no finite direction).
+        self._stalled = not self._queue
+
+    def _is_current(self, point: Weights) -> bool:
+        return all(torch.equal(W, p) for W, p in zip(point, self._parameters, strict=True))
+
+    def _closure(self) -> float:
+        for point, loss, grads in self._seen:
+            if self._is_current(point):
+                self._set_gradient(grads)
+                return loss
+        point = tuple(p.detach().clone() for p in self._parameters)
+        observed = self._task.observe(point)
+        assert observed.loss is not None
+        loss = float(observed.loss)
+        self._seen.append((point, loss, observed.grads))
+        self._queue.append((point, loss))
+        self._set_gradient(observed.grads)
+        return loss
+
+    def _set_gradient(self, grads: Weights) -> None:
+        for parameter, G in zip(self._parameters, grads, strict=True):
+            parameter.grad = G.clone()

@@ -1,0 +1,42 @@
+"""What a rule is: one observation in, a proposal out, with a state of named tensors.
+
+Rules propose; they never touch the weights. A proposal holds additive updates, generators of group
+elements, or both. Hand-made rules (``optimizers``) and learned ones share this interface, so that
+any update rule can stand beside any teleporter.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from metaopt.network import Weights
+from metaopt.rules.lstm import State
+from metaopt.tasks import Observation
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """What a rule proposes for one inner step.
+
+    Attributes:
+        updates: f_l to be added to W_l, each [B, out, in], or None.
+        generators: T_l for each adjacent pair of layers, each [B, k_l, k_l], or None.
+    """
+
+    updates: Weights | None = None
+    generators: tuple[Tensor, ...] | None = None
+
+
+class Rule(nn.Module, ABC):
+    """(observation, state) -> (proposal, state), for B trajectories side by side."""
+
+    @abstractmethod
+    def initial_state(self, observation: Observation) -> State:
+        """The state before the first step, shaped for ``observation``."""
+
+    @abstractmethod
+    def propose(self, observation: Observation, state: State) -> tuple[Proposal, State]:
+        """The proposal for the step from ``observation.weights``, and the state after it."""

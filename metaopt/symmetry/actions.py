@@ -1,0 +1,172 @@
+"""Group actions on a pair of adjacent layers: (W_in, b_in, W_out) -> g . (W_in, b_in, W_out).
+
+| action        | W_in                                      | W_out      | exact when                   |
+| ThroughData   | W_in + (s^-1(g s(Z)) - Z) A^+             | W_out g^-1 | A has full column rank       |
+| Linear        | g W_in                                    | W_out g^-1 | s is the identity            |
+| Scaling       | D W_in, D = diag > 0                      | W_out D^-1 | s positively homogeneous     |
+| Orthogonal    | Q W_in                                    | W_out Q^T  | s radial or the identity     |
+| Permutation   | P W_in                                    | W_out P^T  | always                       |
+
+Z = W_in A + b_in are the pre-activations, A [B, n, N] the input of the layer. "Exact" means that the
+network's output, and so the loss, is the same for every element, up to rounding.
+The first is the action of GL(k) of arXiv 2305.13404, section 6.2, there written as
+s^-1(g s(W_in A)) A^+. That form erases what W_in holds outside the column space of A; the form here
+does not, so that the identity acts as one, and it equals the paper's where A has full row rank.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from metaopt.network import LeakyReLU
+from metaopt.symmetry.elements import GroupElement
+
+
+class InexactActionError(ValueError):
+    """The action cannot keep the loss on the given data or network."""
+
+
+@dataclass(frozen=True)
+class LayerPair:
+    """Two adjacent layers, and the data between which the action through the data needs.
+
+    Attributes:
+        W_in: [B, k, n].
+        W_out: [B, m, k].
+        b_in: [B, k], or None without bias.
+        inputs: A [B, n, N], the input of the first layer.
+        inputs_pinv: A^+ [B, N, n].
+    """
+
+    W_in: Tensor
+    W_out: Tensor
+    b_in: Tensor | None = None
+    inputs: Tensor | None = None
+    inputs_pinv: Tensor | None = None
+
+
+class Action(ABC):
+    """A linear group acting on layer pairs; elements are given by k by k matrices.
+
+    Args:
+        s: the activation between the two layers.
+    """
+
+    needs_data: bool = False
+    """Whether ``act`` reads ``inputs`` and ``inputs_pinv`` of the pair."""
+
+    def __init__(self, s: LeakyReLU) -> None:
+        self.s = s
+
+    def algebra(self, T: Tensor) -> Tensor:
+        """The part of a matrix [B, k, k] that lies in the group's Lie algebra."""
+        return T
+
+    @abstractmethod
+    def act(self, element: GroupElement, pair: LayerPair) -> LayerPair:
+        """g . pair, differentiable in the element and in the weights."""
+
+    @abstractmethod
+    def why_inexact(self, samples: int, inputs: int) -> str | None:
+        """None where the action is exact for N samples of n inputs, else the reason it is not."""
+
+    def require_exact(self, samples: int, inputs: int) -> None:
+        """Raise ``InexactActionError`` where the shapes or the activation forbid exactness."""
+        if reason := self.why_inexact(samples, inputs):
+            raise InexactActionError(reason)
+
+    def _left_right(self, element: GroupElement, pair: LayerPair) -> LayerPair:
+        """W_in -> g W_in, b_in -> g b_in, W_out -> W_out g^-1."""
+        b_in = None if pair.b_in is None else (element.g @ pair.b_in[..., None])[..., 0]
+        return replace(
+            pair, W_in=element.g @ pair.W_in, b_in=b_in, W_out=pair.W_out @ element.g_inv
+        )
+
+
+class ThroughData(Action):
+    """GL(k) through the data: s(Z) -> g s(Z) on the samples at hand.
+
+    W_in' = W_in + D with D A = s^-1(g s(Z)) - Z =: C. D = C A^+ is refined once by
+    D += (C - D A) A^+, which brings the residual down to the rounding of D A itself where A is
+    ill-conditioned. The bias stays as it is.
+    """
+
+    needs_data = True
+
+    def act(self, element: GroupElement, pair: LayerPair) -> LayerPair:
+        """g . pair; raises ``ValueError`` where the pair carries no data."""
+        if pair.inputs is None or pair.inputs_pinv is None:
+            raise ValueError("the action through the data needs the inputs and their inverse")
+        Z = pair.W_in @ pair.inputs
+        if pair.b_in is not None:
+            Z = Z + pair.b_in[..., None]
+        C = self.s.inverse(element.g @ self.s(Z)) - Z
+        D = C @ pair.inputs_pinv
+        D = D + (C - D @ pair.inputs) @ pair.inputs_pinv
+        return replace(pair, W_in=pair.W_in + D, W_out=pair.W_out @ element.g_inv)
+
+    def why_inexact(self, samples: int, inputs: int) -> str | None:
+        """Inexact where there are more samples than inputs: A cannot have full column rank."""
+        if samples > inputs:
+            return (
+                f"the action through the data is exact for at most as many samples as the layer has "
+                f"inputs, found {samples} samples and {inputs} inputs"
+            )
+        return None
+
+
+class Linear(Action):
+    """GL(k) on linear layers: W_in -> g W_in, W_out -> W_out g^-1."""
+
+    def act(self, element: GroupElement, pair: LayerPair) -> LayerPair:
+        """g . pair."""
+        return self._left_right(element, pair)
+
+    def why_inexact(self, samples: int, inputs: int) -> str | None:
+        """Inexact unless s is the identity."""
+        if not self.s.is_identity:
+            return (
+                f"the {type(self).__name__.lower()} action needs the identity between the layers "
+                f"(slope 1), found slope {self.s.slope}"
+            )
+        return None
+
+
+class Orthogonal(Linear):
+    """O(k): skew generators, Q = g, Q^-1 = Q^T (with the exponential or the Cayley map)."""
+
+    def algebra(self, T: Tensor) -> Tensor:
+        """The skew part (T - T^T) / 2."""
+        return (T - T.mT) / 2
+
+
+class Scaling(Action):
+    """Positive diagonal matrices: exact on any data for positively homogeneous s."""
+
+    def algebra(self, T: Tensor) -> Tensor:
+        """The diagonal part of T."""
+        return torch.diag_embed(torch.diagonal(T, dim1=-2, dim2=-1))
+
+    def act(self, element: GroupElement, pair: LayerPair) -> LayerPair:
+        """g . pair."""
+        return self._left_right(element, pair)
+
+    def why_inexact(self, samples: int, inputs: int) -> str | None:
+        """Never inexact: LeakyReLU is positively homogeneous."""
+        return None
+
+
+class Permutation(Action):
+    """Relabelling of hidden units; its elements come from ``elements.permutation``."""
+
+    def act(self, element: GroupElement, pair: LayerPair) -> LayerPair:
+        """g . pair."""
+        return self._left_right(element, pair)
+
+    def why_inexact(self, samples: int, inputs: int) -> str | None:
+        """Never inexact: s acts on each unit alike."""
+        return None

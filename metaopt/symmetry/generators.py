@@ -1,0 +1,49 @@
+"""Norm limits for generators, which keep the element near enough to the identity.
+
+Every limit states the largest norm it lets through (``max_norm``), from which the exponential
+chooses its number of squarings once and for all.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+
+def frobenius_norm(T: Tensor) -> Tensor:
+    """||T||_F [B] of T [B, k, k], with derivative 0 (not NaN) at T = 0."""
+    squares = T.square().sum(dim=(-2, -1))
+    is_zero = squares == 0
+    # The inner where keeps d sqrt / dx away from 0, where it is infinite.
+    return torch.where(is_zero, 0.0, torch.where(is_zero, 1.0, squares).sqrt())
+
+
+class NormLimit(ABC):
+    """T [B, k, k] -> a generator with ||T||_F <= max_norm."""
+
+    def __init__(self, max_norm: float) -> None:
+        self.max_norm = max_norm
+
+    @abstractmethod
+    def __call__(self, T: Tensor) -> Tensor:
+        """The limited generator [B, k, k]."""
+
+
+class BoundedNorm(NormLimit):
+    """T / sqrt(1 + ||T||^2 / c^2): nearly T while small, never longer than c; may be zero."""
+
+    def __call__(self, T: Tensor) -> Tensor:
+        """The limited generator [B, k, k]."""
+        squares = T.square().sum(dim=(-2, -1), keepdim=True)
+        return T * torch.rsqrt(1 + squares / self.max_norm**2)
+
+
+class FixedNorm(NormLimit):
+    """c T / ||T||_F: always of norm c, as in the paper (c = 0.01 there); 0 stays 0."""
+
+    def __call__(self, T: Tensor) -> Tensor:
+        """The scaled generator [B, k, k]."""
+        norm = frobenius_norm(T)[:, None, None]
+        return T * (self.max_norm / torch.where(norm == 0, 1.0, norm))

@@ -1,0 +1,150 @@
+"""The teleport engine: w -> g.w on every adjacent pair of layers in turn.
+
+For l = 1 .. L - 1:   T_l -> limit(algebra(T_l)) -> (g_l, g_l^-1) -> g_l . (W_l, W_{l+1})
+
+Each action leaves the input of the next pair as the earlier ones made it: after the pair l the input
+of pair l + 1 is A_l = s(W_l' A_{l-1}), which the action through the data then has to invert afresh.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from metaopt.network import Weights, forward
+from metaopt.symmetry.actions import Action, InexactActionError, LayerPair
+from metaopt.symmetry.elements import ElementMap
+from metaopt.symmetry.generators import NormLimit, frobenius_norm
+from metaopt.symmetry.guard import Generators, Guard, drift
+
+
+class TeleportData(Protocol):
+    """The data that a teleport is carried through and measured on; a ``TaskBatch`` is one."""
+
+    @property
+    def X(self) -> Tensor:
+        """Inputs of the network, [B, n, N]."""
+
+    @property
+    def X_pinv(self) -> Tensor:
+        """X^+, [B, N, n]; read by actions that need data only."""
+
+    @property
+    def target_norm(self) -> Tensor:
+        """||Y||_F, [B]; zeros where the targets are unknown."""
+
+
+@dataclass(frozen=True)
+class TeleportReport:
+    """What one teleport did, without a graph.
+
+    Attributes:
+        norm: Frobenius norm of the generators proposed, over all pairs together, [B].
+        drift: of what the guard let through, [B].
+        refused: bool [B].
+        outputs_before: f(w) before the teleport, [B, m, N].
+    """
+
+    norm: Tensor
+    drift: Tensor
+    refused: Tensor
+    outputs_before: Tensor
+
+
+class TeleportEngine:
+    """Moves weights along the level set of the loss.
+
+    Args:
+        action: how the group acts on a pair of layers.
+        to_element: the map from generator to element.
+        limit: the norm limit of generators.
+        guard: what happens to a teleport that drifts.
+        require_exact: raise where the shapes say that the action cannot be exact, instead of
+            leaving it to the guard.
+    """
+
+    def __init__(
+        self,
+        action: Action,
+        to_element: ElementMap,
+        limit: NormLimit,
+        guard: Guard,
+        require_exact: bool,
+    ) -> None:
+        self.action = action
+        self.to_element = to_element
+        self.limit = limit
+        self.guard = guard
+        self.require_exact = require_exact
+
+    def check(self, data: TeleportData, weights: Weights) -> None:
+        """Raise ``InexactActionError`` where the action cannot be exact, if that is asked for.
+
+        Reads shapes, and for the action through the data the rank of X in float64: once for a
+        trajectory, not in the inner loop.
+        """
+        if not self.require_exact:
+            return
+        samples = data.X.shape[-1]
+        for W in weights[:-1]:
+            self.action.require_exact(samples=samples, inputs=W.shape[-1])
+        if self.action.needs_data and data.X.shape[-1] <= data.X.shape[-2]:
+            ranks = torch.linalg.matrix_rank(data.X.double())
+            if bool((ranks < samples).any()):
+                raise InexactActionError(
+                    f"the action through the data needs inputs of full column rank {samples}, "
+                    f"found rank {int(ranks.min())}"
+                )
+
+    def move(self, weights: Weights, generators: Generators, data: TeleportData) -> Weights:
+        """g.w without guard: every adjacent pair in turn.
+
+        Args:
+            weights: L matrices [B, out, in].
+            generators: L - 1 generators in the algebra, within the norm limit.
+            data: what the action is carried through.
+        """
+        moved = list(weights)
+        inputs, inputs_pinv = data.X, data.X_pinv
+        for layer, T in enumerate(generators):
+            pair = LayerPair(
+                W_in=moved[layer],
+                W_out=moved[layer + 1],
+                inputs=inputs,
+                inputs_pinv=inputs_pinv,
+            )
+            pair = self.action.act(self.to_element(T), pair)
+            moved[layer], moved[layer + 1] = pair.W_in, pair.W_out
+            if self.action.needs_data and layer + 1 < len(generators):
+                inputs = self.action.s(pair.W_in @ inputs)
+                inputs_pinv = torch.linalg.pinv(inputs)
+        return tuple(moved)
+
+    def teleport(
+        self, weights: Weights, generators: Generators, data: TeleportData
+    ) -> tuple[Weights, TeleportReport]:
+        """w -> g.w under guard, with a report of norm, drift and refusals.
+
+        Args:
+            weights: L matrices [B, out, in].
+            generators: L - 1 matrices [B, k_l, k_l] of any norm.
+            data: X, X^+ and ||Y||_F.
+        """
+        limited = tuple(self.limit(self.action.algebra(T)) for T in generators)
+        with torch.no_grad():
+            before = forward(weights, data.X, self.action.s).outputs
+
+        def drift_of(moved: Weights) -> Tensor:
+            with torch.no_grad():
+                after = forward(moved, data.X, self.action.s).outputs
+                return drift(before, after, data.target_norm)
+
+        guarded = self.guard(
+            weights, limited, lambda w, generators: self.move(w, generators, data), drift_of
+        )
+        with torch.no_grad():
+            norm = torch.stack([frobenius_norm(T) for T in limited]).square().sum(0).sqrt()
+        return guarded.weights, TeleportReport(norm, guarded.drift, guarded.refused, before)

@@ -1,0 +1,238 @@
+"""The one inner loop: meta-training, validation and evaluation all run ``unroll``. Start reading here.
+
+An inner step takes the weights w_t of B trajectories, the observation at w_t (loss, gradients, layer
+inputs: one gradient evaluation) and the optimizer's state, and gives
+
+    w_{t+1} = g_t . (w_t + f_t),   (f_t, h1) = m1(grad L(w_t), h1; phi1),
+                                   (g_t, h2) = m2(grad L(w_t), h2; phi2)
+
+with g . w the action of a group element that keeps the loss. A *truncation window* is K such steps.
+Its meta-loss is a function of the K losses *after* each of its steps,
+
+    M = sum_{i = t+1 .. t+K} l(L(w_i)).
+
+The outer loop differentiates M with respect to phi = (phi1, phi2), then cuts the graph
+(``InnerState.detach``) and goes on from the same weights and states: window a and then window b are
+the same trajectory as one of a + b steps.
+
+*First order* (the default): everything that the rules see is a constant for the meta-gradient; w
+itself, and the action on it, are not. Hence
+
+    dM/dw_i = l'(L_i) grad L(w_i) + J_i^T dM/dw_{i+1},
+
+J_i the derivative of the action at w_i + f_i (the identity without teleport). The gradient that the
+rules are fed is also the first term: it is computed once. *Second order* differentiates through the
+observations as well.
+
+Reference: Zhao, Gower, Walters and Yu, arXiv 2305.13404, section 6.2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metaopt.network import Weights
+from metaopt.optimizers import Optimizer
+from metaopt.symmetry import TeleportReport
+from metaopt.tasks import Observation, TaskBatch, regression_loss
+
+
+class _LossWithGradient(torch.autograd.Function):
+    """L(w), with a gradient that is known already: backward multiplies, and computes nothing."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, *weights_and_grads: Tensor) -> Tensor:
+        ctx.save_for_backward(*weights_and_grads[len(weights_and_grads) // 2 :])
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        gradients = ctx.saved_tensors
+        scale = grads[0][:, None, None]
+        return (None, *(scale * G for G in gradients), *(None for _ in gradients))
+
+
+Observe = Callable[[TaskBatch, Weights], tuple[Tensor, Observation]]
+"""(tasks, w) -> (L(w) as the meta-loss sees it [B], the observation as the rules see it)."""
+
+
+def first_order(tasks: TaskBatch, weights: Weights) -> tuple[Tensor, Observation]:
+    """The observation is constant; the loss carries grad L(w), computed once, to w."""
+    with torch.no_grad():
+        observation = tasks.observe(tuple(W.detach() for W in weights))
+    assert observation.loss is not None
+    loss = _LossWithGradient.apply(observation.loss, *weights, *observation.grads)
+    return loss, observation
+
+
+def second_order(tasks: TaskBatch, weights: Weights) -> tuple[Tensor, Observation]:
+    """Loss and observation are both differentiated."""
+    observation = tasks.observe(weights)
+    assert observation.loss is not None
+    return observation.loss, observation
+
+
+@dataclass(frozen=True)
+class InnerState:
+    """B trajectories between two inner steps.
+
+    Attributes:
+        step: t, inner steps taken so far.
+        weights: w_t.
+        loss: L(w_t), [B].
+        observation: of w_t.
+        optimizer: the state of the optimizer.
+    """
+
+    step: int
+    weights: Weights
+    loss: Tensor
+    observation: Observation
+    optimizer: Any
+
+    def detach(self) -> InnerState:
+        """The same state with its graph cut, for rules whose states are dicts of tensors."""
+        seen = self.observation
+        return InnerState(
+            self.step,
+            _cut(self.weights),
+            self.loss.detach(),
+            Observation(
+                weights=_cut(seen.weights),
+                grads=_cut(seen.grads),
+                inputs=_cut(seen.inputs),
+                loss=None if seen.loss is None else seen.loss.detach(),
+            ),
+            {key: value.detach() for key, value in self.optimizer.items()},
+        )
+
+
+def _cut(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(tensor.detach() for tensor in tensors)
+
+
+@dataclass(frozen=True)
+class TeleportTrace:
+    """Teleports of an unroll, each array [steps, B], without a graph.
+
+    Attributes:
+        norm: of the generators.
+        drift: relative movement of the outputs.
+        refused: 1 where the guard refused.
+        log_ratio: log L(g.w) / L(w), 0 where refused.
+    """
+
+    norm: Tensor
+    drift: Tensor
+    refused: Tensor
+    log_ratio: Tensor
+
+
+@dataclass(frozen=True)
+class Unrolled:
+    """What an unroll computed.
+
+    Attributes:
+        losses: L(w_{t+1}) .. L(w_{t+K}), [K, B]; with the graph of the meta-gradient.
+        teleports: or None without teleports.
+    """
+
+    losses: Tensor
+    teleports: TeleportTrace | None
+
+
+def resume(
+    tasks: TaskBatch, step: int, weights: Weights, optimizer_state: Any, observe: Observe
+) -> InnerState:
+    """The inner state at given weights and optimizer state (one gradient evaluation)."""
+    loss, observation = observe(tasks, weights)
+    return InnerState(step, weights, loss, observation, optimizer_state)
+
+
+def start(tasks: TaskBatch, optimizer: Optimizer, observe: Observe = first_order) -> InnerState:
+    """The inner state at the tasks' own initial weights."""
+    state = resume(tasks, 0, tasks.initial, None, observe)
+    return replace(state, optimizer=optimizer.initial_state(tasks, state.observation))
+
+
+def unroll(
+    tasks: TaskBatch,
+    optimizer: Optimizer,
+    state: InnerState,
+    steps: int,
+    observe: Observe = first_order,
+) -> tuple[InnerState, Unrolled]:
+    """Advance B trajectories by ``steps`` inner steps.
+
+    Args:
+        tasks: B tasks.
+        optimizer: what steps.
+        state: from ``start`` or an earlier unroll.
+        steps: K.
+        observe: ``first_order`` or ``second_order``.
+
+    Returns:
+        The state at t + K, still attached to the graph, and the losses on the way.
+    """
+    losses: list[Tensor] = []
+    traces: list[TeleportTrace] = []
+    for _ in range(steps):
+        taken = optimizer.step(state.weights, state.observation, state.optimizer, tasks)
+        state = resume(tasks, state.step + 1, taken.weights, taken.state, observe)
+        losses.append(state.loss)
+        if taken.report is not None:
+            traces.append(_trace(taken.report, tasks, state.loss.detach()))
+    teleports = None
+    if traces:
+        columns = zip(*((t.norm, t.drift, t.refused, t.log_ratio) for t in traces), strict=True)
+        teleports = TeleportTrace(*(torch.stack(column) for column in columns))
+    return state, Unrolled(torch.stack(losses), teleports)
+
+
+def _trace(report: TeleportReport, tasks: TaskBatch, loss_after: Tensor) -> TeleportTrace:
+    with torch.no_grad():
+        tiny = torch.finfo(loss_after.dtype).tiny
+        loss_before = regression_loss(report.outputs_before, tasks.Y)
+        log_ratio = loss_after.clamp(min=tiny).log() - loss_before.clamp(min=tiny).log()
+    return TeleportTrace(
+        norm=report.norm,
+        drift=report.drift,
+        refused=report.refused,
+        log_ratio=torch.where(report.refused, 0.0, log_ratio),
+    )
+
+
+class MetaLoss:
+    """Losses of a window [K, B] -> scalar."""
+
+    def __call__(self, losses: Tensor) -> Tensor:
+        """The meta-loss."""
+        raise NotImplementedError
+
+
+class SumOfLosses(MetaLoss):
+    """Sum over the window, mean over trajectories, as in arXiv 2305.13404."""
+
+    def __call__(self, losses: Tensor) -> Tensor:
+        """The meta-loss."""
+        return losses.sum(0).mean()
+
+
+class LogLoss(MetaLoss):
+    """Mean of log(L + epsilon) over window and trajectories: every magnitude counts alike.
+
+    Args:
+        epsilon: the loss below which nothing is gained.
+    """
+
+    def __init__(self, epsilon: float) -> None:
+        self.epsilon = epsilon
+
+    def __call__(self, losses: Tensor) -> Tensor:
+        """The meta-loss."""
+        return (losses + self.epsilon).log().mean()
