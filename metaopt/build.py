@@ -1,4 +1,4 @@
-"""One way to make objects from a configuration, for scripts, benchmarks and ``metaopt.load`` alike."""
+"""One way to make objects from a configuration: scripts, benchmarks, ``metaopt.load``."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 
 from metaopt.config import (
     AdamConfig,
+    ConfigError,
     CoordinateConfig,
     CoordinateStepConfig,
     FlattenedConfig,
@@ -20,6 +21,7 @@ from metaopt.config import (
     TeleporterConfig,
     TrainConfig,
 )
+from metaopt.meta_loss import LogLoss, MetaLoss, SumOfLosses
 from metaopt.network import LeakyReLU
 from metaopt.optimizers import LBFGS, Adam, GradientDescent, MetaOptimizer, Momentum, Optimizer
 from metaopt.rules import (
@@ -34,11 +36,13 @@ from metaopt.rules import (
 from metaopt.rules.features import raw, signed_log
 from metaopt.rules.step_size import Clamp, Sigmoid
 from metaopt.symmetry import (
+    Action,
     BoundedNorm,
     Cayley,
     Exponential,
     FirstOrder,
     FixedNorm,
+    InexactActionError,
     Linear,
     Orthogonal,
     Refuse,
@@ -49,10 +53,10 @@ from metaopt.symmetry import (
     Unguarded,
 )
 from metaopt.tasks import RegressionFamily, layer_shapes
-from metaopt.unroll import LogLoss, MetaLoss, Observe, SumOfLosses, first_order, second_order
+from metaopt.unroll import Observe, first_order, second_order
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
-_ACTIONS = {
+_ACTIONS: dict[str, type[Action]] = {
     "through_data": ThroughData,
     "linear": Linear,
     "scaling": Scaling,
@@ -83,7 +87,11 @@ def meta_loss(config: MetaConfig) -> MetaLoss:
 
 
 def engine(config: TeleporterConfig, task: TaskConfig) -> TeleportEngine:
-    """The teleport engine for networks of a task configuration."""
+    """The teleport engine of a configuration.
+
+    Raises:
+        ConfigError: where the action cannot be exact on these tasks, if it has to be.
+    """
     limit = _LIMITS[config.limit](config.max_norm)
     match config.element:
         case "exponential":
@@ -97,10 +105,19 @@ def engine(config: TeleporterConfig, task: TaskConfig) -> TeleportEngine:
             guard: Any = Refuse(config.tolerance)
         case "shrink":
             guard = Shrink(config.tolerance)
-        case "off":
+        case "none":
             guard = Unguarded()
+    action = _ACTIONS[config.action]()
+    if config.inexact == "error":
+        try:
+            for _, fan_in in layer_shapes(task)[:-1]:
+                action.require_exact(LeakyReLU(task.slope), task.samples, fan_in)
+        except InexactActionError as error:
+            raise ConfigError(
+                f"field teleporter.action: {error}; inexact: guard leaves it to the guard"
+            ) from None
     return TeleportEngine(
-        action=_ACTIONS[config.action](LeakyReLU(task.slope)),
+        action=action,
         to_element=element,
         limit=limit,
         guard=guard,
@@ -117,7 +134,6 @@ def rule(name: str, config: Any, task: TaskConfig, seed: int) -> Rule:
         task: fixes the shapes of flattened rules.
         seed: of the initialisation.
     """
-    shared = {"seed": seed, "name": name}
     match config:
         case FlattenedStepConfig():
             bound = _STEP_BOUNDS[config.step_bound](config.step_min, config.step_max)
@@ -127,12 +143,13 @@ def rule(name: str, config: Any, task: TaskConfig, seed: int) -> Rule:
                 _TRANSFORMS[config.gradient],
                 config.scale,
                 bound=bound,
-                **shared,
+                seed=seed,
+                name=name,
             )
         case CoordinateStepConfig():
             bound = _STEP_BOUNDS[config.step_bound](config.step_min, config.step_max)
             return CoordinateStepSizeGroupElementLSTM(
-                config.hidden, config.scale, bound=bound, **shared
+                config.hidden, config.scale, bound=bound, seed=seed, name=name
             )
         case FlattenedConfig():
             flattened = {"update": LocalUpdateLSTM, "teleport": GroupElementLSTM}[name]
@@ -141,11 +158,12 @@ def rule(name: str, config: Any, task: TaskConfig, seed: int) -> Rule:
                 config.hidden,
                 _TRANSFORMS[config.gradient],
                 config.scale,
-                **shared,
+                seed=seed,
+                name=name,
             )
         case CoordinateConfig():
             coordinate = {"update": CoordinateUpdateLSTM, "teleport": CoordinateGroupElementLSTM}
-            return coordinate[name](config.hidden, config.scale, **shared)
+            return coordinate[name](config.hidden, config.scale, seed=seed, name=name)
         case GradientDescentConfig():
             return GradientDescent(config.lr)
         case MomentumConfig():
@@ -166,7 +184,7 @@ def meta_optimizer(config: TrainConfig) -> MetaOptimizer:
 
 
 def hand_made(name: str, values: Mapping[str, float]) -> Optimizer:
-    """A hand-made optimizer (``GD``, ``Momentum``, ``Adam``, ``L-BFGS``) with its hyper-parameters."""
+    """A hand-made optimizer (``GD``, ``Momentum``, ``Adam``, ``L-BFGS``) and its settings."""
     match name:
         case "GD":
             return MetaOptimizer({"update": GradientDescent(**values)}, None)

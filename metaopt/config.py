@@ -16,6 +16,8 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
+from metaopt.errors import UserError
+
 Distribution = Literal["uniform", "gaussian"]
 DtypeName = Literal["float32", "float64"]
 Positive = Annotated[int, Field(ge=1)]
@@ -28,7 +30,7 @@ Text = Annotated[
 ]
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """A mistake in a configuration; its message is one line for the user."""
 
 
@@ -180,7 +182,7 @@ class TeleporterConfig(_Model):
         "bounded", "generators at most of norm max_norm, or scaled to it (the paper)"
     )
     max_norm: PositiveFloat = _field(1.0, "Frobenius norm of the limit")
-    guard: Literal["refuse", "shrink", "off"] = _field(
+    guard: Literal["refuse", "shrink", "none"] = _field(
         "refuse", "what happens to a teleport that drifts too far"
     )
     tolerance: PositiveFloat = _field(1e-4, "largest drift that the guard lets through")
@@ -190,8 +192,8 @@ class TeleporterConfig(_Model):
 
     @model_validator(mode="after")
     def _guarded(self) -> TeleporterConfig:
-        if self.inexact == "guard" and self.guard == "off":
-            raise ValueError("inexact: guard needs a guard, found guard: off")
+        if self.inexact == "guard" and self.guard == "none":
+            raise ValueError("inexact: guard needs a guard, found guard: none")
         if self.element == "cayley" and self.max_norm >= 2:
             raise ValueError(f"cayley needs max_norm below 2, found {self.max_norm}")
         return self
@@ -366,7 +368,7 @@ def load(kind: type[C], name: str | Path, overrides: Sequence[str] = ()) -> C:
     """
     path = find(name)
     try:
-        data = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506
+        data = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid YAML: {_one_line(str(error))}") from None
     except OSError as error:
@@ -397,7 +399,7 @@ def _override(data: dict[str, Any], override: str) -> None:
     if not equals or not all(key.split(".")):
         raise ConfigError(f"--set {override}: expected key.sub=value, e.g. --set meta.batch=32")
     try:
-        value = yaml.load(text, _Loader)  # noqa: S506
+        value = yaml.load(text, _Loader)
     except yaml.YAMLError:
         raise ConfigError(f"--set {override}: the value is not valid YAML") from None
     *parents, last = key.split(".")

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from metaopt.network import Weights
 from metaopt.rules import Proposal, Rule, State
-from metaopt.symmetry import TeleportData, TeleportEngine, TeleportReport
+from metaopt.symmetry import Generators, TeleportData, TeleportEngine, TeleportReport
 from metaopt.tasks import Observation, TaskBatch
 
 
@@ -95,10 +95,14 @@ class MetaOptimizer(nn.Module, Optimizer):
 
     def propose(self, observation: Observation, state: State) -> tuple[Proposal, State]:
         """What all rules together propose, and their new states."""
-        updates, generators, new_state = None, None, {}
+        updates: Weights | None = None
+        generators: Generators | None = None
+        new_state: State = {}
         for name, rule in self.rules.items():
             prefix = f"{name}."
-            own = {key.removeprefix(prefix): v for key, v in state.items() if key.startswith(prefix)}
+            own = {
+                key.removeprefix(prefix): v for key, v in state.items() if key.startswith(prefix)
+            }
             proposal, own = rule.propose(observation, own)
             new_state |= {prefix + key: value for key, value in own.items()}
             updates = updates if proposal.updates is None else proposal.updates
@@ -209,12 +213,15 @@ class Adam(Rule):
         return Proposal(updates=tuple(updates)), new
 
 
+_LINE_SEARCH_EVALUATIONS = 26
+
+
 class LBFGS(Optimizer):
     """Limited-memory BFGS with strong Wolfe line search: ``torch.optim.LBFGS``, one for each task.
 
-    A line search takes a number of evaluations of its own on each task, so that an inner step here is
-    one more gradient evaluation, and the weights after t steps are the best among the t + 1 points
-    evaluated first (the starting point is the first of them).
+    A line search takes a number of evaluations of its own on each task, so that an inner step here
+    is one more gradient evaluation, and the weights after t steps are the best among the t + 1
+    points evaluated first (the starting point is the first of them).
 
     Args:
         history: number of pairs kept.
@@ -249,9 +256,9 @@ class LBFGS(Optimizer):
 class _TaskSolver:
     """``torch.optim.LBFGS`` on one task, its evaluations told apart.
 
-    ``torch`` runs whole line searches; the points that they evaluate are queued and handed out one by
-    one. It also evaluates the last point again at the start of each iteration: that one is answered
-    from memory and not counted.
+    ``torch`` runs whole line searches; the points that they evaluate are queued and handed out one
+    by one. It also evaluates the last point again at the start of each iteration: that one is
+    answered from memory and not counted.
     """
 
     def __init__(self, task: TaskBatch, start: Weights, history: int) -> None:
@@ -260,6 +267,8 @@ class _TaskSolver:
         self._torch = torch.optim.LBFGS(
             self._parameters,
             max_iter=1,
+            # By default an iteration may evaluate once only: no room for a line search.
+            max_eval=_LINE_SEARCH_EVALUATIONS,
             history_size=history,
             line_search_fn="strong_wolfe",
             tolerance_grad=0,

@@ -3,8 +3,8 @@
 All draws of the package come from the counter-based generator Philox (Salmon et al. 2011). The seed
 is its key; the name of the stream and the position in it are disjoint parts of its 256-bit counter.
 Two streams of one seed are therefore disjoint stretches of one sequence: no training task can be a
-validation or a test task, whatever their numbers. A task is addressed by its index, so task i is the
-same in a batch of 8 and in a batch of 1,024, and on every device.
+validation or a test task, whatever their numbers. A task is addressed by its index, so task i is
+the same in a batch of 8 and in a batch of 1,024, and on every device.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Stream(IntEnum):
 
 
 def generator(stream: Stream, seed: int, block: int = 0) -> np.random.Generator:
-    """A generator at 256-bit block ``block`` of ``stream`` under ``seed`` (a non-negative integer)."""
+    """A generator at 256-bit block ``block`` of ``stream`` under a non-negative ``seed``."""
     return np.random.Generator(np.random.Philox(key=seed, counter=[block, 0, int(stream), 0]))
 
 

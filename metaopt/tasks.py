@@ -3,7 +3,8 @@
 The default family is regression with a LeakyReLU network (arXiv 2305.13404, section 6.2):
 
     L(W) = 1/2 ||Y - f(W)||_F^2,   f(W) = W_L s(W_{L-1} ... s(W_1 X))
-    grad_{W_l} L = delta_l A_{l-1}^T,   delta_L = f(W) - Y,   delta_l = (W_{l+1}^T delta_{l+1}) * s'(Z_l)
+    grad_{W_l} L = delta_l A_{l-1}^T
+    delta_L = f(W) - Y,   delta_l = (W_{l+1}^T delta_{l+1}) * s'(Z_l)
 
 Tasks are drawn on the CPU in float64 by index (see ``streams``) and cast after that, so that a seed
 names the same tasks in every dtype and on every device.

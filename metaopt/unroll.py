@@ -1,7 +1,7 @@
-"""The one inner loop: meta-training, validation and evaluation all run ``unroll``. Start reading here.
+"""The one inner loop: meta-training, validation and evaluation all run it. Start reading here.
 
-An inner step takes the weights w_t of B trajectories, the observation at w_t (loss, gradients, layer
-inputs: one gradient evaluation) and the optimizer's state, and gives
+An inner step takes the weights w_t of B trajectories, the observation at w_t (loss, gradients,
+layer inputs: one gradient evaluation) and the optimizer's state, and gives
 
     w_{t+1} = g_t . (w_t + f_t),   (f_t, h1) = m1(grad L(w_t), h1; phi1),
                                    (g_t, h2) = m2(grad L(w_t), h2; phi2)
@@ -207,32 +207,15 @@ def _trace(report: TeleportReport, tasks: TaskBatch, loss_after: Tensor) -> Tele
     )
 
 
-class MetaLoss:
-    """Losses of a window [K, B] -> scalar."""
+def rollout(
+    tasks: TaskBatch, optimizer: Optimizer, steps: int
+) -> tuple[Tensor, TeleportTrace | None]:
+    """Whole trajectories from the tasks' own initial weights, without a graph.
 
-    def __call__(self, losses: Tensor) -> Tensor:
-        """The meta-loss."""
-        raise NotImplementedError
-
-
-class SumOfLosses(MetaLoss):
-    """Sum over the window, mean over trajectories, as in arXiv 2305.13404."""
-
-    def __call__(self, losses: Tensor) -> Tensor:
-        """The meta-loss."""
-        return losses.sum(0).mean()
-
-
-class LogLoss(MetaLoss):
-    """Mean of log(L + epsilon) over window and trajectories: every magnitude counts alike.
-
-    Args:
-        epsilon: the loss below which nothing is gained.
+    Returns:
+        L(w_0) .. L(w_steps), [steps + 1, B], and the teleports on the way.
     """
-
-    def __init__(self, epsilon: float) -> None:
-        self.epsilon = epsilon
-
-    def __call__(self, losses: Tensor) -> Tensor:
-        """The meta-loss."""
-        return (losses + self.epsilon).log().mean()
+    with torch.no_grad():
+        state = start(tasks, optimizer)
+        _, unrolled = unroll(tasks, optimizer, state, steps)
+        return torch.cat([state.loss[None], unrolled.losses]), unrolled.teleports

@@ -17,6 +17,10 @@ from metaopt.rules.lstm import State
 from metaopt.tasks import Observation
 
 
+class ShapeMismatchError(ValueError):
+    """A rule was made for other shapes than those it is asked to work on."""
+
+
 @dataclass(frozen=True)
 class Proposal:
     """What a rule proposes for one inner step.

@@ -3,8 +3,8 @@
     (f_ij, h_ij) = m1(features of weight (i, j), h_ij)
     (T_ij, h_ij) = m2(features of entry (i, j), h_ij)
 
-The features are in ``features``. Whatever the width, the parameters are the same; relabel the hidden
-units by P, and f and T come out relabelled (P f, f P^T, P T P^T).
+The features are in ``features``. Whatever the width, the parameters are the same; relabel the
+hidden units by P, and f and T come out relabelled (P f, f P^T, P T P^T).
 
 References:
     Andrychowicz et al., Learning to learn by gradient descent by gradient descent (2016), for m1.

@@ -1,8 +1,8 @@
 """Features: functions of one gradient evaluation that learned rules read.
 
 All are scale-aware or normalised for each task apart, and finite (with finite derivatives) at 0.
-Coordinate-wise ones keep the order of hidden units out of sight: relabel the units, and the features
-are relabelled.
+Coordinate-wise ones keep the order of hidden units out of sight: relabel the units, and the
+features are relabelled.
 """
 
 from __future__ import annotations
@@ -86,8 +86,8 @@ def generator_features(observation: Observation) -> Tensor:
     """Features of every entry of every generator, feature first: [GENERATOR_FEATURES, B * K].
 
     For the pair (W1, W2) with gradients G1, G2 and H the activations between them, k by k products:
-    H H^T over its mean diagonal; G2^T G2, G1 G1^T, W2^T G2 and its transpose, W2^T W2, W1 W1^T, each
-    over its root mean square; the identity; log(L) / p. K = sum of k_l^2 over the pairs.
+    H H^T over its mean diagonal; G2^T G2, G1 G1^T, W2^T G2 and its transpose, W2^T W2, W1 W1^T,
+    each over its root mean square; the identity; log(L) / p. K = sum of k_l^2 over the pairs.
     """
     W, G = observation.weights, observation.grads
     loss = log_loss(observation)[:, None, None]

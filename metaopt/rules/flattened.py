@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from metaopt.rules.base import Proposal, Rule
+from metaopt.rules.base import Proposal, Rule, ShapeMismatchError
 from metaopt.rules.features import flat_gradient, split_generators, split_weights
 from metaopt.rules.lstm import LSTM, Head, State
 from metaopt.rules.step_size import StepSizeBound
@@ -68,10 +68,10 @@ class FlattenedRule(Rule):
         """Number of outputs for layers of these shapes."""
 
     def initial_state(self, observation: Observation) -> State:
-        """Zeros; raises ``ValueError`` where the shapes are not those that the rule was made for."""
+        """Zeros; raises ``ShapeMismatchError`` unless the rule was made for these shapes."""
         found = tuple((W.shape[1], W.shape[2]) for W in observation.weights)
         if found != self.shapes:
-            raise ValueError(
+            raise ShapeMismatchError(
                 f"this flattened rule was made for layers {self.shapes}, found {found}; "
                 f"coordinate-wise rules fit any shapes"
             )

@@ -24,11 +24,11 @@ from torch import Tensor, nn
 from metaopt.streams import Stream, generator
 
 State = dict[str, Tensor]
-"""What a rule remembers from step to step: named tensors, so that it can be cut, kept and resumed."""
+"""What a rule remembers from step to step: named tensors, to be cut, kept and resumed."""
 
 
 def _tanh(x: Tensor) -> Tensor:
-    """tanh x = 2 sigmoid(2 x) - 1: torch's vectorised sigmoid is several times its tanh on a CPU."""
+    """tanh x = 2 sigmoid(2 x) - 1: on a CPU, torch's sigmoid is several times as fast as its tanh."""
     return torch.sigmoid(2 * x).mul_(2).sub_(1)
 
 
@@ -91,8 +91,11 @@ class Initialiser:
         )
 
     def __call__(self, shape: tuple[int, ...], bound: float) -> nn.Parameter:
-        """A parameter uniform on [-bound, bound)."""
-        return nn.Parameter(torch.from_numpy(self._generator.uniform(-bound, bound, shape)).float())
+        """A parameter uniform on [-bound, bound); on the meta device, its shape alone."""
+        values = torch.empty(shape)
+        if not values.is_meta:
+            values.copy_(torch.from_numpy(self._generator.uniform(-bound, bound, shape)))
+        return nn.Parameter(values)
 
 
 class LSTM(nn.Module):

@@ -1,4 +1,4 @@
-"""The hand-written teleport engine: group actions, generator -> element, norm limits, drift, guard."""
+"""The teleport engine: group actions, generator -> element, norm limits, drift, guard."""
 
 from metaopt.symmetry.actions import (
     Action,

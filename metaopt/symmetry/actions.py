@@ -1,14 +1,14 @@
 """Group actions on a pair of adjacent layers: (W_in, b_in, W_out) -> g . (W_in, b_in, W_out).
 
-| action        | W_in                                      | W_out      | exact when                   |
-| ThroughData   | W_in + (s^-1(g s(Z)) - Z) A^+             | W_out g^-1 | A has full column rank       |
-| Linear        | g W_in                                    | W_out g^-1 | s is the identity            |
-| Scaling       | D W_in, D = diag > 0                      | W_out D^-1 | s positively homogeneous     |
-| Orthogonal    | Q W_in                                    | W_out Q^T  | s radial or the identity     |
-| Permutation   | P W_in                                    | W_out P^T  | always                       |
+| action       | W_in                          | W_out      | exact when               |
+| ThroughData  | W_in + (s^-1(g s(Z)) - Z) A^+ | W_out g^-1 | A has full column rank   |
+| Linear       | g W_in                        | W_out g^-1 | s is the identity        |
+| Scaling      | D W_in, D = diag > 0          | W_out D^-1 | s positively homogeneous |
+| Orthogonal   | Q W_in                        | W_out Q^T  | s is the identity        |
+| Permutation  | P W_in                        | W_out P^T  | always                   |
 
-Z = W_in A + b_in are the pre-activations, A [B, n, N] the input of the layer. "Exact" means that the
-network's output, and so the loss, is the same for every element, up to rounding.
+Z = W_in A + b_in are the pre-activations, A [B, n, N] the input of the layer. "Exact" means that
+the network's output, and so the loss, is the same for every element, up to rounding.
 The first is the action of GL(k) of arXiv 2305.13404, section 6.2, there written as
 s^-1(g s(W_in A)) A^+. That form erases what W_in holds outside the column space of A; the form here
 does not, so that the identity acts as one, and it equals the paper's where A has full row rank.
@@ -37,6 +37,7 @@ class LayerPair:
     Attributes:
         W_in: [B, k, n].
         W_out: [B, m, k].
+        s: the activation between the two.
         b_in: [B, k], or None without bias.
         inputs: A [B, n, N], the input of the first layer.
         inputs_pinv: A^+ [B, N, n].
@@ -44,23 +45,17 @@ class LayerPair:
 
     W_in: Tensor
     W_out: Tensor
+    s: LeakyReLU
     b_in: Tensor | None = None
     inputs: Tensor | None = None
     inputs_pinv: Tensor | None = None
 
 
 class Action(ABC):
-    """A linear group acting on layer pairs; elements are given by k by k matrices.
-
-    Args:
-        s: the activation between the two layers.
-    """
+    """A linear group acting on layer pairs; elements are given by k by k matrices."""
 
     needs_data: bool = False
     """Whether ``act`` reads ``inputs`` and ``inputs_pinv`` of the pair."""
-
-    def __init__(self, s: LeakyReLU) -> None:
-        self.s = s
 
     def algebra(self, T: Tensor) -> Tensor:
         """The part of a matrix [B, k, k] that lies in the group's Lie algebra."""
@@ -71,13 +66,14 @@ class Action(ABC):
         """g . pair, differentiable in the element and in the weights."""
 
     @abstractmethod
-    def why_inexact(self, samples: int, inputs: int) -> str | None:
-        """None where the action is exact for N samples of n inputs, else the reason it is not."""
+    def require_exact(self, s: LeakyReLU, samples: int, inputs: int) -> None:
+        """Raise ``InexactActionError`` where the action cannot keep the loss.
 
-    def require_exact(self, samples: int, inputs: int) -> None:
-        """Raise ``InexactActionError`` where the shapes or the activation forbid exactness."""
-        if reason := self.why_inexact(samples, inputs):
-            raise InexactActionError(reason)
+        Args:
+            s: the activation between the two layers.
+            samples: N.
+            inputs: n of the first layer.
+        """
 
     def _left_right(self, element: GroupElement, pair: LayerPair) -> LayerPair:
         """W_in -> g W_in, b_in -> g b_in, W_out -> W_out g^-1."""
@@ -104,19 +100,18 @@ class ThroughData(Action):
         Z = pair.W_in @ pair.inputs
         if pair.b_in is not None:
             Z = Z + pair.b_in[..., None]
-        C = self.s.inverse(element.g @ self.s(Z)) - Z
+        C = pair.s.inverse(element.g @ pair.s(Z)) - Z
         D = C @ pair.inputs_pinv
         D = D + (C - D @ pair.inputs) @ pair.inputs_pinv
         return replace(pair, W_in=pair.W_in + D, W_out=pair.W_out @ element.g_inv)
 
-    def why_inexact(self, samples: int, inputs: int) -> str | None:
-        """Inexact where there are more samples than inputs: A cannot have full column rank."""
+    def require_exact(self, s: LeakyReLU, samples: int, inputs: int) -> None:
+        """With more samples than inputs, A cannot have full column rank."""
         if samples > inputs:
-            return (
-                f"the action through the data is exact for at most as many samples as the layer has "
-                f"inputs, found {samples} samples and {inputs} inputs"
+            raise InexactActionError(
+                f"the action through the data is exact for at most as many samples as the layer "
+                f"has inputs, found {samples} samples and {inputs} inputs"
             )
-        return None
 
 
 class Linear(Action):
@@ -126,14 +121,13 @@ class Linear(Action):
         """g . pair."""
         return self._left_right(element, pair)
 
-    def why_inexact(self, samples: int, inputs: int) -> str | None:
-        """Inexact unless s is the identity."""
-        if not self.s.is_identity:
-            return (
-                f"the {type(self).__name__.lower()} action needs the identity between the layers "
-                f"(slope 1), found slope {self.s.slope}"
+    def require_exact(self, s: LeakyReLU, samples: int, inputs: int) -> None:
+        """Exact if s is the identity."""
+        if not s.is_identity:
+            raise InexactActionError(
+                f"the {type(self).__name__.lower()} action is exact for the identity between the "
+                f"layers (slope 1), found slope {s.slope}"
             )
-        return None
 
 
 class Orthogonal(Linear):
@@ -155,9 +149,8 @@ class Scaling(Action):
         """g . pair."""
         return self._left_right(element, pair)
 
-    def why_inexact(self, samples: int, inputs: int) -> str | None:
-        """Never inexact: LeakyReLU is positively homogeneous."""
-        return None
+    def require_exact(self, s: LeakyReLU, samples: int, inputs: int) -> None:
+        """Always exact: LeakyReLU is positively homogeneous."""
 
 
 class Permutation(Action):
@@ -167,6 +160,5 @@ class Permutation(Action):
         """g . pair."""
         return self._left_right(element, pair)
 
-    def why_inexact(self, samples: int, inputs: int) -> str | None:
-        """Never inexact: s acts on each unit alike."""
-        return None
+    def require_exact(self, s: LeakyReLU, samples: int, inputs: int) -> None:
+        """Always exact: s acts on each unit alike."""

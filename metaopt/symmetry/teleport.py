@@ -2,8 +2,9 @@
 
 For l = 1 .. L - 1:   T_l -> limit(algebra(T_l)) -> (g_l, g_l^-1) -> g_l . (W_l, W_{l+1})
 
-Each action leaves the input of the next pair as the earlier ones made it: after the pair l the input
-of pair l + 1 is A_l = s(W_l' A_{l-1}), which the action through the data then has to invert afresh.
+Each action leaves the input of the next pair as the earlier ones made it: after the pair l the
+input of pair l + 1 is A_l = s(W_l' A_{l-1}), which the action through the data then has to invert
+afresh.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from metaopt.network import Weights, forward
+from metaopt.network import LeakyReLU, Weights, forward
 from metaopt.symmetry.actions import Action, InexactActionError, LayerPair
 from metaopt.symmetry.elements import ElementMap
 from metaopt.symmetry.generators import NormLimit, frobenius_norm
@@ -23,6 +24,10 @@ from metaopt.symmetry.guard import Generators, Guard, drift
 
 class TeleportData(Protocol):
     """The data that a teleport is carried through and measured on; a ``TaskBatch`` is one."""
+
+    @property
+    def s(self) -> LeakyReLU:
+        """The activation of the network."""
 
     @property
     def X(self) -> Tensor:
@@ -90,8 +95,8 @@ class TeleportEngine:
             return
         samples = data.X.shape[-1]
         for W in weights[:-1]:
-            self.action.require_exact(samples=samples, inputs=W.shape[-1])
-        if self.action.needs_data and data.X.shape[-1] <= data.X.shape[-2]:
+            self.action.require_exact(data.s, samples, inputs=W.shape[-1])
+        if self.action.needs_data:
             ranks = torch.linalg.matrix_rank(data.X.double())
             if bool((ranks < samples).any()):
                 raise InexactActionError(
@@ -113,13 +118,14 @@ class TeleportEngine:
             pair = LayerPair(
                 W_in=moved[layer],
                 W_out=moved[layer + 1],
+                s=data.s,
                 inputs=inputs,
                 inputs_pinv=inputs_pinv,
             )
             pair = self.action.act(self.to_element(T), pair)
             moved[layer], moved[layer + 1] = pair.W_in, pair.W_out
             if self.action.needs_data and layer + 1 < len(generators):
-                inputs = self.action.s(pair.W_in @ inputs)
+                inputs = data.s(pair.W_in @ inputs)
                 inputs_pinv = torch.linalg.pinv(inputs)
         return tuple(moved)
 
@@ -135,11 +141,11 @@ class TeleportEngine:
         """
         limited = tuple(self.limit(self.action.algebra(T)) for T in generators)
         with torch.no_grad():
-            before = forward(weights, data.X, self.action.s).outputs
+            before = forward(weights, data.X, data.s).outputs
 
         def drift_of(moved: Weights) -> Tensor:
             with torch.no_grad():
-                after = forward(moved, data.X, self.action.s).outputs
+                after = forward(moved, data.X, data.s).outputs
                 return drift(before, after, data.target_norm)
 
         guarded = self.guard(

@@ -1,0 +1,33 @@
+"""Compare optimizers on unseen tasks: python eval_meta.py."""
+
+from pathlib import Path
+
+from metaopt import cli, config
+from metaopt.evaluate import execute
+
+
+def main() -> None:
+    """Evaluate checkpoints and baselines, write results, print the table."""
+    parser = cli.parser("Compare learned and hand-made optimizers on unseen tasks.")
+    parser.add_argument("--config", default="eval.yaml", help="a path, or a name in configs/")
+    parser.add_argument(
+        "--checkpoints",
+        nargs="+",
+        metavar="PATH",
+        help="learned optimizers; by default all of checkpoints/pretrained/ and runs/",
+    )
+    arguments = parser.parse_args()
+    settings = config.load(config.EvalConfig, arguments.config, arguments.overrides)
+    if arguments.checkpoints is None:
+        paths = [
+            *sorted(Path("checkpoints/pretrained").glob("*.safetensors")),
+            *sorted(Path("runs").glob("*/optimizer.safetensors")),
+        ]
+    else:
+        paths = [Path(path) for path in arguments.checkpoints]
+    folder = Path(arguments.out) if arguments.out else Path("runs/eval")
+    print(execute(settings, paths, folder, cli.device(arguments.device)))
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,158 @@
+"""Files that are never half written, and that run no code when they are read.
+
+A learned optimizer is one safetensors file: tensors, and in its header the metadata
+
+    format            "metaopt"
+    format_version    "1"
+    metaopt_version   of the package that wrote it
+    config            JSON, the full resolved configuration
+    training          JSON, seeds and how far meta-training had gone
+    validation        JSON, the validation curve at that point
+
+The state from which a run resumes is a second file, read with ``weights_only``.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from metaopt._version import __version__
+from metaopt.errors import UserError
+
+FORMAT = "metaopt"
+FORMAT_VERSION = "1"
+_JSON_FIELDS = ("config", "training", "validation")
+
+
+class CheckpointError(UserError):
+    """A file that is no checkpoint of ours; its message is one line for the user."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The content of a checkpoint.
+
+    Attributes:
+        tensors: the parameters by name.
+        config: the full configuration as plain data.
+        training: seeds, outer step, trajectories.
+        validation: validation figures.
+    """
+
+    tensors: dict[str, Tensor]
+    config: dict[str, Any]
+    training: dict[str, Any]
+    validation: dict[str, Any]
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write beside, fsync, rename: a reader sees the old file or the new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes files private
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def write(path: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint, atomically."""
+    metadata = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "metaopt_version": __version__,
+        "config": json.dumps(checkpoint.config),
+        "training": json.dumps(checkpoint.training),
+        "validation": json.dumps(checkpoint.validation),
+    }
+    tensors = {name: tensor.contiguous().cpu() for name, tensor in checkpoint.tensors.items()}
+    write_atomically(path, safetensors.torch.save(tensors, metadata))
+
+
+def read(path: str | Path) -> Checkpoint:
+    """Read a checkpoint.
+
+    Raises:
+        CheckpointError: where the file is missing, truncated, of another program or of a version
+            that this one does not know.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file")
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except safetensors.SafetensorError as error:
+        raise CheckpointError(
+            f"{path}: not a whole safetensors file ({error}); write it again with train_meta.py"
+        ) from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from None
+    if metadata.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path}: metadata field format: found {metadata.get('format')!r}, "
+            f"expected {FORMAT!r}; the file is of another program"
+        )
+    if metadata.get("format_version") != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path}: metadata field format_version: found {metadata.get('format_version')!r}, "
+            f"expected {FORMAT_VERSION!r}; metaopt {metadata.get('metaopt_version', '?')} wrote it"
+        )
+    parsed = {}
+    for field in _JSON_FIELDS:
+        try:
+            parsed[field] = json.loads(metadata[field])
+        except (KeyError, json.JSONDecodeError):
+            parsed[field] = None
+        if not isinstance(parsed[field], dict):
+            raise CheckpointError(
+                f"{path}: metadata field {field}: found {metadata.get(field, 'nothing')!r:.60}, "
+                f"expected a JSON object"
+            )
+    return Checkpoint(tensors, **parsed)
+
+
+def write_state(path: Path, state: dict[str, Any]) -> None:
+    """Write the state of a run (plain data and tensors), atomically."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    write_atomically(path, buffer.getvalue())
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """Read the state of a run; raises ``CheckpointError`` where the file is none."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError):
+        state = None
+    if not isinstance(state, dict):
+        raise CheckpointError(
+            f"{path}: not a resume state; remove it, or start afresh without --resume"
+        )
+    return state

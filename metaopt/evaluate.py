@@ -1,0 +1,334 @@
+"""Evaluation: all optimizers on the same unseen tasks, each in one batched run of the one unroll.
+
+Losses are those of the current weights, index 0 before the first step. Optimizers are compared by
+pairs on the same tasks: the ratio is the geometric mean of a's loss over b's.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from metaopt import build, learned
+from metaopt.checkpoint import write_atomically
+from metaopt.config import EvalConfig
+from metaopt.errors import UserError
+from metaopt.learned import LearnedRule
+from metaopt.optimizers import Optimizer
+from metaopt.report import (
+    convergence_figure,
+    curves_csv,
+    markdown_table,
+    overlay_runs,
+    table_steps,
+)
+from metaopt.rules.base import ShapeMismatchError
+from metaopt.statistics import clean, diverged, geomean, geomean_interval, resamples
+from metaopt.streams import Stream
+from metaopt.symmetry import InexactActionError
+from metaopt.tasks import TaskBatch
+from metaopt.tuning import tune
+from metaopt.unroll import TeleportTrace, rollout
+
+Array = NDArray[np.float64]
+Kind = Literal["learned", "baseline", "reference"]
+
+PAIR_STEPS = (1, 10, 20, 50, 100)
+
+
+@dataclass(frozen=True)
+class Contender:
+    """An optimizer to be evaluated.
+
+    Attributes:
+        name: as it stands in all results.
+        kind: where it comes from.
+        optimizer: what steps.
+        origin: what is worth telling of it: a path, or chosen hyper-parameters.
+    """
+
+    name: str
+    kind: Kind
+    optimizer: Optimizer
+    origin: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one contender did.
+
+    Attributes:
+        contender: who.
+        losses: float64 [steps + 1, tasks], as computed.
+        seconds_per_step: wall clock of an inner step of the whole batch.
+        teleport: summary, or None without teleports.
+    """
+
+    contender: Contender
+    losses: Array
+    seconds_per_step: float
+    teleport: dict[str, float] | None
+
+
+def learned_contenders(paths: Sequence[Path], device: torch.device) -> list[Contender]:
+    """Checkpoints as contenders; two of one name get `` #seed``."""
+    rules = [(path, learned.load(path, device)) for path in paths]
+    names = [rule.name for _, rule in rules]
+    full = [
+        rule.name if names.count(rule.name) == 1 else f"{rule.name} #{rule.config.seed}"
+        for _, rule in rules
+    ]
+    contenders = []
+    for i, (path, rule) in enumerate(rules):
+        # The same label and the same seed: numbered in the order that they were found in.
+        earlier = full[:i].count(full[i])
+        name = f"{full[i]} ({earlier + 1})" if earlier else full[i]
+        contenders.append(Contender(name, "learned", rule.optimizer, _origin(path, rule)))
+    return contenders
+
+
+def _origin(path: Path, rule: LearnedRule) -> dict[str, Any]:
+    return {"checkpoint": str(path), "seed": rule.config.seed, "training": rule.training}
+
+
+def baseline_contenders(config: EvalConfig, device: torch.device, cache: Path) -> list[Contender]:
+    """The hand-made optimizers of a configuration, tuned on validation tasks."""
+    return [
+        Contender(
+            choice.name,
+            "baseline",
+            build.hand_made(choice.name.partition("@")[0], choice.values),
+            {
+                "hyperparameters": choice.values,
+                "tuned_for_step": choice.step,
+                "validation_loss": choice.validation_loss,
+            },
+        )
+        for choice in tune(config, device, cache)
+    ]
+
+
+def run_contender(contender: Contender, tasks: TaskBatch, steps: int) -> Outcome:
+    """One batched run, timed after a short warm-up.
+
+    Raises:
+        ShapeMismatchError, InexactActionError: where it does not fit the tasks.
+    """
+    rollout(tasks.select(slice(0, min(tasks.size, 2))), contender.optimizer, min(steps, 3))
+    _wait(tasks.X.device)
+    began = time.perf_counter()
+    losses, teleports = rollout(tasks, contender.optimizer, steps)
+    _wait(tasks.X.device)
+    seconds = time.perf_counter() - began
+    return Outcome(
+        contender,
+        losses.double().cpu().numpy(),
+        seconds / steps,
+        None if teleports is None else summarise(teleports),
+    )
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def summarise(teleports: TeleportTrace) -> dict[str, float]:
+    """Teleports of a run in four numbers."""
+    return {
+        "norm_mean": float(teleports.norm.mean()),
+        "refused_share": float(teleports.refused.float().mean()),
+        "drift_max": float(teleports.drift.max()),
+        "drift_log_total_mean": float(teleports.log_ratio.double().sum(0).mean()),
+    }
+
+
+def evaluate(
+    config: EvalConfig, contenders: Sequence[Contender], device: torch.device
+) -> list[Outcome]:
+    """All contenders on the same test tasks; those that do not fit are left out with a line."""
+    tasks = build.task_family(config.task).sample(
+        Stream.TEST, config.task_seed, 0, config.tasks, build.DTYPES[config.dtype], device
+    )
+    outcomes = []
+    bar = tqdm(contenders, desc="evaluating")
+    for contender in bar:
+        bar.set_postfix_str(contender.name)
+        fitted = contender.optimizer
+        if isinstance(fitted, torch.nn.Module):
+            fitted.to(build.DTYPES[config.dtype])
+        try:
+            outcomes.append(run_contender(contender, tasks, config.steps))
+        except (ShapeMismatchError, InexactActionError) as error:
+            tqdm.write(f"left out: {contender.name}: {error}")
+    if not outcomes:
+        raise UserError(
+            "nothing to evaluate: train something, name --checkpoints, or set baselines"
+        )
+    return outcomes
+
+
+def curves(outcomes: Sequence[Outcome], index: NDArray[np.int64]) -> dict[str, dict[str, Array]]:
+    """By optimizer: mean, geomean, its interval (low, high), q05, q95 and seconds by inner step."""
+    result = {}
+    for outcome in outcomes:
+        losses = clean(outcome.losses)
+        low, high = geomean_interval(losses, index)
+        q05, q95 = np.quantile(losses, [0.05, 0.95], axis=1)
+        result[outcome.contender.name] = {
+            "mean": losses.mean(axis=1),
+            "geomean": geomean(losses),
+            "low": low,
+            "high": high,
+            "q05": q05,
+            "q95": q95,
+            "seconds": outcome.seconds_per_step * np.arange(len(losses)),
+        }
+    return result
+
+
+def pairs(
+    outcomes: Sequence[Outcome], steps: int, index: NDArray[np.int64]
+) -> list[dict[str, Any]]:
+    """Every ordered pair at a few steps: ratio of losses, its interval, share of tasks won."""
+    at = sorted({step for step in PAIR_STEPS if step <= steps} | {steps})
+    losses = {outcome.contender.name: clean(outcome.losses)[at] for outcome in outcomes}
+    rows = []
+    for a, of_a in losses.items():
+        for b, of_b in losses.items():
+            if a == b:
+                continue
+            ratio = of_a / of_b
+            low, high = geomean_interval(ratio, index)
+            mean = np.exp(np.log(ratio).mean(axis=1))
+            wins = (of_a < of_b).mean(axis=1)
+            rows += [
+                {
+                    "a": a,
+                    "b": b,
+                    "step": step,
+                    "ratio": float(mean[i]),
+                    "ci95": [float(low[i]), float(high[i])],
+                    "win_rate": float(wins[i]),
+                }
+                for i, step in enumerate(at)
+            ]
+    return rows
+
+
+def results(
+    config: EvalConfig,
+    outcomes: Sequence[Outcome],
+    by_name: dict[str, dict[str, Array]],
+    index: NDArray[np.int64],
+    device: torch.device,
+) -> dict[str, Any]:
+    """The content of ``results.json``."""
+    optimizers = {}
+    for outcome in outcomes:
+        contender, curve = outcome.contender, by_name[outcome.contender.name]
+        optimizers[contender.name] = {
+            "kind": contender.kind,
+            "gradients_per_step": contender.optimizer.gradients_per_step,
+            "loss_mean": curve["mean"].tolist(),
+            "loss_geomean": curve["geomean"].tolist(),
+            "loss_q05": curve["q05"].tolist(),
+            "loss_q95": curve["q95"].tolist(),
+            "diverged": diverged(outcome.losses),
+            "seconds_per_step": outcome.seconds_per_step,
+            "teleport": outcome.teleport,
+            "origin": contender.origin,
+        }
+    return {
+        "tasks": config.tasks,
+        "steps": config.steps,
+        "task_seed": config.task_seed,
+        "family": config.task.family,
+        "device": str(device),
+        "config": config.model_dump(mode="json"),
+        "optimizers": optimizers,
+        "pairs": pairs(outcomes, config.steps, index),
+    }
+
+
+def table(found: dict[str, Any]) -> str:
+    """The table of ``results.json`` that is printed, best at the last step first."""
+    steps = table_steps(found["steps"])
+    header = ["optimizer", *map(str, steps), "diverged", "ms/step"]
+    ranked = sorted(found["optimizers"].items(), key=lambda item: item[1]["loss_geomean"][-1])
+    rows = [
+        [
+            name,
+            *(f"{entry['loss_geomean'][step]:.3g}" for step in steps),
+            str(entry["diverged"]),
+            f"{1e3 * entry['seconds_per_step']:.2g}",
+        ]
+        for name, entry in ranked
+    ]
+    return markdown_table(header, rows)
+
+
+def teleport_table(found: dict[str, Any]) -> str:
+    """Norms, refusals and drift of those optimizers that teleport; empty if none does."""
+    rows = [
+        [
+            name,
+            f"{entry['teleport']['norm_mean']:.3g}",
+            f"{100 * entry['teleport']['refused_share']:.2g} %",
+            f"{entry['teleport']['drift_max']:.2g}",
+            f"{entry['teleport']['drift_log_total_mean']:.2g}",
+        ]
+        for name, entry in found["optimizers"].items()
+        if entry["teleport"] is not None
+    ]
+    header = ["teleports of", "mean norm", "refused", "largest drift", "signed log total"]
+    return markdown_table(header, rows) if rows else ""
+
+
+def tuning_lines(found: dict[str, Any]) -> list[str]:
+    """What the hand-made optimizers were tuned to."""
+    lines = []
+    for name, entry in found["optimizers"].items():
+        if entry["kind"] == "baseline":
+            values = ", ".join(f"{k} {v:g}" for k, v in entry["origin"]["hyperparameters"].items())
+            lines.append(f"{name}: {values} (step {entry['origin']['tuned_for_step']})")
+    return lines
+
+
+def execute(config: EvalConfig, paths: Sequence[Path], folder: Path, device: torch.device) -> str:
+    """Evaluate checkpoints and baselines, write all files, return the report.
+
+    Args:
+        config: what to evaluate on.
+        paths: of checkpoints.
+        folder: where results go.
+        device: where to compute.
+    """
+    contenders = [
+        *learned_contenders(paths, device),
+        *baseline_contenders(config, device, folder / "tuned_baselines.json"),
+    ]
+    outcomes = evaluate(config, contenders, device)
+    index = resamples(config.tasks, config.bootstrap, config.task_seed)
+    by_name = curves(outcomes, index)
+    found = results(config, outcomes, by_name, index, device)
+    write_atomically(folder / "results.json", json.dumps(found, indent=1).encode())
+    write_atomically(folder / "curves.csv", curves_csv(by_name))
+    learned_names = [o.contender.name for o in outcomes if o.contender.kind == "learned"]
+    title = (
+        f"{config.tasks} unseen tasks, width {config.task.width}: geometric mean and 95 % interval"
+    )
+    figure = convergence_figure(by_name, learned_names, title)
+    write_atomically(folder / "convergence.png", figure)
+    overlay_runs(folder, by_name)
+    report = [table(found), "", teleport_table(found), "", "tuned:", *tuning_lines(found)]
+    return "\n".join([*report, "", f"results: {folder}"])

@@ -1,0 +1,450 @@
+"""The outer loop: learn phi by differentiating through truncation windows of many trajectories.
+
+    phi <- Adam(phi, clip(dM/dphi)),   M the meta-loss of one window of B trajectories
+
+One outer step is one window. Trajectories begin on fresh training tasks; after ``meta.steps`` inner
+steps the next B tasks are drawn. Networks have learning rates and clips of their own. A window
+whose meta-loss or meta-gradient is not finite changes nothing, is counted, and its trajectories are
+given up. Everything that a run depends on is in its state, so that a killed run resumes and ends,
+bit for bit, where the unbroken one would have.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from metaopt import build
+from metaopt.checkpoint import CheckpointError, read_state, write_atomically, write_state
+from metaopt.config import ConfigError, MetaConfig, TrainConfig, to_yaml
+from metaopt.learned import LearnedRule
+from metaopt.report import RunWriter, validation_table
+from metaopt.statistics import clean, geomean
+from metaopt.streams import Stream
+from metaopt.tasks import TaskBatch
+from metaopt.unroll import InnerState, TeleportTrace, resume, rollout, start, unroll
+
+STATE_FILE = "state.pt"
+BEST_FILE = "optimizer.safetensors"
+LAST_FILE = "last.safetensors"
+CONFIG_FILE = "config.yaml"
+METRICS_FILE = "metrics.jsonl"
+SECONDS_BETWEEN_STATES = 8.0
+
+
+def schedule(config: MetaConfig, outer_step: int) -> float:
+    """Factor on the outer learning rates at an outer step counted from 1.
+
+    cosine: final + (1 - final) (1 + cos(pi (i - 1) / n)) / 2 (Loshchilov and Hutter 2017).
+    """
+    match config.schedule:
+        case "constant":
+            return 1.0
+        case "cosine":
+            half = (1 + math.cos(math.pi * (outer_step - 1) / config.outer_steps)) / 2
+            return config.final_lr + (1 - config.final_lr) * half
+
+
+@dataclass
+class Progress:
+    """Where a run is; all of it plain numbers, kept in the resume state.
+
+    Attributes:
+        outer_step: outer steps taken, skipped ones included.
+        inner_steps: inner steps taken, summed over trajectories.
+        drawn: training tasks drawn.
+        skipped: outer steps without effect, for a non-finite meta-gradient.
+        seconds: wall clock, over all parts of the run.
+        validation_seconds: the part of it spent validating.
+        best: lowest geometric-mean validation loss at the last inner step.
+    """
+
+    outer_step: int = 0
+    inner_steps: int = 0
+    drawn: int = 0
+    skipped: int = 0
+    seconds: float = 0.0
+    validation_seconds: float = 0.0
+    best: float = math.inf
+
+
+@dataclass
+class Window:
+    """What one outer step did.
+
+    Attributes:
+        meta_loss: M.
+        grad_norms: of each network's meta-gradient before clipping.
+        teleports: of the window, or None.
+        skipped: whether it changed nothing.
+    """
+
+    meta_loss: float
+    grad_norms: dict[str, float]
+    teleports: TeleportTrace | None
+    skipped: bool
+
+
+@dataclass
+class MetaTrainer:
+    """One meta-training run in memory: call ``outer_step`` until ``finished``.
+
+    Args:
+        config: of the run.
+        device: where it computes.
+    """
+
+    config: TrainConfig
+    device: torch.device
+    progress: Progress = field(default_factory=Progress)
+
+    def __post_init__(self) -> None:
+        config = self.config
+        self.optimizer = build.meta_optimizer(config).to(self.device)
+        self.family = build.task_family(config.task)
+        self.observe = build.observe(config.meta)
+        self.meta_loss = build.meta_loss(config.meta)
+        learned = {name: rule for name, rule in self.optimizer.rules.items() if _learns(rule)}
+        self.networks = {name: list(rule.parameters()) for name, rule in learned.items()}
+        self.base_lr = {name: config.rules.by_name()[name].outer_lr for name in learned}
+        self.adam = torch.optim.Adam(
+            [{"params": self.networks[name], "lr": self.base_lr[name]} for name in learned]
+        )
+        self.tasks: TaskBatch | None = None
+        self.inner: InnerState | None = None
+        self.validation_tasks = self._sample(Stream.VALIDATION, 0, config.validation.tasks)
+
+    @property
+    def finished(self) -> bool:
+        """Whether all outer steps were taken."""
+        return self.progress.outer_step >= self.config.meta.outer_steps
+
+    @property
+    def trajectories(self) -> float:
+        """Inner steps so far as whole trajectories."""
+        return self.progress.inner_steps / self.config.meta.steps
+
+    def outer_step(self) -> Window:
+        """One window: unroll, differentiate, update phi, cut the graph."""
+        meta, progress = self.config.meta, self.progress
+        tasks, inner = self._trajectories()
+        steps = min(meta.unroll, meta.steps - inner.step)
+        inner, unrolled = unroll(tasks, self.optimizer, inner, steps, self.observe)
+        loss = self.meta_loss(unrolled.losses)
+        self.adam.zero_grad()
+        loss.backward()
+        clip = math.inf if meta.clip is None else meta.clip
+        norms = [
+            torch.nn.utils.clip_grad_norm_(parameters, clip)
+            for parameters in self.networks.values()
+        ]
+        # The one wait for the device in an outer step.
+        value, *norm_values = torch.stack([loss.detach(), *norms]).tolist()
+        skipped = not all(map(math.isfinite, (value, *norm_values)))
+        progress.outer_step += 1
+        progress.inner_steps += steps * meta.batch
+        if skipped:
+            progress.skipped += 1
+            self.inner = None
+        else:
+            factor = schedule(meta, progress.outer_step)
+            for group, lr in zip(self.adam.param_groups, self.base_lr.values(), strict=True):
+                group["lr"] = lr * factor
+            self.adam.step()
+            self.inner = inner.detach()
+        grad_norms = dict(zip(self.networks, norm_values, strict=True))
+        return Window(value, grad_norms, unrolled.teleports, skipped)
+
+    def validate(self) -> tuple[Tensor, TeleportTrace | None]:
+        """Losses [steps + 1, tasks] on the validation tasks, and the teleports."""
+        return rollout(self.validation_tasks, self.optimizer, self.config.meta.steps)
+
+    def state(self) -> dict[str, Any]:
+        """All that the rest of the run depends on, as plain data and tensors."""
+        inner = self.inner
+        return {
+            "config": self.config.model_dump(mode="json"),
+            "progress": vars(self.progress).copy(),
+            "phi": self.optimizer.state_dict(),
+            "adam": self.adam.state_dict(),
+            "inner": None
+            if inner is None
+            else {"step": inner.step, "weights": inner.weights, "optimizer": inner.optimizer},
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from ``state``; raises ``KeyError`` or ``ValueError`` where it does not fit."""
+        self.progress = Progress(**state["progress"])
+        self.optimizer.load_state_dict(state["phi"])
+        self.adam.load_state_dict(state["adam"])
+        self.inner = None
+        if (inner := state["inner"]) is not None:
+            batch = self.config.meta.batch
+            self.tasks = self._sample(Stream.TRAIN, self.progress.drawn - batch, batch)
+            weights = tuple(W.to(self.device) for W in inner["weights"])
+            rule_states = {key: value.to(self.device) for key, value in inner["optimizer"].items()}
+            self.inner = resume(self.tasks, inner["step"], weights, rule_states, self.observe)
+
+    def learned_rule(self, validation: dict[str, Any]) -> LearnedRule:
+        """The learned optimizer as it is now."""
+        training = {
+            "seed": self.config.seed,
+            "streams": {"training": "TRAIN", "validation": "VALIDATION"},
+            "outer_step": self.progress.outer_step,
+            "trajectories": self.trajectories,
+            "skipped": self.progress.skipped,
+        }
+        return LearnedRule(self.optimizer, self.config, training, validation)
+
+    def _trajectories(self) -> tuple[TaskBatch, InnerState]:
+        meta = self.config.meta
+        if self.tasks is None or self.inner is None or self.inner.step >= meta.steps:
+            self.tasks = self._sample(Stream.TRAIN, self.progress.drawn, meta.batch)
+            self.progress.drawn += meta.batch
+            self.inner = start(self.tasks, self.optimizer, self.observe)
+        return self.tasks, self.inner
+
+    def _sample(self, stream: Stream, first: int, count: int) -> TaskBatch:
+        dtype = build.DTYPES[self.config.dtype]
+        return self.family.sample(stream, self.config.seed, first, count, dtype, self.device)
+
+
+def _learns(rule: torch.nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in rule.parameters())
+
+
+class Run:
+    """A meta-training run in a folder: files, bar, TensorBoard, resumption.
+
+    Args:
+        config: of the run.
+        folder: where its files go.
+        device: where it computes.
+        began: ``time.perf_counter()`` when the process began.
+    """
+
+    def __init__(
+        self, config: TrainConfig, folder: Path, device: torch.device, began: float
+    ) -> None:
+        self.folder = folder
+        self.trainer = MetaTrainer(config, device)
+        self._began = began
+        self._earlier = 0.0
+        self._saved = time.perf_counter()
+
+    def execute(self, resume_run: bool) -> str:
+        """Train to the end; returns the closing report.
+
+        Raises:
+            KeyboardInterrupt: after Ctrl-C, once the state is saved.
+            UserError: where a state does not fit.
+        """
+        trainer, total = self.trainer, self.trainer.config.meta.outer_steps
+        rows = self._resume() if resume_run else None
+        if rows is None:
+            self._start_afresh()
+            rows = []
+        if trainer.finished:
+            return self._closing(rows)
+        began_at = trainer.trajectories
+        with (
+            RunWriter(self.folder, purge_step=trainer.progress.outer_step + 1) as writer,
+            (self.folder / METRICS_FILE).open("a", encoding="utf-8") as metrics,
+            tqdm(total=total, initial=trainer.progress.outer_step, unit="step") as bar,
+            _interruptions() as interrupted,
+        ):
+            shown: dict[str, str] = {}
+            while not trainer.finished:
+                window = trainer.outer_step()
+                self._clock()
+                rate = (trainer.trajectories - began_at) / (
+                    trainer.progress.seconds - self._earlier
+                )
+                self._write(metrics, self._step_row(window))
+                writer.outer_step(trainer.progress.outer_step, _scalars(window, trainer, rate))
+                shown |= {"meta": f"{window.meta_loss:.4g}", "traj/s": f"{rate:.1f}"}
+                if trainer.finished or trainer.progress.outer_step % _every(trainer) == 0:
+                    row = self._validate(writer)
+                    rows.append(row)
+                    self._write(metrics, row)
+                    shown["val"] = f"{row['val_loss_geomean'][-1]:.4g}"
+                bar.set_postfix(shown, refresh=False)
+                bar.update()
+                due = time.perf_counter() - self._saved > SECONDS_BETWEEN_STATES
+                if due or trainer.finished or interrupted():
+                    self._save(metrics)
+                if interrupted() and not trainer.finished:
+                    raise KeyboardInterrupt
+        return self._closing(rows)
+
+    def _start_afresh(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        ours = (STATE_FILE, BEST_FILE, LAST_FILE, METRICS_FILE)
+        for path in (*(self.folder / name for name in ours), *RunWriter.files(self.folder)):
+            path.unlink(missing_ok=True)
+        resolved = to_yaml(self.trainer.config).encode()
+        write_atomically(self.folder / CONFIG_FILE, resolved)
+
+    def _resume(self) -> list[dict[str, Any]] | None:
+        """Restore the state and the metrics as they were then; None where there is no state."""
+        path = self.folder / STATE_FILE
+        if not path.is_file():
+            print(f"--resume: no state in {self.folder}, starting afresh")
+            return None
+        state = read_state(path)
+        try:
+            _require_equal(state["config"], self.trainer.config.model_dump(mode="json"), path)
+            self.trainer.restore(state)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            if isinstance(error, ConfigError):
+                raise
+            raise CheckpointError(f"{path}: not a state of this run ({error!r:.80})") from None
+        progress = self.trainer.progress
+        self._earlier = progress.seconds
+        rows = [
+            row
+            for row in _read_rows(self.folder / METRICS_FILE)
+            if row.get("outer_step", row.get("resumed_from", 0)) <= progress.outer_step
+        ]
+        if not self.trainer.finished:
+            rows.append({"resumed_from": progress.outer_step})
+            content = "".join(json.dumps(row) + "\n" for row in rows)
+            write_atomically(self.folder / METRICS_FILE, content.encode())
+        return [row for row in rows if "val_loss_geomean" in row]
+
+    def _clock(self) -> None:
+        self.trainer.progress.seconds = self._earlier + time.perf_counter() - self._began
+
+    def _validate(self, writer: RunWriter) -> dict[str, Any]:
+        trainer, progress = self.trainer, self.trainer.progress
+        began = time.perf_counter()
+        losses, teleports = trainer.validate()
+        cleaned = clean(losses.double().cpu().numpy())
+        curve = [float(value) for value in geomean(cleaned)]
+        validation = {"outer_step": progress.outer_step, "val_loss_geomean": curve}
+        rule = trainer.learned_rule(validation)
+        rule.save(self.folder / LAST_FILE)
+        if not (self.folder / BEST_FILE).is_file() or curve[-1] < progress.best:
+            rule.save(self.folder / BEST_FILE)
+            progress.best = curve[-1]
+        writer.validation(progress.outer_step, curve, cleaned[-1], _teleport_arrays(teleports))
+        progress.validation_seconds += time.perf_counter() - began
+        self._clock()
+        return {
+            "outer_step": progress.outer_step,
+            "seconds": progress.seconds,
+            "val_loss_geomean": curve,
+        }
+
+    def _step_row(self, window: Window) -> dict[str, Any]:
+        progress = self.trainer.progress
+        return {
+            "outer_step": progress.outer_step,
+            "inner_steps": progress.inner_steps,
+            "seconds": progress.seconds,
+            "validation_seconds": progress.validation_seconds,
+            "meta_loss": window.meta_loss if math.isfinite(window.meta_loss) else None,
+            "skipped": progress.skipped,
+            "world_size": 1,
+            "local_trajectories": self.trainer.config.meta.batch,
+        }
+
+    @staticmethod
+    def _write(metrics: Any, row: dict[str, Any]) -> None:
+        metrics.write(json.dumps(row) + "\n")
+
+    def _save(self, metrics: Any) -> None:
+        # Metrics first: a state must never be ahead of them.
+        metrics.flush()
+        write_state(self.folder / STATE_FILE, self.trainer.state())
+        self._saved = time.perf_counter()
+
+    def _closing(self, validations: list[dict[str, Any]]) -> str:
+        best = min(validations, key=lambda row: row["val_loss_geomean"][-1])
+        count = self.trainer.config.validation.tasks
+        return (
+            f"{validation_table(best['val_loss_geomean'])}\n"
+            f"geometric mean over {count} validation tasks, best of {len(validations)} "
+            f"validations (outer step {best['outer_step']})\n"
+            f"{self.trainer.config.label}: {self.folder / BEST_FILE}"
+        )
+
+
+def _every(trainer: MetaTrainer) -> int:
+    return trainer.config.validation.every
+
+
+def _scalars(window: Window, trainer: MetaTrainer, rate: float) -> dict[str, float]:
+    """What TensorBoard shows of an outer step."""
+    scalars = {
+        "train/meta_loss": window.meta_loss,
+        "train/skipped": trainer.progress.skipped,
+        "train/trajectories_per_second": rate,
+    }
+    scalars |= {f"grad_norm/{name}": norm for name, norm in window.grad_norms.items()}
+    for name, group in zip(trainer.networks, trainer.adam.param_groups, strict=True):
+        scalars[f"outer_lr/{name}"] = group["lr"]
+    if (teleports := window.teleports) is not None:
+        scalars |= {
+            "teleport/generator_norm": float(teleports.norm.mean()),
+            "teleport/drift_max": float(teleports.drift.max()),
+            "teleport/refused_share": float(teleports.refused.float().mean()),
+        }
+    return scalars
+
+
+def _teleport_arrays(teleports: TeleportTrace | None) -> dict[str, Any]:
+    if teleports is None:
+        return {}
+    return {"norm": teleports.norm.cpu().numpy(), "drift": teleports.drift.cpu().numpy()}
+
+
+def _read_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The whole rows of a metrics file; a kill may have cut the last one."""
+    if not path.is_file():
+        return
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError:
+            return
+
+
+def _require_equal(saved: Any, given: Any, path: Path, field_name: str = "") -> None:
+    if isinstance(saved, dict) and isinstance(given, dict):
+        for key in sorted(saved.keys() | given.keys()):
+            inner = f"{field_name}.{key}" if field_name else key
+            _require_equal(saved.get(key), given.get(key), path, inner)
+    elif saved != given:
+        raise ConfigError(
+            f"{path}: field {field_name}: the run was started with {saved!r}, found {given!r}; "
+            f"give it as it was, or start afresh without --resume"
+        )
+
+
+@contextmanager
+def _interruptions() -> Iterator[Any]:
+    """Turns the first Ctrl-C into a flag, so that it never cuts an outer step in two."""
+    received: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        received.append(number)
+        if len(received) > 1:
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: bool(received)
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,116 @@
+"""Hand-made optimizers, tuned on validation tasks of the family, shape and horizon at hand.
+
+For each optimizer the whole grid is tried, and the setting with the lowest geometric-mean loss at
+the horizon is kept. Choices are cached in a file, keyed by everything that they depend on.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from metaopt import build
+from metaopt._version import __version__
+from metaopt.checkpoint import write_atomically
+from metaopt.config import HYPERPARAMETERS, EvalConfig, parse_baseline
+from metaopt.statistics import geomean
+from metaopt.streams import Stream
+from metaopt.tasks import TaskBatch
+from metaopt.unroll import rollout
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A tuned hand-made optimizer.
+
+    Attributes:
+        name: as given, e.g. ``Adam@20``.
+        values: the chosen hyper-parameters.
+        step: the horizon that it was tuned for.
+        validation_loss: geometric mean at that step.
+    """
+
+    name: str
+    values: dict[str, float]
+    step: int
+    validation_loss: float
+
+
+def candidates(grid: dict[str, list[float]], names: tuple[str, ...]) -> Iterator[dict[str, float]]:
+    """All settings of a grid."""
+    for values in itertools.product(*(grid[name] for name in names)):
+        yield dict(zip(names, values, strict=True))
+
+
+def tune(config: EvalConfig, device: torch.device, cache: Path) -> list[Choice]:
+    """The baselines of ``config``, tuned or taken from the cache.
+
+    Args:
+        config: tasks, horizon, grids and names.
+        device: where to compute.
+        cache: a JSON file, read and added to.
+    """
+    known = _read(cache)
+    chosen = []
+    tasks: TaskBatch | None = None
+    for name in config.baselines:
+        base, step = parse_baseline(name)
+        step = config.steps if step is None else step
+        key = _key(config, base, step)
+        if key not in known:
+            if tasks is None:
+                tasks = build.task_family(config.task).sample(
+                    Stream.VALIDATION,
+                    config.tuning.seed,
+                    0,
+                    config.tuning.tasks,
+                    build.DTYPES[config.dtype],
+                    device,
+                )
+            known[key] = _search(config, base, step, tasks)
+            write_atomically(cache, json.dumps(known, indent=1).encode())
+        chosen.append(Choice(name, known[key]["values"], step, known[key]["validation_loss"]))
+    return chosen
+
+
+def _search(config: EvalConfig, base: str, step: int, tasks: TaskBatch) -> dict[str, Any]:
+    settings = list(candidates(config.tuning.grids[base], HYPERPARAMETERS[base]))
+    losses = []
+    for values in tqdm(settings, desc=f"tuning {base} for step {step}", leave=False):
+        curve, _ = rollout(tasks, build.hand_made(base, values), step)
+        losses.append(float(geomean(curve[-1].double().cpu().numpy())))
+    best = min(range(len(settings)), key=losses.__getitem__)
+    return {"values": settings[best], "validation_loss": losses[best]}
+
+
+def _key(config: EvalConfig, base: str, step: int) -> str:
+    """Everything that a choice depends on."""
+    return json.dumps(
+        {
+            "version": __version__,
+            "optimizer": base,
+            "step": step,
+            "grid": config.tuning.grids[base],
+            "tasks": config.tuning.tasks,
+            "seed": config.tuning.seed,
+            "dtype": config.dtype,
+            "task": config.task.model_dump(),
+        },
+        sort_keys=True,
+    )
+
+
+def _read(cache: Path) -> dict[str, Any]:
+    """The cache; one that is missing or damaged is empty."""
+    try:
+        content = json.loads(cache.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
