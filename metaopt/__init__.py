@@ -1,5 +1,7 @@
 """metaopt: learned optimizers that exploit parameter-space symmetry."""
 
 from metaopt._version import __version__
+from metaopt.learned import LearnedRule, load
+from metaopt.torch_optim import LearnedOptimizer
 
-__all__ = ["__version__"]
+__all__ = ["LearnedOptimizer", "LearnedRule", "__version__", "load"]

@@ -39,7 +39,8 @@ class LeakyReLU:
 
     def derivative(self, z: Tensor) -> Tensor:
         """s'(z), with s'(0) = slope as in torch."""
-        return torch.where(z > 0, 1.0, self.slope).to(z.dtype)
+        # Scalars of the dtype of z: two Python floats would make a float32 tensor.
+        return torch.where(z > 0, z.new_ones(()), z.new_full((), self.slope))
 
     @property
     def is_identity(self) -> bool:

@@ -41,6 +41,20 @@ class Observation:
     inputs: tuple[Tensor, ...]
     loss: Tensor | None
 
+    def detach(self) -> Observation:
+        """The same observation as a constant."""
+        return Observation(
+            weights=cut(self.weights),
+            grads=cut(self.grads),
+            inputs=cut(self.inputs),
+            loss=None if self.loss is None else self.loss.detach(),
+        )
+
+
+def cut(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The tensors without their graph."""
+    return tuple(tensor.detach() for tensor in tensors)
+
 
 def regression_loss(outputs: Tensor, Y: Tensor) -> Tensor:
     """1/2 ||Y - f||_F^2 for each task: [B, m, N] twice -> [B]."""

@@ -39,7 +39,7 @@ from torch import Tensor
 from metaopt.network import Weights
 from metaopt.optimizers import Optimizer
 from metaopt.symmetry import TeleportReport
-from metaopt.tasks import Observation, TaskBatch, regression_loss
+from metaopt.tasks import Observation, TaskBatch, cut, regression_loss
 
 
 class _LossWithGradient(torch.autograd.Function):
@@ -64,7 +64,7 @@ Observe = Callable[[TaskBatch, Weights], tuple[Tensor, Observation]]
 def first_order(tasks: TaskBatch, weights: Weights) -> tuple[Tensor, Observation]:
     """The observation is constant; the loss carries grad L(w), computed once, to w."""
     with torch.no_grad():
-        observation = tasks.observe(tuple(W.detach() for W in weights))
+        observation = tasks.observe(cut(weights))
     assert observation.loss is not None
     loss = _LossWithGradient.apply(observation.loss, *weights, *observation.grads)
     return loss, observation
@@ -97,23 +97,13 @@ class InnerState:
 
     def detach(self) -> InnerState:
         """The same state with its graph cut, for rules whose states are dicts of tensors."""
-        seen = self.observation
         return InnerState(
             self.step,
-            _cut(self.weights),
+            cut(self.weights),
             self.loss.detach(),
-            Observation(
-                weights=_cut(seen.weights),
-                grads=_cut(seen.grads),
-                inputs=_cut(seen.inputs),
-                loss=None if seen.loss is None else seen.loss.detach(),
-            ),
+            self.observation.detach(),
             {key: value.detach() for key, value in self.optimizer.items()},
         )
-
-
-def _cut(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return tuple(tensor.detach() for tensor in tensors)
 
 
 @dataclass(frozen=True)

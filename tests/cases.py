@@ -1,0 +1,64 @@
+"""Learned rules and tasks of small size, in float64, that tests of whole unrolls share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from metaopt import LearnedRule, build
+from metaopt.config import TaskConfig, TrainConfig, check
+from metaopt.streams import Stream
+from metaopt.tasks import TaskBatch
+
+TASK = {
+    "width": 4,
+    "inputs": 5,
+    "outputs": 3,
+    "samples": 4,
+    "weights": "gaussian",
+    "data": "gaussian",
+}
+FLAT = {"kind": "lstm", "hidden": 6, "gradient": "signed_log", "scale": 0.1, "outer_lr": 1e-3}
+COORDINATE = {"kind": "coordinate_lstm", "hidden": 5, "scale": 0.1, "outer_lr": 1e-3}
+
+RULES: dict[str, dict[str, Any]] = {
+    "lstm": {"update": FLAT, "teleport": FLAT},
+    "lstm_update": {"update": FLAT},
+    "lstm_step": {"step_teleport": FLAT},
+    "coordinate_lstm": {"update": COORDINATE, "teleport": COORDINATE},
+    "coordinate_lstm_update": {"update": COORDINATE},
+    "coordinate_lstm_step": {"step_teleport": COORDINATE},
+    "adam": {"update": {"kind": "adam", "lr": 0.05}, "teleport": COORDINATE},
+}
+
+
+def train_config(kind: str, **sections: Any) -> TrainConfig:
+    """A small configuration; ``sections`` add to or replace whole sections."""
+    rules = RULES[kind]
+    data: dict[str, Any] = {
+        "name": kind,
+        "label": kind,
+        "dtype": "float64",
+        "task": TASK,
+        "rules": rules,
+        "teleporter": {} if {"teleport", "step_teleport"} & rules.keys() else None,
+    }
+    return check(TrainConfig, data | sections, "test")
+
+
+def learned_rule(kind: str, order: int = 1) -> LearnedRule:
+    """An untrained rule whose outputs are large enough to matter within a few steps."""
+    config = train_config(kind, meta={"order": order, "steps": 100})
+    rule = LearnedRule(build.meta_optimizer(config), config)
+    with torch.no_grad():
+        for name, parameter in rule.optimizer.named_parameters():
+            if ".head." in name or ".step_head." in name:
+                parameter.mul_(20 if "coordinate" in kind or kind == "adam" else 2)
+    return rule
+
+
+def tasks(config: TaskConfig, count: int, start: int = 0) -> TaskBatch:
+    """Training tasks in float64."""
+    family = build.task_family(config)
+    return family.sample(Stream.TRAIN, 7, start, count, torch.float64)
