@@ -171,9 +171,7 @@ def evaluate(
         except (ShapeMismatchError, InexactActionError) as error:
             tqdm.write(f"left out: {contender.name}: {error}")
     if not outcomes:
-        raise UserError(
-            "nothing to evaluate: train something, name --checkpoints, or set baselines"
-        )
+        raise UserError("nothing is left to evaluate: no optimizer fits these tasks")
     return outcomes
 
 
@@ -317,6 +315,8 @@ def execute(config: EvalConfig, paths: Sequence[Path], folder: Path, device: tor
         *learned_contenders(paths, device),
         *baseline_contenders(config, device, folder / "tuned_baselines.json"),
     ]
+    if not contenders:
+        raise UserError("nothing to evaluate: train, name --checkpoints, or set baselines")
     outcomes = evaluate(config, contenders, device)
     index = resamples(config.tasks, config.bootstrap, config.task_seed)
     by_name = curves(outcomes, index)

@@ -1,0 +1,371 @@
+"""Both scripts as a user runs them: files, contract, kills, resumption, mistakes."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import metaopt
+from metaopt import cli
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = [
+    "task.width=4",
+    "task.inputs=4",
+    "task.outputs=4",
+    "task.samples=4",
+    "meta.batch=4",
+    "meta.outer_steps=6",
+    "meta.steps=8",
+    "meta.unroll=3",
+    "validation.every=2",
+    "validation.tasks=4",
+]
+TINY_EVAL = [
+    "tasks=8",
+    "steps=22",
+    "tuning.tasks=4",
+    "bootstrap=50",
+    "task.width=4",
+    "task.inputs=4",
+    "task.outputs=4",
+    "task.samples=4",
+    "tuning.grids={GD: {lr: [1e-3, 1e-2]}, Adam: {lr: [0.1], beta1: [0.9], beta2: [0.9]}, "
+    "L-BFGS: {history: [5]}}",
+    "baselines=[GD,Adam@20,L-BFGS]",
+]
+
+
+def command(script: str, *arguments: str, overrides: list[str] | None = None) -> list[str]:
+    sets = [part for override in overrides or [] for part in ("--set", override)]
+    return [sys.executable, str(ROOT / script), *arguments, *sets]
+
+
+def run(*arguments: Any, cwd: Path, **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(*arguments, **options), cwd=cwd, capture_output=True, text=True, check=False
+    )
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two finished runs below runs/."""
+    folder = tmp_path_factory.mktemp("work")
+    for config in ("coordinate_update_tele", "lstm_update"):
+        done = run("train_meta.py", "--config", f"{config}.yaml", overrides=TINY, cwd=folder)
+        assert done.returncode == 0, done.stderr
+        assert "optimizer.safetensors" in done.stdout
+        assert "validation loss" in done.stdout
+    return folder
+
+
+def test_training_writes_what_the_contract_names(trained: Path) -> None:
+    folder = trained / "runs" / "coordinate_update_tele"
+    names = {path.name for path in folder.iterdir()}
+    expected = {"metrics.jsonl", "config.yaml", "optimizer.safetensors", "last.safetensors"}
+    assert expected <= names
+    steps = [row for row in rows(folder) if "inner_steps" in row]
+    assert [row["outer_step"] for row in steps] == [1, 2, 3, 4, 5, 6]
+    # Windows of 3, 3 and 2 steps, on 4 trajectories: no tail is dropped.
+    assert [row["inner_steps"] for row in steps] == [12, 24, 32, 44, 56, 64]
+    assert [row["seconds"] for row in steps] == sorted(row["seconds"] for row in steps)
+    for row in steps:
+        assert row["world_size"] == 1
+        assert row["local_trajectories"] == 4
+        assert row["skipped"] == 0
+        assert 0 <= row["validation_seconds"] < row["seconds"]
+    validations = [row for row in rows(folder) if "val_loss_geomean" in row]
+    assert [row["outer_step"] for row in validations] == [2, 4, 6]
+    assert all(len(row["val_loss_geomean"]) == 9 for row in validations)
+    rule = metaopt.load(folder / "optimizer.safetensors")
+    assert rule.name == "coordinate LSTM(update,tele)"
+    best = min(row["val_loss_geomean"][-1] for row in validations)
+    assert rule.validation["val_loss_geomean"][-1] == best
+
+
+def test_tensorboard_shows_gradient_norms_not_weight_norms(trained: Path) -> None:
+    events = EventAccumulator(str(trained / "runs" / "coordinate_update_tele"))
+    events.Reload()
+    tags = set(events.Tags()["scalars"])
+    assert {"train/meta_loss", "train/skipped", "grad_norm/update", "grad_norm/teleport"} <= tags
+    assert {"teleport/generator_norm", "teleport/drift_max", "validation/loss_at_0008"} <= tags
+    assert events.Tags()["histograms"]
+    logged = [event.value for event in events.Scalars("train/meta_loss")]
+    folder = trained / "runs" / "coordinate_update_tele"
+    written = [row["meta_loss"] for row in rows(folder) if "inner_steps" in row]
+    assert logged == pytest.approx(written, rel=1e-6)
+
+
+def test_evaluation_follows_the_contract(trained: Path) -> None:
+    done = run("eval_meta.py", overrides=TINY_EVAL, cwd=trained)
+    assert done.returncode == 0, done.stderr
+    folder = trained / "runs" / "eval"
+    found = json.loads((folder / "results.json").read_text())
+    assert (found["tasks"], found["steps"], found["task_seed"]) == (8, 22, 0)
+    names = list(found["optimizers"])
+    learned = ["coordinate LSTM(update,tele)", "LSTM(update)"]
+    assert names == [*learned, "GD", "Adam@20", "L-BFGS"]
+    for name, entry in found["optimizers"].items():
+        assert entry["kind"] == ("learned" if name in learned else "baseline")
+        assert entry["gradients_per_step"] == 1.0
+        for field in ("loss_mean", "loss_geomean", "loss_q05", "loss_q95"):
+            assert len(entry[field]) == 23
+        assert (entry["teleport"] is not None) == (name == learned[0])
+        assert entry["seconds_per_step"] > 0
+    first = {round(entry["loss_geomean"][0], 6) for entry in found["optimizers"].values()}
+    assert len(first) == 1
+    teleport = found["optimizers"][learned[0]]["teleport"]
+    assert set(teleport) == {"norm_mean", "refused_share", "drift_max", "drift_log_total_mean"}
+    pairs = {(pair["a"], pair["b"], pair["step"]): pair for pair in found["pairs"]}
+    assert len(pairs) == len(names) * (len(names) - 1) * len((1, 10, 20, 22))
+    for (a, b, step), pair in pairs.items():
+        losses = [found["optimizers"][name]["loss_geomean"][step] for name in (a, b)]
+        assert pair["ratio"] == pytest.approx(losses[0] / losses[1], rel=1e-9)
+        assert pair["ci95"][0] <= pair["ratio"] <= pair["ci95"][1]
+        assert pair["win_rate"] + pairs[b, a, step]["win_rate"] <= 1
+    lbfgs = found["optimizers"]["L-BFGS"]["loss_geomean"]
+    assert lbfgs == sorted(lbfgs, reverse=True)
+    for name in ("curves.csv", "convergence.png"):
+        assert (folder / name).stat().st_size > 0
+    assert (folder / "convergence.png").read_bytes()[:4] == b"\x89PNG"
+    for name in names:
+        events = EventAccumulator(str(folder / name))
+        events.Reload()
+        assert len(events.Scalars("loss/geomean")) == 23
+    for name in names:
+        assert name in done.stdout
+
+
+def test_equal_names_get_their_seeds_and_wrong_shapes_are_left_out(trained: Path) -> None:
+    other = trained / "other"
+    done = run(
+        "train_meta.py",
+        "--config",
+        "lstm_update.yaml",
+        "--out",
+        str(other),
+        overrides=[*TINY, "seed=3"],
+        cwd=trained,
+    )
+    assert done.returncode == 0, done.stderr
+    paths = [
+        str(path)
+        for path in (
+            trained / "runs" / "lstm_update" / "optimizer.safetensors",
+            other / "optimizer.safetensors",
+            trained / "runs" / "coordinate_update_tele" / "optimizer.safetensors",
+        )
+    ]
+    options = ["--checkpoints", *paths, "--out", str(trained / "e")]
+    done = run(
+        "eval_meta.py", *options, overrides=[*TINY_EVAL, "baselines=[GD]", "steps=3"], cwd=trained
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads((trained / "e" / "results.json").read_text())
+    learned = [name for name, entry in found["optimizers"].items() if entry["kind"] == "learned"]
+    assert learned == ["LSTM(update) #0", "LSTM(update) #3", "coordinate LSTM(update,tele)"]
+    wider = [*TINY_EVAL, "baselines=[]", "steps=3", "task.width=5"]
+    done = run("eval_meta.py", *options, overrides=wider, cwd=trained)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((trained / "e" / "results.json").read_text())
+    assert list(found["optimizers"]) == ["coordinate LSTM(update,tele)"]
+    assert "left out: LSTM(update) #3" in done.stdout + done.stderr
+
+
+LONGER = [*TINY, "meta.outer_steps=150", "validation.every=50"]
+
+
+def start_and_wait_for(folder: Path, outer_step: int) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        command(
+            "train_meta.py",
+            "--config",
+            "coordinate_update_tele.yaml",
+            "--out",
+            str(folder),
+            overrides=LONGER,
+        ),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            break
+        # Python buffers what it writes: the file grows in pieces, well before the run ends.
+        if (folder / "metrics.jsonl").is_file() and len(_whole_rows(folder)) >= outer_step:
+            return process
+        time.sleep(0.01)
+    raise AssertionError(f"never came to outer step {outer_step}: {process.communicate()}")
+
+
+def _whole_rows(folder: Path) -> list[str]:
+    return (folder / "metrics.jsonl").read_text().split("\n")[:-1]
+
+
+def without_times(folder: Path) -> list[dict[str, Any]]:
+    timed = {"seconds", "validation_seconds"}
+    return [
+        {key: value for key, value in row.items() if key not in timed}
+        for row in rows(folder)
+        if "resumed_from" not in row
+    ]
+
+
+@pytest.mark.slow
+def test_interrupted_and_killed_runs_end_where_the_unbroken_one_does(tmp_path: Path) -> None:
+    options = ["train_meta.py", "--config", "coordinate_update_tele.yaml", "--out"]
+    whole = run(*options, str(tmp_path / "whole"), overrides=LONGER, cwd=tmp_path)
+    assert whole.returncode == 0, whole.stderr
+
+    broken = tmp_path / "broken"
+    process = start_and_wait_for(broken, 20)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    assert (broken / "state.pt").is_file()
+    interrupted_at = rows(broken)[-1]["outer_step"]
+    assert 20 <= interrupted_at < 150
+
+    # A kill leaves files that run ahead of the state, and perhaps half a line.
+    with (broken / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(rows(broken)[-1] | {"outer_step": interrupted_at + 1}) + "\n")
+        file.write('{"outer_step": 3')
+    resumed = run(*options, str(broken), "--resume", overrides=LONGER, cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    assert {"resumed_from": interrupted_at} in rows(broken)
+    assert without_times(broken) == without_times(tmp_path / "whole")
+    for name in ("optimizer.safetensors", "last.safetensors"):
+        assert (broken / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    seconds = [row["seconds"] for row in rows(broken) if "inner_steps" in row]
+    assert seconds == sorted(seconds)
+
+    again = run(*options, str(broken), "--resume", overrides=LONGER, cwd=tmp_path)
+    assert again.returncode == 0
+    assert rows(broken)[-1].get("outer_step") == 150
+    changed = run(*options, str(broken), "--resume", overrides=[*LONGER, "seed=4"], cwd=tmp_path)
+    assert_one_line_mistake(changed, "seed")
+
+
+@pytest.mark.slow
+def test_a_run_killed_outright_resumes_to_the_same_bits(tmp_path: Path) -> None:
+    options = ["train_meta.py", "--config", "coordinate_update_tele.yaml", "--out"]
+    killed = tmp_path / "killed"
+    process = start_and_wait_for(killed, 50)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    resumed = run(*options, str(killed), "--resume", overrides=LONGER, cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    whole = run(*options, str(tmp_path / "whole"), overrides=LONGER, cwd=tmp_path)
+    assert whole.returncode == 0
+    assert without_times(killed) == without_times(tmp_path / "whole")
+    name = "optimizer.safetensors"
+    assert (killed / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_resume_without_a_state_starts_afresh_and_says_so(tmp_path: Path) -> None:
+    options = ["train_meta.py", "--config", "lstm_update.yaml", "--out", str(tmp_path / "r")]
+    short = [*TINY, "meta.outer_steps=1"]
+    done = run(*options, "--resume", overrides=short, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "starting afresh" in done.stdout
+
+
+def assert_one_line_mistake(done: subprocess.CompletedProcess[str], *words: str) -> None:
+    assert done.returncode == 2, done.stderr
+    assert_one_line(done.stderr, *words)
+
+
+def assert_one_line(errors: str, *words: str) -> None:
+    lines = [line for line in errors.splitlines() if line.strip()]
+    assert len(lines) == 1, errors
+    assert "Traceback" not in errors
+    for word in words:
+        assert word in lines[0]
+
+
+def run_here(
+    script: str, arguments: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> object:
+    """The exit status of a script, run in this process to save the start of another one."""
+    specification = importlib.util.spec_from_file_location("script", ROOT / script)
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", [script, *arguments])
+    with pytest.raises(SystemExit) as ended:
+        cli.run(module.main)
+    return ended.value.code
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--config", "nowhere.yaml"], ["nowhere.yaml", "lstm_update_tele.yaml"]),
+        (["--config", "lstm_update.yaml", "--set", "meta.bacth=3"], ["meta.bacth", "batch"]),
+        (["--config", "lstm_update.yaml", "--set", "meta.batch=many"], ["meta.batch", "many"]),
+        (["--config", "lstm_update.yaml", "--set", "meta.batch=0"], ["meta.batch", "0"]),
+        (["--config", "lstm_update.yaml", "--set", "meta.unroll=101"], ["unroll", "101"]),
+        (["--config", "lstm_update_tele.yaml", "--set", "task.samples=21"], ["21", "inexact"]),
+        (["--config", "lstm_update.yaml", "--device", "cuda:99"], ["cuda:99"]),
+        (["--config", "lstm_update.yaml", "--device", "tpu"], ["tpu"]),
+        (["--config", "lstm_update.yaml", "--frobnicate"], ["frobnicate"]),
+        ([], ["--config"]),
+    ],
+)
+def test_mistakes_in_training_end_in_one_line(
+    arguments: list[str],
+    words: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run_here("train_meta.py", arguments, tmp_path, monkeypatch) == 2
+    assert_one_line(capsys.readouterr().err, *words)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--set", "baselines=[Adamm]"], ["Adamm", "L-BFGS"]),
+        (["--set", "baselines=[Adam@101]"], ["Adam@101", "100"]),
+        (["--checkpoints", "no.safetensors"], ["no.safetensors"]),
+        (["--set", "baselines=[]"], ["nothing to evaluate"]),
+    ],
+)
+def test_mistakes_in_evaluation_end_in_one_line(
+    arguments: list[str],
+    words: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run_here("eval_meta.py", arguments, tmp_path, monkeypatch) == 2
+    assert_one_line(capsys.readouterr().err, *words)
+
+
+def test_a_damaged_checkpoint_ends_in_one_line(tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged.safetensors"
+    damaged.write_bytes(os.urandom(100))
+    done = run("eval_meta.py", "--checkpoints", str(damaged), cwd=tmp_path)
+    assert_one_line_mistake(done, "damaged.safetensors")

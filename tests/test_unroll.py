@@ -1,0 +1,200 @@
+"""The unroll: boundaries, carried state, first- and second-order meta-gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from cases import learned_rule, train_config
+from cases import tasks as sample
+from torch import Tensor
+
+from metaopt import build
+from metaopt.meta_loss import LogLoss, SumOfLosses
+from metaopt.network import Weights
+from metaopt.optimizers import MetaOptimizer
+from metaopt.tasks import Observation, TaskBatch
+from metaopt.unroll import Observe, first_order, rollout, second_order, start, unroll
+
+KINDS = ["lstm", "lstm_step", "coordinate_lstm", "coordinate_lstm_step", "lstm_update"]
+STEPS = 5
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("observe", [first_order, second_order])
+def test_two_windows_are_one(kind: str, observe: Observe) -> None:
+    rule = learned_rule(kind)
+    tasks = sample(rule.config.task, count=3)
+    begin = start(tasks, rule.optimizer, observe)
+    middle, first = unroll(tasks, rule.optimizer, begin, 2, observe)
+    end, second = unroll(tasks, rule.optimizer, middle.detach(), 3, observe)
+    whole_end, whole = unroll(tasks, rule.optimizer, begin, 5, observe)
+    assert torch.equal(torch.cat([first.losses, second.losses]), whole.losses)
+    assert end.step == whole_end.step == 5
+    assert all(torch.equal(a, b) for a, b in zip(end.weights, whole_end.weights, strict=True))
+    assert all(torch.equal(end.optimizer[k], whole_end.optimizer[k]) for k in whole_end.optimizer)
+
+
+def test_a_window_of_k_steps_has_the_k_losses_after_its_steps() -> None:
+    rule = learned_rule("coordinate_lstm")
+    tasks = sample(rule.config.task, count=3)
+    begin = start(tasks, rule.optimizer)
+    end, unrolled = unroll(tasks, rule.optimizer, begin, 4)
+    assert unrolled.losses.shape == (4, 3)
+    torch.testing.assert_close(unrolled.losses[-1], tasks.loss(end.weights))
+    assert not torch.equal(unrolled.losses[0], tasks.loss(tasks.initial))
+    losses, _ = rollout(tasks, rule.optimizer, 4)
+    assert losses.shape == (5, 3)
+    torch.testing.assert_close(losses[0], tasks.loss(tasks.initial))
+    torch.testing.assert_close(losses[1:], unrolled.losses)
+
+
+def test_the_graph_is_cut_between_windows() -> None:
+    rule = learned_rule("lstm")
+    tasks = sample(rule.config.task, count=2)
+    state, _ = unroll(tasks, rule.optimizer, start(tasks, rule.optimizer), 2)
+    assert state.weights[0].requires_grad
+    cut = state.detach()
+    tensors = [*cut.weights, *cut.optimizer.values(), *cut.observation.grads, cut.loss]
+    assert not any(tensor.requires_grad for tensor in tensors)
+
+
+def test_trajectories_do_not_see_each_other() -> None:
+    rule = learned_rule("coordinate_lstm")
+    together, _ = rollout(sample(rule.config.task, count=4), rule.optimizer, STEPS)
+    alone, _ = rollout(sample(rule.config.task, count=1, start=2), rule.optimizer, STEPS)
+    torch.testing.assert_close(together[:, 2], alone[:, 0], rtol=1e-10, atol=0)
+
+
+class Replay:
+    """Losses of the weights at hand, but observations recorded before: features as constants."""
+
+    def __init__(self) -> None:
+        self.recorded: list[Observation] = []
+        self._pending: Iterator[Observation] | None = None
+
+    def record(self, tasks: TaskBatch, weights: Weights) -> tuple[Tensor, Observation]:
+        loss, observation = first_order(tasks, weights)
+        self.recorded.append(observation)
+        return loss, observation
+
+    def rewind(self) -> None:
+        self._pending = iter(self.recorded)
+
+    def replay(self, tasks: TaskBatch, weights: Weights) -> tuple[Tensor, Observation]:
+        assert self._pending is not None
+        return tasks.loss(weights), next(self._pending)
+
+
+def meta_loss(optimizer: MetaOptimizer, tasks: TaskBatch, observe: Observe) -> Tensor:
+    _, unrolled = unroll(tasks, optimizer, start(tasks, optimizer, observe), STEPS, observe)
+    return LogLoss(1e-9)(unrolled.losses)
+
+
+def assert_matches_differences(optimizer: MetaOptimizer, evaluate: object) -> None:
+    """Central differences of ``evaluate`` along random directions of each parameter."""
+    assert callable(evaluate)
+    generator = torch.Generator().manual_seed(3)
+    checked = 0
+    for name, parameter in optimizer.named_parameters():
+        assert parameter.grad is not None, name
+        direction = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+        analytic = float((parameter.grad * direction).sum())
+        step = 1e-5
+        with torch.no_grad():
+            parameter.add_(step * direction)
+            above = float(evaluate())
+            parameter.sub_(2 * step * direction)
+            below = float(evaluate())
+            parameter.add_(step * direction)
+        assert analytic == pytest.approx((above - below) / (2 * step), rel=2e-5, abs=2e-8), name
+        checked += abs(analytic) > 1e-6
+    assert checked > 5
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_second_order_meta_gradient_is_that_of_the_unrolled_loss(kind: str) -> None:
+    rule = learned_rule(kind)
+    tasks = sample(rule.config.task, count=2)
+    meta_loss(rule.optimizer, tasks, second_order).backward()
+    assert_matches_differences(
+        rule.optimizer, lambda: meta_loss(rule.optimizer, tasks, second_order)
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_first_order_meta_gradient_holds_features_constant(kind: str) -> None:
+    rule = learned_rule(kind)
+    tasks = sample(rule.config.task, count=2)
+    replay = Replay()
+    meta_loss(rule.optimizer, tasks, replay.record).backward()
+
+    def evaluate() -> Tensor:
+        replay.rewind()
+        return meta_loss(rule.optimizer, tasks, replay.replay)
+
+    assert_matches_differences(rule.optimizer, evaluate)
+
+
+def test_the_orders_differ() -> None:
+    gradients = []
+    for observe in (first_order, second_order):
+        rule = learned_rule("lstm_step")
+        tasks = sample(rule.config.task, count=2)
+        meta_loss(rule.optimizer, tasks, observe).backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in rule.optimizer.parameters()]))
+    assert float((gradients[0] - gradients[1]).norm()) > 1e-2 * float(gradients[1].norm())
+
+
+def test_the_last_exact_teleport_of_a_window_has_no_signal() -> None:
+    rule = learned_rule("coordinate_lstm")
+    tasks = sample(rule.config.task, count=3)
+    _, unrolled = unroll(tasks, rule.optimizer, start(tasks, rule.optimizer), 1)
+    unrolled.losses.sum().backward()
+    teleport = torch.cat([p.grad.flatten() for p in rule.optimizer.rules["teleport"].parameters()])
+    update = torch.cat([p.grad.flatten() for p in rule.optimizer.rules["update"].parameters()])
+    assert float(teleport.abs().max()) < 1e-10 * float(update.abs().max())
+
+
+def test_meta_losses() -> None:
+    losses = torch.tensor([[1.0, 2.0], [3.0, 6.0]])
+    assert float(SumOfLosses()(losses)) == pytest.approx((1 + 3 + 2 + 6) / 2)
+    expected = torch.log(losses + 0.5).mean()
+    torch.testing.assert_close(LogLoss(0.5)(losses), expected)
+
+
+def test_a_refused_teleport_leaves_the_update_alone() -> None:
+    config = train_config("coordinate_lstm", teleporter={"tolerance": 1e-300})
+    rule = build.meta_optimizer(config)
+    update_only = MetaOptimizer({"update": rule.rules["update"]}, None)
+    tasks = sample(config.task, count=3)
+    refused, trace = rollout(tasks, rule, STEPS)
+    plain, none = rollout(tasks, update_only, STEPS)
+    assert trace is not None
+    assert none is None
+    assert bool(trace.refused.all())
+    assert torch.equal(refused, plain)
+    assert float(trace.log_ratio.abs().max()) == 0.0
+
+
+def test_the_trace_reports_what_teleports_did() -> None:
+    config = train_config("coordinate_lstm", teleporter={"element": "first_order", "guard": "none"})
+    rule = learned_rule("coordinate_lstm")
+    optimizer = build.meta_optimizer(config)
+    optimizer.load_state_dict(rule.optimizer.state_dict())
+    tasks = sample(config.task, count=3)
+    state = start(tasks, optimizer)
+    taken, unrolled = unroll(tasks, optimizer, state, 1)
+    proposal, _ = optimizer.propose(state.observation, state.optimizer)
+    assert proposal.updates is not None
+    before = tuple(W + f for W, f in zip(tasks.initial, proposal.updates, strict=True))
+    outputs, moved = tasks.outputs(before), tasks.outputs(taken.weights)
+    scale = torch.linalg.matrix_norm(outputs) + torch.linalg.matrix_norm(tasks.Y)
+    trace = unrolled.teleports
+    assert trace is not None
+    assert float(trace.drift.min()) > 0
+    torch.testing.assert_close(trace.drift[0], torch.linalg.matrix_norm(moved - outputs) / scale)
+    torch.testing.assert_close(
+        trace.log_ratio[0], tasks.loss(taken.weights).log() - tasks.loss(before).log()
+    )
