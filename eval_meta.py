@@ -4,6 +4,7 @@ from pathlib import Path
 
 from metaopt import cli, config
 from metaopt.evaluate import execute
+from metaopt.schema import EvalConfig
 
 
 def main() -> None:
@@ -17,7 +18,7 @@ def main() -> None:
         help="learned optimizers; by default all of checkpoints/pretrained/ and runs/",
     )
     arguments = parser.parse_args()
-    settings = config.load(config.EvalConfig, arguments.config, arguments.overrides)
+    settings = config.load(EvalConfig, arguments.config, arguments.overrides)
     if arguments.checkpoints is None:
         paths = [
             *sorted(Path("checkpoints/pretrained").glob("*.safetensors")),

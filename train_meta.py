@@ -7,7 +7,8 @@ BEGAN = time.perf_counter()
 from pathlib import Path  # noqa: E402
 
 from metaopt import cli, config  # noqa: E402
-from metaopt.meta_train import Run  # noqa: E402
+from metaopt.run import Run  # noqa: E402
+from metaopt.schema import TrainConfig  # noqa: E402
 
 
 def main() -> None:
@@ -16,7 +17,7 @@ def main() -> None:
     parser.add_argument("--config", required=True, help="a path, or a name in configs/")
     parser.add_argument("--resume", action="store_true", help="go on with a stopped run")
     arguments = parser.parse_args()
-    settings = config.load(config.TrainConfig, arguments.config, arguments.overrides)
+    settings = config.load(TrainConfig, arguments.config, arguments.overrides)
     folder = Path(arguments.out) if arguments.out else Path("runs") / settings.name
     device = cli.device(arguments.device)
     try:

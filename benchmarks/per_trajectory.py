@@ -20,8 +20,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from metaopt.config import TrainConfig, load
+from metaopt.config import load
 from metaopt.meta_train import MetaTrainer
+from metaopt.schema import TrainConfig
 from metaopt.streams import Stream
 from metaopt.tasks import RegressionFamily
 
@@ -45,9 +46,18 @@ class PlainLoop:
             }
         )
         self.adam = torch.optim.Adam(self.networks.parameters(), lr=1e-4)
-        self.steps_left = 0
         self.meta = meta
         self.drawn = 0
+        self._draw()
+
+    def _draw(self) -> None:
+        task = RegressionFamily(self.config.task).sample(Stream.TRAIN, 0, self.drawn, 1)
+        self.drawn += 1
+        self.X, self.Y = task.X[0], task.Y[0]
+        self.X_pinv = torch.linalg.pinv(self.X)
+        self.W1, self.W2 = task.initial[0][0], task.initial[1][0]
+        self.hidden: dict[str, tuple[Tensor, Tensor] | None] = dict.fromkeys(("m1", "m2"))
+        self.steps_left = self.meta.steps
 
     def window(self) -> None:
         """One outer step of one trajectory."""
@@ -66,15 +76,6 @@ class PlainLoop:
         total.backward()
         nn.utils.clip_grad_norm_(self.networks.parameters(), 1.0)
         self.adam.step()
-
-    def _draw(self) -> None:
-        task = RegressionFamily(self.config.task).sample(Stream.TRAIN, 0, self.drawn, 1)
-        self.drawn += 1
-        self.X, self.Y = task.X[0], task.Y[0]
-        self.X_pinv = torch.linalg.pinv(self.X)
-        self.W1, self.W2 = task.initial[0][0], task.initial[1][0]
-        self.hidden: dict[str, tuple[Tensor, Tensor] | None] = {"m1": None, "m2": None}
-        self.steps_left = self.meta.steps
 
     def _loss(self, W1: Tensor, W2: Tensor) -> Tensor:
         H = nn.functional.leaky_relu(W1 @ self.X, 0.1)

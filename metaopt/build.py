@@ -7,20 +7,7 @@ from typing import Any
 
 import torch
 
-from metaopt.config import (
-    AdamConfig,
-    ConfigError,
-    CoordinateConfig,
-    CoordinateStepConfig,
-    FlattenedConfig,
-    FlattenedStepConfig,
-    GradientDescentConfig,
-    MetaConfig,
-    MomentumConfig,
-    TaskConfig,
-    TeleporterConfig,
-    TrainConfig,
-)
+from metaopt.config import ConfigError
 from metaopt.meta_loss import LogLoss, MetaLoss, SumOfLosses
 from metaopt.network import LeakyReLU
 from metaopt.optimizers import LBFGS, Adam, GradientDescent, MetaOptimizer, Momentum, Optimizer
@@ -35,6 +22,19 @@ from metaopt.rules import (
 )
 from metaopt.rules.features import raw, signed_log
 from metaopt.rules.step_size import Clamp, Sigmoid
+from metaopt.schema import (
+    AdamConfig,
+    CoordinateConfig,
+    CoordinateStepConfig,
+    FlattenedConfig,
+    FlattenedStepConfig,
+    GradientDescentConfig,
+    MetaConfig,
+    MomentumConfig,
+    TaskConfig,
+    TeleporterConfig,
+    TrainConfig,
+)
 from metaopt.symmetry import (
     Action,
     BoundedNorm,

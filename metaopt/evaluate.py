@@ -20,7 +20,6 @@ from tqdm import tqdm
 
 from metaopt import build, learned
 from metaopt.checkpoint import write_atomically
-from metaopt.config import EvalConfig
 from metaopt.errors import UserError
 from metaopt.learned import LearnedRule
 from metaopt.optimizers import Optimizer
@@ -32,6 +31,7 @@ from metaopt.report import (
     table_steps,
 )
 from metaopt.rules.base import ShapeMismatchError
+from metaopt.schema import EvalConfig
 from metaopt.statistics import clean, diverged, geomean, geomean_interval, resamples
 from metaopt.streams import Stream
 from metaopt.symmetry import InexactActionError
@@ -43,6 +43,8 @@ Array = NDArray[np.float64]
 Kind = Literal["learned", "baseline", "reference"]
 
 PAIR_STEPS = (1, 10, 20, 50, 100)
+TUNED_BASELINES = Path("runs/tuned_baselines.json")
+"""Cache of tuned hyper-parameters, whatever folder the results go to."""
 
 
 @dataclass(frozen=True)
@@ -313,7 +315,7 @@ def execute(config: EvalConfig, paths: Sequence[Path], folder: Path, device: tor
     """
     contenders = [
         *learned_contenders(paths, device),
-        *baseline_contenders(config, device, folder / "tuned_baselines.json"),
+        *baseline_contenders(config, device, TUNED_BASELINES),
     ]
     if not contenders:
         raise UserError("nothing to evaluate: train, name --checkpoints, or set baselines")

@@ -10,8 +10,9 @@ import torch
 
 from metaopt import build, checkpoint
 from metaopt.checkpoint import Checkpoint, CheckpointError
-from metaopt.config import ConfigError, TrainConfig, check
+from metaopt.config import ConfigError, check
 from metaopt.optimizers import MetaOptimizer
+from metaopt.schema import TrainConfig
 
 
 @dataclass
@@ -60,7 +61,9 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> LearnedRule:
         with torch.device("meta"):
             optimizer = build.meta_optimizer(config)
     except ConfigError as error:
-        raise CheckpointError(str(error)) from None
+        message = str(error)
+        prefix = "" if message.startswith(str(path)) else f"{path}: metadata field config: "
+        raise CheckpointError(prefix + message) from None
     expected = {name: (tuple(t.shape), t.dtype) for name, t in optimizer.state_dict().items()}
     found = {name: (tuple(t.shape), t.dtype) for name, t in content.tensors.items()}
     for name in sorted(expected.keys() | found.keys()):
@@ -69,7 +72,9 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> LearnedRule:
                 f"{path}: tensor {name}: found {_describe(found.get(name))}, but its config asks "
                 f"for {_describe(expected.get(name))}"
             )
-    optimizer.load_state_dict(content.tensors, assign=True)
+    # Copies are aligned in memory as fresh parameters are: BLAS then gives the very same bits.
+    tensors = {name: tensor.clone() for name, tensor in content.tensors.items()}
+    optimizer.load_state_dict(tensors, assign=True)
     optimizer.requires_grad_(True).to(device)
     return LearnedRule(optimizer, config, content.training, content.validation)
 

@@ -19,6 +19,10 @@ TABLE_STEPS = (0, 1, 5, 10, 20, 50, 100)
 """Inner steps that tables show, with the last one."""
 
 
+EPOCH = 1_700_000_000.0
+"""Wall-clock time at which all overlaid curves begin."""
+
+
 def table_steps(last: int) -> list[int]:
     """The inner steps that a table of ``last`` steps shows."""
     return sorted({step for step in TABLE_STEPS if step < last} | {last})
@@ -112,10 +116,10 @@ def overlay_runs(folder: Path, curves: Mapping[str, Mapping[str, Array]]) -> Non
         writer = SummaryWriter(str(run))
         for step, loss in enumerate(curve["geomean"]):
             # log10, since TensorBoard's axes are linear until told otherwise.
-            writer.add_scalar("loss/geomean", loss, step)
-            writer.add_scalar("loss/log10_geomean", np.log10(loss), step)
-            milliseconds = round(1e3 * curve["seconds"][step])
-            writer.add_scalar("by_time/log10_geomean_by_ms", np.log10(loss), milliseconds)
+            # All runs begin at one wall-clock time: TensorBoard's axis "relative" shows seconds.
+            wall_time = EPOCH + curve["seconds"][step]
+            writer.add_scalar("loss/geomean", loss, step, wall_time)
+            writer.add_scalar("loss/log10_geomean", np.log10(loss), step, wall_time)
         writer.close()
 
 

@@ -20,8 +20,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from metaopt.config import Distribution, TaskConfig
 from metaopt.network import Forward, LeakyReLU, Weights, forward
+from metaopt.schema import Distribution, TaskConfig
 from metaopt.streams import Stream, uniforms
 
 

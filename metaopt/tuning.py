@@ -19,7 +19,7 @@ from tqdm import tqdm
 from metaopt import build
 from metaopt._version import __version__
 from metaopt.checkpoint import write_atomically
-from metaopt.config import HYPERPARAMETERS, EvalConfig, parse_baseline
+from metaopt.schema import HYPERPARAMETERS, EvalConfig, parse_baseline
 from metaopt.statistics import geomean
 from metaopt.streams import Stream
 from metaopt.tasks import TaskBatch

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from metaopt import LearnedRule, build
-from metaopt.config import TaskConfig, TrainConfig, check
+from metaopt.config import check
+from metaopt.schema import TaskConfig, TrainConfig
 from metaopt.streams import Stream
 from metaopt.tasks import TaskBatch
 

@@ -20,8 +20,9 @@ def two_layers(initial: tuple[torch.Tensor, ...], slope: float) -> nn.Sequential
         nn.LeakyReLU(slope),
         nn.Linear(initial[1].shape[-1], initial[1].shape[-2], bias=False),
     ).double()
-    for layer, W in zip((model[0], model[2]), initial, strict=True):
-        layer.weight.data.copy_(W[0])
+    with torch.no_grad():
+        for weight, W in zip(model.parameters(), initial, strict=True):
+            weight.copy_(W[0])
     return model
 
 
@@ -77,4 +78,6 @@ def test_plain_steps_with_a_closure_follow_the_unroll() -> None:
     losses = [optimizer.step(closure).item() for _ in range(STEPS)]
     expected = unrolled.losses[:-1, 0].tolist()
     assert losses[1:] == pytest.approx(expected, rel=1e-9)
-    torch.testing.assert_close(model[0].weight.data, state.weights[0][0], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(
+        next(model.parameters()).detach(), state.weights[0][0], rtol=1e-9, atol=1e-9
+    )

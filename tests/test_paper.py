@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from metaopt import build
-from metaopt.config import TrainConfig, load
+from metaopt.config import load
 from metaopt.rules import FlattenedRule
+from metaopt.schema import TrainConfig
 from metaopt.streams import Stream
 from metaopt.unroll import first_order, start, unroll
 

@@ -207,7 +207,6 @@ def start_and_wait_for(folder: Path, outer_step: int) -> subprocess.Popen[str]:
     while time.monotonic() < deadline:
         if process.poll() is not None:
             break
-        # Python buffers what it writes: the file grows in pieces, well before the run ends.
         if (folder / "metrics.jsonl").is_file() and len(_whole_rows(folder)) >= outer_step:
             return process
         time.sleep(0.01)

@@ -46,7 +46,7 @@ def log_and_sign(g: Tensor) -> tuple[Tensor, Tensor]:
 def over_rms(x: Tensor) -> Tensor:
     """x over its root mean square within each task: [B, r, c] -> [B, r, c]; 0 stays 0."""
     mean_square = x.square().mean(dim=(-2, -1), keepdim=True)
-    return x * torch.rsqrt(mean_square + torch.finfo(x.dtype).tiny)
+    return x / torch.where(mean_square == 0, 1.0, mean_square).sqrt()
 
 
 def log_loss(observation: Observation) -> Tensor:

@@ -41,7 +41,7 @@ class FlattenedRule(Rule):
         shapes: (out, in) of each layer.
         hidden: size of the cells.
         transform: applied to each entry of the gradient.
-        scale: factor on the outputs of the head.
+        scale: factor on updates and generators (a step size is bounded instead).
         seed: of the initialisation.
         name: of the initialisation's stream.
     """
@@ -78,9 +78,9 @@ class FlattenedRule(Rule):
         return self.lstm.initial_state(observation.weights[0].shape[0])
 
     def emit(self, observation: Observation, state: State) -> tuple[Tensor, State]:
-        """The head's outputs, [B, outputs], and the new state."""
+        """The head's outputs before scaling, [B, outputs], and the new state."""
         h, state = self.lstm(self.transform(flat_gradient(observation)).T, state)
-        return self.scale * self.head(h).T, state
+        return self.head(h).T, state
 
 
 class LocalUpdateLSTM(FlattenedRule):
@@ -94,7 +94,7 @@ class LocalUpdateLSTM(FlattenedRule):
     def propose(self, observation: Observation, state: State) -> tuple[Proposal, State]:
         """Updates f."""
         rows, state = self.emit(observation, state)
-        return Proposal(updates=split_weights(rows, observation)), state
+        return Proposal(updates=split_weights(self.scale * rows, observation)), state
 
 
 class GroupElementLSTM(FlattenedRule):
@@ -108,7 +108,7 @@ class GroupElementLSTM(FlattenedRule):
     def propose(self, observation: Observation, state: State) -> tuple[Proposal, State]:
         """Generators T."""
         rows, state = self.emit(observation, state)
-        return Proposal(generators=split_generators(rows, observation)), state
+        return Proposal(generators=split_generators(self.scale * rows, observation)), state
 
 
 class StepSizeGroupElementLSTM(FlattenedRule):
@@ -141,4 +141,4 @@ class StepSizeGroupElementLSTM(FlattenedRule):
         rows, state = self.emit(observation, state)
         eta = self.bound(rows[:, -1])[:, None, None]
         updates = tuple(-eta * G for G in observation.grads)
-        return Proposal(updates, split_generators(rows[:, :-1], observation)), state
+        return Proposal(updates, split_generators(self.scale * rows[:, :-1], observation)), state

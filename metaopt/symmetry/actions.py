@@ -106,8 +106,8 @@ class ThroughData(Action):
         return replace(pair, W_in=pair.W_in + D, W_out=pair.W_out @ element.g_inv)
 
     def require_exact(self, s: LeakyReLU, samples: int, inputs: int) -> None:
-        """With more samples than inputs, A cannot have full column rank."""
-        if samples > inputs:
+        """With more samples than inputs, A cannot have full column rank (a linear s needs none)."""
+        if samples > inputs and not s.is_identity:
             raise InexactActionError(
                 f"the action through the data is exact for at most as many samples as the layer "
                 f"has inputs, found {samples} samples and {inputs} inputs"

@@ -122,8 +122,9 @@ class Refuse(Guard):
 class Shrink(Guard):
     """Scales down the generators of a teleport that drifts too far, and refuses it if that fails.
 
-    Drift grows at least linearly with the generator, so that a trial with drift d is repeated with
-    the generators times tolerance / (2 d). One more action a step; no waiting for the device.
+    A trial with drift d is repeated once, with the generators times tolerance / (2 d): enough where
+    drift grows linearly or faster, as it does near the identity. One more action a step; no waiting
+    for the device.
     """
 
     def __call__(

@@ -96,7 +96,7 @@ class TeleportEngine:
         samples = data.X.shape[-1]
         for W in weights[:-1]:
             self.action.require_exact(data.s, samples, inputs=W.shape[-1])
-        if self.action.needs_data:
+        if self.action.needs_data and not data.s.is_identity:
             ranks = torch.linalg.matrix_rank(data.X.double())
             if bool((ranks < samples).any()):
                 raise InexactActionError(
@@ -153,4 +153,6 @@ class TeleportEngine:
         )
         with torch.no_grad():
             norm = torch.stack([frobenius_norm(T) for T in limited]).square().sum(0).sqrt()
+            # A generator that is not finite was refused, and counts as none.
+            norm = torch.nan_to_num(norm, nan=0.0, posinf=0.0)
         return guarded.weights, TeleportReport(norm, guarded.drift, guarded.refused, before)

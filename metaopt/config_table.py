@@ -1,0 +1,77 @@
+"""The README's table of configuration fields: ``python -m metaopt.config_table``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, get_args
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from metaopt.config import kind_of, models_in
+from metaopt.schema import EvalConfig, TrainConfig
+
+HEADER = ["| field | type | default | meaning |", "| --- | --- | --- | --- |"]
+
+
+def field_table(config: type[BaseModel]) -> str:
+    """All fields of a configuration as a Markdown table."""
+    rows = [f"| {' | '.join(row)} |" for row in _rows(config, "")]
+    return "\n".join(HEADER + rows)
+
+
+def _rows(config: type[BaseModel], prefix: str) -> Iterator[tuple[str, ...]]:
+    for name, info in config.model_fields.items():
+        variants = list(models_in(info.annotation))
+        if not variants:
+            yield _row(prefix + name, info)
+        elif len(variants) == 1:
+            yield from _rows(variants[0], f"{prefix}{name}.")
+        else:
+            yield from _union_rows(variants, f"{prefix}{name}.")
+
+
+def _union_rows(variants: list[type[BaseModel]], prefix: str) -> Iterator[tuple[str, ...]]:
+    """One row for the kinds, and one for each field with the kinds that have it."""
+    kinds = ", ".join(f"`{kind_of(variant)}`" for variant in variants)
+    meanings = "; ".join(_meaning(variant.model_fields["kind"]) for variant in variants)
+    yield f"`{prefix}kind`", kinds, "required", meanings
+    fields = {name: info for variant in variants for name, info in variant.model_fields.items()}
+    for name, info in fields.items():
+        if name != "kind":
+            owners = [kind_of(variant) for variant in variants if name in variant.model_fields]
+            only = "" if len(owners) == len(variants) else f" ({', '.join(owners)})"
+            yield _row(prefix + name, info, only)
+
+
+def _row(name: str, info: FieldInfo, only: str = "") -> tuple[str, ...]:
+    default = "required" if info.is_required() else f"`{_plain(info.default)}`"
+    return f"`{name}`", _type_name(info.annotation), default, _meaning(info) + only
+
+
+def _meaning(info: FieldInfo) -> str:
+    return info.description or ""
+
+
+def _plain(value: Any) -> Any:
+    return "null" if value is None else value
+
+
+def _type_name(annotation: Any) -> str:
+    text = str(annotation) if get_args(annotation) else getattr(annotation, "__name__", "")
+    if "Literal" in text and not text.startswith("dict"):
+        return ", ".join(f"`{choice}`" for choice in get_args(annotation))
+    for word in ("dict", "list", "float", "int", "str"):
+        if word in text:
+            return f"{word} or null" if "None" in text else word
+    return text
+
+
+def tables() -> str:
+    """Both configurations, as they stand in the README."""
+    scripts = (("train_meta.py", TrainConfig), ("eval_meta.py", EvalConfig))
+    return "\n\n".join(f"`{name}`\n\n{field_table(config)}" for name, config in scripts)
+
+
+if __name__ == "__main__":
+    print(tables())

@@ -1,0 +1,306 @@
+"""The fields of all configurations: types, defaults, bounds, and what each means.
+
+``config`` reads YAML into these models. ``python -m metaopt.config_table`` prints them as the table
+that stands in the README.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Distribution = Literal["uniform", "gaussian"]
+DtypeName = Literal["float32", "float64"]
+Positive = Annotated[int, Field(ge=1)]
+# Shapes have a limit, so that a damaged file cannot ask for more memory than there is.
+Size = Annotated[int, Field(ge=1, le=100_000)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Text = Annotated[str, Field(min_length=1)]
+# Becomes a folder's name.
+Name = Annotated[str, Field(pattern=r"^\w[\w.+-]*$")]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())
+
+
+def _field(default: Any, description: str) -> Any:
+    return Field(default, description=description)
+
+
+def _required(description: str) -> Any:
+    return Field(description=description)
+
+
+class TaskConfig(_Model):
+    """The task family."""
+
+    family: Literal["leaky_relu_regression"] = _field("leaky_relu_regression", "kind of tasks")
+    layers: Annotated[int, Field(ge=2, le=100)] = _field(2, "number of weight matrices")
+    width: Size = _field(20, "k, units of each hidden layer")
+    inputs: Size = _field(20, "n, rows of X")
+    outputs: Size = _field(20, "m, rows of Y")
+    samples: Size = _field(20, "N, columns of X and Y")
+    slope: Annotated[float, Field(gt=0, le=1)] = _field(
+        0.1, "negative slope of LeakyReLU; 1 makes the network linear"
+    )
+    weights: Distribution = _field(
+        "uniform", "initial weights: uniform on [0, 1), or normal with variance 1 / fan_in"
+    )
+    data: Distribution = _field("uniform", "X and Y: uniform on [0, 1), or standard normal")
+
+
+class _Learned(_Model):
+    hidden: Size = _field(20, "size of the two LSTM cells")
+    scale: PositiveFloat = _field(1.0, "factor on the network's outputs")
+    outer_lr: PositiveFloat = _required("outer learning rate (Adam) of this network")
+
+
+class _Flattened(_Learned):
+    kind: Literal["lstm"] = _required("flattened rule: one LSTM on the whole gradient")
+    gradient: Literal["raw", "signed_log"] = _field("raw", "how each entry of the gradient is fed")
+
+
+class _Coordinate(_Learned):
+    kind: Literal["coordinate_lstm"] = _required("coordinate-wise rule: one LSTM for all entries")
+
+
+class _StepSize(_Model):
+    step_min: PositiveFloat = _field(1e-7, "smallest step size")
+    step_max: PositiveFloat = _field(5e-3, "largest step size")
+    step_bound: Literal["sigmoid", "clamp"] = _field(
+        "sigmoid", "smooth on a logarithmic scale, or the paper's clamp"
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> _StepSize:
+        if self.step_min >= self.step_max:
+            raise ValueError(f"step_min must be below step_max, found {self.step_min}")
+        return self
+
+
+class FlattenedConfig(_Flattened):
+    """m1 or m2 on the flattened gradient."""
+
+
+class CoordinateConfig(_Coordinate):
+    """m1 or m2 coordinate by coordinate."""
+
+
+class FlattenedStepConfig(_Flattened, _StepSize):
+    """The network of LSTM(lr,tele) on the flattened gradient."""
+
+
+class CoordinateStepConfig(_Coordinate, _StepSize):
+    """The network of LSTM(lr,tele), entry by entry."""
+
+
+class GradientDescentConfig(_Model):
+    """Gradient descent."""
+
+    kind: Literal["gd"] = _required("gradient descent")
+    lr: PositiveFloat = _required("step size")
+
+
+class MomentumConfig(_Model):
+    """Gradient descent with momentum."""
+
+    kind: Literal["momentum"] = _required("gradient descent with momentum")
+    lr: PositiveFloat = _required("step size")
+    momentum: Decay = _field(0.9, "decay of the velocity")
+
+
+class AdamConfig(_Model):
+    """Adam."""
+
+    kind: Literal["adam"] = _required("Adam")
+    lr: PositiveFloat = _required("step size")
+    beta1: Decay = _field(0.9, "decay of the mean of gradients")
+    beta2: Decay = _field(0.999, "decay of the mean of squares")
+
+
+UpdateConfig = Annotated[
+    FlattenedConfig | CoordinateConfig | GradientDescentConfig | MomentumConfig | AdamConfig,
+    Field(discriminator="kind"),
+]
+GeneratorConfig = Annotated[FlattenedConfig | CoordinateConfig, Field(discriminator="kind")]
+StepTeleportConfig = Annotated[
+    FlattenedStepConfig | CoordinateStepConfig, Field(discriminator="kind")
+]
+LEARNED = (FlattenedConfig, CoordinateConfig, FlattenedStepConfig, CoordinateStepConfig)
+
+
+class RulesConfig(_Model):
+    """What proposes updates and generators."""
+
+    update: UpdateConfig | None = _field(None, "m1, or a hand-made update rule")
+    teleport: GeneratorConfig | None = _field(None, "m2")
+    step_teleport: StepTeleportConfig | None = _field(
+        None, "one network for step size and generators; stands alone"
+    )
+
+    @model_validator(mode="after")
+    def _one_update(self) -> RulesConfig:
+        if (self.update is None) == (self.step_teleport is None):
+            raise ValueError("give exactly one of update and step_teleport")
+        if self.step_teleport is not None and self.teleport is not None:
+            raise ValueError("step_teleport proposes generators itself; leave teleport out")
+        if not any(isinstance(rule, LEARNED) for rule in self.by_name().values()):
+            raise ValueError("nothing to learn: at least one rule must be an LSTM")
+        return self
+
+    def by_name(self) -> dict[str, Any]:
+        """The rules that are given, by field name."""
+        fields = ("update", "teleport", "step_teleport")
+        return {name: rule for name in fields if (rule := getattr(self, name)) is not None}
+
+
+class TeleporterConfig(_Model):
+    """How generators move the weights."""
+
+    action: Literal["through_data", "linear", "scaling", "orthogonal"] = _field(
+        "through_data", "group action on each pair of adjacent layers"
+    )
+    element: Literal["exponential", "cayley", "first_order"] = _field(
+        "exponential", "generator to element; first_order is the paper's inexact pair"
+    )
+    limit: Literal["bounded", "fixed"] = _field(
+        "bounded", "generators at most of norm max_norm, or scaled to it (the paper)"
+    )
+    max_norm: PositiveFloat = _field(1.0, "Frobenius norm of the limit")
+    guard: Literal["refuse", "shrink", "none"] = _field(
+        "refuse", "what happens to a teleport that drifts too far"
+    )
+    tolerance: PositiveFloat = _field(1e-4, "largest drift that the guard lets through")
+    inexact: Literal["error", "guard"] = _field(
+        "error", "an action that cannot be exact on the data: stop, or leave it to the guard"
+    )
+
+    @model_validator(mode="after")
+    def _guarded(self) -> TeleporterConfig:
+        if self.inexact == "guard" and self.guard == "none":
+            raise ValueError("inexact: guard needs a guard, found guard: none")
+        if self.element == "cayley" and self.max_norm >= 2:
+            raise ValueError(f"cayley needs max_norm below 2, found {self.max_norm}")
+        return self
+
+
+class MetaConfig(_Model):
+    """The outer loop."""
+
+    batch: Positive = _field(64, "B, trajectories side by side")
+    outer_steps: Positive = _field(1000, "updates of phi")
+    steps: Positive = _field(100, "inner steps of a trajectory")
+    unroll: Positive = _field(10, "K, inner steps of a truncation window")
+    order: Annotated[int, Field(ge=1, le=2)] = _field(
+        1, "1: features are constants; 2: differentiated too"
+    )
+    loss: Literal["log", "sum"] = _field("log", "mean of log(loss + epsilon), or the paper's sum")
+    epsilon: PositiveFloat = _field(1e-9, "of the log loss")
+    schedule: Literal["cosine", "constant"] = _field("cosine", "of the outer learning rates")
+    final_lr: Annotated[float, Field(gt=0, le=1)] = _field(
+        0.02, "where the cosine ends, as a share of its start"
+    )
+    clip: PositiveFloat | None = _field(
+        1.0, "largest norm of each network's meta-gradient; null for none"
+    )
+
+    @model_validator(mode="after")
+    def _window(self) -> MetaConfig:
+        if self.unroll > self.steps:
+            raise ValueError(f"unroll must be at most steps ({self.steps}), found {self.unroll}")
+        return self
+
+
+class ValidationConfig(_Model):
+    """Validation on its own tasks."""
+
+    every: Positive = _field(100, "outer steps between validations")
+    tasks: Positive = _field(64, "validation tasks")
+
+
+class TrainConfig(_Model):
+    """A meta-training run."""
+
+    name: Name = _required("of the run; its folder is runs/<name>")
+    label: Text = _required("of the optimizer in tables and figures")
+    seed: Seed = _field(0, "of training tasks, validation tasks and initialisation")
+    dtype: DtypeName = _field("float32", "of optimizees and rules")
+    task: TaskConfig = _field(TaskConfig(), "what is trained on")
+    rules: RulesConfig = _required("what is learned")
+    teleporter: TeleporterConfig | None = _field(None, "needed where a rule proposes generators")
+    meta: MetaConfig = _field(MetaConfig(), "the outer loop")
+    validation: ValidationConfig = _field(ValidationConfig(), "validation")
+
+    @model_validator(mode="after")
+    def _teleporter(self) -> TrainConfig:
+        proposes = self.rules.teleport is not None or self.rules.step_teleport is not None
+        if proposes != (self.teleporter is not None):
+            raise ValueError(
+                "rules.teleport or rules.step_teleport and teleporter: give both or neither"
+            )
+        return self
+
+
+Grid = dict[str, Annotated[list[PositiveFloat | Positive | Literal[0]], Field(min_length=1)]]
+
+# What each hand-made optimizer is tuned over; also the list of those that exist.
+HYPERPARAMETERS: dict[str, tuple[str, ...]] = {
+    "GD": ("lr",),
+    "Momentum": ("lr", "momentum"),
+    "Adam": ("lr", "beta1", "beta2"),
+    "L-BFGS": ("history",),
+}
+
+
+def parse_baseline(name: str) -> tuple[str, int | None]:
+    """``Adam@20`` -> (``Adam``, 20): tuned for step 20; without @, for the last step."""
+    base, at, step = name.partition("@")
+    if base not in HYPERPARAMETERS or (at and not (step.isdigit() and int(step) > 0)):
+        known = ", ".join(HYPERPARAMETERS)
+        raise ValueError(f"baselines are {known}, or one of them @STEP (Adam@20), found {name!r}")
+    return base, int(step) if at else None
+
+
+class TuningConfig(_Model):
+    """How hand-made optimizers are tuned, on validation tasks."""
+
+    tasks: Positive = _field(64, "validation tasks")
+    seed: Seed = _field(0, "of the validation tasks")
+    grids: dict[str, Grid] = _required("values to try for each hyper-parameter of each optimizer")
+
+    @model_validator(mode="after")
+    def _complete(self) -> TuningConfig:
+        for name, grid in self.grids.items():
+            if name not in HYPERPARAMETERS:
+                raise ValueError(f"grids are for {', '.join(HYPERPARAMETERS)}, found {name!r}")
+            if set(grid) != set(HYPERPARAMETERS[name]):
+                wanted = ", ".join(HYPERPARAMETERS[name])
+                raise ValueError(f"the grid of {name} needs {wanted}, found {', '.join(grid)}")
+        return self
+
+
+class EvalConfig(_Model):
+    """An evaluation on unseen tasks."""
+
+    tasks: Positive = _field(256, "test tasks")
+    task_seed: Seed = _field(0, "of the test tasks")
+    steps: Positive = _field(100, "inner steps")
+    dtype: DtypeName = _field("float32", "of optimizees and rules")
+    task: TaskConfig = _field(TaskConfig(), "what is evaluated on")
+    baselines: list[Text] = _field([], "hand-made optimizers; NAME@STEP is tuned for that step")
+    tuning: TuningConfig = _required("of the hand-made optimizers")
+    bootstrap: Positive = _field(2000, "resamplings behind the intervals")
+
+    @model_validator(mode="after")
+    def _baselines(self) -> EvalConfig:
+        for name in self.baselines:
+            base, step = parse_baseline(name)
+            if base not in self.tuning.grids:
+                raise ValueError(f"tuning.grids has no entry for {base}, which baselines asks for")
+            if step is not None and step > self.steps:
+                raise ValueError(f"{name} is tuned for a step beyond steps ({self.steps})")
+        return self

@@ -1,0 +1,90 @@
+"""What several tests share: signed random tensors, strategies, tasks and tiny configurations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from hypothesis import settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from metaopt import config
+from metaopt.network import LeakyReLU
+from metaopt.schema import TrainConfig
+from metaopt.tasks import TaskBatch
+
+FEW = settings(max_examples=20, deadline=None, derandomize=True, database=None)
+
+widths = st.integers(1, 6)
+batches = st.integers(1, 3)
+seeds = st.integers(0, 2**31 - 1)
+slopes = st.sampled_from([0.05, 0.1, 0.5, 1.0])
+
+
+def signed(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Standard normal draws: of both signs, unlike the default family's."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def full_rank(*shape: int, seed: int) -> Tensor:
+    """Signed matrices [B, n, N] of full rank, their singular values between 1/2 and 2."""
+    U, _, Vh = torch.linalg.svd(signed(*shape, seed=seed), full_matrices=False)
+    return U * torch.linspace(0.5, 2, U.shape[-1], dtype=U.dtype) @ Vh
+
+
+def relative_error(found: Tensor, wanted: Tensor) -> float:
+    """||found - wanted|| / (1 + ||wanted||), the largest over the batch."""
+    distance = torch.linalg.matrix_norm(found - wanted)
+    return float((distance / (1 + torch.linalg.matrix_norm(wanted))).max())
+
+
+def regression(
+    sizes: Sequence[int], samples: int, seed: int, batch: int = 2, slope: float = 0.1
+) -> TaskBatch:
+    """Signed tasks on well-conditioned data, for layers sizes[0] -> .. -> sizes[-1], in float64."""
+    weights = tuple(
+        signed(batch, out, fan_in, seed=seed + layer)
+        for layer, (fan_in, out) in enumerate(pairwise(sizes))
+    )
+    X = full_rank(batch, sizes[0], samples, seed=seed + 100)
+    Y = signed(batch, sizes[-1], samples, seed=seed + 101)
+    return TaskBatch(X, Y, weights, LeakyReLU(slope))
+
+
+UPDATE: dict[str, Any] = {"kind": "coordinate_lstm", "hidden": 3, "scale": 0.1, "outer_lr": 1e-3}
+UPDATE_AND_TELEPORT: dict[str, Any] = {"update": UPDATE, "teleport": UPDATE}
+
+
+def tiny_config(
+    rules: Mapping[str, Any] | None = None,
+    teleporter: Mapping[str, Any] | None = None,
+    task: Mapping[str, Any] | None = None,
+    dtype: str = "float32",
+    **meta: Any,
+) -> TrainConfig:
+    """A run of seconds: coordinate-wise updates on 3 by 4 tasks, unless told otherwise.
+
+    Args:
+        rules: the section ``rules``.
+        teleporter: the section ``teleporter``; ``{}`` for its defaults, None for none.
+        task: fields of ``task`` to set.
+        dtype: of optimizees and rules.
+        meta: fields of ``meta`` to set.
+    """
+    small_task = {"width": 3, "inputs": 4, "outputs": 2, "samples": 3}
+    small_meta = {"batch": 2, "outer_steps": 4, "steps": 4, "unroll": 2}
+    content = {
+        "name": "tiny",
+        "label": "tiny",
+        "dtype": dtype,
+        "task": small_task | dict(task or {}),
+        "rules": dict(rules or {"update": UPDATE}),
+        "teleporter": None if teleporter is None else dict(teleporter),
+        "meta": small_meta | meta,
+        "validation": {"every": 2, "tasks": 3},
+    }
+    return config.check(TrainConfig, content, "tiny")

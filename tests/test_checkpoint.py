@@ -1,0 +1,392 @@
+"""Checkpoints: kept to the bit, never half written, and broken ones told in one line."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from support import UPDATE, UPDATE_AND_TELEPORT, regression, tiny_config
+from torch import Tensor
+
+import metaopt
+from metaopt import build, checkpoint
+from metaopt.checkpoint import CheckpointError
+from metaopt.learned import LearnedRule, load
+
+FLATTENED: dict[str, Any] = {"kind": "lstm", "hidden": 4, "outer_lr": 1e-3}
+RULES: dict[str, dict[str, Any]] = {
+    "coordinate pair": UPDATE_AND_TELEPORT,
+    "coordinate step": {"step_teleport": UPDATE},
+    "flattened pair": {"update": FLATTENED, "teleport": FLATTENED},
+    "flattened step": {"step_teleport": FLATTENED},
+    "update alone": {"update": FLATTENED},
+    "Adam and teleport": {"update": {"kind": "adam", "lr": 0.1}, "teleport": UPDATE},
+}
+
+
+def learned(kind: str = "coordinate pair", dtype: str = "float32") -> LearnedRule:
+    teleporter = None if kind == "update alone" else {"max_norm": 0.5}
+    config = tiny_config(RULES[kind], teleporter, dtype=dtype)
+    training, validation = {"seed": 3}, {"outer_step": 4, "val_loss_geomean": [2.0, 1.0]}
+    return LearnedRule(build.meta_optimizer(config), config, training, validation)
+
+
+def proposed(rule: LearnedRule, steps: int = 3) -> list[Tensor]:
+    """All that a rule does over a few steps."""
+    dtype = build.DTYPES[rule.config.dtype]
+    tasks = regression([4, 3, 2], samples=3, seed=0)
+    weights = tuple(W.to(dtype) for W in tasks.initial)
+    tasks = type(tasks)(tasks.X.to(dtype), tasks.Y.to(dtype), weights, tasks.s)
+    state = rule.optimizer.initial_state(tasks, tasks.observe(weights))
+    made: list[Tensor] = []
+    for _ in range(steps):
+        taken = rule.optimizer.step(weights, tasks.observe(weights), state, tasks)
+        weights, state = taken.weights, taken.state
+        made += weights
+    return [tensor.detach() for tensor in made]
+
+
+def _message(path: Path) -> str:
+    """What loading a broken file says; one line that names the file."""
+    with pytest.raises(CheckpointError) as caught:
+        load(path)
+    message = str(caught.value)
+    assert str(path) in message
+    assert "\n" not in message
+    return message
+
+
+# Kept as it was.
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("kind", list(RULES))
+def test_a_loaded_rule_is_the_saved_one(kind: str, dtype: str, tmp_path: Path) -> None:
+    saved = learned(kind, dtype)
+    saved.save(tmp_path / "rule.safetensors")
+    loaded = metaopt.load(tmp_path / "rule.safetensors")
+    assert loaded.config == saved.config
+    assert loaded.name == saved.name == "tiny"
+    assert loaded.training == saved.training
+    assert loaded.validation == saved.validation
+    for mine, theirs in zip(proposed(loaded), proposed(saved), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_a_loaded_rule_can_be_trained_on(tmp_path: Path) -> None:
+    saved = learned()
+    saved.save(tmp_path / "rule.safetensors")
+    loaded = load(str(tmp_path / "rule.safetensors"))
+    parameters = dict(loaded.optimizer.named_parameters())
+    assert parameters.keys() == dict(saved.optimizer.named_parameters()).keys()
+    assert all(p.requires_grad and not p.is_meta for p in parameters.values())
+
+
+def test_metadata_say_what_the_file_is(tmp_path: Path) -> None:
+    learned().save(tmp_path / "rule.safetensors")
+    with safetensors.safe_open(tmp_path / "rule.safetensors", framework="pt") as file:
+        metadata = file.metadata()
+    assert metadata["format"] == "metaopt"
+    assert metadata["format_version"] == checkpoint.FORMAT_VERSION
+    assert metadata["metaopt_version"] == metaopt.__version__
+    assert json.loads(metadata["training"]) == {"seed": 3}
+    assert json.loads(metadata["config"])["meta"]["steps"] == 4
+
+
+# Broken files.
+
+
+def _whole(tmp_path: Path) -> bytes:
+    path = tmp_path / "whole.safetensors"
+    learned("flattened pair").save(path)
+    return path.read_bytes()
+
+
+def _rewritten(tmp_path: Path, **metadata: str | None) -> bytes:
+    """A whole file with some metadata changed or, where None, left out."""
+    path = tmp_path / "whole.safetensors"
+    learned("flattened pair").save(path)
+    with safetensors.safe_open(path, framework="pt") as file:
+        changed = file.metadata() | metadata
+    kept = {key: value for key, value in changed.items() if value is not None}
+    return safetensors.torch.save(safetensors.torch.load_file(path), kept)
+
+
+def _reconfigured(tmp_path: Path, change: Callable[[dict[str, Any]], object]) -> bytes:
+    """A whole file whose configuration was changed."""
+    config = learned("flattened pair").config.model_dump(mode="json")
+    change(config)
+    return _rewritten(tmp_path, config=json.dumps(config))
+
+
+def _pickled(tmp_path: Path) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(learned().optimizer.state_dict(), buffer)
+    return buffer.getvalue()
+
+
+BROKEN: dict[str, tuple[Callable[[Path], bytes], str]] = {
+    "empty": (lambda _: b"", "not a whole safetensors file"),
+    "text": (lambda _: b"name: not a checkpoint\n" * 9, "not a whole safetensors file"),
+    "header cut": (lambda p: _whole(p)[:100], "not a whole safetensors file"),
+    "tensors cut": (lambda p: _whole(p)[:-1], "not a whole safetensors file"),
+    "bytes too many": (lambda p: _whole(p) + b"x", "not a whole safetensors file"),
+    "torch.save": (_pickled, "not a whole safetensors file"),
+    "no metadata": (
+        lambda _: safetensors.torch.save({"w": torch.ones(2)}),
+        "format: found None, expected 'metaopt'",
+    ),
+    "another program": (
+        lambda p: _rewritten(p, format="pt"),
+        "format: found 'pt', expected 'metaopt'",
+    ),
+    "unknown version": (
+        lambda p: _rewritten(p, format_version="2"),
+        "format_version: found '2', expected '1'",
+    ),
+    "no version": (lambda p: _rewritten(p, format_version=None), "format_version: found None"),
+    "config cut": (lambda p: _rewritten(p, config='{"name": "ti'), "metadata field config"),
+    "config a list": (lambda p: _rewritten(p, config="[]"), "expected a JSON object"),
+    "no config": (lambda p: _rewritten(p, config=None), "metadata field config"),
+    "training damaged": (lambda p: _rewritten(p, training="?"), "metadata field training"),
+    "config nested": (lambda p: _rewritten(p, config="[" * 10**5), "metadata field config"),
+    "config of digits": (
+        lambda p: _rewritten(p, config='{"seed": ' + "1" * 5000 + "}"),
+        "metadata field config",
+    ),
+    "unknown field": (
+        lambda p: _reconfigured(p, lambda c: c.update(surprise=1)),
+        "unknown field surprise",
+    ),
+    "unknown field of two lines": (
+        lambda p: _reconfigured(p, lambda c: c.update({"two\nlines": 1})),
+        "unknown field",
+    ),
+    "impossible value": (
+        lambda p: _reconfigured(p, lambda c: c["task"].update(width=-1)),
+        "field task.width",
+    ),
+    "action that cannot be exact": (
+        lambda p: _reconfigured(p, lambda c: c["task"].update(samples=5)),
+        "field teleporter.action",
+    ),
+    "other width": (
+        lambda p: _reconfigured(p, lambda c: c["task"].update(width=5)),
+        "tensor networks.teleport.head.W: found [9, 4] of float32, but its config asks for [25, 4]",
+    ),
+    "other hidden size": (
+        lambda p: _reconfigured(p, lambda c: c["rules"]["update"].update(hidden=5)),
+        "but its config asks for",
+    ),
+    "other kind of rule": (
+        lambda p: _reconfigured(p, lambda c: c["rules"].update(update=UPDATE)),
+        "but its config asks for",
+    ),
+    "other dtype": (
+        lambda p: _reconfigured(p, lambda c: c.update(dtype="float64")),
+        "of float32, but its config asks for",
+    ),
+}
+BROKEN |= {
+    f"hidden 10^{exponent}": (
+        lambda p, size=10**exponent: _reconfigured(  # type: ignore[misc]
+            p, lambda c: c["rules"]["update"].update(hidden=size)
+        ),
+        "",
+    )
+    for exponent in (6, 9, 10, 20)
+}
+
+
+@pytest.mark.parametrize("kind", list(BROKEN))
+def test_broken_files_are_told_in_one_line(kind: str, tmp_path: Path) -> None:
+    make, hint = BROKEN[kind]
+    path = tmp_path / "broken.safetensors"
+    path.write_bytes(make(tmp_path))
+    assert hint in _message(path)
+
+
+def test_missing_files_are_told(tmp_path: Path) -> None:
+    assert "no such file" in _message(tmp_path / "none.safetensors")
+    assert "no such file" in _message(tmp_path)
+
+
+def test_missing_and_surplus_tensors_are_told(tmp_path: Path) -> None:
+    rule = learned()
+    config = rule.config.model_dump(mode="json")
+    tensors = dict(rule.optimizer.state_dict())
+    path = tmp_path / "broken.safetensors"
+    checkpoint.write(path, checkpoint.Checkpoint(tensors | {"x": torch.ones(2)}, config, {}, {}))
+    assert "tensor x: found [2] of float32, but its config asks for none" in _message(path)
+    name, tensor = tensors.popitem()
+    checkpoint.write(path, checkpoint.Checkpoint(tensors, config, {}, {}))
+    assert f"tensor {name}: found none" in _message(path)
+    assert str(list(tensor.shape)) in _message(path)
+
+
+def test_no_byte_of_the_header_breaks_the_reader(tmp_path: Path) -> None:
+    whole = _whole(tmp_path)
+    path = tmp_path / "broken.safetensors"
+    header = 8 + int.from_bytes(whole[:8], "little")
+    told: list[str] = []
+    for position in range(0, header, 23):
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ 0x15]) + whole[position + 1 :])
+        try:
+            load(path)
+        except CheckpointError as error:
+            told.append(str(error))
+    assert len(told) > 50
+    assert all(str(path) in message for message in told)
+
+
+# Nothing in a file is run.
+
+
+class _Malice:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
+        return os.mkdir, (str(self.folder),)
+
+
+def _malicious(folder: Path, kind: str) -> bytes:
+    if kind == "pickle":
+        return pickle.dumps({"config": _Malice(folder)}, protocol=2)
+    buffer = io.BytesIO()
+    zipped = kind == "torch.save"
+    torch.save({"config": _Malice(folder)}, buffer, _use_new_zipfile_serialization=zipped)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["pickle", "torch.save", "old torch.save"])
+def test_pickles_are_not_run(kind: str, tmp_path: Path) -> None:
+    trap = tmp_path / "trap"
+    content = _malicious(trap, kind)
+    path = tmp_path / "file"
+    path.write_bytes(content)
+    _message(path)
+    with pytest.raises(CheckpointError, match="not a resume state"):
+        checkpoint.read_state(path)
+    assert not trap.exists()
+    # The trap is one: unpickled, it springs.
+    if kind == "pickle":
+        pickle.loads(content)
+        assert trap.exists()
+
+
+# The state of a run.
+
+
+def _state() -> dict[str, Any]:
+    optimizer = learned().optimizer
+    return {
+        "phi": dict(optimizer.state_dict()),
+        "inner": {"step": 3, "weights": (torch.ones(2, 3), torch.zeros(1))},
+        "progress": {"seconds": 0.1, "best": float("inf")},
+    }
+
+
+def test_states_are_kept_to_the_bit(tmp_path: Path) -> None:
+    state = _state()
+    checkpoint.write_state(tmp_path / "state.pt", state)
+    found = checkpoint.read_state(tmp_path / "state.pt")
+    assert found["progress"] == state["progress"]
+    assert found["inner"]["step"] == 3
+    assert isinstance(found["inner"]["weights"], tuple)
+    for mine, theirs in zip(found["inner"]["weights"], state["inner"]["weights"], strict=True):
+        assert torch.equal(mine, theirs)
+    assert found["phi"].keys() == state["phi"].keys()
+    assert all(torch.equal(found["phi"][name], state["phi"][name]) for name in state["phi"])
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda whole: b"",
+        lambda whole: whole[: len(whole) // 2],
+        lambda whole: whole[:-40],
+        lambda whole: b"hello",
+        lambda whole: b"PK\x03\x04",
+        # Pickles that stop short raise IndexError and others, not UnpicklingError.
+        lambda whole: b".",
+        lambda whole: b"\x80\x02.",
+        lambda whole: b"\x80\x02]q\x00.",
+    ],
+    ids=["empty", "half", "tail cut", "text", "zip head", "stop", "nothing", "a list"],
+)
+def test_broken_states_are_told_in_one_line(
+    damage: Callable[[bytes], bytes], tmp_path: Path
+) -> None:
+    path = tmp_path / "state.pt"
+    checkpoint.write_state(path, _state())
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(CheckpointError) as caught:
+        checkpoint.read_state(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_state_is_told(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="not a resume state"):
+        checkpoint.read_state(tmp_path / "none.pt")
+
+
+# Never half written.
+
+
+@pytest.mark.parametrize("call", ["replace", "fsync", "fdopen"])
+@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
+def test_a_failed_write_leaves_the_old_file(
+    call: str, error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "rule.safetensors"
+    checkpoint.write_atomically(path, b"old")
+
+    def fail(*arguments: object, **options: object) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, fail)
+        with pytest.raises(type(error)):
+            checkpoint.write_atomically(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["rule.safetensors"]
+    checkpoint.write_atomically(path, b"new")
+    assert path.read_bytes() == b"new"
+
+
+def test_a_failed_save_leaves_the_old_rule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "rule.safetensors"
+    learned().save(path)
+    before = path.read_bytes()
+
+    def fail(*arguments: object) -> None:
+        raise OSError("disk full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", fail)
+        with pytest.raises(OSError, match="disk full"):
+            learned("flattened pair").save(path)
+    assert path.read_bytes() == before
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_writes_make_folders_and_files_that_others_may_read(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b" / "file"
+    umask = os.umask(0o022)
+    try:
+        checkpoint.write_atomically(path, b"x")
+    finally:
+        os.umask(umask)
+    assert path.stat().st_mode & 0o777 == 0o644

@@ -1,0 +1,365 @@
+"""Configurations: what ships loads; every mistake is one line that names the file and the field."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from support import UPDATE, UPDATE_AND_TELEPORT, tiny_config
+
+from metaopt import build
+from metaopt.config import CONFIG_FOLDER, ConfigError, load, to_yaml
+from metaopt.schema import AdamConfig, EvalConfig, FlattenedConfig, TrainConfig
+
+SHIPPED = sorted(CONFIG_FOLDER.rglob("*.yaml"))
+TRAINING = [path for path in SHIPPED if path.name != "eval.yaml"]
+BASE = "lstm_update_tele.yaml"
+BASE_CONTENT = (CONFIG_FOLDER / BASE).read_bytes()
+
+
+def _names(path: Path) -> str:
+    return str(path.relative_to(CONFIG_FOLDER))
+
+
+def _error(path: Path, *overrides: str, kind: Any = TrainConfig) -> str:
+    """What loading a broken file says: one line."""
+    with pytest.raises(ConfigError) as caught:
+        load(kind, path, overrides)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+# What ships.
+
+
+def test_contract_files_ship() -> None:
+    flattened = {"lstm_update_tele.yaml", "lstm_update.yaml", "lstm_lr_tele.yaml"}
+    coordinate = {name.replace("lstm", "coordinate") for name in flattened}
+    paper = {f"paper/{name}" for name in flattened}
+    assert {_names(path) for path in SHIPPED} >= flattened | coordinate | paper | {"eval.yaml"}
+
+
+@pytest.mark.parametrize("path", TRAINING, ids=_names)
+def test_training_configs_load_and_build(path: Path) -> None:
+    config = load(TrainConfig, path)
+    optimizer = build.meta_optimizer(config)
+    assert set(optimizer.rules) == set(config.rules.by_name())
+    assert (optimizer.engine is None) == (config.teleporter is None)
+    assert config.label == config.label.strip()
+
+
+def test_labels_are_the_contracts() -> None:
+    labels = {_names(path): load(TrainConfig, path).label for path in TRAINING}
+    for ending, label in (
+        ("update_tele", "LSTM(update,tele)"),
+        ("update", "LSTM(update)"),
+        ("lr_tele", "LSTM(lr,tele)"),
+    ):
+        assert labels[f"lstm_{ending}.yaml"] == label
+        assert labels[f"paper/lstm_{ending}.yaml"] == label
+        assert labels[f"coordinate_{ending}.yaml"] == f"coordinate {label}"
+
+
+def test_evaluation_config_loads() -> None:
+    config = load(EvalConfig, "eval.yaml")
+    assert {"GD", "Momentum", "Adam", "L-BFGS"} <= set(config.baselines)
+    assert 0.0 in config.tuning.grids["Adam"]["beta1"]
+
+
+@pytest.mark.parametrize("path", TRAINING, ids=_names)
+def test_names_of_runs_differ_and_fit_a_folder(path: Path) -> None:
+    name = load(TrainConfig, path).name
+    assert name == Path(name).name
+    assert [load(TrainConfig, other).name for other in TRAINING].count(name) == 1
+
+
+@pytest.mark.parametrize("file", ["lstm_update_tele", "lstm_update", "lstm_lr_tele"])
+def test_paper_recipe(file: str) -> None:
+    config = load(TrainConfig, f"paper/{file}.yaml")
+    meta = config.meta
+    assert meta.batch * meta.outer_steps * meta.unroll == 700 * 100
+    assert (meta.steps, meta.unroll, meta.batch, meta.loss) == (100, 10, 1, "sum")
+    if config.teleporter is not None:
+        assert config.teleporter.element == "first_order"
+        assert (config.teleporter.limit, config.teleporter.max_norm) == ("fixed", 0.01)
+    if isinstance(config.rules.teleport, FlattenedConfig):
+        assert config.rules.teleport.outer_lr == 1e-4
+
+
+# Mistakes in fields.
+
+
+@pytest.mark.parametrize(
+    ("override", "field", "hint"),
+    [
+        ("meta.bach=3", "meta.bach", "did you mean batch?"),
+        ("metta.batch=3", "metta", "did you mean meta?"),
+        ("rules.update.hiden=3", "rules.update.hiden", "did you mean hidden?"),
+        ("rules.update.zzz=3", "rules.update.zzz", "known here: gradient, hidden, kind"),
+        ("meta.batch=many", "meta.batch", "valid integer"),
+        ("meta.batch=1.5", "meta.batch", "valid integer"),
+        ("meta.batch=true", "meta.batch", "valid integer"),
+        ("meta.batch=0", "meta.batch", "greater than or equal to 1"),
+        ("meta.batch=", "meta.batch", "valid integer"),
+        ("meta.batch=[3]", "meta.batch", "valid integer"),
+        ("seed=-1", "seed", "greater than or equal to 0"),
+        ("task.slope=0", "task.slope", "greater than 0"),
+        ("task.slope=2", "task.slope", "less than or equal to 1"),
+        ("task.slope=.nan", "task.slope", "1"),
+        ("task.layers=1", "task.layers", "greater than or equal to 2"),
+        ("task.data=normal", "task.data", "'uniform' or 'gaussian'"),
+        ("task=3", "task", "dictionary"),
+        ("dtype=float16", "dtype", "'float32' or 'float64'"),
+        ("meta.order=3", "meta.order", "less than or equal to 2"),
+        ("meta.clip=.inf", "meta.clip", "finite"),
+        ("meta.unroll=101", "meta", "unroll must be at most steps (100)"),
+        ("rules.update.outer_lr=-1e-3", "rules.update.outer_lr", "greater than 0"),
+        ("rules.update.kind=sgd", "rules.update", "'lstm', 'coordinate_lstm', 'gd'"),
+        ("rules.update={kind: adam}", "rules.update.lr", "missing"),
+        ("rules.update={kind: adam, lr: 1, beta1: 1}", "rules.update.beta1", "less than 1"),
+        ("rules.update=null", "rules", "exactly one of update and step_teleport"),
+        ("teleporter.action=rotation", "teleporter.action", "'through_data', 'linear'"),
+        ("teleporter=null", "", "teleporter: give both or neither"),
+    ],
+)
+def test_mistakes_in_fields(tmp_path: Path, override: str, field: str, hint: str) -> None:
+    path = tmp_path / "broken.yaml"
+    path.write_text((CONFIG_FOLDER / BASE).read_text())
+    message = _error(path, override)
+    assert message.startswith(f"{path} with --set: ")
+    assert f"field {field}" in message or not field
+    assert hint in message
+
+
+@pytest.mark.parametrize("section", ["name", "label", "rules"])
+def test_missing_fields(tmp_path: Path, section: str) -> None:
+    content = yaml.safe_load((CONFIG_FOLDER / BASE).read_text())
+    del content[section]
+    path = tmp_path / "broken.yaml"
+    path.write_text(yaml.safe_dump(content))
+    assert _error(path) == f"{path}: field {section} is missing"
+
+
+def test_rules_that_propose_generators_need_a_teleporter() -> None:
+    for rules in (UPDATE_AND_TELEPORT, {"step_teleport": UPDATE}):
+        with pytest.raises(ConfigError, match="teleporter: give both or neither"):
+            tiny_config(rules, None)
+    with pytest.raises(ConfigError, match="teleporter: give both or neither"):
+        tiny_config({"update": UPDATE}, {})
+
+
+def test_impossible_teleporters() -> None:
+    with pytest.raises(ConfigError, match="field teleporter: inexact: guard needs a guard"):
+        tiny_config(UPDATE_AND_TELEPORT, {"guard": "none", "inexact": "guard"})
+    with pytest.raises(ConfigError, match="field teleporter: cayley needs max_norm below 2"):
+        tiny_config(UPDATE_AND_TELEPORT, {"element": "cayley", "max_norm": 2.0})
+
+
+def test_nothing_to_learn_is_a_mistake() -> None:
+    with pytest.raises(ConfigError, match="field rules: nothing to learn"):
+        tiny_config({"update": {"kind": "gd", "lr": 1e-3}})
+
+
+def test_step_teleport_stands_alone() -> None:
+    with pytest.raises(ConfigError, match="leave teleport out"):
+        tiny_config({"step_teleport": UPDATE, "teleport": UPDATE}, {})
+    with pytest.raises(ConfigError, match="step_min must be below step_max"):
+        tiny_config({"step_teleport": UPDATE | {"step_min": 1.0, "step_max": 0.5}}, {})
+
+
+@pytest.mark.parametrize(
+    ("override", "hint"),
+    [
+        ("baselines=[SGD]", "GD, Momentum, Adam, L-BFGS"),
+        ("baselines=[Adam@0]", "found 'Adam@0'"),
+        ("baselines=[Adam@101]", "beyond steps (100)"),
+        ("tuning.grids.Adam.beta3=[0.5]", "the grid of Adam needs lr, beta1, beta2"),
+        ("tuning.grids.RMSprop.lr=[0.5]", "grids are for GD"),
+        ("tuning.grids.GD.lr=[]", "tuning.grids.GD.lr"),
+        ("tuning.grids.GD.lr=[-1.0]", "tuning.grids.GD.lr"),
+        ("tasks=0", "field tasks"),
+    ],
+)
+def test_mistakes_in_evaluation(override: str, hint: str) -> None:
+    message = _error(Path("eval.yaml"), override, kind=EvalConfig)
+    assert "eval.yaml" in message
+    assert hint in message
+
+
+# Mistakes of a whole file.
+
+
+@pytest.mark.parametrize(
+    ("content", "hint"),
+    [
+        (b"", "mapping of fields"),
+        (b"- 1\n- 2\n", "mapping of fields"),
+        (b"meta: [1\n", "not valid YAML"),
+        (b"meta:\n\t- 1\n", "not valid YAML"),
+        (b"name: a: b\n", "not valid YAML"),
+        (b"\xff\xfe\x00name", "not valid YAML"),
+        (b"name: !!python/object/apply:os.getcwd []\n", "not valid YAML"),
+        (b"name: a\nname: b\n", "field 'name' is given twice"),
+        (b"name: a\nmeta:\n  batch: 1\n  batch: 2\n", "field 'batch' is given twice"),
+        (BASE_CONTENT + b"\n1: 2\n", "field 1"),
+        (b"? [a]\n: 2\n", "not valid YAML"),
+        # What the reader of a scalar or of nesting itself raises is no YAMLError.
+        (b"name: 2024-13-45\n", "broken.yaml"),
+        (b"seed: !!int many\n", "broken.yaml"),
+        (b"seed: " + b"1" * 5000, "broken.yaml"),
+        (b"seed: !!timestamp never\n", "broken.yaml"),
+        (b"[" * 3000, "broken.yaml"),
+        (BASE_CONTENT + b'\n"two\\nlines": 1\n', "unknown field"),
+    ],
+    ids=lambda value: repr(value[-20:])[2:-1] if isinstance(value, bytes) else "",
+)
+def test_mistakes_of_a_whole_file(tmp_path: Path, content: bytes, hint: str) -> None:
+    path = tmp_path / "broken.yaml"
+    path.write_bytes(content)
+    message = _error(path)
+    assert message.startswith(f"{path}: ")
+    assert hint in message
+
+
+def test_missing_file_lists_what_there_is(tmp_path: Path) -> None:
+    message = _error(tmp_path / "none.yaml")
+    assert str(tmp_path / "none.yaml") in message
+    assert BASE in message
+    assert str(tmp_path) in _error(tmp_path)
+
+
+def test_a_path_goes_before_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / BASE).write_text(to_yaml(tiny_config()))
+    assert load(TrainConfig, BASE).name == "lstm_update_tele"
+    monkeypatch.chdir(tmp_path)
+    assert load(TrainConfig, BASE).name == "tiny"
+
+
+# Exactness is checked against the tasks before any work begins.
+
+
+@pytest.mark.parametrize(
+    ("task", "action", "exact"),
+    [
+        ({"inputs": 4, "samples": 4}, "through_data", True),
+        ({"inputs": 3, "samples": 4}, "through_data", False),
+        ({"layers": 3, "width": 3, "inputs": 4, "samples": 4}, "through_data", False),
+        ({"layers": 3, "width": 4, "inputs": 4, "samples": 4}, "through_data", True),
+        ({"inputs": 3, "samples": 9}, "scaling", True),
+        ({"slope": 0.1}, "linear", False),
+        ({"slope": 0.1}, "orthogonal", False),
+        ({"slope": 1.0}, "orthogonal", True),
+    ],
+)
+def test_exactness_is_checked_when_built(task: dict[str, Any], action: str, exact: bool) -> None:
+    strict = tiny_config(UPDATE_AND_TELEPORT, {"action": action}, task)
+    if exact:
+        assert build.meta_optimizer(strict).engine is not None
+    else:
+        with pytest.raises(ConfigError) as caught:
+            build.meta_optimizer(strict)
+        message = str(caught.value)
+        assert message.startswith("field teleporter.action: the ")
+        assert "inexact: guard" in message
+        assert "\n" not in message
+    lenient = tiny_config(UPDATE_AND_TELEPORT, {"action": action, "inexact": "guard"}, task)
+    assert build.meta_optimizer(lenient).engine is not None
+
+
+# Overrides.
+
+
+@pytest.mark.parametrize(
+    ("override", "section", "field", "value"),
+    [
+        ("meta.batch=5", "meta", "batch", 5),
+        ("meta.epsilon=1e-3", "meta", "epsilon", 1e-3),
+        ("meta.epsilon=2E+2", "meta", "epsilon", 200.0),
+        ("meta.epsilon=3", "meta", "epsilon", 3.0),
+        ("meta.clip=null", "meta", "clip", None),
+        ("meta.clip=", "meta", "clip", None),
+        ("meta.clip=2.5", "meta", "clip", 2.5),
+        ("meta.loss=sum", "meta", "loss", "sum"),
+        ("task.slope=.5", "task", "slope", 0.5),
+    ],
+)
+def test_overrides_are_typed_like_the_field(
+    override: str, section: str, field: str, value: Any
+) -> None:
+    found = getattr(getattr(load(TrainConfig, BASE, [override]), section), field)
+    assert found == value
+    assert type(found) is type(value) or (isinstance(value, float) and found == value)
+
+
+@pytest.mark.parametrize("name", ["7", "1.5", "1e3", "1e-3", "007", "run"])
+def test_names_may_look_like_numbers(name: str) -> None:
+    assert load(TrainConfig, BASE, [f"name={name}"]).name == name
+
+
+def test_overrides_of_lists_and_sections() -> None:
+    config = load(EvalConfig, "eval.yaml", ["baselines=[GD,Adam@7]", "tuning.grids.GD.lr=[1e-3,1]"])
+    assert config.baselines == ["GD", "Adam@7"]
+    assert config.tuning.grids["GD"]["lr"] == [1e-3, 1]
+    adam = load(
+        TrainConfig,
+        "coordinate_update.yaml",
+        [
+            "rules.update={kind: adam, lr: 1e-3}",
+            "rules.update.beta1=0.5",
+            "rules.teleport={kind: lstm, outer_lr: 1e-4}",
+            "teleporter.max_norm=0.5",
+        ],
+    )
+    assert adam.rules.update == AdamConfig(kind="adam", lr=1e-3, beta1=0.5)
+    assert adam.teleporter is not None
+    assert adam.teleporter.max_norm == 0.5
+
+
+def test_the_last_override_counts() -> None:
+    assert load(TrainConfig, BASE, ["seed=1", "seed=2"]).seed == 2
+
+
+@pytest.mark.parametrize(
+    "override", ["meta", "=3", "meta.=3", ".meta=3", "meta.batch.x=3", "meta.batch=[1", "seed=*a"]
+)
+def test_overrides_that_are_none(override: str) -> None:
+    assert f"--set {override}" in _error(Path(BASE), override)
+
+
+# The resolved file.
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=_names)
+def test_resolved_yaml_round_trips(path: Path, tmp_path: Path) -> None:
+    kind: Any = EvalConfig if path.name == "eval.yaml" else TrainConfig
+    config = load(kind, path)
+    resolved = tmp_path / "config.yaml"
+    resolved.write_text(to_yaml(config))
+    assert load(kind, resolved) == config
+
+
+@pytest.mark.parametrize(
+    "label", ["7", "1e3", "1e-3", "null", "true", "2024-01-01", "a: b", "é", " a", "0x1", "#"]
+)
+def test_any_label_round_trips(label: str, tmp_path: Path) -> None:
+    config = tiny_config().model_copy(update={"label": label})
+    resolved = tmp_path / "config.yaml"
+    resolved.write_text(to_yaml(config), encoding="utf-8")
+    assert load(TrainConfig, resolved) == config
+
+
+@pytest.mark.parametrize("value", [1e-3, 1e-7, 5e-324, 1e22, 0.1, 3.0])
+def test_floats_round_trip(value: float, tmp_path: Path) -> None:
+    config = tiny_config({"update": UPDATE | {"scale": value}})
+    resolved = tmp_path / "config.yaml"
+    resolved.write_text(to_yaml(config))
+    assert load(TrainConfig, resolved) == config
+
+
+def test_resolved_yaml_writes_every_field_out() -> None:
+    written = yaml.safe_load(to_yaml(load(TrainConfig, BASE)))
+    assert set(written) == set(TrainConfig.model_fields)
+    assert written["meta"]["epsilon"] == 1e-9
