@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -13,8 +14,19 @@ from torch import Tensor
 
 from metaopt import config
 from metaopt.network import LeakyReLU
+from metaopt.rules import Rule
 from metaopt.schema import TrainConfig
+from metaopt.symmetry import Action, Linear, Orthogonal, Permutation, Scaling, ThroughData
 from metaopt.tasks import TaskBatch
+
+CONTINUOUS: list[Action] = [ThroughData(), Linear(), Scaling(), Orthogonal()]
+ACTIONS: list[Action] = [*CONTINUOUS, Permutation()]
+MAX_NORM = 1.0
+
+every_action = pytest.mark.parametrize("action", ACTIONS, ids=lambda action: type(action).__name__)
+every_continuous_action = pytest.mark.parametrize(
+    "action", CONTINUOUS, ids=lambda action: type(action).__name__
+)
 
 FEW = settings(max_examples=20, deadline=None, derandomize=True, database=None)
 
@@ -88,3 +100,18 @@ def tiny_config(
         "validation": {"every": 2, "tasks": 3},
     }
     return config.check(TrainConfig, content, "tiny")
+
+
+def speak_up(rule: Rule) -> Rule:
+    """In float64, with outputs that are not small beside the weights."""
+    rule.double()
+    with torch.no_grad():
+        for name, parameter in rule.named_parameters():
+            if "head" in name:
+                parameter.mul_(20)
+    return rule
+
+
+def gradcheck(function: Callable[..., Any], inputs: list[Tensor]) -> bool:
+    leaves = tuple(tensor.detach().clone().requires_grad_() for tensor in inputs)
+    return torch.autograd.gradcheck(function, leaves)
