@@ -18,7 +18,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -87,16 +87,14 @@ class Chain:
             return f"its activations have different slopes {sorted(slopes)}"
         chain = Chain(linear, LeakyReLU(slopes.pop()), [None] * len(linear))
         for position, layer in enumerate(linear):
-            layer.register_forward_pre_hook(chain._recorder(position))
+            layer.register_forward_pre_hook(partial(chain.record, position))
         return chain
 
-    def _recorder(self, position: int) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        def record(module: nn.Module, arguments: tuple[Any, ...]) -> None:
-            # A pass without gradients is a measurement, not the one that the step belongs to.
-            if torch.is_grad_enabled():
-                self.inputs[position] = arguments[0]
-
-        return record
+    def record(self, position: int, module: nn.Module, arguments: tuple[Any, ...]) -> None:
+        """A forward hook: keep the input of the layer at ``position``."""
+        # A pass without gradients is a measurement, not the one that the step belongs to.
+        if torch.is_grad_enabled():
+            self.inputs[position] = arguments[0]
 
     def layer_inputs(self) -> tuple[Tensor, ...]:
         """A_0 .. A_{L-1}, each [1, n_l, N]; raises ``RuntimeError`` before any forward pass."""

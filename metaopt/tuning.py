@@ -50,7 +50,7 @@ def candidates(grid: dict[str, list[float]], names: tuple[str, ...]) -> Iterator
 
 
 def tune(config: EvalConfig, device: torch.device, cache: Path) -> list[Choice]:
-    """The baselines of ``config``, tuned or taken from the cache.
+    """The baselines of ``config``, tuned or taken from the cache; a line for those left out.
 
     Args:
         config: tasks, horizon, grids and names.
@@ -63,6 +63,9 @@ def tune(config: EvalConfig, device: torch.device, cache: Path) -> list[Choice]:
     for name in config.baselines:
         base, step = parse_baseline(name)
         step = config.steps if step is None else step
+        if step > config.steps:
+            tqdm.write(f"left out: {name}: it is tuned for a step beyond the last, {config.steps}")
+            continue
         key = _key(config, base, step)
         if key not in known:
             if tasks is None:

@@ -347,7 +347,6 @@ def test_mistakes_in_training_end_in_one_line(
     ("arguments", "words"),
     [
         (["--set", "baselines=[Adamm]"], ["Adamm", "L-BFGS"]),
-        (["--set", "baselines=[Adam@101]"], ["Adam@101", "100"]),
         (["--checkpoints", "no.safetensors"], ["no.safetensors"]),
         (["--set", "baselines=[]"], ["nothing to evaluate"]),
     ],
@@ -361,6 +360,18 @@ def test_mistakes_in_evaluation_end_in_one_line(
 ) -> None:
     assert run_here("eval_meta.py", arguments, tmp_path, monkeypatch) == 2
     assert_one_line(capsys.readouterr().err, *words)
+
+
+def test_baselines_tuned_beyond_the_horizon_are_left_out_with_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sets = ["baselines=[GD,Adam@20]", "steps=1", "tasks=4", "bootstrap=10", "tuning.tasks=2"]
+    arguments = [part for value in sets for part in ("--set", value)]
+    assert run_here("eval_meta.py", arguments, tmp_path, monkeypatch) == 0
+    assert "left out: Adam@20" in capsys.readouterr().out
+    found = json.loads((tmp_path / "runs" / "eval" / "results.json").read_text())
+    assert list(found["optimizers"]) == ["GD"]
+    assert found["pairs"] == []
 
 
 def test_a_damaged_checkpoint_ends_in_one_line(tmp_path: Path) -> None:
