@@ -19,15 +19,17 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     settings = config.load(EvalConfig, arguments.config, arguments.overrides)
-    if arguments.checkpoints is None:
+    named = arguments.checkpoints is not None
+    if named:
+        paths = [Path(path) for path in arguments.checkpoints]
+    else:
+        shipped = Path(__file__).resolve().parent / "checkpoints" / "pretrained"
         paths = [
-            *sorted(Path("checkpoints/pretrained").glob("*.safetensors")),
+            *sorted(shipped.glob("*.safetensors")),
             *sorted(Path("runs").glob("*/optimizer.safetensors")),
         ]
-    else:
-        paths = [Path(path) for path in arguments.checkpoints]
     folder = Path(arguments.out) if arguments.out else Path("runs/eval")
-    print(execute(settings, paths, folder, cli.device(arguments.device)))
+    print(execute(settings, paths, folder, cli.device(arguments.device), required=named))
 
 
 if __name__ == "__main__":

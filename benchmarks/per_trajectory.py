@@ -4,7 +4,7 @@
 
 The loop is the same step the way published code writes it: one trajectory at a time,
 ``torch.nn.LSTM`` on the flattened gradient, autograd for the inner gradient, one matrix of each
-kind. Both sides run whole outer steps (unroll of K = 10, backward, clip, Adam) of
+kind. Both sides run whole outer steps (unroll of K = 10, backward, Adam) of
 ``configs/paper/lstm_update_tele.yaml``, hidden 300, update and teleport; only the meta-batch
 differs. Printed: seconds for a trajectory of 100 steps on each side (medians over repeats), and
 their ratio.
@@ -45,7 +45,13 @@ class PlainLoop:
                 "head2": nn.Linear(300, task.width**2),
             }
         )
-        self.adam = torch.optim.Adam(self.networks.parameters(), lr=1e-4)
+        own_rates = {"m1": 1e-3, "head1": 1e-3, "m2": 1e-4, "head2": 1e-4}
+        self.adam = torch.optim.Adam(
+            [
+                {"params": self.networks[name].parameters(), "lr": own_rates[name]}
+                for name in own_rates
+            ]
+        )
         self.meta = meta
         self.drawn = 0
         self._draw()
@@ -74,7 +80,6 @@ class PlainLoop:
         self.steps_left -= self.meta.unroll
         self.adam.zero_grad()
         total.backward()
-        nn.utils.clip_grad_norm_(self.networks.parameters(), 1.0)
         self.adam.step()
 
     def _loss(self, W1: Tensor, W2: Tensor) -> Tensor:

@@ -56,6 +56,19 @@ class Checkpoint:
     validation: dict[str, Any]
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder for results; raises ``UserError`` where that is not possible."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{folder}: no folder for results can be made there ({error.strerror}); "
+            f"choose another with --out"
+        ) from None
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"{folder}: this folder cannot be written to; choose another with --out")
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Write beside, fsync, rename: a reader sees the old file or the new one, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -44,8 +44,8 @@ def device(name: str) -> torch.device:
     """auto, cpu, cuda or cuda:N; raises ``UserError`` where it is not there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    kind, _, index = name.partition(":")
-    if kind not in ("cpu", "cuda") or (index and not index.isdigit()) or name == "cpu:":
+    kind, colon, index = name.partition(":")
+    if kind not in ("cpu", "cuda") or index.isdigit() != bool(colon) or name.startswith("cpu:"):
         raise UserError(f"--device: found {name!r}, expected auto, cpu, cuda or cuda:N")
     if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
         raise UserError(

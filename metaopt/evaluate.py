@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from metaopt import build, learned
-from metaopt.checkpoint import write_atomically
+from metaopt.checkpoint import CheckpointError, make_folder, write_atomically
 from metaopt.errors import UserError
 from metaopt.learned import LearnedRule
 from metaopt.optimizers import Optimizer
@@ -32,11 +32,11 @@ from metaopt.report import (
 )
 from metaopt.rules.base import ShapeMismatchError
 from metaopt.schema import EvalConfig
-from metaopt.statistics import clean, diverged, geomean, geomean_interval, resamples
+from metaopt.statistics import CEILING, clean, diverged, geomean, geomean_interval, resamples
 from metaopt.streams import Stream
 from metaopt.symmetry import InexactActionError
 from metaopt.tasks import TaskBatch
-from metaopt.tuning import tune
+from metaopt.tuning import edges, tune
 from metaopt.unroll import TeleportTrace, rollout
 
 Array = NDArray[np.float64]
@@ -81,21 +81,43 @@ class Outcome:
     teleport: dict[str, float] | None
 
 
-def learned_contenders(paths: Sequence[Path], device: torch.device) -> list[Contender]:
-    """Checkpoints as contenders; two of one name get `` #seed``."""
-    rules = [(path, learned.load(path, device)) for path in paths]
+def learned_contenders(
+    paths: Sequence[Path], device: torch.device, required: bool
+) -> list[Contender]:
+    """Checkpoints as contenders; two of one name get `` #seed``.
+
+    Args:
+        paths: of checkpoints.
+        device: where to compute.
+        required: a damaged file is an error; otherwise it is left out with a line.
+    """
+    rules = []
+    for path in paths:
+        try:
+            rules.append((path, learned.load(path, device)))
+        except CheckpointError as error:
+            if required:
+                raise
+            tqdm.write(f"left out: {error}")
     names = [rule.name for _, rule in rules]
     full = [
         rule.name if names.count(rule.name) == 1 else f"{rule.name} #{rule.config.seed}"
         for _, rule in rules
     ]
-    contenders = []
-    for i, (path, rule) in enumerate(rules):
-        # The same label and the same seed: numbered in the order that they were found in.
-        earlier = full[:i].count(full[i])
-        name = f"{full[i]} ({earlier + 1})" if earlier else full[i]
-        contenders.append(Contender(name, "learned", rule.optimizer, _origin(path, rule)))
-    return contenders
+    return [
+        Contender(name, "learned", rule.optimizer, _origin(path, rule))
+        for name, (path, rule) in zip(full, rules, strict=True)
+    ]
+
+
+def numbered(contenders: Sequence[Contender]) -> list[Contender]:
+    """The contenders, those of a name that came before as ``NAME (2)``, ``NAME (3)`` ..."""
+    names = [contender.name for contender in contenders]
+    return [
+        replace(contender, name=f"{contender.name} ({earlier + 1})") if earlier else contender
+        for i, contender in enumerate(contenders)
+        for earlier in (names[:i].count(contender.name),)
+    ]
 
 
 def _origin(path: Path, rule: LearnedRule) -> dict[str, Any]:
@@ -113,6 +135,7 @@ def baseline_contenders(config: EvalConfig, device: torch.device, cache: Path) -
                 "hyperparameters": choice.values,
                 "tuned_for_step": choice.step,
                 "validation_loss": choice.validation_loss,
+                "at_the_edge_of_the_grid": edges(choice, config),
             },
         )
         for choice in tune(config, device, cache)
@@ -125,7 +148,8 @@ def run_contender(contender: Contender, tasks: TaskBatch, steps: int) -> Outcome
     Raises:
         ShapeMismatchError, InexactActionError: where it does not fit the tasks.
     """
-    rollout(tasks.select(slice(0, min(tasks.size, 2))), contender.optimizer, min(steps, 3))
+    # The warm-up also makes what belongs to the tasks and not to a step, such as X^+.
+    rollout(tasks, contender.optimizer, min(steps, 2))
     _wait(tasks.X.device)
     began = time.perf_counter()
     losses, teleports = rollout(tasks, contender.optimizer, steps)
@@ -146,11 +170,11 @@ def _wait(device: torch.device) -> None:
 
 def summarise(teleports: TeleportTrace) -> dict[str, float]:
     """Teleports of a run in four numbers."""
+    numbers = {name: float(value) for name, value in teleports.summary().items()}
+    # As for losses: what is not finite counts as very large, so that the file stays valid JSON.
     return {
-        "norm_mean": float(teleports.norm.mean()),
-        "refused_share": float(teleports.refused.float().mean()),
-        "drift_max": float(teleports.drift.max()),
-        "drift_log_total_mean": float(teleports.log_ratio.double().sum(0).mean()),
+        name: float(np.nan_to_num(number, nan=CEILING, posinf=CEILING, neginf=-CEILING))
+        for name, number in numbers.items()
     }
 
 
@@ -294,36 +318,48 @@ def teleport_table(found: dict[str, Any]) -> str:
     return markdown_table(header, rows) if rows else ""
 
 
-def tuning_lines(found: dict[str, Any]) -> list[str]:
-    """What the hand-made optimizers were tuned to."""
+def tuning_lines(found: dict[str, Any]) -> str:
+    """What the hand-made optimizers were tuned to, a line each; empty without any."""
     lines = []
     for name, entry in found["optimizers"].items():
         if entry["kind"] == "baseline":
             values = ", ".join(f"{k} {v:g}" for k, v in entry["origin"]["hyperparameters"].items())
-            lines.append(f"{name}: {values} (step {entry['origin']['tuned_for_step']})")
-    return lines
+            edges = ", ".join(entry["origin"]["at_the_edge_of_the_grid"])
+            note = f"; at the edge of the grid: {edges}" if edges else ""
+            lines.append(f"tuned {name}: {values} (step {entry['origin']['tuned_for_step']}){note}")
+    return "\n".join(lines)
 
 
-def execute(config: EvalConfig, paths: Sequence[Path], folder: Path, device: torch.device) -> str:
+def execute(
+    config: EvalConfig,
+    paths: Sequence[Path],
+    folder: Path,
+    device: torch.device,
+    required: bool = True,
+) -> str:
     """Evaluate checkpoints and baselines, write all files, return the report.
 
     Args:
         config: what to evaluate on.
         paths: of checkpoints.
+        required: whether a damaged checkpoint is an error, or left out with a line.
         folder: where results go.
         device: where to compute.
     """
-    contenders = [
-        *learned_contenders(paths, device),
-        *baseline_contenders(config, device, TUNED_BASELINES),
-    ]
+    make_folder(folder)
+    contenders = numbered(
+        [
+            *learned_contenders(paths, device, required),
+            *baseline_contenders(config, device, TUNED_BASELINES),
+        ]
+    )
     if not contenders:
         raise UserError("nothing to evaluate: train, name --checkpoints, or set baselines")
     outcomes = evaluate(config, contenders, device)
     index = resamples(config.tasks, config.bootstrap, config.task_seed)
     by_name = curves(outcomes, index)
     found = results(config, outcomes, by_name, index, device)
-    write_atomically(folder / "results.json", json.dumps(found, indent=1).encode())
+    write_atomically(folder / "results.json", json.dumps(found, indent=1, allow_nan=False).encode())
     write_atomically(folder / "curves.csv", curves_csv(by_name))
     learned_names = [o.contender.name for o in outcomes if o.contender.kind == "learned"]
     title = (
@@ -331,6 +367,6 @@ def execute(config: EvalConfig, paths: Sequence[Path], folder: Path, device: tor
     )
     figure = convergence_figure(by_name, learned_names, title)
     write_atomically(folder / "convergence.png", figure)
-    overlay_runs(folder, by_name)
-    report = [table(found), "", teleport_table(found), "", "tuned:", *tuning_lines(found)]
-    return "\n".join([*report, "", f"results: {folder}"])
+    overlay_runs(folder / "tensorboard", by_name)
+    parts = [table(found), teleport_table(found), tuning_lines(found), f"results: {folder}"]
+    return "\n\n".join(part for part in parts if part)

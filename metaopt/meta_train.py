@@ -69,13 +69,13 @@ class Window:
     Attributes:
         meta_loss: M.
         grad_norms: of each network's meta-gradient before clipping.
-        teleports: of the window, or None.
+        teleports: of the window, as in ``TeleportTrace.summary``; empty without teleports.
         skipped: whether it changed nothing.
     """
 
     meta_loss: float
     grad_norms: dict[str, float]
-    teleports: TeleportTrace | None
+    teleports: dict[str, float]
     skipped: bool
 
 
@@ -132,8 +132,10 @@ class MetaTrainer:
             torch.nn.utils.clip_grad_norm_(parameters, clip)
             for parameters in self.networks.values()
         ]
+        summary = {} if unrolled.teleports is None else unrolled.teleports.summary()
         # The one wait for the device in an outer step.
-        value, *norm_values = torch.stack([loss.detach(), *norms]).tolist()
+        numbers = torch.stack([loss.detach(), *norms, *summary.values()]).tolist()
+        value, norm_values = numbers[0], numbers[1 : 1 + len(norms)]
         skipped = not all(map(math.isfinite, (value, *norm_values)))
         progress.outer_step += 1
         progress.inner_steps += steps * meta.batch
@@ -147,7 +149,8 @@ class MetaTrainer:
             self.adam.step()
             self.inner = inner.detach()
         grad_norms = dict(zip(self.networks, norm_values, strict=True))
-        return Window(value, grad_norms, unrolled.teleports, skipped)
+        teleports = dict(zip(summary, numbers[1 + len(norms) :], strict=True))
+        return Window(value, grad_norms, teleports, skipped)
 
     def validate(self) -> tuple[Tensor, TeleportTrace | None]:
         """Losses [steps + 1, tasks] on the validation tasks, and the teleports."""

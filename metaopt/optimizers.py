@@ -4,7 +4,7 @@
 
 ``MetaOptimizer`` composes rules (learned or hand-made) with a teleport engine. The hand-made update
 rules here have no parameters; ``LBFGS`` stands behind the same ``Optimizer`` interface.
-All are indexed by gradient evaluations: after t steps, t gradients were used.
+All are indexed by gradient evaluations: w_t needed t gradients (``LBFGS`` says how it counts).
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -86,9 +87,12 @@ class RunWriter:
         """
         for inner in table_steps(len(curve) - 1):
             self._writer.add_scalar(f"validation/loss_at_{inner:04d}", curve[inner], step)
-        self._writer.add_histogram("validation/log10_final_loss", np.log10(final), step)
-        for name, values in teleports.items():
-            self._writer.add_histogram(f"validation/teleport_{name}", values, step)
+        arrays = {"log10_final_loss": np.log10(final)}
+        arrays |= {f"teleport_{name}": values for name, values in teleports.items()}
+        for name, values in arrays.items():
+            finite = values[np.isfinite(values)]
+            if finite.size:
+                self._writer.add_histogram(f"validation/{name}", finite, step)
 
     def __enter__(self) -> RunWriter:
         return self
@@ -106,14 +110,14 @@ def overlay_runs(folder: Path, curves: Mapping[str, Mapping[str, Array]]) -> Non
     """One TensorBoard run for each optimizer, so that their curves lie over each other.
 
     Args:
-        folder: each optimizer gets a folder below it.
+        folder: each optimizer gets a folder below it; events of an earlier evaluation go.
         curves: for each optimizer ``geomean``, ``low``, ``high`` by inner step, and ``seconds``.
     """
-    for name, curve in curves.items():
-        run = folder / name.replace("/", "_")
+    for run in folder.glob("*"):
         for old in RunWriter.files(run):
             old.unlink()
-        writer = SummaryWriter(str(run))
+    for name, curve in curves.items():
+        writer = SummaryWriter(str(folder / re.sub(r"[^\w(),@#+ -]", "_", name)))
         for step, loss in enumerate(curve["geomean"]):
             # log10, since TensorBoard's axes are linear until told otherwise.
             # All runs begin at one wall-clock time: TensorBoard's axis "relative" shows seconds.

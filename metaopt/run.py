@@ -19,8 +19,15 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from metaopt.checkpoint import CheckpointError, read_state, write_atomically, write_state
+from metaopt.checkpoint import (
+    CheckpointError,
+    make_folder,
+    read_state,
+    write_atomically,
+    write_state,
+)
 from metaopt.config import ConfigError, to_yaml
+from metaopt.learned import load
 from metaopt.meta_train import MetaTrainer, Window
 from metaopt.report import RunWriter, validation_table
 from metaopt.schema import TrainConfig
@@ -63,12 +70,11 @@ class Run:
         """
         trainer, total = self.trainer, self.trainer.config.meta.outer_steps
         every = trainer.config.validation.every
-        rows = self._resume() if resume_run else None
-        if rows is None:
+        make_folder(self.folder)
+        if not (resume_run and self._resume()):
             self._start_afresh()
-            rows = []
         if trainer.finished:
-            return self._closing(rows)
+            return self._closing()
         began_at = trainer.trajectories
         with (
             RunWriter(self.folder, purge_step=trainer.progress.outer_step + 1) as writer,
@@ -87,33 +93,33 @@ class Run:
                 writer.outer_step(trainer.progress.outer_step, _scalars(window, trainer, rate))
                 shown |= {"meta": f"{window.meta_loss:.4g}", "traj/s": f"{rate:.1f}"}
                 if trainer.finished or trainer.progress.outer_step % every == 0:
+                    if self._state_is_due():
+                        self._save(metrics)
                     row = self._validate(writer)
-                    rows.append(row)
                     self._write(metrics, row)
                     shown["val"] = f"{row['val_loss_geomean'][-1]:.4g}"
                 bar.set_postfix(shown, refresh=False)
                 bar.update()
-                due = time.perf_counter() - self._saved > SECONDS_BETWEEN_STATES
-                if due or trainer.finished or interrupted():
+                if self._state_is_due() or trainer.finished or interrupted():
                     self._save(metrics)
                 if interrupted() and not trainer.finished:
                     raise KeyboardInterrupt
-        return self._closing(rows)
+        return self._closing()
 
     def _start_afresh(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        ours = (STATE_FILE, BEST_FILE, LAST_FILE, METRICS_FILE)
+        # An earlier run's learned optimizer stays until the first validation replaces it.
+        ours = (STATE_FILE, METRICS_FILE)
         for path in (*(self.folder / name for name in ours), *RunWriter.files(self.folder)):
             path.unlink(missing_ok=True)
         resolved = to_yaml(self.trainer.config).encode()
         write_atomically(self.folder / CONFIG_FILE, resolved)
 
-    def _resume(self) -> list[dict[str, Any]] | None:
-        """Restore the state and the metrics as they were then; None where there is no state."""
+    def _resume(self) -> bool:
+        """Restore the state, and the metrics as they were then; False where there is no state."""
         path = self.folder / STATE_FILE
         if not path.is_file():
             print(f"--resume: no state in {self.folder}, starting afresh")
-            return None
+            return False
         state = read_state(path)
         try:
             _require_equal(state["config"], self.trainer.config.model_dump(mode="json"), path)
@@ -124,16 +130,16 @@ class Run:
             raise CheckpointError(f"{path}: not a state of this run ({error!r:.80})") from None
         progress = self.trainer.progress
         self._earlier = progress.seconds
-        rows = [
-            row
-            for row in _read_rows(self.folder / METRICS_FILE)
-            if row.get("outer_step", row.get("resumed_from", 0)) <= progress.outer_step
-        ]
         if not self.trainer.finished:
+            rows = [
+                row
+                for row in _read_rows(self.folder / METRICS_FILE)
+                if row.get("outer_step", row.get("resumed_from", 0)) <= progress.outer_step
+            ]
             rows.append({"resumed_from": progress.outer_step})
             content = "".join(json.dumps(row) + "\n" for row in rows)
             write_atomically(self.folder / METRICS_FILE, content.encode())
-        return [row for row in rows if "val_loss_geomean" in row]
+        return True
 
     def _clock(self) -> None:
         self.trainer.progress.seconds = self._earlier + time.perf_counter() - self._began
@@ -147,7 +153,7 @@ class Run:
         validation = {"outer_step": progress.outer_step, "val_loss_geomean": curve}
         rule = trainer.learned_rule(validation)
         rule.save(self.folder / LAST_FILE)
-        if not (self.folder / BEST_FILE).is_file() or curve[-1] < progress.best:
+        if curve[-1] < progress.best:
             rule.save(self.folder / BEST_FILE)
             progress.best = curve[-1]
         writer.validation(progress.outer_step, curve, cleaned[-1], _teleport_arrays(teleports))
@@ -182,14 +188,17 @@ class Run:
         write_state(self.folder / STATE_FILE, self.trainer.state())
         self._saved = time.perf_counter()
 
-    def _closing(self, validations: list[dict[str, Any]]) -> str:
-        best = min(validations, key=lambda row: row["val_loss_geomean"][-1])
-        count = self.trainer.config.validation.tasks
+    def _state_is_due(self) -> bool:
+        return time.perf_counter() - self._saved > SECONDS_BETWEEN_STATES
+
+    def _closing(self) -> str:
+        rule = load(self.folder / BEST_FILE)
+        count = rule.config.validation.tasks
         return (
-            f"{validation_table(best['val_loss_geomean'])}\n"
-            f"geometric mean over {count} validation tasks, best of {len(validations)} "
-            f"validations (outer step {best['outer_step']})\n"
-            f"{self.trainer.config.label}: {self.folder / BEST_FILE}"
+            f"{validation_table(rule.validation['val_loss_geomean'])}\n"
+            f"geometric mean over {count} validation tasks, at the best validation (outer step "
+            f"{rule.validation['outer_step']})\n"
+            f"{rule.name}: {self.folder / BEST_FILE}"
         )
 
 
@@ -203,13 +212,7 @@ def _scalars(window: Window, trainer: MetaTrainer, rate: float) -> dict[str, flo
     scalars |= {f"grad_norm/{name}": norm for name, norm in window.grad_norms.items()}
     for name, group in zip(trainer.networks, trainer.adam.param_groups, strict=True):
         scalars[f"outer_lr/{name}"] = group["lr"]
-    if (teleports := window.teleports) is not None:
-        scalars |= {
-            "teleport/generator_norm": float(teleports.norm.mean()),
-            "teleport/drift_max": float(teleports.drift.max()),
-            "teleport/refused_share": float(teleports.refused.float().mean()),
-        }
-    return scalars
+    return scalars | {f"teleport/{name}": value for name, value in window.teleports.items()}
 
 
 def _teleport_arrays(teleports: TeleportTrace | None) -> dict[str, Any]:

@@ -194,7 +194,9 @@ class MetaConfig(_Model):
     batch: Positive = _field(64, "B, trajectories side by side")
     outer_steps: Positive = _field(1000, "updates of phi")
     steps: Positive = _field(100, "inner steps of a trajectory")
-    unroll: Positive = _field(10, "K, inner steps of a truncation window")
+    unroll: Positive = _field(
+        10, "K, inner steps of a truncation window (the last one may be shorter)"
+    )
     order: Annotated[int, Field(ge=1, le=2)] = _field(
         1, "1: features are constants; 2: differentiated too"
     )
@@ -207,12 +209,6 @@ class MetaConfig(_Model):
     clip: PositiveFloat | None = _field(
         1.0, "largest norm of each network's meta-gradient; null for none"
     )
-
-    @model_validator(mode="after")
-    def _window(self) -> MetaConfig:
-        if self.unroll > self.steps:
-            raise ValueError(f"unroll must be at most steps ({self.steps}), found {self.unroll}")
-        return self
 
 
 class ValidationConfig(_Model):
@@ -237,6 +233,8 @@ class TrainConfig(_Model):
 
     @model_validator(mode="after")
     def _teleporter(self) -> TrainConfig:
+        if self.name == "eval":
+            raise ValueError("name: runs/eval is where eval_meta.py writes, found 'eval'")
         proposes = self.rules.teleport is not None or self.rules.step_teleport is not None
         if proposes != (self.teleporter is not None):
             raise ValueError(
@@ -280,7 +278,21 @@ class TuningConfig(_Model):
             if set(grid) != set(HYPERPARAMETERS[name]):
                 wanted = ", ".join(HYPERPARAMETERS[name])
                 raise ValueError(f"the grid of {name} needs {wanted}, found {', '.join(grid)}")
+            for parameter, values in grid.items():
+                for value in values:
+                    if not _is_possible(parameter, value):
+                        raise ValueError(f"the grid of {name}: {parameter} cannot be {value!r}")
         return self
+
+
+def _is_possible(parameter: str, value: float) -> bool:
+    match parameter:
+        case "lr":
+            return value > 0
+        case "history":
+            return isinstance(value, int) and value >= 1
+        case _:
+            return 0 <= value < 1
 
 
 class EvalConfig(_Model):

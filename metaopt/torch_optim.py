@@ -10,11 +10,12 @@ layers from forward hooks, the loss from the closure (or from ``diffopt.step``; 
 knows no loss, and its feature is 0 then).
 
 Teleports need a *chain*: bias-free ``nn.Linear`` layers with one kind of ``nn.LeakyReLU`` between
-them. Other models get the update rule alone, after a warning.
+them, and data on which the action is exact. Otherwise the update rule acts alone, after a warning.
 """
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -27,9 +28,10 @@ import torch
 from torch import Tensor, nn
 
 from metaopt.learned import LearnedRule, load
-from metaopt.network import LeakyReLU, Weights
+from metaopt.network import LeakyReLU, Weights, pseudo_inverse
 from metaopt.optimizers import MetaOptimizer
 from metaopt.rules import State
+from metaopt.symmetry import InexactActionError
 from metaopt.tasks import Observation
 
 
@@ -47,8 +49,8 @@ class ModelData:
 
     @cached_property
     def X_pinv(self) -> Tensor:
-        """X^+, [1, N, n], computed in float64."""
-        return torch.linalg.pinv(self.X.double()).to(self.X.dtype)
+        """X^+, [1, N, n]."""
+        return pseudo_inverse(self.X)
 
     @property
     def target_norm(self) -> Tensor:
@@ -125,6 +127,9 @@ class _Stepper:
             else:
                 self.optimizer = self._update_only(optimizer, found)
         self._data: ModelData | None = None
+        dtypes = {parameter.dtype for parameter in parameters}
+        if not dtypes <= {torch.float32, torch.float64}:
+            raise ValueError(f"parameters must be float32 or float64, found {dtypes}")
         self.initial_state = self.optimizer.initial_rule_states(
             Observation(_as_matrices(parameters), _as_matrices(parameters), (), None)
         )
@@ -162,7 +167,8 @@ class _Stepper:
         )
         if not differentiate_features:
             observation = observation.detach()
-        taken = self.optimizer.step(weights, observation, state, self._teleport_data())
+        data = self._teleport_data()
+        taken = self.optimizer.step(weights, observation, state, data)
         new = [W.reshape(p.shape) for W, p in zip(taken.weights, parameters, strict=True)]
         return new, taken.state
 
@@ -176,7 +182,11 @@ class _Stepper:
             self._check_chain(self.chain)
             assert self.optimizer.engine is not None
             weights = _as_matrices([layer.weight for layer in self.chain.layers])
-            self.optimizer.engine.check(self._data, weights)
+            try:
+                self.optimizer.engine.check(self._data, weights)
+            except InexactActionError as error:
+                self.optimizer = self._update_only(self.optimizer, str(error))
+                self.chain = None
         return self._data
 
     def _check_chain(self, chain: Chain) -> None:
@@ -196,6 +206,14 @@ def _as_matrices(parameters: Sequence[Tensor]) -> Weights:
     return tuple(p.reshape(1, p.shape[0] if p.dim() else 1, -1) for p in parameters)
 
 
+def _matching(optimizer: MetaOptimizer, parameter: Tensor) -> MetaOptimizer:
+    """The meta-optimizer itself where device and dtype are those of a parameter, else a copy."""
+    own = next(optimizer.parameters())
+    if (own.device, own.dtype) == (parameter.device, parameter.dtype):
+        return optimizer
+    return copy.deepcopy(optimizer).to(parameter.device, parameter.dtype)
+
+
 class LearnedOptimizer(torch.optim.Optimizer):
     """w <- g . (w + f) on the parameters of a model, with a learned rule.
 
@@ -206,7 +224,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
     Raises:
         CheckpointError: where the path holds no checkpoint.
         ShapeMismatchError: where a flattened rule was made for other shapes.
-        ValueError: where the rule cannot work without teleports and the model allows none.
+        ValueError: where the rule cannot work without teleports and the model allows none, or where
+            parameters are neither float32 nor float64.
     """
 
     def __init__(self, model: nn.Module, rule: str | Path | LearnedRule) -> None:
@@ -214,8 +233,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
         super().__init__(parameters, {})
         self.model = model
         self.rule = rule if isinstance(rule, LearnedRule) else load(rule)
-        self.rule.optimizer.to(parameters[0].device, parameters[0].dtype)
-        self._stepper = _Stepper(self.rule.optimizer, model, parameters)
+        self.meta_optimizer = _matching(self.rule.optimizer, parameters[0])
+        self._stepper = _Stepper(self.meta_optimizer, model, parameters)
         # As torch's L-BFGS does: what belongs to all parameters together is kept with the first.
         self.state[parameters[0]].update(self._stepper.initial_state)
 
@@ -250,8 +269,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
 class DifferentiableLearnedOptimizer(higher.optim.DifferentiableOptimizer):
     """The same step with its graph kept, for ``higher.innerloop_ctx``.
 
-    Meta-gradients flow to ``rule.optimizer.parameters()``; the order (first or second) is that of
-    the rule's configuration.
+    Meta-gradients flow to ``LearnedOptimizer.meta_optimizer`` (the rule's own, where model and rule
+    have one dtype and device); the order (first or second) is that of the rule's configuration.
     """
 
     def __init__(self, other: LearnedOptimizer, *arguments: Any, **options: Any) -> None:
@@ -260,7 +279,7 @@ class DifferentiableLearnedOptimizer(higher.optim.DifferentiableOptimizer):
         self._loss: Tensor | None = None
         # Forward hooks belong to the functional copy of the model, which makes its own.
         self._stepper = _Stepper(
-            other.rule.optimizer, self._fmodel, other.param_groups[0]["params"]
+            other.meta_optimizer, self._fmodel, other.param_groups[0]["params"]
         )
 
     def step(self, loss: Tensor, *arguments: Any, **options: Any) -> Any:

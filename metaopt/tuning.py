@@ -78,7 +78,7 @@ def tune(config: EvalConfig, device: torch.device, cache: Path) -> list[Choice]:
                     device,
                 )
             known[key] = _search(config, base, step, tasks)
-            write_atomically(cache, json.dumps(known, indent=1).encode())
+            _remember(cache, known)
         chosen.append(Choice(name, known[key]["values"], step, known[key]["validation_loss"]))
     return chosen
 
@@ -108,6 +108,23 @@ def _key(config: EvalConfig, base: str, step: int) -> str:
         },
         sort_keys=True,
     )
+
+
+def edges(choice: Choice, config: EvalConfig) -> list[str]:
+    """Hyper-parameters chosen at an end of their grid, where more of it might have been better."""
+    grid = config.tuning.grids[parse_baseline(choice.name)[0]]
+    return [
+        name
+        for name, value in choice.values.items()
+        if len(grid[name]) > 1 and value in (min(grid[name]), max(grid[name]))
+    ]
+
+
+def _remember(cache: Path, known: dict[str, Any]) -> None:
+    try:
+        write_atomically(cache, json.dumps(known, indent=1).encode())
+    except OSError as error:
+        tqdm.write(f"{cache}: not kept ({error.strerror}); tuning will be repeated next time")
 
 
 def _read(cache: Path) -> dict[str, Any]:

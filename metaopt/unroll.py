@@ -35,6 +35,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from metaopt.network import Weights
 from metaopt.optimizers import Optimizer
@@ -51,6 +52,7 @@ class _LossWithGradient(torch.autograd.Function):
         return loss.clone()
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         gradients = ctx.saved_tensors
         scale = grads[0][:, None, None]
@@ -121,6 +123,16 @@ class TeleportTrace:
     drift: Tensor
     refused: Tensor
     log_ratio: Tensor
+
+    def summary(self) -> dict[str, Tensor]:
+        """Four scalars: means over steps and tasks, the largest drift, the signed log total."""
+        dtype = self.norm.dtype
+        return {
+            "norm_mean": self.norm.mean(),
+            "refused_share": self.refused.to(dtype).mean(),
+            "drift_max": self.drift.max(),
+            "drift_log_total_mean": self.log_ratio.double().sum(0).mean().to(dtype),
+        }
 
 
 @dataclass(frozen=True)

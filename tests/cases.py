@@ -56,6 +56,9 @@ def learned_rule(kind: str, order: int = 1) -> LearnedRule:
         for name, parameter in rule.optimizer.named_parameters():
             if ".head." in name or ".step_head." in name:
                 parameter.mul_(20 if "coordinate" in kind or kind == "adam" else 2)
+            if kind == "lstm_step" and name.endswith("head.W"):
+                # The row of the step size starts small; here it has to be seen.
+                parameter[-1] = parameter[0]
     return rule
 
 

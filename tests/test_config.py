@@ -115,7 +115,6 @@ def test_paper_recipe(file: str) -> None:
         ("dtype=float16", "dtype", "'float32' or 'float64'"),
         ("meta.order=3", "meta.order", "less than or equal to 2"),
         ("meta.clip=.inf", "meta.clip", "finite"),
-        ("meta.unroll=101", "meta", "unroll must be at most steps (100)"),
         ("rules.update.outer_lr=-1e-3", "rules.update.outer_lr", "greater than 0"),
         ("rules.update.kind=sgd", "rules.update", "'lstm', 'coordinate_lstm', 'gd'"),
         ("rules.update={kind: adam}", "rules.update.lr", "missing"),

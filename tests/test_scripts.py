@@ -323,7 +323,7 @@ def run_here(
         (["--config", "lstm_update.yaml", "--set", "meta.bacth=3"], ["meta.bacth", "batch"]),
         (["--config", "lstm_update.yaml", "--set", "meta.batch=many"], ["meta.batch", "many"]),
         (["--config", "lstm_update.yaml", "--set", "meta.batch=0"], ["meta.batch", "0"]),
-        (["--config", "lstm_update.yaml", "--set", "meta.unroll=101"], ["unroll", "101"]),
+        (["--config", "lstm_update.yaml", "--set", "meta.unroll=0"], ["meta.unroll", "0"]),
         (["--config", "lstm_update_tele.yaml", "--set", "task.samples=21"], ["21", "inexact"]),
         (["--config", "lstm_update.yaml", "--device", "cuda:99"], ["cuda:99"]),
         (["--config", "lstm_update.yaml", "--device", "tpu"], ["tpu"]),

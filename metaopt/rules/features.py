@@ -1,6 +1,7 @@
 """Features: functions of one gradient evaluation that learned rules read.
 
-All are scale-aware or normalised for each task apart, and finite (with finite derivatives) at 0.
+All but ``raw`` and the weights themselves are normalised for each task apart or on a logarithmic
+scale, and all are finite, with finite derivatives, at 0.
 Coordinate-wise ones keep the order of hidden units out of sight: relabel the units, and the
 features are relabelled.
 """
@@ -12,13 +13,11 @@ import math
 import torch
 from torch import Tensor
 
+from metaopt.statistics import FLOOR
 from metaopt.tasks import Observation
 
 LOG_RANGE = 10.0
 """p: gradients from e^-p up are seen on a logarithmic scale (Andrychowicz et al. 2016)."""
-
-LOSS_FLOOR = 1e-30
-"""Where log L stops falling."""
 
 
 def raw(g: Tensor) -> Tensor:
@@ -53,7 +52,7 @@ def log_loss(observation: Observation) -> Tensor:
     """log(L) / p, [B]; 0 where the loss is not known."""
     if observation.loss is None:
         return observation.weights[0].new_zeros(observation.weights[0].shape[0])
-    return observation.loss.clamp(min=LOSS_FLOOR).log() / LOG_RANGE
+    return observation.loss.clamp(min=FLOOR).log() / LOG_RANGE
 
 
 def flat_gradient(observation: Observation) -> Tensor:

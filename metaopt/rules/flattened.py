@@ -15,6 +15,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor
 
 from metaopt.rules.base import Proposal, Rule, ShapeMismatchError
@@ -22,6 +23,10 @@ from metaopt.rules.features import flat_gradient, split_generators, split_weight
 from metaopt.rules.lstm import LSTM, Head, State
 from metaopt.rules.step_size import StepSizeBound
 from metaopt.tasks import Observation
+
+
+STEP_HEAD_SCALE = 1e-4
+"""Of the step head's first weights: step sizes are below 5e-3, and a clamp takes them as they are."""
 
 
 def _weights(shapes: Sequence[tuple[int, int]]) -> int:
@@ -115,7 +120,7 @@ class StepSizeGroupElementLSTM(FlattenedRule):
     """The network of LSTM(lr,tele): generators, and the step size of gradient descent.
 
     Args:
-        bound: keeps the step size in its interval.
+        bound: keeps the step size in its interval, in whose middle it starts.
     """
 
     def __init__(
@@ -130,6 +135,10 @@ class StepSizeGroupElementLSTM(FlattenedRule):
     ) -> None:
         super().__init__(shapes, hidden, transform, scale, seed, name)
         self.bound = bound
+        # A random start can lie outside a clamp, where there is no gradient, or overflow at once.
+        with torch.no_grad():
+            self.head.W[-1] *= STEP_HEAD_SCALE
+            self.head.b[-1] = bound.start
 
     @staticmethod
     def head_size(shapes: Sequence[tuple[int, int]]) -> int:

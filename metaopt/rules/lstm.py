@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from metaopt.streams import Stream, generator
 
@@ -51,6 +52,7 @@ class _Cell(torch.autograd.Function):
         return o * tanh_c, c_new
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         dh, dc = grads
         x, h, c, W_x, W_h, gates, tanh_c = ctx.saved_tensors

@@ -21,6 +21,11 @@ class StepSizeBound(ABC):
         self.low = low
         self.high = high
 
+    @property
+    @abstractmethod
+    def start(self) -> float:
+        """The z at which the step size is the geometric mean of low and high."""
+
     @abstractmethod
     def __call__(self, z: Tensor) -> Tensor:
         """The step size, of the shape of z."""
@@ -29,6 +34,11 @@ class StepSizeBound(ABC):
 class Clamp(StepSizeBound):
     """eta = min(max(z, low), high), as in the paper; no gradient outside the interval."""
 
+    @property
+    def start(self) -> float:
+        """The geometric mean itself."""
+        return math.sqrt(self.low * self.high)
+
     def __call__(self, z: Tensor) -> Tensor:
         """The clamped z."""
         return z.clamp(self.low, self.high)
@@ -36,6 +46,11 @@ class Clamp(StepSizeBound):
 
 class Sigmoid(StepSizeBound):
     """eta = low (high / low)^sigmoid(z): smooth, even on a logarithmic scale."""
+
+    @property
+    def start(self) -> float:
+        """Half way on the logarithmic scale."""
+        return 0.0
 
     def __call__(self, z: Tensor) -> Tensor:
         """The interpolated step size."""

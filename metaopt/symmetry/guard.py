@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -43,22 +43,17 @@ class Guarded:
         weights: g.w where the teleport was let through, w where it was refused.
         drift: of what was let through, [B]; 0 where refused.
         refused: bool [B].
+        scale: factor on the generators, below 1 where shrunk, [B].
     """
 
     weights: Weights
     drift: Tensor
     refused: Tensor
+    scale: Tensor
 
 
 class Guard(ABC):
-    """Decides, for each trajectory apart, whether and how far to teleport.
-
-    Args:
-        tolerance: the largest drift to let through.
-    """
-
-    def __init__(self, tolerance: float) -> None:
-        self.tolerance = tolerance
+    """Decides, for each trajectory apart, whether and how far to teleport."""
 
     @abstractmethod
     def __call__(
@@ -81,9 +76,6 @@ class Guard(ABC):
 class Unguarded(Guard):
     """Lets everything through; the drift is measured all the same."""
 
-    def __init__(self) -> None:
-        super().__init__(tolerance=float("inf"))
-
     def __call__(
         self,
         weights: Weights,
@@ -94,11 +86,19 @@ class Unguarded(Guard):
         """Teleport, measure, refuse nothing."""
         moved = move(weights, generators)
         measured = drift_of(moved)
-        return Guarded(moved, measured, torch.zeros_like(measured, dtype=torch.bool))
+        nothing = torch.zeros_like(measured, dtype=torch.bool)
+        return Guarded(moved, measured, nothing, torch.ones_like(measured))
 
 
 class Refuse(Guard):
-    """Leaves the weights where they are if the drift passes the tolerance."""
+    """Leaves the weights where they are if the drift passes the tolerance.
+
+    Args:
+        tolerance: the largest drift to let through.
+    """
+
+    def __init__(self, tolerance: float) -> None:
+        self.tolerance = tolerance
 
     def __call__(
         self,
@@ -116,7 +116,8 @@ class Refuse(Guard):
             torch.where(refused[:, None, None], old, new)
             for old, new in zip(weights, moved, strict=True)
         )
-        return Guarded(kept, torch.where(refused, 0.0, measured), refused)
+        let_through = torch.where(refused, 0.0, measured)
+        return Guarded(kept, let_through, refused, torch.ones_like(measured))
 
 
 class Shrink(Guard):
@@ -125,7 +126,13 @@ class Shrink(Guard):
     A trial with drift d is repeated once, with the generators times tolerance / (2 d): enough where
     drift grows linearly or faster, as it does near the identity. One more action a step; no waiting
     for the device.
+
+    Args:
+        tolerance: the largest drift to let through.
     """
+
+    def __init__(self, tolerance: float) -> None:
+        self.tolerance = tolerance
 
     def __call__(
         self,
@@ -138,6 +145,6 @@ class Shrink(Guard):
         with torch.no_grad():
             trial = drift_of(move(weights, generators))
             shrunk = torch.nan_to_num(self.tolerance / (2 * trial), nan=0.0, posinf=0.0)
-            scale = torch.where(trial <= self.tolerance, 1.0, shrunk)[:, None, None]
-        scaled = tuple(T * scale for T in generators)
-        return Refuse(self.tolerance)(weights, scaled, move, drift_of)
+            scale = torch.where(trial <= self.tolerance, 1.0, shrunk)
+        scaled = tuple(T * scale[:, None, None] for T in generators)
+        return replace(Refuse(self.tolerance)(weights, scaled, move, drift_of), scale=scale)

@@ -22,6 +22,19 @@ from metaopt.symmetry.generators import NormLimit, frobenius_norm
 from metaopt.symmetry.guard import Generators, Guard, drift
 
 
+def full_rank_inverse(A: Tensor) -> Tensor:
+    """A^+ = (A^T A)^-1 A^T where N <= n, else A^T (A A^T)^-1: for A [B, n, N] of full rank.
+
+    In float64, through the normal equations: in the inner loop a decomposition would wait for the
+    device, and stop at the first number that is not finite. Such a number, or a rank that is not
+    full, gives a drift that the guard sees instead.
+    """
+    is_tall = A.shape[-1] <= A.shape[-2]
+    tall = A.double() if is_tall else A.double().mT
+    inverse = torch.linalg.solve_ex(tall.mT @ tall, tall.mT).result
+    return (inverse if is_tall else inverse.mT).to(A.dtype)
+
+
 class TeleportData(Protocol):
     """The data that a teleport is carried through and measured on; a ``TaskBatch`` is one."""
 
@@ -47,7 +60,8 @@ class TeleportReport:
     """What one teleport did, without a graph.
 
     Attributes:
-        norm: Frobenius norm of the generators proposed, over all pairs together, [B].
+        norm: Frobenius norm of the generators that were applied, over all pairs together, [B]; 0
+            where refused.
         drift: of what the guard let through, [B].
         refused: bool [B].
         outputs_before: f(w) before the teleport, [B, m, N].
@@ -113,7 +127,9 @@ class TeleportEngine:
             data: what the action is carried through.
         """
         moved = list(weights)
-        inputs, inputs_pinv = data.X, data.X_pinv
+        needs_data = self.action.needs_data
+        inputs = data.X
+        inputs_pinv = data.X_pinv if needs_data else None
         for layer, T in enumerate(generators):
             pair = LayerPair(
                 W_in=moved[layer],
@@ -124,9 +140,9 @@ class TeleportEngine:
             )
             pair = self.action.act(self.to_element(T), pair)
             moved[layer], moved[layer + 1] = pair.W_in, pair.W_out
-            if self.action.needs_data and layer + 1 < len(generators):
+            if needs_data and layer + 1 < len(generators):
                 inputs = data.s(pair.W_in @ inputs)
-                inputs_pinv = torch.linalg.pinv(inputs)
+                inputs_pinv = full_rank_inverse(inputs)
         return tuple(moved)
 
     def teleport(
@@ -153,6 +169,5 @@ class TeleportEngine:
         )
         with torch.no_grad():
             norm = torch.stack([frobenius_norm(T) for T in limited]).square().sum(0).sqrt()
-            # A generator that is not finite was refused, and counts as none.
-            norm = torch.nan_to_num(norm, nan=0.0, posinf=0.0)
+            norm = torch.where(guarded.refused, 0.0, guarded.scale * norm)
         return guarded.weights, TeleportReport(norm, guarded.drift, guarded.refused, before)
