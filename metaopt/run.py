@@ -193,8 +193,14 @@ class Run:
 
     def _closing(self) -> str:
         rule = load(self.folder / BEST_FILE)
-        count = rule.config.validation.tasks
-        return (
+        count, progress = rule.config.validation.tasks, self.trainer.progress
+        skipped = (
+            f"{progress.skipped} of {progress.outer_step} outer steps were skipped: their "
+            f"meta-gradient was not finite\n"
+            if progress.skipped
+            else ""
+        )
+        return skipped + (
             f"{validation_table(rule.validation['val_loss_geomean'])}\n"
             f"geometric mean over {count} validation tasks, at the best validation (outer step "
             f"{rule.validation['outer_step']})\n"

@@ -79,7 +79,7 @@ def literal_losses(config: TrainConfig, trajectory: int) -> tuple[list[Tensor], 
             if "teleport" in outputs:
                 T = outputs["teleport"].reshape(20, 20)
         else:
-            eta = outputs["step_teleport"][400].clamp(1e-7, 5e-3)
+            eta = 1e-7 * 5e4 ** torch.sigmoid(outputs["step_teleport"][400])
             W1, W2 = W1 - eta * G1, W2 - eta * G2
             T = outputs["step_teleport"][:400].reshape(20, 20)
         if T is not None:

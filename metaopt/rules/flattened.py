@@ -24,9 +24,8 @@ from metaopt.rules.lstm import LSTM, Head, State
 from metaopt.rules.step_size import StepSizeBound
 from metaopt.tasks import Observation
 
-
 STEP_HEAD_SCALE = 1e-4
-"""Of the step head's first weights: step sizes are below 5e-3, and a clamp takes them as they are."""
+"""Of the step head's first weights: a clamp takes outputs as they are, and step sizes are small."""
 
 
 def _weights(shapes: Sequence[tuple[int, int]]) -> int:
