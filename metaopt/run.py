@@ -39,7 +39,7 @@ BEST_FILE = "optimizer.safetensors"
 LAST_FILE = "last.safetensors"
 CONFIG_FILE = "config.yaml"
 METRICS_FILE = "metrics.jsonl"
-SECONDS_BETWEEN_STATES = 8.0
+SECONDS_BETWEEN_STATES = 5.0
 
 
 class Run:
@@ -93,14 +93,14 @@ class Run:
                 writer.outer_step(trainer.progress.outer_step, _scalars(window, trainer, rate))
                 shown |= {"meta": f"{window.meta_loss:.4g}", "traj/s": f"{rate:.1f}"}
                 if trainer.finished or trainer.progress.outer_step % every == 0:
-                    if self._state_is_due():
-                        self._save(metrics)
                     row = self._validate(writer)
                     self._write(metrics, row)
                     shown["val"] = f"{row['val_loss_geomean'][-1]:.4g}"
                 bar.set_postfix(shown, refresh=False)
                 bar.update()
-                if self._state_is_due() or trainer.finished or interrupted():
+                # After the validation that belongs to this step, or a resumed run would miss it.
+                due = time.perf_counter() - self._saved > SECONDS_BETWEEN_STATES
+                if due or trainer.finished or interrupted():
                     self._save(metrics)
                 if interrupted() and not trainer.finished:
                     raise KeyboardInterrupt
@@ -187,9 +187,6 @@ class Run:
         metrics.flush()
         write_state(self.folder / STATE_FILE, self.trainer.state())
         self._saved = time.perf_counter()
-
-    def _state_is_due(self) -> bool:
-        return time.perf_counter() - self._saved > SECONDS_BETWEEN_STATES
 
     def _closing(self) -> str:
         rule = load(self.folder / BEST_FILE)

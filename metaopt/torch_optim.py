@@ -65,15 +65,17 @@ class Chain:
     Attributes:
         layers: the ``nn.Linear`` modules in order.
         s: the activation between them.
+        keep_graph: record inputs with their graph, for second-order meta-gradients.
         inputs: of each layer at the last forward pass with gradients, each [N, n_l].
     """
 
     layers: list[nn.Linear]
     s: LeakyReLU
+    keep_graph: bool
     inputs: list[Tensor | None] = field(default_factory=list)
 
     @staticmethod
-    def of(model: nn.Module) -> Chain | str:
+    def of(model: nn.Module, keep_graph: bool) -> Chain | str:
         """The chain that a model is, with hooks on its layers, or why it is none."""
         leaves = [module for module in model.modules() if not any(module.children())]
         linear = [leaf for leaf in leaves[0::2] if isinstance(leaf, nn.Linear)]
@@ -87,7 +89,7 @@ class Chain:
         slopes = {leaf.negative_slope for leaf in between}
         if len(slopes) != 1:
             return f"its activations have different slopes {sorted(slopes)}"
-        chain = Chain(linear, LeakyReLU(slopes.pop()), [None] * len(linear))
+        chain = Chain(linear, LeakyReLU(slopes.pop()), keep_graph, [None] * len(linear))
         for position, layer in enumerate(linear):
             layer.register_forward_pre_hook(partial(chain.record, position))
         return chain
@@ -96,7 +98,7 @@ class Chain:
         """A forward hook: keep the input of the layer at ``position``."""
         # A pass without gradients is a measurement, not the one that the step belongs to.
         if torch.is_grad_enabled():
-            self.inputs[position] = arguments[0]
+            self.inputs[position] = arguments[0] if self.keep_graph else arguments[0].detach()
 
     def layer_inputs(self) -> tuple[Tensor, ...]:
         """A_0 .. A_{L-1}, each [1, n_l, N]; raises ``RuntimeError`` before any forward pass."""
@@ -113,15 +115,20 @@ class _Stepper:
         optimizer: the meta-optimizer.
         model: whose structure decides whether teleports are possible.
         parameters: the trainable ones, in order.
+        differentiable: whether meta-gradients are wanted.
     """
 
     def __init__(
-        self, optimizer: MetaOptimizer, model: nn.Module, parameters: Sequence[Tensor]
+        self,
+        optimizer: MetaOptimizer,
+        model: nn.Module,
+        parameters: Sequence[Tensor],
+        differentiable: bool,
     ) -> None:
         self.optimizer = optimizer
         self.chain: Chain | None = None
         if optimizer.engine is not None:
-            found = Chain.of(model)
+            found = Chain.of(model, keep_graph=differentiable)
             if isinstance(found, Chain):
                 self.chain = found
             else:
@@ -234,7 +241,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         self.model = model
         self.rule = rule if isinstance(rule, LearnedRule) else load(rule)
         self.meta_optimizer = _matching(self.rule.optimizer, parameters[0])
-        self._stepper = _Stepper(self.meta_optimizer, model, parameters)
+        self._stepper = _Stepper(self.meta_optimizer, model, parameters, differentiable=False)
         # As torch's L-BFGS does: what belongs to all parameters together is kept with the first.
         self.state[parameters[0]].update(self._stepper.initial_state)
 
@@ -279,7 +286,10 @@ class DifferentiableLearnedOptimizer(higher.optim.DifferentiableOptimizer):
         self._loss: Tensor | None = None
         # Forward hooks belong to the functional copy of the model, which makes its own.
         self._stepper = _Stepper(
-            other.meta_optimizer, self._fmodel, other.param_groups[0]["params"]
+            other.meta_optimizer,
+            self._fmodel,
+            other.param_groups[0]["params"],
+            differentiable=True,
         )
 
     def step(self, loss: Tensor, *arguments: Any, **options: Any) -> Any:

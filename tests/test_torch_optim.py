@@ -1,0 +1,180 @@
+"""LearnedOptimizer as a torch.optim.Optimizer on models of other kinds."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from cases import learned_rule
+from torch import nn
+
+import metaopt
+from metaopt.rules.base import ShapeMismatchError
+
+
+def convolutional() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(8, 3)
+    )
+
+
+def chain(slope: float = 0.1) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Linear(5, 4, bias=False), nn.LeakyReLU(slope), nn.Linear(4, 3, bias=False)
+    ).double()
+
+
+def backward(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    model.zero_grad()
+    loss = 0.5 * (model(x) - 1).square().sum()
+    loss.backward()
+    return loss.detach()
+
+
+def weights(model: nn.Module) -> list[torch.Tensor]:
+    return [p.detach().clone() for p in model.parameters()]
+
+
+def test_a_model_that_is_no_chain_gets_updates_after_a_warning() -> None:
+    model = convolutional()
+    with pytest.warns(UserWarning, match="updates only, no teleports"):
+        optimizer = metaopt.LearnedOptimizer(model, learned_rule("coordinate_lstm"))
+    x = torch.randn(6, 1, 4, 4, generator=torch.Generator().manual_seed(1))
+    before = weights(model)
+    backward(model, x)
+    assert optimizer.step() is None
+    moved = [not torch.equal(a, b) for a, b in zip(before, weights(model), strict=True)]
+    assert all(moved)
+    assert all(bool(W.isfinite().all()) for W in weights(model))
+
+
+def test_frozen_and_unused_parameters_stay() -> None:
+    model = convolutional()
+    model[0].weight.requires_grad_(False)
+    optimizer = metaopt.LearnedOptimizer(model, learned_rule("coordinate_lstm_update"))
+    before = weights(model)
+    model[4](torch.ones(2, 8)).sum().backward()
+    optimizer.step()
+    moved = [not torch.equal(a, b) for a, b in zip(before, weights(model), strict=True)]
+    assert moved == [False, False, False, False, True, True]
+
+
+def test_state_dict_goes_on_bit_for_bit() -> None:
+    x = torch.randn(4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    rule = learned_rule("coordinate_lstm")
+    model = chain()
+    optimizer = metaopt.LearnedOptimizer(model, rule)
+    for _ in range(3):
+        backward(model, x)
+        optimizer.step()
+    other = chain()
+    other.load_state_dict(model.state_dict())
+    resumed = metaopt.LearnedOptimizer(other, rule)
+    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for _ in range(3):
+        for network, own in ((model, optimizer), (other, resumed)):
+            backward(network, x)
+            own.step()
+    assert all(torch.equal(a, b) for a, b in zip(weights(model), weights(other), strict=True))
+
+
+def test_teleports_keep_what_a_chain_computes() -> None:
+    x = torch.randn(4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    rule = learned_rule("coordinate_lstm")
+    with torch.no_grad():
+        for parameter in rule.optimizer.rules["update"].parameters():
+            parameter.zero_()
+    model = chain()
+    optimizer = metaopt.LearnedOptimizer(model, rule)
+    before, outputs = weights(model), model(x).detach()
+    backward(model, x)
+    optimizer.step()
+    torch.testing.assert_close(model(x), outputs, rtol=1e-9, atol=1e-9)
+    assert all(
+        float((a - b).norm()) > 1e-3 * float(a.norm())
+        for a, b in zip(before, weights(model), strict=True)
+    )
+
+
+def test_too_many_samples_turn_teleports_off_with_a_warning() -> None:
+    model = chain()
+    optimizer = metaopt.LearnedOptimizer(model, learned_rule("coordinate_lstm"))
+    x = torch.randn(9, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    backward(model, x)
+    with pytest.warns(UserWarning, match="9 samples and 5 inputs"):
+        optimizer.step()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        backward(model, x)
+        optimizer.step()
+    assert all(bool(W.isfinite().all()) for W in weights(model))
+
+
+def test_measuring_on_other_data_does_not_change_the_step() -> None:
+    x = torch.randn(4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    results = []
+    for measure in (False, True):
+        model = chain()
+        optimizer = metaopt.LearnedOptimizer(model, learned_rule("coordinate_lstm"))
+        backward(model, x)
+        if measure:
+            with torch.no_grad():
+                model(torch.zeros(3, 5, dtype=torch.float64))
+        optimizer.step()
+        results.append(weights(model))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_layers_called_in_another_order_are_an_error() -> None:
+    class Twisted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Linear(4, 4, bias=False)
+            self.between = nn.LeakyReLU(0.1)
+            self.second = nn.Linear(4, 4, bias=False)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.first(self.between(self.second(x))) + x
+
+    model = Twisted().double()
+    optimizer = metaopt.LearnedOptimizer(model, learned_rule("coordinate_lstm"))
+    before = weights(model)
+    x = torch.randn(3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    backward(model, x)
+    with pytest.raises(ValueError, match="do not feed each other in order"):
+        optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(before, weights(model), strict=True))
+
+
+def test_a_shared_rule_keeps_its_dtype() -> None:
+    rule = learned_rule("coordinate_lstm_update")
+    metaopt.LearnedOptimizer(convolutional(), rule)
+    assert {p.dtype for p in rule.optimizer.parameters()} == {torch.float64}
+    with pytest.raises(ValueError, match="float32 or float64"):
+        metaopt.LearnedOptimizer(convolutional().half(), rule)
+
+
+def test_flattened_rules_want_their_shapes() -> None:
+    metaopt.LearnedOptimizer(chain(), learned_rule("lstm"))
+    with pytest.raises(ShapeMismatchError, match="made for layers"):
+        metaopt.LearnedOptimizer(convolutional(), learned_rule("lstm_update"))
+
+
+def test_a_path_serves_as_well_as_a_rule_and_models_stay_copyable(tmp_path: Path) -> None:
+    rule = learned_rule("coordinate_lstm")
+    rule.save(tmp_path / "rule.safetensors")
+    x = torch.randn(4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    results = []
+    for source in (rule, tmp_path / "rule.safetensors", str(tmp_path / "rule.safetensors")):
+        model = chain()
+        optimizer = metaopt.LearnedOptimizer(model, source)
+        backward(model, x)
+        optimizer.step()
+        results.append(weights(copy.deepcopy(model)))
+    assert all(torch.equal(a, b) for a, b in zip(results[0], results[1], strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(results[0], results[2], strict=True))
