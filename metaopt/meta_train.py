@@ -50,7 +50,7 @@ class Progress:
         skipped: outer steps without effect, for a non-finite meta-gradient.
         seconds: wall clock, over all parts of the run.
         validation_seconds: the part of it spent validating.
-        best: lowest geometric-mean validation loss at the last inner step.
+        best: lowest validation score so far.
     """
 
     outer_step: int = 0

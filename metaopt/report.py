@@ -153,10 +153,10 @@ def convergence_figure(
     from matplotlib import pyplot
 
     figure, (by_step, by_time) = pyplot.subplots(1, 2, figsize=(13, 6), sharey=True)
-    colours = pyplot.get_cmap("tab10")
+    colours = [*matplotlib.color_sequences["tab10"], *matplotlib.color_sequences["Dark2"]]
     ends: list[tuple[float, str, Any]] = []
     for i, (name, curve) in enumerate(curves.items()):
-        colour = colours(i % 10)
+        colour = colours[i % len(colours)]
         style: dict[str, Any] = (
             {"linewidth": 2.2} if name in learned else {"linewidth": 1.2, "linestyle": "--"}
         )
@@ -205,5 +205,6 @@ def _label_ends(axis: Any, ends: Sequence[tuple[float, str, Any]]) -> None:
             fontsize=9,
             annotation_clip=False,
         )
-    axis.margins(x=0.02)
-    axis.set_xlim(right=last_x * 1.45)
+    # Room for the names, but no numbers where there are no steps.
+    axis.set_xticks([tick for tick in axis.get_xticks() if 0 <= tick <= last_x])
+    axis.set_xlim(left=-0.02 * last_x, right=last_x * 1.5)

@@ -11,7 +11,7 @@ import json
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -153,9 +153,9 @@ class Run:
         validation = {"outer_step": progress.outer_step, "val_loss_geomean": curve}
         rule = trainer.learned_rule(validation)
         rule.save(self.folder / LAST_FILE)
-        if curve[-1] < progress.best:
+        if (score := validation_score(curve)) < progress.best:
             rule.save(self.folder / BEST_FILE)
-            progress.best = curve[-1]
+            progress.best = score
         writer.validation(progress.outer_step, curve, cleaned[-1], _teleport_arrays(teleports))
         progress.validation_seconds += time.perf_counter() - began
         self._clock()
@@ -203,6 +203,15 @@ class Run:
             f"{rule.validation['outer_step']})\n"
             f"{rule.name}: {self.folder / BEST_FILE}"
         )
+
+
+def validation_score(curve: Sequence[float]) -> float:
+    """Mean of log loss over the inner steps after the first: good early and late; less is better.
+
+    Args:
+        curve: geometric-mean validation loss by inner step, index 0 before the first.
+    """
+    return sum(math.log(loss) for loss in curve[1:]) / (len(curve) - 1)
 
 
 def _scalars(window: Window, trainer: MetaTrainer, rate: float) -> dict[str, float]:
