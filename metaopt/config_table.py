@@ -63,7 +63,7 @@ def _type_name(annotation: Any) -> str:
         return ", ".join(f"`{choice}`" for choice in get_args(annotation))
     for word in ("dict", "list", "float", "int", "str"):
         if word in text:
-            return f"{word} or null" if "None" in text else word
+            return f"{word} or null" if type(None) in get_args(annotation) else word
     return text
 
 
