@@ -26,9 +26,10 @@ from metaopt.optimizers import Optimizer
 from metaopt.report import (
     convergence_figure,
     curves_csv,
-    markdown_table,
     overlay_runs,
-    table_steps,
+    results_table,
+    teleport_table,
+    tuning_lines,
 )
 from metaopt.rules.base import ShapeMismatchError
 from metaopt.schema import EvalConfig
@@ -284,52 +285,6 @@ def results(
     }
 
 
-def table(found: dict[str, Any]) -> str:
-    """The table of ``results.json`` that is printed, best at the last step first."""
-    steps = table_steps(found["steps"])
-    header = ["optimizer", *map(str, steps), "diverged", "ms/step"]
-    ranked = sorted(found["optimizers"].items(), key=lambda item: item[1]["loss_geomean"][-1])
-    rows = [
-        [
-            name,
-            *(f"{entry['loss_geomean'][step]:.3g}" for step in steps),
-            str(entry["diverged"]),
-            f"{1e3 * entry['seconds_per_step']:.2g}",
-        ]
-        for name, entry in ranked
-    ]
-    return markdown_table(header, rows)
-
-
-def teleport_table(found: dict[str, Any]) -> str:
-    """Norms, refusals and drift of those optimizers that teleport; empty if none does."""
-    rows = [
-        [
-            name,
-            f"{entry['teleport']['norm_mean']:.3g}",
-            f"{100 * entry['teleport']['refused_share']:.2g} %",
-            f"{entry['teleport']['drift_max']:.2g}",
-            f"{entry['teleport']['drift_log_total_mean']:.2g}",
-        ]
-        for name, entry in found["optimizers"].items()
-        if entry["teleport"] is not None
-    ]
-    header = ["teleports of", "mean norm", "refused", "largest drift", "signed log total"]
-    return markdown_table(header, rows) if rows else ""
-
-
-def tuning_lines(found: dict[str, Any]) -> str:
-    """What the hand-made optimizers were tuned to, a line each; empty without any."""
-    lines = []
-    for name, entry in found["optimizers"].items():
-        if entry["kind"] == "baseline":
-            values = ", ".join(f"{k} {v:g}" for k, v in entry["origin"]["hyperparameters"].items())
-            edges = ", ".join(entry["origin"]["at_the_edge_of_the_grid"])
-            note = f"; at the edge of the grid: {edges}" if edges else ""
-            lines.append(f"tuned {name}: {values} (step {entry['origin']['tuned_for_step']}){note}")
-    return "\n".join(lines)
-
-
 def execute(
     config: EvalConfig,
     paths: Sequence[Path],
@@ -368,5 +323,5 @@ def execute(
     figure = convergence_figure(by_name, learned_names, title)
     write_atomically(folder / "convergence.png", figure)
     overlay_runs(folder / "tensorboard", by_name)
-    parts = [table(found), teleport_table(found), tuning_lines(found), f"results: {folder}"]
+    parts = [results_table(found), teleport_table(found), tuning_lines(found), f"results: {folder}"]
     return "\n\n".join(part for part in parts if part)

@@ -6,8 +6,7 @@ import re
 from pathlib import Path
 
 from metaopt.config_table import tables
-from metaopt.evaluate import table, teleport_table
-from metaopt.report import TABLE_STEPS
+from metaopt.report import TABLE_STEPS, results_table, teleport_table
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -46,7 +45,7 @@ def test_the_results_table_has_the_shape_that_eval_meta_prints() -> None:
         "seconds_per_step": 1e-3,
         "teleport": None,
     }
-    header = table({"steps": 100, "optimizers": {"A": entry}}).splitlines()[0]
+    header = results_table({"steps": 100, "optimizers": {"A": entry}}).splitlines()[0]
     cells = [cell.strip() for cell in header.strip("|").split("|")]
     assert cells[1:8] == [str(step) for step in TABLE_STEPS]
     rows = [[c.strip() for c in line.strip("|").split("|")] for line in README.splitlines()]
