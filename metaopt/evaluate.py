@@ -131,7 +131,7 @@ def baseline_contenders(config: EvalConfig, device: torch.device, cache: Path) -
         Contender(
             choice.name,
             "baseline",
-            build.hand_made(choice.name.partition("@")[0], choice.values),
+            build.hand_made(choice.base, choice.values),
             {
                 "hyperparameters": choice.values,
                 "tuned_for_step": choice.step,

@@ -32,12 +32,14 @@ class Choice:
 
     Attributes:
         name: as given, e.g. ``Adam@20``.
+        base: the optimizer itself, e.g. ``Adam``.
         values: the chosen hyper-parameters.
         step: the horizon that it was tuned for.
         validation_loss: geometric mean at that step.
     """
 
     name: str
+    base: str
     values: dict[str, float]
     step: int
     validation_loss: float
@@ -79,7 +81,8 @@ def tune(config: EvalConfig, device: torch.device, cache: Path) -> list[Choice]:
                 )
             known[key] = _search(config, base, step, tasks)
             _remember(cache, known)
-        chosen.append(Choice(name, known[key]["values"], step, known[key]["validation_loss"]))
+        found = known[key]
+        chosen.append(Choice(name, base, found["values"], step, found["validation_loss"]))
     return chosen
 
 
@@ -112,7 +115,7 @@ def _key(config: EvalConfig, base: str, step: int) -> str:
 
 def edges(choice: Choice, config: EvalConfig) -> list[str]:
     """Hyper-parameters chosen at an end of their grid, where more of it might have been better."""
-    grid = config.tuning.grids[parse_baseline(choice.name)[0]]
+    grid = config.tuning.grids[choice.base]
     return [
         name
         for name, value in choice.values.items()
