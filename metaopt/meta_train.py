@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from metaopt import build
 from metaopt.learned import LearnedRule
@@ -102,7 +103,8 @@ class MetaTrainer:
         self.networks = {name: list(rule.parameters()) for name, rule in learned.items()}
         self.base_lr = {name: config.rules.by_name()[name].outer_lr for name in learned}
         self.adam = torch.optim.Adam(
-            [{"params": self.networks[name], "lr": self.base_lr[name]} for name in learned]
+            [{"params": self.networks[name], "lr": self.base_lr[name]} for name in learned],
+            fused=True,
         )
         self.tasks: TaskBatch | None = None
         self.inner: InnerState | None = None
@@ -127,11 +129,7 @@ class MetaTrainer:
         loss = self.meta_loss(unrolled.losses)
         self.adam.zero_grad()
         loss.backward()
-        clip = math.inf if meta.clip is None else meta.clip
-        norms = [
-            torch.nn.utils.clip_grad_norm_(parameters, clip)
-            for parameters in self.networks.values()
-        ]
+        norms = [_clip(parameters, meta.clip) for parameters in self.networks.values()]
         summary = {} if unrolled.teleports is None else unrolled.teleports.summary()
         # The one wait for the device in an outer step.
         numbers = torch.stack([loss.detach(), *norms, *summary.values()]).tolist()
@@ -204,6 +202,14 @@ class MetaTrainer:
     def _sample(self, stream: Stream, first: int, count: int) -> TaskBatch:
         dtype = build.DTYPES[self.config.dtype]
         return self.family.sample(stream, self.config.seed, first, count, dtype, self.device)
+
+
+def _clip(parameters: list[torch.nn.Parameter], limit: float | None) -> Tensor:
+    """Scales the gradients of a network down to the limit; returns their norm before that."""
+    norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if limit is not None:
+        clip_grads_with_norm_(parameters, limit, norm)
+    return norm
 
 
 def _learns(rule: torch.nn.Module) -> bool:

@@ -81,6 +81,6 @@ def forward(weights: Sequence[Tensor], X: Tensor, s: LeakyReLU) -> Forward:
     """
     inputs, preactivations = [X], []
     for W in weights[:-1]:
-        preactivations.append(W @ inputs[-1])
+        preactivations.append(torch.bmm(W, inputs[-1]))
         inputs.append(s(preactivations[-1]))
-    return Forward(tuple(inputs), tuple(preactivations), weights[-1] @ inputs[-1])
+    return Forward(tuple(inputs), tuple(preactivations), torch.bmm(weights[-1], inputs[-1]))

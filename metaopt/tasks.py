@@ -112,12 +112,12 @@ class TaskBatch:
 
     def _gradient(self, weights: Weights, passed: Forward) -> Weights:
         delta = passed.outputs - self.Y
-        grads = [delta @ passed.inputs[-1].mT]
+        grads = [torch.bmm(delta, passed.inputs[-1].mT)]
         for layer in range(len(weights) - 2, -1, -1):
-            delta = (weights[layer + 1].mT @ delta) * self.s.derivative(
+            delta = torch.bmm(weights[layer + 1].mT, delta) * self.s.derivative(
                 passed.preactivations[layer]
             )
-            grads.append(delta @ passed.inputs[layer].mT)
+            grads.append(torch.bmm(delta, passed.inputs[layer].mT))
         return tuple(reversed(grads))
 
     def select(self, index: slice) -> TaskBatch:

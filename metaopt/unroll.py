@@ -39,6 +39,7 @@ from torch.autograd.function import once_differentiable
 
 from metaopt.network import Weights
 from metaopt.optimizers import Optimizer
+from metaopt.rules.affine import one_window
 from metaopt.symmetry import TeleportReport
 from metaopt.tasks import Observation, TaskBatch, cut, regression_loss
 
@@ -182,25 +183,24 @@ def unroll(
         The state at t + K, still attached to the graph, and the losses on the way.
     """
     losses: list[Tensor] = []
-    traces: list[TeleportTrace] = []
-    for _ in range(steps):
-        taken = optimizer.step(state.weights, state.observation, state.optimizer, tasks)
-        state = resume(tasks, state.step + 1, taken.weights, taken.state, observe)
-        losses.append(state.loss)
-        if taken.report is not None:
-            traces.append(_trace(taken.report, tasks, state.loss.detach()))
-    teleports = None
-    if traces:
-        columns = zip(*((t.norm, t.drift, t.refused, t.log_ratio) for t in traces), strict=True)
-        teleports = TeleportTrace(*(torch.stack(column) for column in columns))
-    return state, Unrolled(torch.stack(losses), teleports)
+    reports: list[TeleportReport] = []
+    with one_window():
+        for _ in range(steps):
+            taken = optimizer.step(state.weights, state.observation, state.optimizer, tasks)
+            state = resume(tasks, state.step + 1, taken.weights, taken.state, observe)
+            losses.append(state.loss)
+            if taken.report is not None:
+                reports.append(taken.report)
+    stacked = torch.stack(losses)
+    trace = _trace(TeleportReport.stack(reports), tasks, stacked) if reports else None
+    return state, Unrolled(stacked, trace)
 
 
-def _trace(report: TeleportReport, tasks: TaskBatch, loss_after: Tensor) -> TeleportTrace:
+def _trace(report: TeleportReport, tasks: TaskBatch, losses_after: Tensor) -> TeleportTrace:
     with torch.no_grad():
-        tiny = torch.finfo(loss_after.dtype).tiny
-        loss_before = regression_loss(report.outputs_before, tasks.Y)
-        log_ratio = loss_after.clamp(min=tiny).log() - loss_before.clamp(min=tiny).log()
+        tiny = torch.finfo(losses_after.dtype).tiny
+        losses_before = regression_loss(report.outputs_before, tasks.Y)
+        log_ratio = losses_after.clamp(min=tiny).log() - losses_before.clamp(min=tiny).log()
     return TeleportTrace(
         norm=report.norm,
         drift=report.drift,

@@ -98,11 +98,11 @@ def test_features_stand_in_the_stated_order(sizes: list[int]) -> None:
     assert seen.loss is not None
     W, G, H = seen.weights, seen.grads, seen.inputs
     for_update = update_features(seen)
-    assert for_update.shape == (UPDATE_FEATURES, sum(w.numel() for w in W))
-    torch.testing.assert_close(for_update[3], torch.cat([w.flatten(1) for w in W], 1).flatten())
+    assert for_update.shape == (2, UPDATE_FEATURES, sum(w[0].numel() for w in W))
+    torch.testing.assert_close(for_update[:, 3], torch.cat([w.flatten(1) for w in W], 1))
     for_generator = generator_features(seen)
-    assert for_generator.shape == (GENERATOR_FEATURES, 2 * sum(k * k for k in sizes[1:-1]))
-    entries = for_generator.view(GENERATOR_FEATURES, 2, -1).split([k * k for k in sizes[1:-1]], 2)
+    assert for_generator.shape == (2, GENERATOR_FEATURES, sum(k * k for k in sizes[1:-1]))
+    entries = for_generator.transpose(0, 1).split([k * k for k in sizes[1:-1]], 2)
     for i, columns in enumerate(entries):
         wanted = (
             H[i + 1] @ H[i + 1].mT,
@@ -116,7 +116,7 @@ def test_features_stand_in_the_stated_order(sizes: list[int]) -> None:
         )
         for column, product in zip(columns, wanted, strict=False):
             direction = product / product.flatten(1).norm(dim=1)[:, None, None]
-            found = column.view(product.shape)
+            found = column.reshape(product.shape)
             torch.testing.assert_close(
                 found / found.flatten(1).norm(dim=1)[:, None, None], direction
             )

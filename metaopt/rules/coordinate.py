@@ -49,9 +49,9 @@ class CoordinateRule(Rule):
         self.lstm = LSTM(features, hidden, seed, f"{name}/lstm")
         self.head = Head(hidden, 1, seed, f"{name}/head", bound=HEAD_BOUND)
 
-    def outputs(self, h: Tensor, batch: int) -> Tensor:
-        """The head's outputs, [B, coordinates], of the hidden states [hidden, B * coordinates]."""
-        return self.scale * self.head(h).view(batch, -1)
+    def outputs(self, h: Tensor) -> Tensor:
+        """The head's outputs, [B, coordinates], of the hidden states [B, hidden, coordinates]."""
+        return self.scale * self.head(h)[:, 0]
 
 
 class CoordinateUpdateLSTM(CoordinateRule):
@@ -62,12 +62,13 @@ class CoordinateUpdateLSTM(CoordinateRule):
 
     def initial_state(self, observation: Observation) -> State:
         """Zeros for every weight of every trajectory."""
-        return self.lstm.initial_state(sum(W.numel() for W in observation.weights))
+        batch = observation.weights[0].shape[0]
+        return self.lstm.initial_state(batch, sum(W[0].numel() for W in observation.weights))
 
     def propose(self, observation: Observation, state: State) -> tuple[Proposal, State]:
         """Updates f."""
         h, state = self.lstm(update_features(observation), state)
-        rows = self.outputs(h, observation.weights[0].shape[0])
+        rows = self.outputs(h)
         return Proposal(updates=split_weights(rows, observation)), state
 
 
@@ -80,12 +81,12 @@ class CoordinateGroupElementLSTM(CoordinateRule):
     def initial_state(self, observation: Observation) -> State:
         """Zeros for every entry of every generator of every trajectory."""
         batch = observation.weights[0].shape[0]
-        return self.lstm.initial_state(batch * sum(k * k for k in generator_sizes(observation)))
+        return self.lstm.initial_state(batch, sum(k * k for k in generator_sizes(observation)))
 
     def propose(self, observation: Observation, state: State) -> tuple[Proposal, State]:
         """Generators T."""
         h, state = self.lstm(generator_features(observation), state)
-        rows = self.outputs(h, observation.weights[0].shape[0])
+        rows = self.outputs(h)
         return Proposal(generators=split_generators(rows, observation)), state
 
 
@@ -105,9 +106,7 @@ class CoordinateStepSizeGroupElementLSTM(CoordinateGroupElementLSTM):
 
     def propose(self, observation: Observation, state: State) -> tuple[Proposal, State]:
         """f = -eta grad L(w), and generators T."""
-        batch = observation.weights[0].shape[0]
         h, state = self.lstm(generator_features(observation), state)
-        pooled = h.view(h.shape[0], batch, -1).mean(2)
-        eta = self.bound(self.step_head(pooled)[0])[:, None, None]
+        eta = self.bound(self.step_head(h.mean(2, keepdim=True)))
         updates = tuple(-eta * G for G in observation.grads)
-        return Proposal(updates, split_generators(self.outputs(h, batch), observation)), state
+        return Proposal(updates, split_generators(self.outputs(h), observation)), state

@@ -43,9 +43,9 @@ def log_and_sign(g: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def over_rms(x: Tensor) -> Tensor:
-    """x over its root mean square within each task: [B, r, c] -> [B, r, c]; 0 stays 0."""
+    """x over its root mean square within each matrix: [.., r, c] -> [.., r, c]; 0 stays 0."""
     mean_square = x.square().mean(dim=(-2, -1), keepdim=True)
-    return x / torch.where(mean_square == 0, 1.0, mean_square).sqrt()
+    return x / (mean_square + (mean_square == 0)).sqrt()
 
 
 def log_loss(observation: Observation) -> Tensor:
@@ -64,25 +64,24 @@ UPDATE_FEATURES = 5
 
 
 def update_features(observation: Observation) -> Tensor:
-    """Features of every weight, feature first: [UPDATE_FEATURES, B * P].
+    """Features of every weight: [B, UPDATE_FEATURES, P].
 
     Logarithm and sign of the gradient, the gradient over its root mean square within the layer, the
-    weight, and log(L) / p. Rows run over trajectories, then layers, then weights.
+    weight, and log(L) / p. Rows run over layers, then weights.
     """
-    loss = log_loss(observation)[:, None]
-    layers = []
-    for W, G in zip(observation.weights, observation.grads, strict=True):
-        columns = (*log_and_sign(G), over_rms(G), W)
-        flat = [column.flatten(1) for column in columns]
-        layers.append(torch.stack([*flat, loss.expand_as(flat[0])]))
-    return torch.cat(layers, dim=2).flatten(1)
+    G = flat_gradient(observation)
+    log, sign = log_and_sign(G)
+    normalised = torch.cat([over_rms(G).flatten(1) for G in observation.grads], dim=1)
+    W = torch.cat([W.flatten(1) for W in observation.weights], dim=1)
+    loss = log_loss(observation)[:, None].expand_as(G)
+    return torch.stack([log, sign, normalised, W, loss], dim=1)
 
 
 GENERATOR_FEATURES = 9
 
 
 def generator_features(observation: Observation) -> Tensor:
-    """Features of every entry of every generator, feature first: [GENERATOR_FEATURES, B * K].
+    """Features of every entry of every generator: [B, GENERATOR_FEATURES, K].
 
     For the pair (W1, W2) with gradients G1, G2 and H the activations between them, k by k products:
     H H^T over its mean diagonal; G2^T G2, G1 G1^T, W2^T G2 and its transpose, W2^T W2, W1 W1^T,
@@ -94,23 +93,21 @@ def generator_features(observation: Observation) -> Tensor:
     for layer in range(len(W) - 1):
         W1, W2, G1, G2 = W[layer], W[layer + 1], G[layer], G[layer + 1]
         H = observation.inputs[layer + 1]
-        HHt = H @ H.mT
+        HHt = torch.bmm(H, H.mT)
         diagonal = torch.diagonal(HHt, dim1=-2, dim2=-1).mean(-1)[:, None, None]
-        W2tG2 = over_rms(W2.mT @ G2)
+        factors = ((G2.mT, G2), (G1, G1.mT), (W2.mT, G2), (W2.mT, W2), (W1, W1.mT))
+        normalised = over_rms(torch.stack([torch.bmm(a, b) for a, b in factors], dim=1)).unbind(1)
         identity = torch.eye(HHt.shape[-1], dtype=HHt.dtype, device=HHt.device)
         columns = (
             HHt / diagonal.clamp(min=torch.finfo(HHt.dtype).tiny),
-            over_rms(G2.mT @ G2),
-            over_rms(G1 @ G1.mT),
-            W2tG2,
-            W2tG2.mT,
-            over_rms(W2.mT @ W2),
-            over_rms(W1 @ W1.mT),
+            *normalised[:3],
+            normalised[2].mT,
+            *normalised[3:],
             identity.expand_as(HHt),
             loss.expand_as(HHt),
         )
-        pairs.append(torch.stack(columns).flatten(2))
-    return torch.cat(pairs, dim=2).flatten(1)
+        pairs.append(torch.stack(columns, dim=1).flatten(2))
+    return pairs[0] if len(pairs) == 1 else torch.cat(pairs, dim=2)
 
 
 def split_weights(rows: Tensor, observation: Observation) -> tuple[Tensor, ...]:

@@ -83,8 +83,9 @@ class FlattenedRule(Rule):
 
     def emit(self, observation: Observation, state: State) -> tuple[Tensor, State]:
         """The head's outputs before scaling, [B, outputs], and the new state."""
-        h, state = self.lstm(self.transform(flat_gradient(observation)).T, state)
-        return self.head(h).T, state
+        features = self.transform(flat_gradient(observation)).T.contiguous()
+        h, state = self.lstm(features, state)
+        return self.head(h).T.contiguous(), state
 
 
 class LocalUpdateLSTM(FlattenedRule):

@@ -77,9 +77,12 @@ class Action(ABC):
 
     def _left_right(self, element: GroupElement, pair: LayerPair) -> LayerPair:
         """W_in -> g W_in, b_in -> g b_in, W_out -> W_out g^-1."""
-        b_in = None if pair.b_in is None else (element.g @ pair.b_in[..., None])[..., 0]
+        b_in = None if pair.b_in is None else torch.bmm(element.g, pair.b_in[..., None])[..., 0]
         return replace(
-            pair, W_in=element.g @ pair.W_in, b_in=b_in, W_out=pair.W_out @ element.g_inv
+            pair,
+            W_in=torch.bmm(element.g, pair.W_in),
+            b_in=b_in,
+            W_out=torch.bmm(pair.W_out, element.g_inv),
         )
 
 
@@ -97,13 +100,15 @@ class ThroughData(Action):
         """g . pair; raises ``ValueError`` where the pair carries no data."""
         if pair.inputs is None or pair.inputs_pinv is None:
             raise ValueError("the action through the data needs the inputs and their inverse")
-        Z = pair.W_in @ pair.inputs
+        A, A_pinv = pair.inputs, pair.inputs_pinv
+        Z = torch.bmm(pair.W_in, A)
         if pair.b_in is not None:
             Z = Z + pair.b_in[..., None]
-        C = pair.s.inverse(element.g @ pair.s(Z)) - Z
-        D = C @ pair.inputs_pinv
-        D = D + (C - D @ pair.inputs) @ pair.inputs_pinv
-        return replace(pair, W_in=pair.W_in + D, W_out=pair.W_out @ element.g_inv)
+        C = pair.s.inverse(torch.bmm(element.g, pair.s(Z))) - Z
+        D = torch.bmm(C, A_pinv)
+        residual = torch.baddbmm(C, D, A, alpha=-1)
+        D = torch.baddbmm(D, residual, A_pinv)
+        return replace(pair, W_in=pair.W_in + D, W_out=torch.bmm(pair.W_out, element.g_inv))
 
     def require_exact(self, s: LeakyReLU, samples: int, inputs: int) -> None:
         """With more samples than inputs, A cannot have full column rank (a linear s needs none)."""

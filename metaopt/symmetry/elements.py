@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from functools import lru_cache
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -36,6 +37,16 @@ class ElementMap(ABC):
 
 def _identity_like(T: Tensor) -> Tensor:
     return torch.eye(T.shape[-1], dtype=T.dtype, device=T.device)
+
+
+@lru_cache
+def _taylor_terms(order: int, width: int, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
+    """I / (2j)! above I / (2j + 1)!, [2 width, width], for 2j = order - 2, order - 4, .., 0."""
+    identity = torch.eye(width, dtype=dtype, device=device)
+    return [
+        torch.cat([identity / math.factorial(power), identity / math.factorial(power + 1)])
+        for power in range(order - 2, -1, -2)
+    ]
 
 
 class Exponential(ElementMap):
@@ -63,20 +74,19 @@ class Exponential(ElementMap):
         """The element of T [B, k, k]."""
         order, radius = self._ORDER_AND_RADIUS[T.dtype]
         squarings = max(0, math.ceil(math.log2(self.max_norm / radius)))
-        A = T * 2.0**-squarings
-        A2 = A @ A
-        identity = _identity_like(T)
-        # Horner's rule in A^2 for sum A^(2j) / (2j)! and A sum A^(2j) / (2j+1)!.
-        even = identity / math.factorial(order - 2)
-        odd = identity / math.factorial(order - 1)
-        for power in range(order - 4, -1, -2):
-            even = torch.baddbmm(identity / math.factorial(power), A2, even.expand_as(A2))
-            odd = torch.baddbmm(identity / math.factorial(power + 1), A2, odd.expand_as(A2))
-        odd = A @ odd
-        g, g_inv = even + odd, even - odd
+        A = T * 2.0**-squarings if squarings else T
+        A2 = torch.bmm(A, A)
+        # Horner's rule in A^2 for sum A^(2j) / (2j)! and sum A^(2j) / (2j+1)!, both at once.
+        first, *others = _taylor_terms(order, T.shape[-1], T.dtype, T.device)
+        sums = first.expand(T.shape[0], -1, -1)
+        for terms in others:
+            sums = torch.baddbmm(terms, sums, A2)
+        even, odd = sums.chunk(2, dim=1)
+        odd = torch.bmm(odd, A)
+        both = torch.cat([even + odd, even - odd])
         for _ in range(squarings):
-            g, g_inv = g @ g, g_inv @ g_inv
-        return GroupElement(g, g_inv)
+            both = torch.bmm(both, both)
+        return GroupElement(*both.chunk(2))
 
 
 class Cayley(ElementMap):

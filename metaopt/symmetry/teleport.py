@@ -9,6 +9,7 @@ afresh.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,7 +19,7 @@ from torch import Tensor
 from metaopt.network import LeakyReLU, Weights, forward
 from metaopt.symmetry.actions import Action, InexactActionError, LayerPair
 from metaopt.symmetry.elements import ElementMap
-from metaopt.symmetry.generators import NormLimit, frobenius_norm
+from metaopt.symmetry.generators import NormLimit
 from metaopt.symmetry.guard import Generators, Guard, drift
 
 
@@ -57,20 +58,40 @@ class TeleportData(Protocol):
 
 @dataclass(frozen=True)
 class TeleportReport:
-    """What one teleport did, without a graph.
+    """What one teleport, or several stacked in front of [B], did; without a graph.
 
     Attributes:
-        norm: Frobenius norm of the generators that were applied, over all pairs together, [B]; 0
-            where refused.
+        generators: those that were applied where nothing was refused, each [B, k_l, k_l].
+        scale: factor on them, [B].
         drift: of what the guard let through, [B].
         refused: bool [B].
         outputs_before: f(w) before the teleport, [B, m, N].
     """
 
-    norm: Tensor
+    generators: Generators
+    scale: Tensor
     drift: Tensor
     refused: Tensor
     outputs_before: Tensor
+
+    @classmethod
+    def stack(cls, reports: Sequence[TeleportReport]) -> TeleportReport:
+        """Several reports as one, their arrays [len(reports), B, ..]."""
+        pairs = zip(*(report.generators for report in reports), strict=True)
+        return cls(
+            tuple(torch.stack(of_pair) for of_pair in pairs),
+            torch.stack([report.scale for report in reports]),
+            torch.stack([report.drift for report in reports]),
+            torch.stack([report.refused for report in reports]),
+            torch.stack([report.outputs_before for report in reports]),
+        )
+
+    @property
+    def norm(self) -> Tensor:
+        """Frobenius norm of what was applied, over all pairs together, [B]; 0 where refused."""
+        squares = [T.square().sum(dim=(-2, -1)) for T in self.generators]
+        norm = self.scale * torch.stack(squares).sum(0).sqrt()
+        return torch.where(self.refused, 0.0, norm)
 
 
 class TeleportEngine:
@@ -141,7 +162,7 @@ class TeleportEngine:
             pair = self.action.act(self.to_element(T), pair)
             moved[layer], moved[layer + 1] = pair.W_in, pair.W_out
             if needs_data and layer + 1 < len(generators):
-                inputs = data.s(pair.W_in @ inputs)
+                inputs = data.s(torch.bmm(pair.W_in, inputs))
                 inputs_pinv = full_rank_inverse(inputs)
         return tuple(moved)
 
@@ -167,7 +188,7 @@ class TeleportEngine:
         guarded = self.guard(
             weights, limited, lambda w, generators: self.move(w, generators, data), drift_of
         )
-        with torch.no_grad():
-            norm = torch.stack([frobenius_norm(T) for T in limited]).square().sum(0).sqrt()
-            norm = torch.where(guarded.refused, 0.0, guarded.scale * norm)
-        return guarded.weights, TeleportReport(norm, guarded.drift, guarded.refused, before)
+        constants = tuple(T.detach() for T in limited)
+        return guarded.weights, TeleportReport(
+            constants, guarded.scale, guarded.drift, guarded.refused, before
+        )
