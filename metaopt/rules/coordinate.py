@@ -43,6 +43,8 @@ class CoordinateRule(Rule):
         name: of the initialisation's stream.
     """
 
+    batch_axis = 1
+
     def __init__(self, features: int, hidden: int, scale: float, seed: int, name: str) -> None:
         super().__init__()
         self.scale = scale
