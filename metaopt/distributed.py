@@ -19,9 +19,9 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -34,8 +34,8 @@ from metaopt.errors import ProcessLostError, UserError
 
 T = TypeVar("T")
 
-GRACE = timedelta(seconds=5)
-"""How long the others leave it to the first process to say why all of them end."""
+GRACE = 5.0
+"""Seconds that the others leave it to the first process to say why all of them end."""
 _TOLD = "metaopt/told"
 _ENVIRONMENT = ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -211,8 +211,11 @@ class Processes(World):
             signal.signal(number, signal.SIG_IGN)
         if not self.first:
             with suppress(RuntimeError):
-                self._store.wait([_TOLD], GRACE)
-                return
+                deadline = time.monotonic() + GRACE
+                while time.monotonic() < deadline:
+                    if self._store.check([_TOLD]):
+                        return
+                    time.sleep(0.05)
         super().part(line)
         # The store may be gone with the process that held it; then nobody is left to be told.
         with suppress(RuntimeError):
