@@ -27,7 +27,6 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.rendezvous import rendezvous
 from tqdm import tqdm
 
 from metaopt.errors import ProcessLostError, UserError
@@ -138,6 +137,9 @@ class Processes(World):
     """
 
     def __init__(self, environment: Mapping[str, str]) -> None:
+        # Not at the top: a torch without torch.distributed has no such module.
+        from torch.distributed.rendezvous import rendezvous
+
         self.rank = int(environment["RANK"])
         self.size = int(environment["WORLD_SIZE"])
         self.local_rank = int(environment["LOCAL_RANK"])
