@@ -124,14 +124,19 @@ def summarise(teleports: TeleportTrace) -> dict[str, float]:
     }
 
 
+def unseen_tasks(config: EvalConfig, device: torch.device, world: World) -> TaskBatch:
+    """This process's share of the unseen tasks; raises ``UserError`` where it has none."""
+    share = world.share(config.tasks, "tasks")
+    dtype = build.DTYPES[config.dtype]
+    family = build.task_family(config.task)
+    drawn = family.sample(Stream.TEST, config.task_seed, 0, config.tasks, dtype, device)
+    return drawn.select(share)
+
+
 def evaluate(
-    config: EvalConfig, contenders: Sequence[Contender], device: torch.device, world: World
+    config: EvalConfig, contenders: Sequence[Contender], tasks: TaskBatch, world: World
 ) -> list[Outcome]:
     """All contenders on the same test tasks; those that do not fit are left out with a line."""
-    tasks = build.task_family(config.task).sample(
-        Stream.TEST, config.task_seed, 0, config.tasks, build.DTYPES[config.dtype], device
-    )
-    own = tasks.select(world.share(config.tasks, "tasks"))
     outcomes = []
     bar = tqdm(contenders, desc="evaluating", disable=not world.first)
     for contender in bar:
@@ -140,7 +145,7 @@ def evaluate(
         if isinstance(fitted, torch.nn.Module):
             fitted.to(build.DTYPES[config.dtype])
         try:
-            outcomes.append(run_contender(contender, own, config.steps, world))
+            outcomes.append(run_contender(contender, tasks, config.steps, world))
         except (ShapeMismatchError, InexactActionError) as error:
             world.say(f"left out: {contender.name}: {error}")
     if not outcomes:
@@ -249,6 +254,7 @@ def execute(
         world: the processes that share the tasks; the first one writes and has the report.
         required: whether a damaged checkpoint is an error, or left out with a line.
     """
+    tasks = unseen_tasks(config, device, world)
     world.on_first(lambda: make_folder(folder))
     contenders = numbered(
         [
@@ -258,7 +264,7 @@ def execute(
     )
     if not contenders:
         raise UserError("nothing to evaluate: train, name --checkpoints, or set baselines")
-    outcomes = evaluate(config, contenders, device, world)
+    outcomes = evaluate(config, contenders, tasks, world)
     return world.on_first(lambda: _report(config, outcomes, folder, device))
 
 

@@ -90,10 +90,30 @@ def poisoned(config: TrainConfig, world: World) -> dict[str, Any]:
     }
 
 
+def mean_of_two(world: World) -> dict[str, Any]:
+    """Process 0 has a quarter of the batch."""
+    own = float(world.rank + 1)
+    gradients = [torch.full((2, 1), own), torch.tensor([0.0, torch.inf if world.rank else 1.0])]
+    means, maxima, votes = world.mean_(
+        gradients,
+        torch.tensor([own, 8.0]),
+        torch.tensor([-own, 3 * own]),
+        [world.rank == 0, True, False],
+        0.75 if world.rank else 0.25,
+    )
+    numbers = {"means": means, "maxima": maxima, "votes": votes}
+    return {name: number.tolist() for name, number in numbers.items()} | {"gradients": gradients}
+
+
 def main() -> None:
     """Everything for every kind of rules."""
     world = distributed.join()
-    found: dict[str, Any] = {"poisoned": poisoned(config_of(KINDS[0]), world)}
+    found: dict[str, Any] = {
+        "means": mean_of_two(world),
+        "gathered": world.gather(world.rank),
+        "collected": world.collect(world.rank),
+        "poisoned": poisoned(config_of(KINDS[0]), world),
+    }
     for kind in KINDS:
         config = config_of(kind)
         found[kind] = trace(MetaTrainer(config, CPU, world))

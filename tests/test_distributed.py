@@ -104,6 +104,21 @@ def one() -> dict[str, dict[str, Any]]:
 
 
 @pytest.mark.slow
+def test_means_are_weighed_maxima_are_maxima_and_votes_are_counted(
+    two: list[dict[str, Any]],
+) -> None:
+    for rank in two:
+        found = rank["means"]
+        assert found["means"] == [1.75, 8.0]
+        assert found["maxima"] == [-1.0, 6.0]
+        assert found["votes"] == [1.0, 2.0, 0.0]
+        assert torch.equal(found["gradients"][0], torch.full((2, 1), 1.75))
+        assert found["gradients"][1].tolist() == [0.0, float("inf")]
+        assert rank["gathered"] == [0, 1]
+    assert [rank["collected"] for rank in two] == [[0, 1], []]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_processes_have_the_meta_gradients_of_one(
     kind: str, one: dict[str, dict[str, Any]], two: list[dict[str, Any]]
