@@ -102,7 +102,7 @@ class World:
         Returns:
             means and maxima over the batch, and how many processes cast each vote, [v].
         """
-        return means, maxima, means.new_tensor(votes)
+        return means, maxima, torch.tensor(votes)
 
     def gather(self, value: T) -> list[T]:
         """The values of all processes, by rank, in all processes. Plain data, arrays, tensors."""
@@ -166,8 +166,12 @@ class Processes(World):
         """One all-reduce for all of it, a sum: each process has places of its own for maxima."""
         own_maxima = maxima.new_zeros(self.size, len(maxima))
         own_maxima[self.rank] = maxima
+        own_votes = maxima.new_zeros(len(votes))
+        for i, vote in enumerate(votes):
+            # Unlike a copy of the list, this does not make the host wait for a CUDA device.
+            own_votes[i].fill_(vote)
         weighted = torch.cat([*(G.flatten() for G in gradients), means]).mul_(weight)
-        buffer = torch.cat([weighted, own_maxima.flatten(), means.new_tensor(votes)])
+        buffer = torch.cat([weighted, own_maxima.flatten(), own_votes])
         with _others_alive():
             dist.all_reduce(buffer)
         sizes = [G.numel() for G in gradients]

@@ -9,9 +9,9 @@ given up. Everything that a run depends on is in its state, so that a killed run
 bit for bit, where the unbroken one would have.
 
 With N processes (``World``) each works on its own slice of the same meta-batch. The meta-loss is a
-mean over trajectories, so M is the mean of the local ones, weighed by local / B; gradients
-are made global before clipping and before the look at what is finite, so that all processes clip,
-skip and step alike and phi has the same bits in all of them.
+mean over trajectories, so M is the mean of the local ones, weighed by local / B. Gradients are made
+global before clipping and before the look at what is finite, so that all processes clip, skip and
+step alike, and phi has the same bits in all of them.
 """
 
 from __future__ import annotations
@@ -30,14 +30,7 @@ from metaopt.learned import LearnedRule
 from metaopt.schema import MetaConfig, TrainConfig
 from metaopt.streams import Stream
 from metaopt.tasks import TaskBatch
-from metaopt.unroll import (
-    InnerState,
-    TeleportTrace,
-    resume,
-    rollout,
-    start,
-    unroll,
-)
+from metaopt.unroll import InnerState, TeleportTrace, resume, rollout, start, unroll
 
 
 def schedule(config: MetaConfig, outer_step: int) -> float:
@@ -168,11 +161,9 @@ class MetaTrainer:
             for parameters in self.networks.values()
         ]
         # The one wait for the device in an outer step.
-        numbers = torch.stack([loss, *norms, *summary.values(), *votes]).tolist()
-        value, *others = numbers
-        grad_norms = dict(zip(self.networks, others, strict=False))
-        teleports = dict(zip(summary, others[len(norms) :], strict=False))
-        skipped = not all(map(math.isfinite, (value, *grad_norms.values())))
+        numbers = torch.stack([loss, *norms, *summary.values()]).tolist()
+        value, norm_values = numbers[0], numbers[1 : 1 + len(norms)]
+        skipped = not all(map(math.isfinite, (value, *norm_values)))
         progress.outer_step += 1
         progress.inner_steps += steps * meta.batch
         if skipped:
@@ -184,7 +175,9 @@ class MetaTrainer:
                 group["lr"] = lr * factor
             self.adam.step()
             self.inner = inner.detach()
-        decided = [count > 0 for count in numbers[len(numbers) - len(votes) :]]
+        grad_norms = dict(zip(self.networks, norm_values, strict=True))
+        teleports = dict(zip(summary, numbers[1 + len(norms) :], strict=True))
+        decided = [count > 0 for count in votes.tolist()]
         return Window(value, grad_norms, teleports, skipped, decided)
 
     def _over_processes(
