@@ -3,12 +3,17 @@
 from pathlib import Path
 
 from metaopt import cli, config
+from metaopt.distributed import World
 from metaopt.evaluate import execute
 from metaopt.schema import EvalConfig
 
 
-def main() -> None:
-    """Evaluate checkpoints and baselines, write results, print the table."""
+def main(world: World) -> None:
+    """Evaluate checkpoints and baselines, write results, print the table.
+
+    Args:
+        world: the processes that share the tasks.
+    """
     parser = cli.parser("Compare learned and hand-made optimizers on unseen tasks.")
     parser.add_argument("--config", default="eval.yaml", help="a path, or a name in configs/")
     parser.add_argument(
@@ -29,7 +34,8 @@ def main() -> None:
             *sorted(Path("runs").glob("*/optimizer.safetensors")),
         ]
     folder = Path(arguments.out) if arguments.out else Path("runs/eval")
-    print(execute(settings, paths, folder, cli.device(arguments.device), required=named))
+    device = cli.device(arguments.device, world)
+    world.say(execute(settings, paths, folder, device, world, required=named))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What both scripts share: arguments, devices and exit statuses.
 
-0 success, 2 a mistake of the user's (one line), 130 Ctrl-C, 1 anything else.
+0 success, 2 a mistake of the user's (one line), 130 Ctrl-C, 143 SIGTERM, 1 anything else.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from typing import NoReturn
 
 import torch
 
-from metaopt.errors import UserError
+from metaopt import distributed
+from metaopt.distributed import World
+from metaopt.errors import ProcessLostError, StoppedError, UserError
 
 
 class _Parser(argparse.ArgumentParser):
@@ -35,34 +37,72 @@ def parser(description: str) -> argparse.ArgumentParser:
     )
     made.add_argument("--out", metavar="DIR", help="where the results go")
     made.add_argument(
-        "--device", default="auto", help="auto (CUDA where there is one), cpu, cuda or cuda:N"
+        "--device",
+        default="auto",
+        help="auto (CUDA where there is one), cpu, cuda or cuda:N; under torchrun cuda is a device "
+        "for each process",
     )
     return made
 
 
-def device(name: str) -> torch.device:
-    """auto, cpu, cuda or cuda:N; raises ``UserError`` where it is not there."""
+def positive(text: str) -> int:
+    """The type of an argument that counts something."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number above 0")
+    return int(text)
+
+
+def device(name: str, world: World) -> torch.device:
+    """auto, cpu, cuda or cuda:N; raises ``UserError`` where it is not there.
+
+    Args:
+        name: as the user gave it.
+        world: its processes on one machine take a CUDA device each.
+    """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     kind, colon, index = name.partition(":")
     if kind not in ("cpu", "cuda") or index.isdigit() != bool(colon) or name.startswith("cpu:"):
         raise UserError(f"--device: found {name!r}, expected auto, cpu, cuda or cuda:N")
-    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
+    if kind == "cpu":
+        return torch.device(name)
+    found = torch.cuda.device_count()
+    if int(index or 0) >= found:
         raise UserError(
-            f"--device: found {name!r}, but this machine has {torch.cuda.device_count()} CUDA "
-            f"devices; use --device cpu"
+            f"--device: found {name!r}, but this machine has {found} CUDA devices; use --device cpu"
         )
-    return torch.device(name)
+    if world.local_size == 1:
+        return torch.device(name)
+    if index or world.local_size > found:
+        raise UserError(
+            f"--device: found {name!r} for {world.local_size} processes on a machine with {found} "
+            f"CUDA devices; each takes one of its own: use --device cuda with at most {found} "
+            f"processes, or --device cpu"
+        )
+    # nccl and torch's own defaults go to the current device.
+    torch.cuda.set_device(world.local_rank)
+    return torch.device("cuda", world.local_rank)
 
 
-def run(main: Callable[[], None]) -> NoReturn:
-    """Call ``main`` and leave with the exit status of what happened."""
+def run(main: Callable[[World], None]) -> NoReturn:
+    """Call ``main`` in the world of this process and leave with the exit status of what happened.
+
+    Under torchrun with N processes, one line speaks for all of them.
+    """
+    world = World()
     try:
-        main()
+        world = distributed.join()
+        main(world)
     except UserError as error:
-        print(" ".join(str(error).split()), file=sys.stderr)
-        sys.exit(2)
+        status, line = 2, str(error)
+    except StoppedError as error:
+        status, line = 128 + error.number, str(error)
+    except ProcessLostError as error:
+        status, line = 1, str(error)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
-    sys.exit(0)
+        status, line = 130, "interrupted"
+    else:
+        world.close()
+        sys.exit(0)
+    world.part(" ".join(line.split()))
+    sys.exit(status)

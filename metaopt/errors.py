@@ -1,5 +1,22 @@
-"""Mistakes of the user's, which end in one clear line and exit status 2."""
+"""What ends a script other than success: mistakes of the user's, signals, lost processes."""
 
 
 class UserError(ValueError):
     """The message is one line: the file, the field, what was found and what would be right."""
+
+
+class StoppedError(Exception):
+    """A signal ended a run after its state was saved.
+
+    Args:
+        number: of the signal; the exit status is 128 + number.
+        message: one line for the user.
+    """
+
+    def __init__(self, number: int, message: str) -> None:
+        super().__init__(message)
+        self.number = number
+
+
+class ProcessLostError(RuntimeError):
+    """Another process of the run is gone; the message is one line for the user."""

@@ -1,7 +1,8 @@
 """Evaluation: all optimizers on the same unseen tasks, each in one batched run of the one unroll.
 
 Losses are those of the current weights, index 0 before the first step. Optimizers are compared by
-pairs on the same tasks: the ratio is the geometric mean of a's loss over b's.
+pairs on the same tasks: the ratio is the geometric mean of a's loss over b's. With N processes each
+runs its own slice of the tasks, and the first one has all the losses and writes.
 """
 
 from __future__ import annotations
@@ -9,19 +10,20 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from metaopt import build, learned
-from metaopt.checkpoint import CheckpointError, make_folder, write_atomically
+from metaopt import build
+from metaopt.checkpoint import make_folder, write_atomically
+from metaopt.contenders import Contender, baseline_contenders, learned_contenders, numbered
+from metaopt.distributed import World
 from metaopt.errors import UserError
-from metaopt.learned import LearnedRule
 from metaopt.optimizers import Optimizer
 from metaopt.report import (
     convergence_figure,
@@ -33,36 +35,18 @@ from metaopt.report import (
 )
 from metaopt.rules.base import ShapeMismatchError
 from metaopt.schema import EvalConfig
+from metaopt.shares import gathered
 from metaopt.statistics import CEILING, clean, diverged, geomean, geomean_interval, resamples
 from metaopt.streams import Stream
 from metaopt.symmetry import InexactActionError
 from metaopt.tasks import TaskBatch
-from metaopt.tuning import edges, tune
 from metaopt.unroll import TeleportTrace, rollout
 
 Array = NDArray[np.float64]
-Kind = Literal["learned", "baseline", "reference"]
 
 PAIR_STEPS = (1, 10, 20, 50, 100)
 TUNED_BASELINES = Path("runs/tuned_baselines.json")
 """Cache of tuned hyper-parameters, whatever folder the results go to."""
-
-
-@dataclass(frozen=True)
-class Contender:
-    """An optimizer to be evaluated.
-
-    Attributes:
-        name: as it stands in all results.
-        kind: where it comes from.
-        optimizer: what steps.
-        origin: what is worth telling of it: a path, or chosen hyper-parameters.
-    """
-
-    name: str
-    kind: Kind
-    optimizer: Optimizer
-    origin: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -72,7 +56,7 @@ class Outcome:
     Attributes:
         contender: who.
         losses: float64 [steps + 1, tasks], as computed.
-        seconds_per_step: wall clock of an inner step of the whole batch.
+        seconds_per_step: wall clock of an inner step of the whole batch, of the slowest process.
         teleport: summary, or None without teleports.
     """
 
@@ -82,86 +66,47 @@ class Outcome:
     teleport: dict[str, float] | None
 
 
-def learned_contenders(
-    paths: Sequence[Path], device: torch.device, required: bool
-) -> list[Contender]:
-    """Checkpoints as contenders; two of one name get `` #seed``.
+def run_contender(contender: Contender, tasks: TaskBatch, steps: int, world: World) -> Outcome:
+    """One batched run, timed after a short warm-up.
 
     Args:
-        paths: of checkpoints.
-        device: where to compute.
-        required: a damaged file is an error; otherwise it is left out with a line.
-    """
-    rules = []
-    for path in paths:
-        try:
-            rules.append((path, learned.load(path, device)))
-        except CheckpointError as error:
-            if required:
-                raise
-            tqdm.write(f"left out: {error}")
-    names = [rule.name for _, rule in rules]
-    full = [
-        rule.name if names.count(rule.name) == 1 else f"{rule.name} #{rule.config.seed}"
-        for _, rule in rules
-    ]
-    return [
-        Contender(name, "learned", rule.optimizer, _origin(path, rule))
-        for name, (path, rule) in zip(full, rules, strict=True)
-    ]
-
-
-def numbered(contenders: Sequence[Contender]) -> list[Contender]:
-    """The contenders, those of a name that came before as ``NAME (2)``, ``NAME (3)`` ..."""
-    names = [contender.name for contender in contenders]
-    return [
-        replace(contender, name=f"{contender.name} ({earlier + 1})") if earlier else contender
-        for i, contender in enumerate(contenders)
-        for earlier in (names[:i].count(contender.name),)
-    ]
-
-
-def _origin(path: Path, rule: LearnedRule) -> dict[str, Any]:
-    return {"checkpoint": str(path), "seed": rule.config.seed, "training": rule.training}
-
-
-def baseline_contenders(config: EvalConfig, device: torch.device, cache: Path) -> list[Contender]:
-    """The hand-made optimizers of a configuration, tuned on validation tasks."""
-    return [
-        Contender(
-            choice.name,
-            "baseline",
-            build.hand_made(choice.base, choice.values),
-            {
-                "hyperparameters": choice.values,
-                "tuned_for_step": choice.step,
-                "validation_loss": choice.validation_loss,
-                "at_the_edge_of_the_grid": edges(choice, config),
-            },
-        )
-        for choice in tune(config, device, cache)
-    ]
-
-
-def run_contender(contender: Contender, tasks: TaskBatch, steps: int) -> Outcome:
-    """One batched run, timed after a short warm-up.
+        contender: what runs.
+        tasks: of this process.
+        steps: inner steps.
+        world: the processes that share the tasks.
 
     Raises:
         ShapeMismatchError, InexactActionError: where it does not fit the tasks.
     """
     # The warm-up also makes what belongs to the tasks and not to a step, such as X^+.
-    rollout(tasks, contender.optimizer, min(steps, 2))
+    misfits = world.gather(_misfit(contender.optimizer, tasks, min(steps, 2)))
+    # Tasks differ in their data: an action may be exact on one process's and not on another's.
+    for misfit in misfits:
+        if misfit is not None:
+            raise misfit
     _wait(tasks.X.device)
     began = time.perf_counter()
-    losses, teleports = rollout(tasks, contender.optimizer, steps)
+    own_losses, own_teleports = rollout(tasks, contender.optimizer, steps)
     _wait(tasks.X.device)
-    seconds = time.perf_counter() - began
+    seconds = max(world.gather(time.perf_counter() - began))
+    losses, teleports = gathered(world, own_losses, own_teleports)
     return Outcome(
         contender,
-        losses.double().cpu().numpy(),
+        losses.double().numpy(),
         seconds / steps,
         None if teleports is None else summarise(teleports),
     )
+
+
+def _misfit(
+    optimizer: Optimizer, tasks: TaskBatch, steps: int
+) -> ShapeMismatchError | InexactActionError | None:
+    """Why an optimizer does not fit the tasks, if it does not."""
+    try:
+        rollout(tasks, optimizer, steps)
+    except (ShapeMismatchError, InexactActionError) as error:
+        return error
+    return None
 
 
 def _wait(device: torch.device) -> None:
@@ -179,24 +124,30 @@ def summarise(teleports: TeleportTrace) -> dict[str, float]:
     }
 
 
+def unseen_tasks(config: EvalConfig, device: torch.device, world: World) -> TaskBatch:
+    """This process's share of the unseen tasks; raises ``UserError`` where it has none."""
+    share = world.share(config.tasks, "tasks")
+    dtype = build.DTYPES[config.dtype]
+    family = build.task_family(config.task)
+    drawn = family.sample(Stream.TEST, config.task_seed, 0, config.tasks, dtype, device)
+    return drawn.select(share)
+
+
 def evaluate(
-    config: EvalConfig, contenders: Sequence[Contender], device: torch.device
+    config: EvalConfig, contenders: Sequence[Contender], tasks: TaskBatch, world: World
 ) -> list[Outcome]:
     """All contenders on the same test tasks; those that do not fit are left out with a line."""
-    tasks = build.task_family(config.task).sample(
-        Stream.TEST, config.task_seed, 0, config.tasks, build.DTYPES[config.dtype], device
-    )
     outcomes = []
-    bar = tqdm(contenders, desc="evaluating")
+    bar = tqdm(contenders, desc="evaluating", disable=not world.first)
     for contender in bar:
         bar.set_postfix_str(contender.name)
         fitted = contender.optimizer
         if isinstance(fitted, torch.nn.Module):
             fitted.to(build.DTYPES[config.dtype])
         try:
-            outcomes.append(run_contender(contender, tasks, config.steps))
+            outcomes.append(run_contender(contender, tasks, config.steps, world))
         except (ShapeMismatchError, InexactActionError) as error:
-            tqdm.write(f"left out: {contender.name}: {error}")
+            world.say(f"left out: {contender.name}: {error}")
     if not outcomes:
         raise UserError("nothing is left to evaluate: no optimizer fits these tasks")
     return outcomes
@@ -290,6 +241,7 @@ def execute(
     paths: Sequence[Path],
     folder: Path,
     device: torch.device,
+    world: World,
     required: bool = True,
 ) -> str:
     """Evaluate checkpoints and baselines, write all files, return the report.
@@ -297,20 +249,29 @@ def execute(
     Args:
         config: what to evaluate on.
         paths: of checkpoints.
-        required: whether a damaged checkpoint is an error, or left out with a line.
         folder: where results go.
         device: where to compute.
+        world: the processes that share the tasks; the first one writes and has the report.
+        required: whether a damaged checkpoint is an error, or left out with a line.
     """
-    make_folder(folder)
+    tasks = unseen_tasks(config, device, world)
+    world.on_first(lambda: make_folder(folder))
     contenders = numbered(
         [
-            *learned_contenders(paths, device, required),
-            *baseline_contenders(config, device, TUNED_BASELINES),
+            *learned_contenders(paths, device, required, world),
+            *baseline_contenders(config, device, TUNED_BASELINES, world),
         ]
     )
     if not contenders:
         raise UserError("nothing to evaluate: train, name --checkpoints, or set baselines")
-    outcomes = evaluate(config, contenders, device)
+    outcomes = evaluate(config, contenders, tasks, world)
+    return world.on_first(lambda: _report(config, outcomes, folder, device))
+
+
+def _report(
+    config: EvalConfig, outcomes: Sequence[Outcome], folder: Path, device: torch.device
+) -> str:
+    """Write all files; returns what is printed."""
     index = resamples(config.tasks, config.bootstrap, config.task_seed)
     by_name = curves(outcomes, index)
     found = results(config, outcomes, by_name, index, device)

@@ -7,11 +7,17 @@ steps the next B tasks are drawn. Networks have learning rates and clips of thei
 whose meta-loss or meta-gradient is not finite changes nothing, is counted, and its trajectories are
 given up. Everything that a run depends on is in its state, so that a killed run resumes and ends,
 bit for bit, where the unbroken one would have.
+
+With N processes (``World``) each works on its own slice of the same meta-batch. The meta-loss is a
+mean over trajectories, so M is the mean of the local ones, weighed by local / B. Gradients are made
+global before clipping and before the look at what is finite, so that all processes clip, skip and
+step alike, and phi has the same bits in all of them.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +25,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from metaopt import build
+from metaopt import build, shares
+from metaopt.distributed import World
 from metaopt.learned import LearnedRule
 from metaopt.schema import MetaConfig, TrainConfig
 from metaopt.streams import Stream
@@ -72,12 +79,14 @@ class Window:
         grad_norms: of each network's meta-gradient before clipping.
         teleports: of the window, as in ``TeleportTrace.summary``; empty without teleports.
         skipped: whether it changed nothing.
+        votes: whether any process cast each of the votes that were given.
     """
 
     meta_loss: float
     grad_norms: dict[str, float]
     teleports: dict[str, float]
     skipped: bool
+    votes: list[bool]
 
 
 @dataclass
@@ -87,14 +96,21 @@ class MetaTrainer:
     Args:
         config: of the run.
         device: where it computes.
+        world: the processes that share the meta-batch.
+
+    Raises:
+        UserError: where a process would have no trajectory, or no validation task.
     """
 
     config: TrainConfig
     device: torch.device
+    world: World = field(default_factory=World)
     progress: Progress = field(default_factory=Progress)
 
     def __post_init__(self) -> None:
         config = self.config
+        self.share = self.world.share(config.meta.batch, "meta.batch")
+        validation_share = self.world.share(config.validation.tasks, "validation.tasks")
         self.optimizer = build.meta_optimizer(config).to(self.device)
         self.family = build.task_family(config.task)
         self.observe = build.observe(config.meta)
@@ -108,7 +124,9 @@ class MetaTrainer:
         )
         self.tasks: TaskBatch | None = None
         self.inner: InnerState | None = None
-        self.validation_tasks = self._sample(Stream.VALIDATION, 0, config.validation.tasks)
+        self.validation_tasks = self._sample(
+            Stream.VALIDATION, 0, config.validation.tasks, validation_share
+        )
 
     @property
     def finished(self) -> bool:
@@ -120,8 +138,17 @@ class MetaTrainer:
         """Inner steps so far as whole trajectories."""
         return self.progress.inner_steps / self.config.meta.steps
 
-    def outer_step(self) -> Window:
-        """One window: unroll, differentiate, update phi, cut the graph."""
+    @property
+    def local_trajectories(self) -> int:
+        """Trajectories of the meta-batch that are this process's."""
+        return self.share.stop - self.share.start
+
+    def outer_step(self, vote: Callable[[], Sequence[bool]] = tuple) -> Window:
+        """One window: unroll, differentiate, update phi, cut the graph.
+
+        Args:
+            vote: asked once in a step for what this process wants to have decided by all.
+        """
         meta, progress = self.config.meta, self.progress
         tasks, inner = self._trajectories()
         steps = min(meta.unroll, meta.steps - inner.step)
@@ -129,10 +156,10 @@ class MetaTrainer:
         loss = self.meta_loss(unrolled.losses)
         self.adam.zero_grad()
         loss.backward()
+        loss, summary, votes = self._over_processes(loss.detach(), unrolled.teleports, vote())
         norms = [_clip(parameters, meta.clip) for parameters in self.networks.values()]
-        summary = {} if unrolled.teleports is None else unrolled.teleports.summary()
         # The one wait for the device in an outer step.
-        numbers = torch.stack([loss.detach(), *norms, *summary.values()]).tolist()
+        numbers = torch.stack([loss, *norms, *summary.values()]).tolist()
         value, norm_values = numbers[0], numbers[1 : 1 + len(norms)]
         skipped = not all(map(math.isfinite, (value, *norm_values)))
         progress.outer_step += 1
@@ -148,14 +175,37 @@ class MetaTrainer:
             self.inner = inner.detach()
         grad_norms = dict(zip(self.networks, norm_values, strict=True))
         teleports = dict(zip(summary, numbers[1 + len(norms) :], strict=True))
-        return Window(value, grad_norms, teleports, skipped)
+        decided = [count > 0 for count in votes.tolist()]
+        return Window(value, grad_norms, teleports, skipped, decided)
+
+    def _over_processes(
+        self, loss: Tensor, teleports: TeleportTrace | None, votes: Sequence[bool]
+    ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        """Meta-loss, teleports in numbers and votes of all processes; gradients in their place."""
+        summary = {} if teleports is None else teleports.summary()
+        maxima = {name: number for name, number in summary.items() if name.endswith("_max")}
+        means = {name: number for name, number in summary.items() if name not in maxima}
+        mean_numbers, max_numbers, counts = self.world.mean_(
+            [p.grad for group in self.networks.values() for p in group if p.grad is not None],
+            torch.stack([loss, *means.values()]),
+            torch.stack([*maxima.values()]) if maxima else loss.new_empty(0),
+            votes,
+            self.local_trajectories / self.config.meta.batch,
+        )
+        found = dict(zip(means, mean_numbers[1:], strict=True))
+        found |= dict(zip(maxima, max_numbers, strict=True))
+        return mean_numbers[0], {name: found[name] for name in summary}, counts
 
     def validate(self) -> tuple[Tensor, TeleportTrace | None]:
-        """Losses [steps + 1, tasks] on the validation tasks, and the teleports."""
-        return rollout(self.validation_tasks, self.optimizer, self.config.meta.steps)
+        """Losses [steps + 1, tasks] on all validation tasks, and the teleports."""
+        losses, teleports = rollout(self.validation_tasks, self.optimizer, self.config.meta.steps)
+        return shares.gathered(self.world, losses, teleports)
 
     def state(self) -> dict[str, Any]:
-        """All that the rest of the run depends on, as plain data and tensors."""
+        """All that the rest of the run depends on, as plain data and tensors.
+
+        All processes call it; the inner state of all trajectories is in the first one's alone.
+        """
         inner = self.inner
         return {
             "config": self.config.model_dump(mode="json"),
@@ -164,20 +214,23 @@ class MetaTrainer:
             "adam": self.adam.state_dict(),
             "inner": None
             if inner is None
-            else {"step": inner.step, "weights": inner.weights, "optimizer": inner.optimizer},
+            else {"step": inner.step, "parts": self.world.collect(shares.part(inner))},
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from ``state``; raises ``KeyError`` or ``ValueError`` where it does not fit."""
+        """Go on from ``state``; raises ``KeyError`` or ``ValueError`` where it does not fit.
+
+        The number of processes need not be what it was.
+        """
         self.progress = Progress(**state["progress"])
         self.optimizer.load_state_dict(state["phi"])
         self.adam.load_state_dict(state["adam"])
         self.inner = None
         if (inner := state["inner"]) is not None:
+            rules = self.optimizer.rules
+            weights, rule_states = shares.take(inner["parts"], self.share, rules, self.device)
             batch = self.config.meta.batch
-            self.tasks = self._sample(Stream.TRAIN, self.progress.drawn - batch, batch)
-            weights = tuple(W.to(self.device) for W in inner["weights"])
-            rule_states = {key: value.to(self.device) for key, value in inner["optimizer"].items()}
+            self.tasks = self._sample(Stream.TRAIN, self.progress.drawn - batch, batch, self.share)
             self.inner = resume(self.tasks, inner["step"], weights, rule_states, self.observe)
 
     def learned_rule(self, validation: dict[str, Any]) -> LearnedRule:
@@ -194,14 +247,16 @@ class MetaTrainer:
     def _trajectories(self) -> tuple[TaskBatch, InnerState]:
         meta = self.config.meta
         if self.tasks is None or self.inner is None or self.inner.step >= meta.steps:
-            self.tasks = self._sample(Stream.TRAIN, self.progress.drawn, meta.batch)
+            self.tasks = self._sample(Stream.TRAIN, self.progress.drawn, meta.batch, self.share)
             self.progress.drawn += meta.batch
             self.inner = start(self.tasks, self.optimizer, self.observe)
         return self.tasks, self.inner
 
-    def _sample(self, stream: Stream, first: int, count: int) -> TaskBatch:
+    def _sample(self, stream: Stream, first: int, count: int, share: slice) -> TaskBatch:
+        """This process's share of tasks that all processes draw alike."""
         dtype = build.DTYPES[self.config.dtype]
-        return self.family.sample(stream, self.config.seed, first, count, dtype, self.device)
+        drawn = self.family.sample(stream, self.config.seed, first, count, dtype, self.device)
+        return drawn.select(share)
 
 
 def _clip(parameters: list[torch.nn.Parameter], limit: float | None) -> Tensor:

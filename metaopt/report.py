@@ -7,7 +7,6 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -140,15 +139,8 @@ class RunWriter:
             if finite.size:
                 self._writer.add_histogram(f"validation/{name}", finite, step)
 
-    def __enter__(self) -> RunWriter:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Write what is left."""
         self._writer.close()
 
 

@@ -1,7 +1,8 @@
 """Hand-made optimizers, tuned on validation tasks of the family, shape and horizon at hand.
 
 For each optimizer the whole grid is tried, and the setting with the lowest geometric-mean loss at
-the horizon is kept. Choices are cached in a file, keyed by everything that they depend on.
+the horizon is kept. Choices are cached in a file, keyed by everything that they depend on. With N
+processes each runs its own slice of the tasks; the cache is the first one's.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from tqdm import tqdm
 from metaopt import build
 from metaopt._version import __version__
 from metaopt.checkpoint import write_atomically
+from metaopt.distributed import World
 from metaopt.schema import HYPERPARAMETERS, EvalConfig, parse_baseline
 from metaopt.statistics import geomean
 from metaopt.streams import Stream
@@ -51,47 +53,61 @@ def candidates(grid: dict[str, list[float]], names: tuple[str, ...]) -> Iterator
         yield dict(zip(names, values, strict=True))
 
 
-def tune(config: EvalConfig, device: torch.device, cache: Path) -> list[Choice]:
+def tune(config: EvalConfig, device: torch.device, cache: Path, world: World) -> list[Choice]:
     """The baselines of ``config``, tuned or taken from the cache; a line for those left out.
 
     Args:
         config: tasks, horizon, grids and names.
         device: where to compute.
         cache: a JSON file, read and added to.
+        world: the processes that share the tasks.
     """
-    known = _read(cache)
+    known = world.on_first(lambda: _read(cache))
     chosen = []
     tasks: TaskBatch | None = None
     for name in config.baselines:
         base, step = parse_baseline(name)
         step = config.steps if step is None else step
         if step > config.steps:
-            tqdm.write(f"left out: {name}: it is tuned for a step beyond the last, {config.steps}")
+            world.say(f"left out: {name}: it is tuned for a step beyond the last, {config.steps}")
             continue
         key = _key(config, base, step)
         if key not in known:
             if tasks is None:
-                tasks = build.task_family(config.task).sample(
-                    Stream.VALIDATION,
-                    config.tuning.seed,
-                    0,
-                    config.tuning.tasks,
-                    build.DTYPES[config.dtype],
-                    device,
-                )
-            known[key] = _search(config, base, step, tasks)
-            _remember(cache, known)
+                tasks = _tasks(config, device, world)
+            known[key] = _search(config, base, step, tasks, world)
+            world.on_first(lambda: _remember(cache, known))
         found = known[key]
         chosen.append(Choice(name, base, found["values"], step, found["validation_loss"]))
     return chosen
 
 
-def _search(config: EvalConfig, base: str, step: int, tasks: TaskBatch) -> dict[str, Any]:
+def _tasks(config: EvalConfig, device: torch.device, world: World) -> TaskBatch:
+    """This process's share of the tasks to tune on."""
+    drawn = build.task_family(config.task).sample(
+        Stream.VALIDATION,
+        config.tuning.seed,
+        0,
+        config.tuning.tasks,
+        build.DTYPES[config.dtype],
+        device,
+    )
+    return drawn.select(world.share(config.tuning.tasks, "tuning.tasks"))
+
+
+def _search(
+    config: EvalConfig, base: str, step: int, tasks: TaskBatch, world: World
+) -> dict[str, Any]:
     settings = list(candidates(config.tuning.grids[base], HYPERPARAMETERS[base]))
-    losses = []
-    for values in tqdm(settings, desc=f"tuning {base} for step {step}", leave=False):
+    final = []
+    bar = tqdm(
+        settings, desc=f"tuning {base} for step {step}", leave=False, disable=not world.first
+    )
+    for values in bar:
         curve, _ = rollout(tasks, build.hand_made(base, values), step)
-        losses.append(float(geomean(curve[-1].double().cpu().numpy())))
+        final.append(curve[-1].double().cpu())
+    whole = torch.cat(world.gather(torch.stack(final)), dim=1)
+    losses = [float(geomean(of_setting.numpy())) for of_setting in whole]
     best = min(range(len(settings)), key=losses.__getitem__)
     return {"values": settings[best], "validation_loss": losses[best]}
 

@@ -10,7 +10,16 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "metaopt"
 
-BOTTOM = {"_version", "errors", "network", "statistics", "streams"}
+BOTTOM = {
+    "_version",
+    "distributed",
+    "errors",
+    "network",
+    "pace",
+    "signals",
+    "statistics",
+    "streams",
+}
 APART = {"config", "schema", "checkpoint", "report"}
 RULES_TASKS_SYMMETRY = {"rules", "tasks", "symmetry"}
 ORDER = [RULES_TASKS_SYMMETRY, {"optimizers"}, {"unroll"}, {"meta_train", "evaluate"}]

@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import metaopt
 from metaopt import cli
-from metaopt.run import validation_score
+from metaopt.records import validation_score
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = [

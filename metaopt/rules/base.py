@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -35,7 +36,15 @@ class Proposal:
 
 
 class Rule(nn.Module, ABC):
-    """(observation, state) -> (proposal, state), for B trajectories side by side."""
+    """(observation, state) -> (proposal, state), for B trajectories side by side.
+
+    Attributes:
+        batch_axis: the axis of the state's tensors on which the trajectories lie, one after
+            another (each with as many rows as any other); tensors without axes are all
+            trajectories'. It lets a state be cut and joined over processes.
+    """
+
+    batch_axis: ClassVar[int] = 0
 
     @abstractmethod
     def initial_state(self, observation: Observation) -> State:

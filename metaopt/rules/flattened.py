@@ -50,6 +50,8 @@ class FlattenedRule(Rule):
         name: of the initialisation's stream.
     """
 
+    batch_axis = 1
+
     def __init__(
         self,
         shapes: Sequence[tuple[int, int]],
