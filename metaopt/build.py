@@ -20,7 +20,9 @@ from metaopt.rules import (
     Rule,
     StepSizeGroupElementLSTM,
 )
+from metaopt.rules.affine import AffineModule
 from metaopt.rules.features import raw, signed_log
+from metaopt.rules.products import TF32, BFloat16, Full
 from metaopt.rules.step_size import Clamp, Sigmoid
 from metaopt.schema import (
     AdamConfig,
@@ -54,6 +56,7 @@ from metaopt.symmetry import (
 )
 from metaopt.tasks import RegressionFamily, layer_shapes
 from metaopt.unroll import Observe, first_order, second_order
+from metaopt.windows import Replayed, StepByStep, Windows
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 _ACTIONS: dict[str, type[Action]] = {
@@ -64,6 +67,7 @@ _ACTIONS: dict[str, type[Action]] = {
 }
 _LIMITS = {"bounded": BoundedNorm, "fixed": FixedNorm}
 _TRANSFORMS = {"raw": raw, "signed_log": signed_log}
+_PRODUCTS = {"full": Full, "tf32": TF32, "bfloat16": BFloat16}
 _STEP_BOUNDS = {"sigmoid": Sigmoid, "clamp": Clamp}
 
 
@@ -84,6 +88,12 @@ def meta_loss(config: MetaConfig) -> MetaLoss:
             return LogLoss(config.epsilon)
         case "sum":
             return SumOfLosses()
+
+
+def windows(config: MetaConfig, optimizer: MetaOptimizer, device: torch.device) -> Windows:
+    """What runs truncation windows: on a CUDA device, CUDA graphs."""
+    step_by_step = StepByStep(optimizer, observe(config), meta_loss(config))
+    return Replayed(step_by_step) if device.type == "cuda" else step_by_step
 
 
 def engine(config: TeleporterConfig, task: TaskConfig) -> TeleportEngine:
@@ -180,7 +190,11 @@ def meta_optimizer(config: TrainConfig) -> MetaOptimizer:
         for name, given in config.rules.by_name().items()
     }
     teleporter = None if config.teleporter is None else engine(config.teleporter, config.task)
-    return MetaOptimizer(rules, teleporter).to(DTYPES[config.dtype])
+    optimizer = MetaOptimizer(rules, teleporter).to(DTYPES[config.dtype])
+    for module in optimizer.modules():
+        if isinstance(module, AffineModule):
+            module.products = _PRODUCTS[config.products]()
+    return optimizer
 
 
 def hand_made(name: str, values: Mapping[str, float]) -> Optimizer:

@@ -31,7 +31,7 @@ from metaopt.learned import LearnedRule
 from metaopt.schema import MetaConfig, TrainConfig
 from metaopt.streams import Stream
 from metaopt.tasks import TaskBatch
-from metaopt.unroll import InnerState, TeleportTrace, resume, rollout, start, unroll
+from metaopt.unroll import InnerState, TeleportTrace, resume, rollout, start
 
 
 def schedule(config: MetaConfig, outer_step: int) -> float:
@@ -114,7 +114,7 @@ class MetaTrainer:
         self.optimizer = build.meta_optimizer(config).to(self.device)
         self.family = build.task_family(config.task)
         self.observe = build.observe(config.meta)
-        self.meta_loss = build.meta_loss(config.meta)
+        self.windows = build.windows(config.meta, self.optimizer, self.device)
         learned = {name: rule for name, rule in self.optimizer.rules.items() if _learns(rule)}
         self.networks = {name: list(rule.parameters()) for name, rule in learned.items()}
         self.base_lr = {name: config.rules.by_name()[name].outer_lr for name in learned}
@@ -152,11 +152,8 @@ class MetaTrainer:
         meta, progress = self.config.meta, self.progress
         tasks, inner = self._trajectories()
         steps = min(meta.unroll, meta.steps - inner.step)
-        inner, unrolled = unroll(tasks, self.optimizer, inner, steps, self.observe)
-        loss = self.meta_loss(unrolled.losses)
-        self.adam.zero_grad()
-        loss.backward()
-        loss, summary, votes = self._over_processes(loss.detach(), unrolled.teleports, vote())
+        found = self.windows(tasks, inner, steps)
+        loss, summary, votes = self._over_processes(found.meta_loss, found.teleports, vote())
         norms = [_clip(parameters, meta.clip) for parameters in self.networks.values()]
         # The one wait for the device in an outer step.
         numbers = torch.stack([loss, *norms, *summary.values()]).tolist()
@@ -172,17 +169,16 @@ class MetaTrainer:
             for group, lr in zip(self.adam.param_groups, self.base_lr.values(), strict=True):
                 group["lr"] = lr * factor
             self.adam.step()
-            self.inner = inner.detach()
+            self.inner = found.inner
         grad_norms = dict(zip(self.networks, norm_values, strict=True))
         teleports = dict(zip(summary, numbers[1 + len(norms) :], strict=True))
         decided = [count > 0 for count in votes.tolist()]
         return Window(value, grad_norms, teleports, skipped, decided)
 
     def _over_processes(
-        self, loss: Tensor, teleports: TeleportTrace | None, votes: Sequence[bool]
+        self, loss: Tensor, summary: dict[str, Tensor], votes: Sequence[bool]
     ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         """Meta-loss, teleports in numbers and votes of all processes; gradients in their place."""
-        summary = {} if teleports is None else teleports.summary()
         maxima = {name: number for name, number in summary.items() if name.endswith("_max")}
         means = {name: number for name, number in summary.items() if name not in maxima}
         mean_numbers, max_numbers, counts = self.world.mean_(

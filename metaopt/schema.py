@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Distribution = Literal["uniform", "gaussian"]
 DtypeName = Literal["float32", "float64"]
+ProductsName = Literal["full", "tf32", "bfloat16"]
 Positive = Annotated[int, Field(ge=1)]
 # Shapes have a limit, so that a damaged file cannot ask for more memory than there is.
 Size = Annotated[int, Field(ge=1, le=100_000)]
@@ -225,6 +226,10 @@ class TrainConfig(_Model):
     label: Text = _required("of the optimizer in tables and figures")
     seed: Seed = _field(0, "of training tasks, validation tasks and initialisation")
     dtype: DtypeName = _field("float32", "of optimizees and rules")
+    products: ProductsName = _field(
+        "full",
+        "precision of the products of the LSTMs' weights: that of dtype; tf32 on CUDA; or bfloat16",
+    )
     task: TaskConfig = _field(TaskConfig(), "what is trained on")
     rules: RulesConfig = _required("what is learned")
     teleporter: TeleporterConfig | None = _field(None, "needed where a rule proposes generators")

@@ -12,7 +12,8 @@ Arrays are [features, rows] or [blocks, features, rows], see ``lstm``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from metaopt.rules.products import Full, Products
+
 ENOUGH_ROWS = 640
 """Rows from which a matrix product gains no more speed by taking further ones with it."""
 
@@ -29,22 +32,28 @@ Memory = dict[tuple[Any, ...], Tensor]
 """Tensors to be overwritten again and again: what was just in use is in the caches of a CPU."""
 
 
-def memory_for(shape: tuple[int, ...], like: Tensor, memory: Memory, name: str = "") -> Tensor:
-    """The tensor of that shape and name in ``memory``, made like ``like`` where there is none."""
-    key = (name, *shape)
-    found = memory.get(key)
+def memory_for(shape: tuple[int, ...], like: Tensor, memory: Memory) -> Tensor:
+    """The tensor of that shape in ``memory``, made like ``like`` where there is none."""
+    found = memory.get(shape)
     if found is None:
-        found = memory[key] = like.new_empty(shape)
+        found = memory[shape] = like.new_empty(shape)
     return found
+
+
+def _at_once(x: Tensor) -> bool:
+    """Whether the use with x [.., features, r] is multiplied alone."""
+    return x.dim() == 3 or x.shape[1] >= ENOUGH_ROWS
 
 
 class Sums:
     """sum_t dz_t x_k,t^T for each k, and sum_t dz_t, of one window."""
 
-    def __init__(self, memory: Memory) -> None:
+    def __init__(self, products: Products, memory: Memory) -> None:
+        self._by = products
         self._memory = memory
-        # Columns of other uses wait in these until they are multiplied: theirs alone.
+        # Line k holds columns of dz (k = 0) or of x_k until they are multiplied.
         self._lined_up: Memory = {}
+        self._dtype: torch.dtype | None = None
         self._pass = -1
         self._clear()
 
@@ -61,8 +70,9 @@ class Sums:
         if current != self._pass:
             self._clear()
             self._pass = current
+            self._dtype = x.dtype
         rows = x.shape[-1]
-        if x.dim() == 3 or rows >= ENOUGH_ROWS:
+        if _at_once(x) or self._by.dtype(x) != x.dtype:
             return memory_for((*x.shape[:-2], out, rows), x, self._memory)
         return self._slot(0, out, x)
 
@@ -70,17 +80,22 @@ class Sums:
         """The next columns of line k: [features, r] of [features, ENOUGH_ROWS]."""
         rows = like.shape[1]
         width = ENOUGH_ROWS - ENOUGH_ROWS % rows
-        line = memory_for((features, width), like, self._lined_up, str(k))
-        return line[:, self._columns : self._columns + rows]
+        key = (k, features, width)
+        if key not in self._lined_up:
+            dtype = self._by.dtype(like)
+            self._lined_up[key] = like.new_empty(features, width, dtype=dtype)
+        return self._lined_up[key][:, self._columns : self._columns + rows]
 
     def add(self, dz: Tensor, inputs: Sequence[Tensor]) -> None:
         """One use: dz from ``place``, filled, and inputs [.., in_k, r]."""
-        rows = dz.shape[-1]
-        if dz.dim() == 3 or rows >= ENOUGH_ROWS:
+        if _at_once(dz):
             self._multiply(dz, inputs)
             return
-        for k, x in enumerate(inputs, start=1):
-            self._slot(k, x.shape[0], x).copy_(x)
+        rows = dz.shape[1]
+        for k, x in enumerate((dz, *inputs)):
+            slot = self._slot(k, x.shape[0], x)
+            if slot.data_ptr() != x.data_ptr():
+                slot.copy_(x)
         self._columns += rows
         self._waiting = (dz, *inputs)
         if self._columns + rows > ENOUGH_ROWS:
@@ -91,7 +106,7 @@ class Sums:
             rows = self._waiting[0].shape[1]
             width = ENOUGH_ROWS - ENOUGH_ROWS % rows
             dz, *inputs = (
-                self._lined_up[(str(k), part.shape[0], width)][:, : self._columns]
+                self._lined_up[(k, part.shape[0], width)][:, : self._columns]
                 for k, part in enumerate(self._waiting)
             )
             self._columns = 0
@@ -99,20 +114,18 @@ class Sums:
 
     def _multiply(self, dz: Tensor, inputs: Sequence[Tensor]) -> None:
         is_batch = dz.dim() == 3
-        bias = dz.sum((0, 2) if is_batch else 1)
+        # A sum of bfloat16 is taken in float32 where it is asked for in float32.
+        bias = dz.sum((0, 2) if is_batch else 1, dtype=self._dtype)
         if self._bias is None:
             self._bias = bias
-            self._products = tuple(torch.matmul(dz, x.mT) for x in inputs)
+            self._products = tuple(self._by.outer(dz, x) for x in inputs)
             return
         self._bias += bias
         for product, x in zip(self._products, inputs, strict=True):
-            if is_batch:
-                # The last group of a batch can have fewer blocks; they go to the first sums.
-                blocks = dz.shape[0]
-                part = product if product.shape[0] == blocks else product[:blocks]
-                part.baddbmm_(dz, x.mT)
-            else:
-                product.addmm_(dz, x.T)
+            if is_batch and product.shape[0] > dz.shape[0]:
+                # The last group of a batch has fewer blocks; they go to the first sums.
+                product = product[: dz.shape[0]]
+            self._by.add_outer_(product, dz, x)
 
     def take(self) -> tuple[Tensor, ...]:
         """The sums for W_1, W_2, .. and b, or nothing where nothing was added; forgets them."""
@@ -146,6 +159,7 @@ class Affine:
 
     Args:
         parameters: W_1 [out, in_1], W_2 [out, in_2], .., b [out].
+        products: their precision.
         memory: shared by the maps of the window.
 
     Attributes:
@@ -153,13 +167,14 @@ class Affine:
         sums: where the backward passes of the uses put their terms.
     """
 
-    def __init__(self, parameters: tuple[Tensor, ...], memory: Memory) -> None:
-        self.sums = Sums(memory)
+    def __init__(self, parameters: tuple[Tensor, ...], products: Products, memory: Memory) -> None:
+        self.sums = Sums(products, memory)
+        self._by = products
         if torch.is_grad_enabled():
             parameters = _Entry.apply(self.sums, *parameters)
         self.parameters = parameters
         self._memory = memory
-        self._weights = [W.detach() for W in parameters[:-1]]
+        self._weights = [products.operand(W.detach()) for W in parameters[:-1]]
         self._transposed = [W.mT for W in self._weights]
         self._column = parameters[-1].detach()[:, None]
         self._out = self._column.shape[0]
@@ -174,18 +189,17 @@ class Affine:
         """z [.., out, r] of inputs [.., in_k, r]."""
         z = self._column
         for W, x in zip(self._weights, inputs, strict=True):
-            if x.dim() == 3:
-                z = torch.baddbmm(z, W.expand(x.shape[0], -1, -1), x, out=out)
-            else:
-                z = torch.addmm(z, W, x, out=out)
+            z = self._by.plus(z, _for_each_block(W, x), x, out)
         return z
 
     def pull_back(self, k: int, dz: Tensor, out: Tensor) -> Tensor:
         """W_k^T dz, [.., in_k, r]."""
-        W_T = self._transposed[k]
-        if dz.dim() == 3:
-            return torch.bmm(W_T.expand(dz.shape[0], -1, -1), dz, out=out)
-        return torch.mm(W_T, dz, out=out)
+        return self._by.times(_for_each_block(self._transposed[k], dz), dz, out)
+
+
+def _for_each_block(W: Tensor, x: Tensor) -> Tensor:
+    """W [a, b] as often as x has blocks."""
+    return W.expand(x.shape[0], -1, -1) if x.dim() == 3 else W
 
 
 @dataclass(frozen=True)
@@ -209,18 +223,25 @@ def one_window() -> Iterator[None]:
         _window.reset(token)
 
 
-def bound(
-    owner: nn.Module, parameters: Callable[[], Iterable[tuple[Tensor, ...]]]
-) -> tuple[Affine, ...]:
-    """The affine maps of ``owner`` in the present window; outside of one, for this use alone.
+class AffineModule(nn.Module, ABC):
+    """A module made of affine maps.
 
-    Args:
-        owner: whose they are.
-        parameters: gives W_1, W_2, .. and b of each of its maps.
+    Attributes:
+        products: their precision.
     """
-    window = _window.get() or _Window()
-    maps = window.maps.get(owner)
-    if maps is None:
-        maps = tuple(Affine(of_map, window.memory) for of_map in parameters())
-        window.maps[owner] = maps
-    return maps
+
+    products: Products = Full()
+
+    @abstractmethod
+    def parameters_of_maps(self) -> Iterable[tuple[Tensor, ...]]:
+        """W_1, W_2, .. and b of each map."""
+
+    def maps(self) -> tuple[Affine, ...]:
+        """The affine maps in the present window; outside of one, for this use alone."""
+        window = _window.get() or _Window()
+        found = window.maps.get(self)
+        if found is None:
+            of_maps = self.parameters_of_maps()
+            found = tuple(Affine(of_map, self.products, window.memory) for of_map in of_maps)
+            window.maps[self] = found
+        return found

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from metaopt.rules.affine import Affine, bound
+from metaopt.rules.affine import Affine, AffineModule
 from metaopt.streams import Stream, generator
 
 State = dict[str, Tensor]
@@ -198,7 +198,7 @@ class Initialiser:
         return nn.Parameter(values)
 
 
-class LSTM(nn.Module):
+class LSTM(AffineModule):
     """A stack of LSTM cells advanced by one step.
 
     Args:
@@ -227,19 +227,20 @@ class LSTM(nn.Module):
         zeros = self.b[0].new_zeros(*blocks, self.hidden, rows)
         return {f"{kind}{layer}": zeros for layer in range(self.layers) for kind in "hc"}
 
-    def _maps(self) -> Iterator[tuple[Tensor, ...]]:
+    def parameters_of_maps(self) -> Iterator[tuple[Tensor, ...]]:
+        """W_x, W_h and b of each cell."""
         return zip(self.W_x, self.W_h, self.b, strict=True)
 
     def forward(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """One step: x [.., inputs, r] -> h of the last cell [.., hidden, r], and the new state."""
         new_state: State = {}
-        for layer, affine in enumerate(bound(self, self._maps)):
+        for layer, affine in enumerate(self.maps()):
             x, c = cell(affine, x, state[f"h{layer}"], state[f"c{layer}"])
             new_state[f"h{layer}"], new_state[f"c{layer}"] = x, c
         return x, new_state
 
 
-class Head(nn.Module):
+class Head(AffineModule):
     """The linear layer after an LSTM: [.., hidden, r] -> [.., outputs, r].
 
     Args:
@@ -259,7 +260,11 @@ class Head(nn.Module):
         self.W = draw((outputs, hidden), bound)
         self.b = draw((outputs,), bound)
 
+    def parameters_of_maps(self) -> Iterator[tuple[Tensor, ...]]:
+        """W and b."""
+        yield self.W, self.b
+
     def forward(self, h: Tensor) -> Tensor:
         """W h + b."""
-        (affine,) = bound(self, lambda: [(self.W, self.b)])
+        (affine,) = self.maps()
         return _Linear.apply(affine, h, *affine.parameters)

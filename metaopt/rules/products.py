@@ -1,0 +1,104 @@
+"""Precision of the products of the LSTMs' weights: W x, W^T dz and dz x^T.
+
+    Full      in the dtype of the rule
+    TF32      float32 with factors of 10 mantissa bits, on CUDA devices that have it
+    BFloat16  factors of 7 mantissa bits, their products summed in float32
+
+All else, the element-wise part, the sums over a window, the optimizee and its teleports, keeps the
+dtype of the rule. The last two leave float64 alone.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class Products:
+    """Products of a matrix [a, b], or a batch of them [n, a, b], with arrays of as many axes."""
+
+    def operand(self, x: Tensor) -> Tensor:
+        """x as a factor; products take any tensor, but keep what they are given as it is here."""
+        return x
+
+    def dtype(self, x: Tensor) -> torch.dtype:
+        """Of ``operand(x)``."""
+        return x.dtype
+
+    def plus(self, z: Tensor, W: Tensor, x: Tensor, out: Tensor) -> Tensor:
+        """out = z + W x."""
+        if x.dim() == 3:
+            return torch.baddbmm(z, W, x, out=out)
+        return torch.addmm(z, W, x, out=out)
+
+    def times(self, W: Tensor, x: Tensor, out: Tensor) -> Tensor:
+        """out = W x."""
+        return torch.matmul(W, x, out=out)
+
+    def outer(self, dz: Tensor, x: Tensor) -> Tensor:
+        """dz x^T, a new tensor."""
+        return torch.matmul(dz, x.mT)
+
+    def add_outer_(self, total: Tensor, dz: Tensor, x: Tensor) -> Tensor:
+        """total += dz x^T."""
+        return self.plus(total, dz, x.mT, out=total)
+
+
+class Full(Products):
+    """In the dtype of the rule."""
+
+
+class TF32(Products):
+    """float32 products with factors rounded to TF32 on CUDA devices; elsewhere as ``Full``."""
+
+    def plus(self, z: Tensor, W: Tensor, x: Tensor, out: Tensor) -> Tensor:
+        """out = z + W x."""
+        before = torch.get_float32_matmul_precision()
+        _allow("high", x)
+        super().plus(z, W, x, out)
+        _allow(before, x)
+        return out
+
+    def times(self, W: Tensor, x: Tensor, out: Tensor) -> Tensor:
+        """out = W x."""
+        before = torch.get_float32_matmul_precision()
+        _allow("high", x)
+        super().times(W, x, out)
+        _allow(before, x)
+        return out
+
+    def outer(self, dz: Tensor, x: Tensor) -> Tensor:
+        """dz x^T, a new tensor."""
+        out = dz.new_empty(*dz.shape[:-1], x.shape[-2])
+        return self.times(dz, x.mT, out)
+
+
+def _allow(precision: str, x: Tensor) -> None:
+    # On a CPU the same setting would choose other kernels.
+    if x.is_cuda:
+        torch.set_float32_matmul_precision(precision)
+
+
+class BFloat16(Products):
+    """float32 factors rounded to bfloat16."""
+
+    def operand(self, x: Tensor) -> Tensor:
+        """x rounded."""
+        return x.to(self.dtype(x))
+
+    def dtype(self, x: Tensor) -> torch.dtype:
+        """bfloat16 for float32, else that of x."""
+        return torch.bfloat16 if x.dtype == torch.float32 else x.dtype
+
+    def plus(self, z: Tensor, W: Tensor, x: Tensor, out: Tensor) -> Tensor:
+        """out = z + W x."""
+        return torch.add(z, torch.matmul(self.operand(W), self.operand(x)), out=out)
+
+    def times(self, W: Tensor, x: Tensor, out: Tensor) -> Tensor:
+        """out = W x."""
+        return out.copy_(torch.matmul(self.operand(W), self.operand(x)))
+
+    def outer(self, dz: Tensor, x: Tensor) -> Tensor:
+        """dz x^T, a new tensor in float32."""
+        product = torch.matmul(self.operand(dz), self.operand(x).mT)
+        return product.float() if product.dtype == torch.bfloat16 else product

@@ -1,0 +1,132 @@
+"""Replayed windows against those run step by step; on a CUDA device, as graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from support import UPDATE_AND_TELEPORT, tiny_config
+from torch import Tensor
+
+from metaopt import build
+from metaopt.meta_train import MetaTrainer
+from metaopt.schema import TrainConfig
+from metaopt.unroll import start
+from metaopt.windows import Differentiated, Record, Replayed, Run, StepByStep
+
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+CONFIGS = {
+    "pair": tiny_config(UPDATE_AND_TELEPORT, {}, steps=5, unroll=2, outer_steps=8),
+    "update": tiny_config(steps=4, unroll=3, outer_steps=5),
+    "adam": tiny_config(
+        {"update": {"kind": "adam", "lr": 0.1}, "teleport": UPDATE_AND_TELEPORT["teleport"]},
+        {},
+        outer_steps=5,
+    ),
+}
+every_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
+
+
+def outputs(found: Differentiated) -> list[Tensor]:
+    inner = found.inner
+    return [*inner.weights, *inner.optimizer.values(), found.meta_loss, *found.teleports.values()]
+
+
+def rerun(parameters: list[Tensor]) -> Record:
+    """A recording for devices without graphs: the same run again, into the same memory."""
+
+    def record(run: Run) -> tuple[Differentiated, Callable[[], None]]:
+        result = run()
+        grads = [p.grad for p in parameters]
+
+        def replay() -> None:
+            again = run()
+            for own, new in zip(outputs(result), outputs(again), strict=True):
+                own.copy_(new)
+            for kept, p in zip(grads, parameters, strict=True):
+                if kept is not None and p.grad is not None:
+                    kept.copy_(p.grad)
+                # Only the recording itself may bring the gradients back.
+                p.grad = None
+
+        return result, replay
+
+    return record
+
+
+def phi(trainer: MetaTrainer) -> list[Tensor]:
+    return [p.detach().clone() for p in trainer.optimizer.parameters()]
+
+
+def windows_of(trainer: MetaTrainer) -> StepByStep:
+    """Step by step, whatever the trainer itself would do on its device."""
+    config = trainer.config
+    return StepByStep(trainer.optimizer, trainer.observe, build.meta_loss(config.meta))
+
+
+@every_config
+def test_a_run_of_replays_has_the_bits_of_one_step_by_step(config: TrainConfig) -> None:
+    """Over fresh trajectories, and last windows that are shorter."""
+    plain = MetaTrainer(config, torch.device("cpu"))
+    replayed = MetaTrainer(config, torch.device("cpu"))
+    record = rerun(list(replayed.optimizer.parameters()))
+    replayed.windows = Replayed(windows_of(replayed), record)
+    while not plain.finished:
+        assert plain.outer_step() == replayed.outer_step()
+    for one, other in zip(phi(plain), phi(replayed), strict=True):
+        assert torch.equal(one, other)
+    assert not torch.equal(phi(plain)[0], phi(MetaTrainer(config, torch.device("cpu")))[0])
+
+
+def test_the_step_by_step_gradient_is_that_of_this_window_alone() -> None:
+    trainer = MetaTrainer(CONFIGS["update"], torch.device("cpu"))
+    windows, tasks = windows_of(trainer), trainer.validation_tasks
+    inner = start(tasks, trainer.optimizer, trainer.observe)
+
+    def gradients() -> list[Tensor]:
+        return [p.grad.clone() for p in trainer.optimizer.parameters() if p.grad is not None]
+
+    windows(tasks, inner, 2)
+    once = gradients()
+    windows(tasks, inner, 2)
+    assert all(torch.equal(a, b) for a, b in zip(once, gradients(), strict=True))
+
+
+@needs_cuda
+@every_config
+def test_graphs_compute_what_the_steps_compute(config: TrainConfig) -> None:
+    device = torch.device("cuda")
+    graphs, plain = MetaTrainer(config, device), MetaTrainer(config, device)
+    plain.windows = windows_of(plain)
+    assert isinstance(graphs.windows, Replayed)
+    while not plain.finished:
+        found, wanted = graphs.outer_step(), plain.outer_step()
+        assert found.meta_loss == pytest.approx(wanted.meta_loss, rel=1e-4)
+        assert found.skipped == wanted.skipped
+    for one, other in zip(phi(graphs), phi(plain), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+
+
+@needs_cuda
+@every_config
+def test_the_host_waits_for_nothing_inside_a_window(config: TrainConfig) -> None:
+    trainer = MetaTrainer(config, torch.device("cuda"))
+    windows, tasks = windows_of(trainer), trainer.validation_tasks
+    inner = start(tasks, trainer.optimizer, trainer.observe)
+    windows(tasks, inner, 2)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        windows(tasks, inner, 2)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@needs_cuda
+def test_tf32_changes_the_products_of_the_rules_alone() -> None:
+    config = CONFIGS["pair"].model_copy(update={"products": "tf32"})
+    before = torch.get_float32_matmul_precision()
+    trainer = MetaTrainer(config, torch.device("cuda"))
+    assert trainer.outer_step().skipped is False
+    assert torch.get_float32_matmul_precision() == before
