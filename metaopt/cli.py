@@ -13,6 +13,7 @@ from typing import NoReturn
 import torch
 
 from metaopt import distributed
+from metaopt.allocator import keep_freed_memory
 from metaopt.distributed import World
 from metaopt.errors import ProcessLostError, StoppedError, UserError
 
@@ -72,6 +73,9 @@ def device(name: str, world: World) -> torch.device:
             f"--device: found {name!r}, but this machine has {found} CUDA devices; use --device cpu"
         )
     if world.local_size == 1:
+        if index:
+            # Graphs and streams are made on the current device.
+            torch.cuda.set_device(int(index))
         return torch.device(name)
     if index or world.local_size > found:
         raise UserError(
@@ -89,6 +93,7 @@ def run(main: Callable[[World], None]) -> NoReturn:
 
     Under torchrun with N processes, one line speaks for all of them.
     """
+    keep_freed_memory()
     world = World()
     try:
         world = distributed.join()
