@@ -38,9 +38,15 @@ class AutogradStep:
         self.config = config
         self.device = device
         self.family = build.task_family(config.task)
-        self.networks = {name: _modules(network) for name, network in initial.items()}
+        self.networks = {name: _Cells(network) for name, network in initial.items()}
         self.adam = adam(config, self.networks)
         self.drawn = self.windows = self.steps_left = 0
+        self.states: dict[str, State] = {}
+        self.X: Tensor
+        self.Y: Tensor
+        self.X_pinv: Tensor
+        self.W1: Tensor
+        self.W2: Tensor
 
     def window(self) -> float:
         """One outer step; returns the meta-loss."""
@@ -74,13 +80,11 @@ class AutogradStep:
     def _draw(self) -> None:
         config = self.config
         batch, dtype = config.meta.batch, build.DTYPES[config.dtype]
-        tasks = self.family.sample(
-            Stream.TRAIN, config.seed, self.drawn, batch, dtype, self.device
-        )
+        tasks = self.family.sample(Stream.TRAIN, config.seed, self.drawn, batch, dtype, self.device)
         self.drawn += batch
         self.X, self.Y, (self.W1, self.W2) = tasks.X, tasks.Y, tasks.initial
         self.X_pinv = torch.linalg.pinv(self.X)
-        self.states: dict[str, State] = {name: [] for name in self.networks}
+        self.states = {name: [] for name in self.networks}
         self.steps_left = config.meta.steps
 
     def _loss(self, W1: Tensor, W2: Tensor) -> tuple[Tensor, Tensor]:
@@ -89,16 +93,16 @@ class AutogradStep:
 
     def _network(self, name: str, rows: Tensor) -> Tensor:
         """[rows, features] -> [B, coordinates]."""
-        modules = self.networks[name]
+        own = self.networks[name]
         rule = self.config.rules.by_name()[name]
         zero = rows.new_zeros(len(rows), rule.hidden)
-        states: State = self.states[name] or [(zero, zero) for _ in modules["cells"]]
+        states: State = self.states[name] or [(zero, zero) for _ in own.cells]
         new = []
-        for cell, state in zip(modules["cells"], states, strict=True):
+        for cell, state in zip(own.cells, states, strict=True):
             rows, c = cell(rows, state)
             new.append((rows, c))
         self.states[name] = new
-        return rule.scale * modules["head"](rows).view(len(self.X), -1)
+        return rule.scale * own.head(rows).view(len(self.X), -1)
 
     def _step(self) -> Tensor:
         A, B = self.W1.detach().requires_grad_(), self.W2.detach().requires_grad_()
@@ -133,9 +137,7 @@ def update_rows(W: tuple[Tensor, ...], G: tuple[Tensor, ...], loss: Tensor) -> T
     return torch.cat(layers, dim=1).flatten(0, 1)
 
 
-def generator_rows(
-    W: tuple[Tensor, ...], G: tuple[Tensor, ...], loss: Tensor, H: Tensor
-) -> Tensor:
+def generator_rows(W: tuple[Tensor, ...], G: tuple[Tensor, ...], loss: Tensor, H: Tensor) -> Tensor:
     """Features of every entry of the generator, [B * k^2, 9]."""
     (W1, W2), (G1, G2) = W, G
     HHt = H @ H.mT
@@ -164,12 +166,17 @@ def log_loss(loss: Tensor) -> Tensor:
     return loss.clamp(min=FLOOR).log()[:, None, None] / LOG_RANGE
 
 
-def _modules(network: Network) -> nn.ModuleDict:
-    cells = nn.ModuleList()
-    for layer, W_x in enumerate(network.W_x):
-        cell = nn.LSTMCell(
-            W_x.shape[1], W_x.shape[0] // 4, dtype=W_x.dtype, device=W_x.device
-        )
-        load_cell(cell, network, layer)
-        cells.append(cell)
-    return nn.ModuleDict({"cells": cells, "head": linear(network)})
+class _Cells(nn.Module):
+    """LSTM cells and a head."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.cells = nn.ModuleList(_cell(network, layer) for layer in range(len(network.b)))
+        self.head = linear(network)
+
+
+def _cell(network: Network, layer: int) -> nn.LSTMCell:
+    W_x = network.W_x[layer]
+    cell = nn.LSTMCell(W_x.shape[1], W_x.shape[0] // 4, dtype=W_x.dtype, device=W_x.device)
+    load_cell(cell, network, layer)
+    return cell

@@ -147,9 +147,7 @@ class JaxStep(ABC):
         f = outputs["update"]
         w = (w[0] + f[:, :split].reshape(w[0].shape), w[1] + f[:, split:].reshape(w[1].shape))
         if config.teleporter is not None:
-            move = partial(
-                jax_task.teleport, slope=config.task.slope, config=config.teleporter
-            )
+            move = partial(jax_task.teleport, slope=config.task.slope, config=config.teleporter)
             T = outputs["teleport"].reshape(len(X), config.task.width, config.task.width)
             w = jax.vmap(move)(w, T, X, X_pinv)
         observation = self._observe(w, tasks)
@@ -162,9 +160,7 @@ class JaxStep(ABC):
         """M of a window, and (carry, losses, what was read)."""
         meta = self.config.meta
         step = partial(self._step, params, tasks)
-        carry, (losses, read) = lax.scan(
-            step, carry, taps, length=meta.unroll, unroll=self.unroll
-        )
+        carry, (losses, read) = lax.scan(step, carry, taps, length=meta.unroll, unroll=self.unroll)
         if meta.loss == "sum":
             meta_loss = losses.sum(0).mean()
         else:
@@ -227,7 +223,7 @@ class FlattenedJaxStep(JaxStep):
             read.append((x, h))
             x, c = activated(x @ W_x.T + h @ W_h.T + b + tap, c, axis=1)
             new.append((x, c))
-        return x @ p["head_W"].T + p["head_b"] + taps["head_b"], new, (read, x)
+        return x @ p["head_weight"].T + p["head_bias"] + taps["head_bias"], new, (read, x)
 
     def _gradients(self, params: Tree, carry: Tree, tasks: Tree) -> tuple[Tree, Array, Tree]:
         meta = self.config.meta
@@ -236,7 +232,7 @@ class FlattenedJaxStep(JaxStep):
             return jnp.zeros((meta.unroll, meta.batch, len(b)), b.dtype)
 
         taps = {
-            name: jax.tree.map(tap, {key: p[key] for key in ("b", "head_b")})
+            name: jax.tree.map(tap, {key: p[key] for key in ("b", "head_bias")})
             for name, p in params.items()
         }
         (meta_loss, (carry, losses, read)), cotangents = jax.value_and_grad(
@@ -249,8 +245,8 @@ class FlattenedJaxStep(JaxStep):
                 "W_x": [over_window(dz, x) for dz, (x, _) in zip(d["b"], cells, strict=True)],
                 "W_h": [over_window(dz, h) for dz, (_, h) in zip(d["b"], cells, strict=True)],
                 "b": [dz.sum((0, 1)) for dz in d["b"]],
-                "head_W": over_window(d["head_b"], top),
-                "head_b": d["head_b"].sum((0, 1)),
+                "head_weight": over_window(d["head_bias"], top),
+                "head_bias": d["head_bias"].sum((0, 1)),
             }
         return gradients, meta_loss, (carry, losses)
 
@@ -281,7 +277,7 @@ class CoordinateJaxStep(JaxStep):
         for W_x, W_h, b, (h, c) in zip(p["W_x"], p["W_h"], p["b"], states, strict=True):
             x, c = self._cell(jnp.concatenate([W_x, W_h], axis=1), b, x, h, c)
             new.append((x, c))
-        return p["head_W"] @ x + p["head_b"][:, None], new, taps
+        return p["head_weight"] @ x + p["head_bias"][:, None], new, taps
 
     @staticmethod
     @jax.checkpoint

@@ -24,15 +24,15 @@ class Network:
         W_x: on the input of each cell.
         W_h: on the hidden state of each cell.
         b: of each cell.
-        head_W: of the head.
-        head_b: of the head.
+        head_weight: of the head.
+        head_bias: of the head.
     """
 
     W_x: list[Tensor]
     W_h: list[Tensor]
     b: list[Tensor]
-    head_W: Tensor
-    head_b: Tensor
+    head_weight: Tensor
+    head_bias: Tensor
 
 
 def networks(tensors: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Network]:
@@ -49,8 +49,8 @@ def networks(tensors: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, N
             W_x=layers(f"{own}.lstm.W_x"),
             W_h=layers(f"{own}.lstm.W_h"),
             b=layers(f"{own}.lstm.b"),
-            head_W=tensors[f"{own}.head.W"].detach(),
-            head_b=tensors[f"{own}.head.b"].detach(),
+            head_weight=tensors[f"{own}.head.W"].detach(),
+            head_bias=tensors[f"{own}.head.b"].detach(),
         )
     return found
 
@@ -62,7 +62,9 @@ def initial(config: TrainConfig) -> dict[str, Network]:
 
 
 def load_cell(module: nn.Module, network: Network, layer: int, suffix: str = "") -> None:
-    """Copy one cell into torch's own, whose gates are ordered i, f, u, o and which has two biases.
+    """Copy one cell into torch's own, whose gates are ordered i, f, u, o.
+
+    Its second bias is held at zero, so that a step of Adam moves both networks alike.
 
     Args:
         module: ``nn.LSTM`` or ``nn.LSTMCell``.
@@ -85,15 +87,18 @@ def load_cell(module: nn.Module, network: Network, layer: int, suffix: str = "")
     with torch.no_grad():
         for name, value in values.items():
             module.get_parameter(name + suffix).copy_(value)
+    module.get_parameter("bias_hh" + suffix).requires_grad_(False)
 
 
 def linear(network: Network) -> nn.Linear:
     """The head as torch's own layer."""
-    outputs, hidden = network.head_W.shape
-    made = nn.Linear(hidden, outputs, dtype=network.head_W.dtype, device=network.head_W.device)
+    outputs, hidden = network.head_weight.shape
+    made = nn.Linear(
+        hidden, outputs, dtype=network.head_weight.dtype, device=network.head_weight.device
+    )
     with torch.no_grad():
-        made.weight.copy_(network.head_W)
-        made.bias.copy_(network.head_b)
+        made.weight.copy_(network.head_weight)
+        made.bias.copy_(network.head_bias)
     return made
 
 

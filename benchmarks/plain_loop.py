@@ -36,6 +36,12 @@ class PlainLoop:
         self.networks = {name: _modules(network) for name, network in initial.items()}
         self.adam = adam(config, self.networks)
         self.drawn = self.steps_left = 0
+        self.hidden: dict[str, tuple[Tensor, Tensor] | None] = {}
+        self.X: Tensor
+        self.Y: Tensor
+        self.X_pinv: Tensor
+        self.W1: Tensor
+        self.W2: Tensor
 
     def window(self) -> float:
         """One outer step of one trajectory; returns the meta-loss."""
@@ -59,14 +65,12 @@ class PlainLoop:
 
     def _draw(self) -> None:
         config = self.config
-        task = self.family.sample(
-            Stream.TRAIN, config.seed, self.drawn, 1, self.dtype, self.device
-        )
+        task = self.family.sample(Stream.TRAIN, config.seed, self.drawn, 1, self.dtype, self.device)
         self.drawn += 1
         self.X, self.Y = task.X[0], task.Y[0]
         self.X_pinv = torch.linalg.pinv(self.X)
         self.W1, self.W2 = task.initial[0][0], task.initial[1][0]
-        self.hidden: dict[str, tuple[Tensor, Tensor] | None] = dict.fromkeys(self.networks)
+        self.hidden = dict.fromkeys(self.networks)
         self.steps_left = config.meta.steps
 
     def _loss(self, W1: Tensor, W2: Tensor) -> Tensor:
