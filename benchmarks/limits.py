@@ -19,12 +19,12 @@ class Cost:
         peak_bytes: of memory.
     """
 
-    size: float
+    size: int
     seconds: float
     peak_bytes: float
 
 
-def predicted(smaller: Sequence[Cost], size: float, power: float = 1.0) -> Cost:
+def predicted(smaller: Sequence[Cost], size: int, power: float = 1.0) -> Cost:
     """The cost of a size from those of smaller ones, given in ascending order.
 
     With one known: proportional to size ** power. With two: the straight line through the last two
@@ -44,7 +44,7 @@ def predicted(smaller: Sequence[Cost], size: float, power: float = 1.0) -> Cost:
     )
 
 
-def too_much(smaller: Sequence[Cost], size: float, power: float = 1.0) -> str | None:
+def too_much(smaller: Sequence[Cost], size: int, power: float = 1.0) -> str | None:
     """Why a size is left out, or None."""
     if not smaller:
         return None

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
+from benchmarks.climb import climb
 from benchmarks.counting import evaluation_flop, training_flop
-from benchmarks.limits import Cost, too_much
-from benchmarks.memory import measured
 from benchmarks.timing import REPEATS, seconds
-from benchmarks.work import Work
+from benchmarks.work import Piece, Work
 from metaopt.report import markdown_table
 
 BUDGET = 3.0
@@ -72,32 +71,27 @@ def scaling(
     works: Sequence[Work], device: torch.device, matmul_flops: float, budget: float = BUDGET
 ) -> Iterator[Row]:
     """A row for each of one configuration and mode, meta-batches ascending."""
-    first = works[0]
-    peaks = measured(
-        first.config, first.mode, [work.batch for work in works], device, first.overrides
-    )
-    costs: list[Cost] = []
-    for work in works:
-        left_out = too_much(costs, work.batch)
-        if work.batch not in peaks:
-            left_out = too_much(list(peaks.values()), work.batch)
-        if left_out is not None:
-            yield Row(work.config, work.mode, work.batch, left_out)
+
+    def time_it(piece: Piece) -> tuple[tuple[float, int], float]:
+        per_trajectory, window, windows = trajectory_seconds(piece.work, device, budget)
+        return (per_trajectory, windows), window
+
+    pieces = [Piece(work.batch, work) for work in works]
+    for reached in climb(pieces, time_it, device):
+        work = reached.piece.work
+        row = Row(work.config, work.mode, work.batch, reached.left_out)
+        if reached.timed is None:
+            yield row
             continue
-        config = work.loaded()
         count = training_flop if work.mode == "meta-training" else evaluation_flop
-        flop, peak = count(config), peaks[work.batch].peak_bytes
-        per_trajectory, window, windows = trajectory_seconds(work, device, budget)
-        costs.append(Cost(work.batch, window, peak))
-        yield Row(
-            work.config,
-            work.mode,
-            work.batch,
+        flop, (per_trajectory, windows) = count(work.loaded()), reached.timed
+        yield replace(
+            row,
             windows=windows,
             seconds=per_trajectory,
             flop=flop,
             share=flop / per_trajectory / matmul_flops,
-            peak_bytes=peak,
+            peak_bytes=reached.peak_bytes,
         )
 
 

@@ -64,3 +64,22 @@ class Work:
                 trainer.outer_step()
 
         return train
+
+
+@dataclass(frozen=True)
+class Piece:
+    """As much work as one measurement takes at least.
+
+    Attributes:
+        size: what grows from piece to piece, e.g. the meta-batch.
+        work: what is done.
+        windows: how many of it.
+    """
+
+    size: int
+    work: Work
+    windows: int = 1
+
+    def ready(self, device: torch.device) -> Callable[[], object]:
+        """What runs it."""
+        return self.work.ready(self.windows, device)

@@ -92,12 +92,9 @@ def compared(
     batched = [name for name in rivals if name != LOOP]
 
     with _jax_on(device) if JAX in rivals else _nothing():
-        slowest = 0.0
-        for side in batched or [METAOPT]:
-            run = _side(side, work, 1, device)
-            run()
-            slowest = max(slowest, seconds(run, device))
-        windows = windows_within(budget, slowest, full)
+        run = _side(CELL if CELL in rivals else METAOPT, work, 1, device)
+        run()
+        windows = windows_within(budget, seconds(run, device), full)
         sides = {
             name: Side(_side(name, work, windows, device), batch * windows / full)
             for name in (METAOPT, *batched)
