@@ -256,6 +256,14 @@ def over_window(dz: Array, x: Array) -> Array:
     return dz.reshape(-1, dz.shape[-1]).T @ x.reshape(-1, x.shape[-1])
 
 
+def cell(W: Array, b: Array, x: Array, h: Array, c: Array) -> tuple[Array, Array]:
+    """(h', c'), feature first."""
+    return activated(W @ jnp.concatenate([x, h]) + b[:, None], c, axis=0)
+
+
+recomputed_cell = jax.checkpoint(cell)
+
+
 class CoordinateJaxStep(JaxStep):
     """Rules shared by all coordinates: [features, B * coordinates]."""
 
@@ -275,14 +283,9 @@ class CoordinateJaxStep(JaxStep):
     def _network(self, p: Tree, rows: Array, states: Tree, taps: Tree) -> tuple[Array, Tree, Tree]:
         x, new = rows, []
         for W_x, W_h, b, (h, c) in zip(p["W_x"], p["W_h"], p["b"], states, strict=True):
-            x, c = self._cell(jnp.concatenate([W_x, W_h], axis=1), b, x, h, c)
+            x, c = recomputed_cell(jnp.concatenate([W_x, W_h], axis=1), b, x, h, c)
             new.append((x, c))
         return p["head_weight"] @ x + p["head_bias"][:, None], new, taps
-
-    @staticmethod
-    @jax.checkpoint
-    def _cell(W: Array, b: Array, x: Array, h: Array, c: Array) -> tuple[Array, Array]:
-        return activated(W @ jnp.concatenate([x, h]) + b[:, None], c, axis=0)
 
     def _gradients(self, params: Tree, carry: Tree, tasks: Tree) -> tuple[Tree, Array, Tree]:
         (meta_loss, (carry, losses, _)), gradients = jax.value_and_grad(

@@ -1,8 +1,8 @@
 """Peak memory of pieces of work, in a process of its own.
 
-On the CPU it is the largest resident set (VmHWM, reset before each piece; Linux with glibc) above that of the
-process without a trainer: networks, gradients, Adam's means and tasks count, Python and torch do
-not. The process is started with glibc's MALLOC_MMAP_THRESHOLD_ at 1 MiB, so that larger
+On the CPU it is the largest resident set (VmHWM, reset before each piece; Linux with glibc) above
+that of the process without a trainer: networks, gradients, Adam's means and tasks count, Python and
+torch do not. The process is started with glibc's MALLOC_MMAP_THRESHOLD_ at 1 MiB, so that larger
 tensors return to the system once they are freed, and what is resident is in use. That makes it
 slow: its seconds serve to predict, not to compare. On CUDA it is
 ``torch.cuda.max_memory_allocated``.
