@@ -1,0 +1,194 @@
+"""What meta-training costs: time and memory against each size of the problem.
+
+    python -m benchmarks.cost [--device cpu|cuda|cuda:N] [--json FILE] [--plot docs/cost.png]
+
+For the flattened pair (``configs/lstm_update_tele.yaml``) and the coordinate-wise one: seconds for
+an inner step of one trajectory (a whole outer step over its inner steps and trajectories) and peak
+memory, against
+
+- width of the optimizee's hidden layers (``task.width``, 10 to 200),
+- length of the truncation window (``meta.unroll``),
+- trajectories side by side (``meta.batch``),
+- layers of the optimizee (``task.layers``),
+- steps of a trajectory (``meta.steps``) at a fixed window, where memory stays the same: a whole
+  trajectory is run.
+
+All other sizes are those of the configurations, at meta-batch 16. What would take over 60 s or 4 GB
+is left out by name. Times are medians over 3 repeats; memory as in ``benchmarks.memory``.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from benchmarks.climb import climb
+from benchmarks.output import add_arguments, write_json
+from benchmarks.timing import median_seconds, seconds
+from benchmarks.work import Piece, Work
+from metaopt import cli
+from metaopt.report import markdown_table
+
+CONFIGS = ("lstm_update_tele.yaml", "coordinate_update_tele.yaml")
+BATCH = 16
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One size that is varied.
+
+    Attributes:
+        field: of the configuration.
+        name: on the plot.
+        values: ascending.
+        power: costs grow at most like this power of the size.
+        whole: run whole trajectories instead of a window.
+    """
+
+    field: str
+    name: str
+    values: tuple[int, ...]
+    power: float = 1.0
+    whole: bool = False
+
+
+AXES = (
+    Axis("task.width", "width", (10, 20, 50, 100, 200), power=2.0),
+    Axis("meta.unroll", "window length", (5, 10, 20, 50, 100)),
+    Axis("meta.batch", "meta-batch", (1, 4, 16, 64, 256)),
+    Axis("task.layers", "layers", (2, 3, 4, 6, 8)),
+    Axis("meta.steps", "steps of a trajectory", (50, 100, 200, 400), whole=True),
+)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One size of one configuration.
+
+    Attributes:
+        config: its file.
+        field: what was varied.
+        value: to what.
+        left_out: why there are no figures, or None.
+        step_seconds: for an inner step of one trajectory.
+        peak_bytes: of memory.
+    """
+
+    config: str
+    field: str
+    value: int
+    left_out: str | None = None
+    step_seconds: float | None = None
+    peak_bytes: float | None = None
+
+
+def points(config: str, axis: Axis, device: torch.device, batch: int = BATCH) -> Iterator[Point]:
+    """Along one axis, ascending, as far as the limits go."""
+
+    def time_it(piece: Piece) -> tuple[float, float]:
+        run = piece.ready(device)
+        # A whole trajectory is long enough to warm up in.
+        took = seconds(run, device) if axis.whole else median_seconds(run, device)
+        work = piece.work
+        return took / (piece.windows * work.loaded().meta.unroll * work.batch), took
+
+    pieces = [piece(config, axis, value, batch) for value in axis.values]
+    for reached in climb(pieces, time_it, device, axis.power):
+        yield Point(
+            config,
+            axis.field,
+            reached.piece.size,
+            reached.left_out,
+            reached.timed,
+            reached.peak_bytes,
+        )
+
+
+def piece(config: str, axis: Axis, value: int, batch: int) -> Piece:
+    """One size: a window, or a whole trajectory."""
+    if axis.field == "meta.batch":
+        work = Work(config, "meta-training", value)
+    else:
+        work = Work(config, "meta-training", batch, (f"{axis.field}={value}",))
+    return Piece(value, work, work.windows_of_trajectory if axis.whole else 1)
+
+
+def table(found: Sequence[Point]) -> str:
+    """For people."""
+    rows = []
+    for point in found:
+        start = [point.config.removesuffix(".yaml"), point.field, str(point.value)]
+        if point.step_seconds is None or point.peak_bytes is None:
+            rows.append([*start, f"left out: {point.left_out}", ""])
+        else:
+            rows.append(
+                [*start, f"{1e6 * point.step_seconds:.1f}", f"{point.peak_bytes / 1e6:.0f}"]
+            )
+    return markdown_table(["configuration", "size", "value", "us a step", "peak MB"], rows)
+
+
+def plot(found: Sequence[Point], path: Path) -> None:
+    """Time above, memory below, a column a size; logarithmic."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(
+        2, len(AXES), figsize=(3 * len(AXES), 5.5), sharex="col", sharey="row", squeeze=False
+    )
+    for column, axis in enumerate(AXES):
+        for config in dict.fromkeys(point.config for point in found):
+            own = [
+                (point.value, 1e6 * point.step_seconds, point.peak_bytes / 1e6)
+                for point in found
+                if point.config == config
+                and point.field == axis.field
+                and point.step_seconds is not None
+                and point.peak_bytes is not None
+            ]
+            label = config.removesuffix(".yaml")
+            for row, values in enumerate(([o[1] for o in own], [o[2] for o in own])):
+                panels[row, column].plot([o[0] for o in own], values, marker="o", label=label)
+        for row in range(2):
+            panels[row, column].set_xscale("log")
+            panels[row, column].set_yscale("log")
+            panels[row, column].grid(visible=True, which="major", alpha=0.3)
+        ticks = list(axis.values)
+        panels[1, column].set_xticks(ticks, list(map(str, ticks)))
+        panels[1, column].minorticks_off()
+        panels[1, column].set_xlabel(axis.name)
+    panels[0, 0].set_ylabel("us a step of one trajectory")
+    panels[1, 0].set_ylabel("peak memory, MB")
+    panels[0, 0].legend(fontsize="small")
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=100)
+    pyplot.close(figure)
+
+
+def main() -> None:
+    """Measure, print, plot."""
+    parser = argparse.ArgumentParser(description="Cost curves of meta-training.")
+    add_arguments(parser)
+    parser.add_argument("--plot", type=Path, default=Path("docs/cost.png"), metavar="FILE")
+    arguments = parser.parse_args()
+    device = cli.device(arguments.device)
+    found: list[Point] = []
+    for axis in AXES:
+        for config in CONFIGS:
+            found += points(config, axis, device)
+            print(f"{config}: {axis.name} done", flush=True)
+    print(f"\n{table(found)}")
+    plot(found, arguments.plot)
+    print(f"plot in {arguments.plot}")
+    if arguments.json is not None:
+        write_json(arguments.json, [vars(point) for point in found])
+
+
+if __name__ == "__main__":
+    cli.run(main)

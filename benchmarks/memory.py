@@ -1,0 +1,102 @@
+"""Peak memory of pieces of work, in a process of its own.
+
+On the CPU it is the largest resident set (VmHWM, reset before each piece; Linux with glibc) above
+that of the process without a trainer: networks, gradients, Adam's means and tasks count, Python and
+torch do not. The process is started with glibc's MALLOC_MMAP_THRESHOLD_ at 1 MiB, so that larger
+tensors return to the system once they are freed, and what is resident is in use. That makes it
+slow: its seconds serve to predict, not to compare. On CUDA it is
+``torch.cuda.max_memory_allocated``.
+
+The process is ``python -m benchmarks.memory``, started by ``measured``: it reads the pieces as JSON
+from standard input and prints a ``Cost`` a line.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from benchmarks.limits import Cost, too_much
+from benchmarks.timing import seconds
+from benchmarks.work import Piece, Work
+
+STATUS = Path("/proc/self/status")
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def measured(pieces: Sequence[Piece], device: torch.device, power: float = 1.0) -> dict[int, Cost]:
+    """Cost by size, from a fresh process; sizes past the limits are left out."""
+    order = {"device": str(device), "power": power, "pieces": [asdict(piece) for piece in pieces]}
+    lines = subprocess.run(
+        [sys.executable, "-m", "benchmarks.memory"],
+        input=json.dumps(order),
+        env=os.environ | {"MALLOC_MMAP_THRESHOLD_": str(2**20)},
+        cwd=ROOT,
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    ).stdout.splitlines()
+    costs = [Cost(**json.loads(line)) for line in lines]
+    return {cost.size: cost for cost in costs}
+
+
+def peak_bytes(run: Callable[[], object], device: torch.device, base: int) -> tuple[int, float]:
+    """(peak above ``base``, seconds) of one call."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        took = seconds(run, device)
+        return torch.cuda.max_memory_allocated(device) - base, took
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    took = seconds(run, device)
+    return _resident("VmHWM") - base, took
+
+
+def in_use(device: torch.device) -> int:
+    """Bytes in use now, freed ones returned to the system."""
+    gc.collect()
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    ctypes.CDLL(None).malloc_trim(0)
+    return _resident("VmRSS")
+
+
+def _resident(field: str) -> int:
+    for line in STATUS.read_text(encoding="ascii").splitlines():
+        if line.startswith(f"{field}:"):
+            return 1024 * int(line.split()[1])
+    raise OSError(f"{STATUS}: no {field}; peak memory on the CPU is measured on Linux only")
+
+
+def _once(piece: Piece, device: torch.device) -> None:
+    piece.ready(device)()
+
+
+def main() -> None:
+    """Measure the pieces that are ordered, a line each."""
+    order = json.load(sys.stdin)
+    device = torch.device(order["device"])
+    pieces = [Piece(**item | {"work": Work(**item["work"])}) for item in order["pieces"]]
+    # Libraries take their own buffers at the first call.
+    _once(pieces[0], device)
+    base = in_use(device)
+    costs: list[Cost] = []
+    for piece in pieces:
+        if too_much(costs, piece.size, order["power"]) is not None:
+            break
+        peak, took = peak_bytes(partial(_once, piece, device), device, base)
+        costs.append(Cost(piece.size, took, peak))
+        print(json.dumps(asdict(costs[-1])), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""Flattened rules the way published code trains them: one trajectory at a time in plain PyTorch.
+
+``torch.nn.LSTM`` on the flattened gradient, autograd for the inner gradient, one matrix of each
+kind, I + T and I - T. No guard, no measurement of drift and no refinement of the action.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.parameters import Network, adam, linear, load_cell
+from metaopt import build
+from metaopt.schema import TrainConfig
+from metaopt.streams import Stream
+
+
+class PlainLoop:
+    """Meta-training by the recipe in ``configs/paper/``, a window of one trajectory at a time.
+
+    Args:
+        config: of the run; its meta-batch is not read.
+        initial: the rules to begin with.
+        device: where it computes.
+    """
+
+    def __init__(
+        self, config: TrainConfig, initial: Mapping[str, Network], device: torch.device
+    ) -> None:
+        self.config = config
+        self.device = device
+        self.dtype = build.DTYPES[config.dtype]
+        self.family = build.task_family(config.task)
+        self.networks = {name: _modules(network) for name, network in initial.items()}
+        self.adam = adam(config, self.networks)
+        self.drawn = self.steps_left = 0
+        self.hidden: dict[str, tuple[Tensor, Tensor] | None] = {}
+        self.X: Tensor
+        self.Y: Tensor
+        self.X_pinv: Tensor
+        self.W1: Tensor
+        self.W2: Tensor
+
+    def window(self) -> float:
+        """One outer step of one trajectory; returns the meta-loss."""
+        meta_loss = torch.stack(self.losses()).sum()
+        self.adam.zero_grad()
+        meta_loss.backward()
+        self.adam.step()
+        return meta_loss.item()
+
+    def losses(self) -> list[Tensor]:
+        """L(w_1) .. L(w_K) of the window that is next, with its graph."""
+        if self.steps_left == 0:
+            self._draw()
+        self.W1, self.W2 = self.W1.detach(), self.W2.detach()
+        self.hidden = {
+            name: None if state is None else (state[0].detach(), state[1].detach())
+            for name, state in self.hidden.items()
+        }
+        self.steps_left -= self.config.meta.unroll
+        return [self._step() for _ in range(self.config.meta.unroll)]
+
+    def _draw(self) -> None:
+        config = self.config
+        task = self.family.sample(Stream.TRAIN, config.seed, self.drawn, 1, self.dtype, self.device)
+        self.drawn += 1
+        self.X, self.Y = task.X[0], task.Y[0]
+        self.X_pinv = torch.linalg.pinv(self.X)
+        self.W1, self.W2 = task.initial[0][0], task.initial[1][0]
+        self.hidden = dict.fromkeys(self.networks)
+        self.steps_left = config.meta.steps
+
+    def _loss(self, W1: Tensor, W2: Tensor) -> Tensor:
+        H = nn.functional.leaky_relu(W1 @ self.X, self.config.task.slope)
+        return 0.5 * (self.Y - W2 @ H).square().sum()
+
+    def _network(self, name: str, g: Tensor) -> Tensor:
+        modules = self.networks[name]
+        out, self.hidden[name] = modules["lstm"](g[None, None], self.hidden[name])
+        return modules["head"](out[0, 0])
+
+    def _step(self) -> Tensor:
+        A, B = self.W1.detach().requires_grad_(), self.W2.detach().requires_grad_()
+        G1, G2 = torch.autograd.grad(self._loss(A, B), (A, B))
+        g = torch.cat([G1.flatten(), G2.flatten()])
+        f = self._network("update", g)
+        W1 = self.W1 + f[: G1.numel()].view_as(G1)
+        W2 = self.W2 + f[G1.numel() :].view_as(G2)
+        if self.config.teleporter is not None:
+            T = self._network("teleport", g).view(len(W1), len(W1))
+            T = self.config.teleporter.max_norm * T / torch.linalg.norm(T)
+            eye = torch.eye(len(T), dtype=T.dtype, device=T.device)
+            slope = self.config.task.slope
+            H = nn.functional.leaky_relu(W1 @ self.X, slope)
+            W1 = nn.functional.leaky_relu((eye + T) @ H, 1 / slope) @ self.X_pinv
+            W2 = W2 @ (eye - T)
+        self.W1, self.W2 = W1, W2
+        return self._loss(W1, W2)
+
+
+def _modules(network: Network) -> nn.ModuleDict:
+    W_x = network.W_x[0]
+    lstm = nn.LSTM(
+        W_x.shape[1], W_x.shape[0] // 4, len(network.b), dtype=W_x.dtype, device=W_x.device
+    )
+    for layer in range(len(network.b)):
+        load_cell(lstm, network, layer, f"_l{layer}")
+    return nn.ModuleDict({"lstm": lstm, "head": linear(network)})

@@ -1,0 +1,245 @@
+"""Benchmarks measure what they say: yardsticks take the package's own step, counts are right."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks import breakdown, cost, counting, machine, scaling, time_to_quality, yardsticks
+from benchmarks.autograd_yardstick import AutogradStep
+from benchmarks.limits import Cost, predicted, too_much
+from benchmarks.memory import measured
+from benchmarks.parameters import Network, initial, networks
+from benchmarks.plain_loop import PlainLoop
+from benchmarks.timing import Side, compare
+from benchmarks.work import Mode, Piece, Work
+from metaopt.config import load
+from metaopt.errors import UserError
+from metaopt.meta_train import MetaTrainer
+from metaopt.schema import TrainConfig
+from metaopt.unroll import rollout
+
+CPU = torch.device("cpu")
+PAPER = "paper/lstm_update_tele.yaml"
+COORDINATE = "coordinate_update_tele.yaml"
+TINY = tuple(
+    f"task.{size}={value}"
+    for size, value in (("width", 3), ("inputs", 4), ("outputs", 2), ("samples", 3))
+)
+
+
+def config_of(name: str, batch: int, dtype: str, *more: str) -> TrainConfig:
+    return load(TrainConfig, name, [f"meta.batch={batch}", f"dtype={dtype}", *more])
+
+
+@pytest.mark.parametrize(
+    ("name", "yardstick", "batch"),
+    [
+        (PAPER, PlainLoop, 1),
+        ("paper/lstm_update.yaml", PlainLoop, 1),
+        (COORDINATE, AutogradStep, 2),
+        ("coordinate_update.yaml", AutogradStep, 2),
+    ],
+)
+def test_torch_yardsticks_meta_train_as_the_package_does(
+    name: str, yardstick: Any, batch: int
+) -> None:
+    """Losses, meta-gradients, clip, Adam, schedule and the next tasks: over two trajectories."""
+    config = config_of(name, batch, "float64", "meta.steps=20")
+    trainer, rival = MetaTrainer(config, CPU), yardstick(config, initial(config), CPU)
+    for _ in range(3):
+        assert rival.window() == pytest.approx(trainer.outer_step().meta_loss, rel=1e-9)
+
+
+def package_window(config: TrainConfig) -> tuple[Tensor, dict[str, Network]]:
+    """L(w_1) .. L(w_K) and dM/dphi of the first window."""
+    trainer = MetaTrainer(config, CPU)
+    trainer.outer_step()
+    assert trainer.tasks is not None
+    untrained = MetaTrainer(config, CPU).optimizer
+    losses, _ = rollout(trainer.tasks, untrained, config.meta.unroll)
+    gradients = {
+        name: parameter.grad
+        for name, parameter in trainer.optimizer.named_parameters()
+        if parameter.grad is not None
+    }
+    return losses[1:], networks(gradients, config.rules.by_name())
+
+
+def distance(found: Any, wanted: Network) -> float:
+    """||found - wanted|| / ||wanted|| over all parameters of a network."""
+    difference = total = 0.0
+    for key, value in vars(wanted).items():
+        theirs: Sequence[Any] = found[key] if isinstance(value, list) else [found[key]]
+        for one, other in zip(theirs, value if isinstance(value, list) else [value], strict=True):
+            there = torch.tensor(one.tolist(), dtype=torch.float64)
+            difference += float((there - other).square().sum())
+            total += float(other.square().sum())
+    return (difference / total) ** 0.5
+
+
+@pytest.mark.parametrize("name", [PAPER, "lstm_update_tele.yaml", COORDINATE])
+@pytest.mark.parametrize(
+    ("dtype", "loss_error", "gradient_error"), [("float32", 1e-5, 1e-3), ("float64", 1e-12, 1e-9)]
+)
+def test_the_step_in_jax_is_the_packages(
+    name: str, dtype: str, loss_error: float, gradient_error: float
+) -> None:
+    jax = pytest.importorskip("jax")
+    from benchmarks.jax_yardstick import jax_step
+
+    # Fewer samples than inputs: X^+ of a square X costs float32 a digit more than 1e-3 allows.
+    config = config_of(name, 2, dtype, "meta.clip=null", "task.samples=12")
+    losses, gradients = package_window(config)
+    with jax.enable_x64(dtype == "float64"):
+        step = jax_step(config, initial(config))
+        found, theirs = step.losses_and_gradients()
+        torch.testing.assert_close(
+            torch.tensor(found.tolist(), dtype=losses.dtype), losses, rtol=loss_error, atol=0
+        )
+    for rule, wanted in gradients.items():
+        assert distance(theirs[rule], wanted) < gradient_error
+
+
+@pytest.mark.parametrize("name", [PAPER, COORDINATE])
+def test_jax_meta_trains_as_the_package_does(name: str) -> None:
+    jax = pytest.importorskip("jax")
+    from benchmarks.jax_yardstick import jax_step
+
+    config = config_of(name, 2, "float64", "meta.steps=20")
+    trainer = MetaTrainer(config, CPU)
+    with jax.enable_x64(True):
+        step = jax_step(config, initial(config))
+        for _ in range(3):
+            assert step.window() == pytest.approx(trainer.outer_step().meta_loss, rel=1e-8)
+
+
+def test_counts_are_the_known_ones() -> None:
+    pair, update = load(TrainConfig, PAPER), load(TrainConfig, "paper/lstm_update.yaml")
+    assert counting.multiply_adds_forward(pair) == 4_440_000
+    assert sum(shape.on_inputs for shape in counting.network_shapes(pair)) == 1_920_000
+    assert counting.training_flop(pair) == pytest.approx(2.28e9)
+    assert counting.training_flop(update) == pytest.approx(1.18e9, rel=5e-3)
+    coordinate = load(TrainConfig, COORDINATE)
+    assert counting.training_flop(coordinate) == pytest.approx(3.8e9, rel=0.03)
+    assert counting.evaluation_flop(pair) == pytest.approx(0.888e9)
+
+
+def test_predictions() -> None:
+    assert predicted([Cost(2, 1.0, 10)], 8) == Cost(8, 4.0, 40)
+    # What every call costs is not multiplied.
+    assert predicted([Cost(1, 1.5, 11), Cost(2, 2.0, 12)], 4) == Cost(4, 3.0, 14)
+    assert predicted([Cost(2, 1.0, 10)], 4, power=2).seconds == 4.0
+    assert too_much([], 10**9) is None
+    assert too_much([Cost(1, 1.0, 1)], 32) is None
+    assert too_much([Cost(1, 1.0, 1)], 64) == "would take about 64 s"
+    assert too_much([Cost(1, 0.1, 2**30)], 5) == "would take about 5.0 GB"
+
+
+def test_sides_take_turns() -> None:
+    turns: list[str] = []
+    sides = {name: Side(partial(turns.append, name), 2.0) for name in "ab"}
+    found = compare(sides, CPU, repeats=2)
+    assert turns == list("ababab")
+    assert all(value > 0 for value in found.values())
+
+
+def test_machine() -> None:
+    assert 1e8 < machine.matmul_flops(CPU, 128) < 1e14
+    assert 1e7 < machine.copy_bytes(CPU, 2**20) < 1e13
+
+
+def test_peak_memory_grows_with_the_batch_and_not_with_the_trajectory() -> None:
+    def work(batch: int, steps: int) -> Work:
+        more = (f"meta.steps={steps}", "meta.unroll=5")
+        return Work("coordinate_update.yaml", "meta-training", batch, more)
+
+    batches = measured([Piece(batch, work(batch, 5)) for batch in (4, 16)], CPU)
+    # A step of a trajectory keeps at least its gates, 80 numbers a weight and cell.
+    assert batches[16].peak_bytes > 16 * 5 * 800 * 2 * 80 * 4
+    assert batches[16].peak_bytes < 4.5 * batches[4].peak_bytes
+    lengths = measured([Piece(steps, work(8, steps), steps // 5) for steps in (5, 20)], CPU)
+    assert lengths[20].peak_bytes < 1.3 * lengths[5].peak_bytes
+
+
+@pytest.mark.parametrize("mode", ["meta-training", "evaluation"])
+def test_scaling_names_what_it_leaves_out(mode: Mode, monkeypatch: pytest.MonkeyPatch) -> None:
+    works = [Work("coordinate_update.yaml", mode, batch, TINY) for batch in (1, 2, 10**9)]
+    rows = list(scaling.scaling(works, CPU, matmul_flops=1e11, budget=0.01))
+    assert [row.left_out is None for row in rows] == [True, True, False]
+    assert "would take about" in scaling.table(rows)
+    assert all(row.seconds is not None and 0 < row.seconds < 60 for row in rows[:2])
+
+
+def test_comparison() -> None:
+    rivals = [yardsticks.LOOP]
+    found = yardsticks.compared(PAPER, 2, rivals, CPU, (*TINY, "meta.steps=20"), budget=0.01)
+    assert found.ratio(yardsticks.LOOP) == pytest.approx(
+        found.seconds[yardsticks.LOOP] / found.seconds[yardsticks.METAOPT]
+    )
+    assert "x)" in yardsticks.table([found])
+    assert found.as_dict()["ratios"].keys() == {yardsticks.LOOP}
+
+
+def test_parts_add_up_to_the_outer_step() -> None:
+    work = Work(COORDINATE, "meta-training", 2, TINY)
+    found = breakdown.breakdown(work, 2, CPU)
+    assert set(found) == set(breakdown.PARTS)
+    assert all(value is None or value > 0 for value in found.values())
+    assert (found[breakdown.ADAM] or 0) > 0
+    assert "together" in breakdown.table({"tiny": found})
+
+
+def test_nested_parts_are_taken_out() -> None:
+    watch = breakdown.Stopwatch(CPU)
+    with watch.part("outer"):
+        with watch.part("inner"):
+            torch.rand(300, 300) @ torch.rand(300, 300)
+        before = dict(watch.seconds)
+    assert before.keys() == {"inner", "outer"}
+    assert watch.seconds["inner"] == before["inner"]
+    assert watch.seconds["outer"] < before["inner"]
+
+
+def test_marks() -> None:
+    config = load(TrainConfig, "coordinate_update.yaml")
+    found = [(mark.step, mark.loss) for mark in time_to_quality.marks(config)]
+    assert found == [(20, 19.1), (20, 19.1 / 2), (100, 22.1), (100, 22.1 / 2)]
+    for name in time_to_quality.CONFIGS:
+        assert len(time_to_quality.marks(load(TrainConfig, name))) == 4
+    with pytest.raises(UserError, match="no published figures"):
+        time_to_quality.marks(config.model_copy(update={"label": "mine"}))
+
+
+def test_an_attempt_ends_when_all_marks_are_passed_or_time_is_over() -> None:
+    more = [*TINY, "meta.steps=4", "meta.unroll=2", "meta.batch=2", "validation.tasks=2"]
+    config = load(TrainConfig, "coordinate_update.yaml", more)
+    easy, hard = time_to_quality.Mark(4, 1e9), time_to_quality.Mark(2, 0.0)
+    quick = time_to_quality.attempt("tiny.yaml", config, [easy], 60, CPU)
+    passed = quick.passed[easy]
+    assert passed is not None
+    assert quick.outer_steps < config.meta.outer_steps
+    assert passed.not_before <= passed.seconds == quick.seconds
+    assert passed.trajectories == quick.outer_steps
+    slow = time_to_quality.attempt("tiny.yaml", config, [easy, hard], 0.3, CPU)
+    assert slow.passed[hard] is None
+    assert slow.seconds >= 0.3
+    assert "not within" in time_to_quality.table([quick, slow])
+    assert slow.as_dict()["passed"][1]["passed"] is None
+
+
+def test_cost_curves(tmp_path: Path) -> None:
+    axis = cost.Axis("task.width", "width", (3, 4), power=2.0)
+    found = list(cost.points("coordinate_update_tele.yaml", axis, CPU, batch=1))
+    assert [point.value for point in found] == [3, 4]
+    assert all(point.left_out is None and point.step_seconds for point in found)
+    named = [*found, cost.Point("coordinate_update_tele.yaml", "task.width", 5, "too large")]
+    assert "left out: too large" in cost.table(named)
+    cost.plot(named, tmp_path / "cost.png")
+    assert (tmp_path / "cost.png").stat().st_size > 1000
