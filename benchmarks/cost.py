@@ -31,6 +31,7 @@ from benchmarks.output import add_arguments, write_json
 from benchmarks.timing import median_seconds, seconds
 from benchmarks.work import Piece, Work
 from metaopt import cli
+from metaopt.distributed import World
 from metaopt.report import markdown_table
 
 CONFIGS = ("lstm_update_tele.yaml", "coordinate_update_tele.yaml")
@@ -171,13 +172,13 @@ def plot(found: Sequence[Point], path: Path) -> None:
     pyplot.close(figure)
 
 
-def main() -> None:
+def main(world: World) -> None:
     """Measure, print, plot."""
     parser = argparse.ArgumentParser(description="Cost curves of meta-training.")
     add_arguments(parser)
     parser.add_argument("--plot", type=Path, default=Path("docs/cost.png"), metavar="FILE")
     arguments = parser.parse_args()
-    device = cli.device(arguments.device)
+    device = cli.device(arguments.device, world)
     found: list[Point] = []
     for axis in AXES:
         for config in CONFIGS:

@@ -30,6 +30,7 @@ from benchmarks.output import add_arguments, write_json
 from benchmarks.timing import REPEATS
 from benchmarks.work import Mode, Work
 from metaopt import cli
+from metaopt.distributed import World
 
 FLATTENED = ("paper/lstm_update_tele.yaml", "paper/lstm_update.yaml")
 COORDINATE = ("coordinate_update_tele.yaml", "coordinate_update.yaml")
@@ -48,12 +49,12 @@ BREAKDOWN_BATCH = 64
 BREAKDOWN_SECONDS = 4.0
 
 
-def main() -> None:
+def main(world: World) -> None:
     """Measure and print everything."""
     parser = argparse.ArgumentParser(description="Speed of meta-training and evaluation.")
     add_arguments(parser)
     arguments = parser.parse_args()
-    device = cli.device(arguments.device)
+    device = cli.device(arguments.device, world)
     began = time.perf_counter()
     here = machine.measure(device)
     print(here.lines(), flush=True)

@@ -31,6 +31,7 @@ import torch
 from benchmarks.output import add_arguments, write_json
 from metaopt import cli
 from metaopt.config import load
+from metaopt.distributed import World
 from metaopt.errors import UserError
 from metaopt.meta_train import MetaTrainer
 from metaopt.report import markdown_table
@@ -191,7 +192,7 @@ def table(found: Sequence[Attempt]) -> str:
     return markdown_table(header, rows)
 
 
-def main() -> None:
+def main(world: World) -> None:
     """Try all configurations."""
     parser = argparse.ArgumentParser(description="Time to the published quality.")
     add_arguments(parser)
@@ -201,7 +202,7 @@ def main() -> None:
     )
     parser.add_argument("--limit", type=float, default=120.0, metavar="SECONDS")
     arguments = parser.parse_args()
-    device = cli.device(arguments.device)
+    device = cli.device(arguments.device, world)
     configs = {name: load(TrainConfig, name, arguments.overrides) for name in arguments.config}
     wanted = {name: marks(config) for name, config in configs.items()}
     found = []
