@@ -14,8 +14,8 @@ memory, against
   trajectory is run.
 
 All other sizes are those of the configurations, at meta-batch 16. What would take over 60 s or 4 GB
-is left out by name. Times are medians over 3 repeats after a warm-up, of whole trajectories a single
-one; memory as in ``benchmarks.memory``.
+is left out by name. Times are medians over 3 repeats after a warm-up (of whole trajectories, one
+run); memory as in ``benchmarks.memory``.
 """
 
 from __future__ import annotations
