@@ -14,12 +14,14 @@ memory, against
   trajectory is run.
 
 All other sizes are those of the configurations, at meta-batch 16. What would take over 60 s or 4 GB
-is left out by name. Times are medians over 3 repeats; memory as in ``benchmarks.memory``.
+is left out by name. Times are medians over 3 repeats after a warm-up (of whole trajectories, one
+run); memory as in ``benchmarks.memory``.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -183,7 +185,7 @@ def main(world: World) -> None:
     for axis in AXES:
         for config in CONFIGS:
             found += points(config, axis, device)
-            print(f"{config}: {axis.name} done", flush=True)
+            print(f"measured: {axis.name} of {config}", file=sys.stderr, flush=True)
     print(f"\n{table(found)}")
     plot(found, arguments.plot)
     print(f"plot in {arguments.plot}")

@@ -14,7 +14,7 @@ from benchmarks.timing import REPEATS, seconds
 from benchmarks.work import Piece, Work
 from metaopt.report import markdown_table
 
-BUDGET = 3.0
+BUDGET = 2.0
 """Seconds that the repeats of one measurement may take, if a window of each does not."""
 
 

@@ -20,6 +20,7 @@ Times are medians over 3 repeats after a warm-up. JAX is needed for its yardstic
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from typing import Any
 
@@ -77,6 +78,7 @@ def scaled(device: torch.device, matmul_flops: float) -> list[Any]:
         for config in (*FLATTENED, *COORDINATE):
             works = [Work(config, mode, batch) for batch in BATCHES]
             rows += scaling.scaling(works, device, matmul_flops)
+            print(f"measured: {mode} of {config}", file=sys.stderr, flush=True)
     print(f"\nSeconds for a trajectory of 100 steps\n\n{scaling.table(rows)}", flush=True)
     return [*scaling.as_dicts(rows)]
 
