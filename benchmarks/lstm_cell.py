@@ -2,7 +2,8 @@
 
     python -m benchmarks.lstm_cell
 
-Rows are trajectories (flattened rules) or weights (coordinate-wise ones). Printed: milliseconds a
+Rows are trajectories (flattened rules) or the weights of each of some trajectories, in blocks
+(coordinate-wise ones). Printed: milliseconds a
 step within windows of 10, medians of 5, and the ratio.
 """
 
@@ -15,9 +16,10 @@ from collections.abc import Callable
 import torch
 
 from metaopt.rules import LSTM
+from metaopt.rules.affine import one_window
 
 WINDOW = 10
-SHAPES = ((64, 800, 300), (6400, 5, 20), (3200, 9, 20), (51200, 5, 20))
+SHAPES = (((64,), 800, 300), ((8, 800), 5, 20), ((8, 400), 9, 20), ((64, 800), 5, 20))
 
 
 def milliseconds(run: Callable[[], None]) -> float:
@@ -31,24 +33,27 @@ def milliseconds(run: Callable[[], None]) -> float:
     return statistics.median(measured)
 
 
-def compare(rows: int, inputs: int, hidden: int) -> tuple[float, float]:
-    """torch's cell and ours, one layer each."""
+def compare(shape: tuple[int, ...], inputs: int, hidden: int) -> tuple[float, float]:
+    """torch's cell and ours, one layer each; ``shape`` is (rows,) or (blocks, rows)."""
+    *blocks, rows = shape
     cell = torch.nn.LSTMCell(inputs, hidden)
     ours = LSTM(inputs, hidden, seed=0, name="benchmark", layers=1)
-    x = torch.randn(rows, inputs, generator=torch.Generator().manual_seed(0))
-    columns = x.T.contiguous()
+    generator = torch.Generator().manual_seed(0)
+    columns = torch.randn(*blocks, inputs, rows, generator=generator)
+    x = columns.movedim(-2, -1).reshape(-1, inputs)
 
     def theirs() -> None:
-        state = (x.new_zeros(rows, hidden), x.new_zeros(rows, hidden))
+        state = (x.new_zeros(len(x), hidden), x.new_zeros(len(x), hidden))
         for _ in range(WINDOW):
             state = cell(x, state)
         state[0].sum().backward()
 
     def own() -> None:
-        state = ours.initial_state(rows)
+        state = ours.initial_state(*shape)
         h = columns
-        for _ in range(WINDOW):
-            h, state = ours(columns, state)
+        with one_window():
+            for _ in range(WINDOW):
+                h, state = ours(columns, state)
         h.sum().backward()
 
     return milliseconds(theirs), milliseconds(own)
@@ -56,11 +61,12 @@ def compare(rows: int, inputs: int, hidden: int) -> tuple[float, float]:
 
 def main() -> None:
     """Print a line for each shape."""
-    print("  rows inputs hidden   nn.LSTMCell   metaopt   ratio   (ms a step)")
-    for rows, inputs, hidden in SHAPES:
-        theirs, own = compare(rows, inputs, hidden)
+    print("blocks   rows inputs hidden   nn.LSTMCell   metaopt   ratio   (ms a step)")
+    for shape, inputs, hidden in SHAPES:
+        theirs, own = compare(shape, inputs, hidden)
         ratio = theirs / own
-        print(f"{rows:6d} {inputs:6d} {hidden:6d} {theirs:13.3f} {own:9.3f} {ratio:7.2f}")
+        sizes = f"{shape[0] if len(shape) > 1 else 1:6d} {shape[-1]:6d} {inputs:6d} {hidden:6d}"
+        print(f"{sizes} {theirs:13.3f} {own:9.3f} {ratio:7.2f}")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ class Row:
     """One configuration at one meta-batch.
 
     Attributes:
-        config: its file.
+        label: its file, and what was set.
         mode: meta-training or evaluation.
         batch: trajectories side by side.
         left_out: why there are no figures, or None.
@@ -34,7 +34,7 @@ class Row:
         peak_bytes: of memory.
     """
 
-    config: str
+    label: str
     mode: str
     batch: int
     left_out: str | None = None
@@ -79,7 +79,7 @@ def scaling(
     pieces = [Piece(work.batch, work) for work in works]
     for reached in climb(pieces, time_it, device):
         work = reached.piece.work
-        row = Row(work.config, work.mode, work.batch, reached.left_out)
+        row = Row(work.label, work.mode, work.batch, reached.left_out)
         if reached.timed is None:
             yield row
             continue
@@ -100,7 +100,7 @@ HEADER = ["configuration", "mode", "B", "s/trajectory", "GFLOP", "share", "peak 
 
 def cells(row: Row) -> list[str]:
     """A row of the table."""
-    start = [row.config.removesuffix(".yaml"), row.mode, str(row.batch)]
+    start = [row.label, row.mode, str(row.batch)]
     if row.seconds is None or row.flop is None or row.share is None or row.peak_bytes is None:
         return [*start, f"left out: {row.left_out}", "", "", "", ""]
     return [

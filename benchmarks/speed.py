@@ -37,15 +37,21 @@ FLATTENED = ("paper/lstm_update_tele.yaml", "paper/lstm_update.yaml")
 COORDINATE = ("coordinate_update_tele.yaml", "coordinate_update.yaml")
 BATCHES = (1, 16, 64, 256, 1024)
 MODES: tuple[Mode, ...] = ("meta-training", "evaluation")
-COMPARED = (
-    (FLATTENED[0], 64, (yardsticks.LOOP, yardsticks.JAX)),
-    (FLATTENED[1], 64, (yardsticks.LOOP, yardsticks.JAX)),
-    (FLATTENED[0], 256, (yardsticks.JAX,)),
-    (COORDINATE[0], 8, (yardsticks.CELL, yardsticks.JAX)),
-    (COORDINATE[0], 64, (yardsticks.CELL, yardsticks.JAX)),
-    (COORDINATE[1], 64, (yardsticks.CELL, yardsticks.JAX)),
+BFLOAT16 = ("products=bfloat16",)
+"""For metaopt alone: its rivals stay in float32."""
+LOOP_AND_JAX = (yardsticks.LOOP, yardsticks.JAX)
+CELL_AND_JAX = (yardsticks.CELL, yardsticks.JAX)
+COMPARED: tuple[tuple[str, int, tuple[str, ...], tuple[str, ...]], ...] = (
+    (FLATTENED[0], 64, LOOP_AND_JAX, ()),
+    (FLATTENED[0], 64, LOOP_AND_JAX, BFLOAT16),
+    (FLATTENED[1], 64, LOOP_AND_JAX, ()),
+    (FLATTENED[0], 256, (yardsticks.JAX,), ()),
+    (FLATTENED[0], 256, (yardsticks.JAX,), BFLOAT16),
+    (COORDINATE[0], 8, CELL_AND_JAX, ()),
+    (COORDINATE[0], 64, CELL_AND_JAX, ()),
+    (COORDINATE[1], 64, CELL_AND_JAX, ()),
 )
-"""(configuration, meta-batch, rivals)."""
+"""(configuration, meta-batch, rivals, what is set)."""
 BREAKDOWN_BATCH = 64
 BREAKDOWN_SECONDS = 4.0
 
@@ -75,10 +81,11 @@ def scaled(device: torch.device, matmul_flops: float) -> list[Any]:
     """By meta-batch."""
     rows: list[scaling.Row] = []
     for mode in MODES:
-        for config in (*FLATTENED, *COORDINATE):
-            works = [Work(config, mode, batch) for batch in BATCHES]
+        plain = [(config, ()) for config in (*FLATTENED, *COORDINATE)]
+        for config, overrides in (*plain, (FLATTENED[0], BFLOAT16)):
+            works = [Work(config, mode, batch, overrides) for batch in BATCHES]
             rows += scaling.scaling(works, device, matmul_flops)
-            print(f"measured: {mode} of {config}", file=sys.stderr, flush=True)
+            print(f"measured: {mode} of {works[0].label}", file=sys.stderr, flush=True)
     print(f"\nSeconds for a trajectory of 100 steps\n\n{scaling.table(rows)}", flush=True)
     return [*scaling.as_dicts(rows)]
 
@@ -92,8 +99,9 @@ def compared(device: torch.device) -> list[Any]:
             batch,
             [rival for rival in rivals if missing is None or rival != yardsticks.JAX],
             device,
+            overrides,
         )
-        for config, batch, rivals in COMPARED
+        for config, batch, rivals, overrides in COMPARED
     ]
     print("\nMeta-training, seconds for a trajectory (how many times metaopt is faster)\n")
     print(yardsticks.table(found), flush=True)

@@ -35,6 +35,11 @@ class Work:
     batch: int
     overrides: tuple[str, ...] = ()
 
+    @property
+    def label(self) -> str:
+        """For tables: the file, and what was set."""
+        return " ".join([self.config.removesuffix(".yaml"), *self.overrides])
+
     def loaded(self, extra: Sequence[str] = ()) -> TrainConfig:
         """The configuration."""
         return load(TrainConfig, self.config, [*self.overrides, *self._sizes, *extra])

@@ -41,13 +41,13 @@ class Comparison:
     """Seconds a trajectory of full length.
 
     Attributes:
-        config: its file.
+        label: its file, and what was set.
         batch: trajectories side by side (one at a time has its own).
         windows: of the trajectories that were timed.
         seconds: by side.
     """
 
-    config: str
+    label: str
     batch: int
     windows: int
     seconds: Mapping[str, float]
@@ -86,7 +86,7 @@ def compared(
     overrides: Sequence[str] = (),
     budget: float = BUDGET,
 ) -> Comparison:
-    """Time metaopt and its rivals at one meta-batch."""
+    """Time metaopt and its rivals, all in float32 but for ``overrides``, at one meta-batch."""
     work = Work(config, "meta-training", batch, tuple(overrides))
     full, unroll = work.windows_of_trajectory, work.loaded().meta.unroll
     batched = [name for name in rivals if name != LOOP]
@@ -103,7 +103,7 @@ def compared(
             alone = work.loaded([f"meta.steps={full * unroll}"])
             loop = PlainLoop(alone, initial(alone), device)
             sides[LOOP] = Side(partial(_windows, loop, full), 1)
-        return Comparison(config, batch, windows, compare(sides, device, REPEATS))
+        return Comparison(work.label, batch, windows, compare(sides, device, REPEATS))
 
 
 def _side(name: str, work: Work, windows: int, device: torch.device) -> Callable[[], object]:
@@ -155,7 +155,7 @@ def table(found: Sequence[Comparison]) -> str:
 
     rows = [
         [
-            row.config.removesuffix(".yaml"),
+            row.label,
             str(row.batch),
             f"{row.seconds[METAOPT]:.4g}",
             *(cell(row, rival) for rival in rivals),
