@@ -125,6 +125,20 @@ def test_rows_that_outgrow_the_line_change_nothing() -> None:
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
 
 
+def test_uses_of_one_window_may_differ_in_rows() -> None:
+    net, head = network(1)
+    xs = [signed(INPUTS, rows, seed=rows) for rows in (3, 5, affine.ENOUGH_ROWS - 2, 2, 700)]
+    parameters = [*net.parameters(), *head.parameters()]
+
+    def outputs() -> list[Tensor]:
+        return [head(net(x, net.initial_state(x.shape[1]))[0]) for x in xs]
+
+    with one_window():
+        together = gradients(outputs(), parameters)
+    for one, other in zip(gradients(outputs(), parameters), together, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+
+
 def test_a_backward_pass_that_stops_short_leaves_nothing_behind() -> None:
     net, head = network()
     x = signed(INPUTS, 3, seed=0).requires_grad_()

@@ -52,14 +52,13 @@ class Sums:
         self._by = products
         self._memory = memory
         # Line k holds columns of dz (k = 0) or of x_k until they are multiplied.
-        self._lined_up: Memory = {}
+        self._lines: list[Tensor] = []
         self._dtype: torch.dtype | None = None
         self._pass = -1
         self._clear()
 
     def _clear(self) -> None:
         self._columns = 0
-        self._waiting: tuple[Tensor, ...] = ()
         self._products: tuple[Tensor, ...] = ()
         self._bias: Tensor | None = None
 
@@ -72,43 +71,34 @@ class Sums:
             self._pass = current
             self._dtype = x.dtype
         rows = x.shape[-1]
+        if not _at_once(x) and self._columns + rows > ENOUGH_ROWS:
+            self._multiply_waiting()
         if _at_once(x) or self._by.dtype(x) != x.dtype:
             return memory_for((*x.shape[:-2], out, rows), x, self._memory)
         return self._slot(0, out, x)
 
     def _slot(self, k: int, features: int, like: Tensor) -> Tensor:
         """The next columns of line k: [features, r] of [features, ENOUGH_ROWS]."""
-        rows = like.shape[1]
-        width = ENOUGH_ROWS - ENOUGH_ROWS % rows
-        key = (k, features, width)
-        if key not in self._lined_up:
+        if k == len(self._lines):
             dtype = self._by.dtype(like)
-            self._lined_up[key] = like.new_empty(features, width, dtype=dtype)
-        return self._lined_up[key][:, self._columns : self._columns + rows]
+            self._lines.append(like.new_empty(features, ENOUGH_ROWS, dtype=dtype))
+        return self._lines[k][:, self._columns : self._columns + like.shape[1]]
 
     def add(self, dz: Tensor, inputs: Sequence[Tensor]) -> None:
         """One use: dz from ``place``, filled, and inputs [.., in_k, r]."""
         if _at_once(dz):
             self._multiply(dz, inputs)
             return
-        rows = dz.shape[1]
         for k, x in enumerate((dz, *inputs)):
             slot = self._slot(k, x.shape[0], x)
+            # dz may stand there already.
             if slot.data_ptr() != x.data_ptr():
                 slot.copy_(x)
-        self._columns += rows
-        self._waiting = (dz, *inputs)
-        if self._columns + rows > ENOUGH_ROWS:
-            self._multiply_waiting()
+        self._columns += dz.shape[1]
 
     def _multiply_waiting(self) -> None:
         if self._columns:
-            rows = self._waiting[0].shape[1]
-            width = ENOUGH_ROWS - ENOUGH_ROWS % rows
-            dz, *inputs = (
-                self._lined_up[(k, part.shape[0], width)][:, : self._columns]
-                for k, part in enumerate(self._waiting)
-            )
+            dz, *inputs = (line[:, : self._columns] for line in self._lines)
             self._columns = 0
             self._multiply(dz, inputs)
 
