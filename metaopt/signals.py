@@ -6,6 +6,8 @@ import signal
 import time
 from types import FrameType
 
+from metaopt.errors import ProcessLostError
+
 SECONDS_OF_ONE_PRESS = 1.0
 """torchrun hands on the Ctrl-C that the terminal sent to its processes already: within this time
 two are one."""
@@ -35,6 +37,9 @@ class Signals:
         self._before = [signal.signal(number, self._note) for number in CAUGHT]
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        # Where a process was lost, torchrun is about to send SIGTERM to the others: not before
+        # they have closed their files and said why.
+        lost = kind is not None and issubclass(kind, ProcessLostError)
         for number, handler in zip(CAUGHT, self._before, strict=True):
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if lost else handler)
