@@ -80,6 +80,10 @@ def second_order(tasks: TaskBatch, weights: Weights) -> tuple[Tensor, Observatio
     return observation.loss, observation
 
 
+TRACED_TOGETHER = 10
+"""Steps whose reports are kept, with their outputs and generators, until they become a trace."""
+
+
 @dataclass(frozen=True)
 class InnerState:
     """B trajectories between two inner steps.
@@ -184,6 +188,7 @@ def unroll(
     """
     losses: list[Tensor] = []
     reports: list[TeleportReport] = []
+    traces: list[TeleportTrace] = []
     with one_window():
         for _ in range(steps):
             taken = optimizer.step(state.weights, state.observation, state.optimizer, tasks)
@@ -191,13 +196,19 @@ def unroll(
             losses.append(state.loss)
             if taken.report is not None:
                 reports.append(taken.report)
-    stacked = torch.stack(losses)
-    trace = _trace(TeleportReport.stack(reports), tasks, stacked) if reports else None
-    return state, Unrolled(stacked, trace)
+            if len(reports) == TRACED_TOGETHER:
+                traces.append(_trace(reports, tasks, losses))
+                reports = []
+    if reports:
+        traces.append(_trace(reports, tasks, losses))
+    return state, Unrolled(torch.stack(losses), _joined(traces) if traces else None)
 
 
-def _trace(report: TeleportReport, tasks: TaskBatch, losses_after: Tensor) -> TeleportTrace:
+def _trace(reports: list[TeleportReport], tasks: TaskBatch, losses: list[Tensor]) -> TeleportTrace:
+    """The trace of the last steps, from their reports and all losses so far."""
     with torch.no_grad():
+        report = TeleportReport.stack(reports)
+        losses_after = torch.stack(losses[-len(reports) :])
         tiny = torch.finfo(losses_after.dtype).tiny
         losses_before = regression_loss(report.outputs_before, tasks.Y)
         log_ratio = losses_after.clamp(min=tiny).log() - losses_before.clamp(min=tiny).log()
@@ -207,6 +218,12 @@ def _trace(report: TeleportReport, tasks: TaskBatch, losses_after: Tensor) -> Te
         refused=report.refused,
         log_ratio=torch.where(report.refused, 0.0, log_ratio),
     )
+
+
+def _joined(traces: list[TeleportTrace]) -> TeleportTrace:
+    """Traces that follow each other, as one."""
+    columns = zip(*((t.norm, t.drift, t.refused, t.log_ratio) for t in traces), strict=True)
+    return TeleportTrace(*(torch.cat(column) for column in columns))
 
 
 def rollout(

@@ -140,6 +140,7 @@ class _Recording:
         self._parameters = list(windows.optimizer.parameters())
 
         def run() -> Differentiated:
+            # Computed in the recording, from the Y that is then there.
             vars(self._tasks).pop("target_norm", None)
             start = resume(self._tasks, 0, self._weights, self._state, windows.observe)
             return windows(self._tasks, start, steps)

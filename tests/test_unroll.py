@@ -10,6 +10,7 @@ from cases import learned_rule, train_config
 from cases import tasks as sample
 from torch import Tensor
 
+import metaopt.unroll
 from metaopt import build
 from metaopt.meta_loss import LogLoss, SumOfLosses
 from metaopt.network import Weights
@@ -180,6 +181,22 @@ def test_a_refused_teleport_leaves_the_update_alone() -> None:
     assert bool(trace.refused.all())
     assert torch.equal(refused, plain)
     assert float(trace.log_ratio.abs().max()) == 0.0
+
+
+@pytest.mark.parametrize("together", [1, 2, STEPS])
+def test_the_trace_does_not_depend_on_how_many_reports_wait(
+    together: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rule = learned_rule("coordinate_lstm")
+    tasks = sample(rule.config.task, count=3)
+    _, wanted = rollout(tasks, rule.optimizer, STEPS)
+    monkeypatch.setattr(metaopt.unroll, "TRACED_TOGETHER", together)
+    _, found = rollout(tasks, rule.optimizer, STEPS)
+    assert wanted is not None
+    assert found is not None
+    for name, value in vars(wanted).items():
+        assert value.shape == (STEPS, 3)
+        assert torch.equal(getattr(found, name), value)
 
 
 def test_the_trace_reports_what_teleports_did() -> None:
