@@ -21,7 +21,13 @@ from metaopt.rules import (
     StepSizeGroupElementLSTM,
 )
 from metaopt.rules.affine import AffineModule
-from metaopt.rules.features import raw, signed_log
+from metaopt.rules.directions import (
+    GeneratorEntries,
+    NaturalSteps,
+    UpdateEntries,
+    Whitening,
+)
+from metaopt.rules.flattened import RawGradient, SignedLogGradient, StatefulGradient
 from metaopt.rules.products import TF32, BFloat16, Full
 from metaopt.rules.step_size import Clamp, Sigmoid
 from metaopt.schema import (
@@ -44,7 +50,9 @@ from metaopt.symmetry import (
     Exponential,
     FirstOrder,
     FixedNorm,
+    FreeVolume,
     InexactActionError,
+    KeptVolume,
     Linear,
     Orthogonal,
     Refuse,
@@ -65,9 +73,26 @@ _ACTIONS: dict[str, type[Action]] = {
     "scaling": Scaling,
     "orthogonal": Orthogonal,
 }
+_VOLUMES = {"free": FreeVolume, "kept": KeptVolume}
 _LIMITS = {"bounded": BoundedNorm, "fixed": FixedNorm}
-_TRANSFORMS = {"raw": raw, "signed_log": signed_log}
+_FLAT_INPUTS = {
+    "raw": RawGradient,
+    "signed_log": SignedLogGradient,
+    "stateful": StatefulGradient,
+}
+_UPDATE_BASES = {"entries": UpdateEntries, "directions": NaturalSteps}
+_GENERATOR_BASES = {"entries": GeneratorEntries, "directions": Whitening}
 _PRODUCTS = {"full": Full, "tf32": TF32, "bfloat16": BFloat16}
+_FLATTENED: dict[str, Any] = {
+    "update": LocalUpdateLSTM,
+    "teleport": GroupElementLSTM,
+    "step_teleport": StepSizeGroupElementLSTM,
+}
+_COORDINATE: dict[str, Any] = {
+    "update": CoordinateUpdateLSTM,
+    "teleport": CoordinateGroupElementLSTM,
+    "step_teleport": CoordinateStepSizeGroupElementLSTM,
+}
 _STEP_BOUNDS = {"sigmoid": Sigmoid, "clamp": Clamp}
 
 
@@ -129,6 +154,7 @@ def engine(config: TeleporterConfig, task: TaskConfig) -> TeleportEngine:
     return TeleportEngine(
         action=action,
         to_element=element,
+        volume=_VOLUMES[config.volume](),
         limit=limit,
         guard=guard,
         require_exact=config.inexact == "error",
@@ -144,36 +170,34 @@ def rule(name: str, config: Any, task: TaskConfig, seed: int) -> Rule:
         task: fixes the shapes of flattened rules.
         seed: of the initialisation.
     """
+    bases = _UPDATE_BASES if name == "update" else _GENERATOR_BASES
     match config:
-        case FlattenedStepConfig():
+        case FlattenedStepConfig() | CoordinateStepConfig():
             bound = _STEP_BOUNDS[config.step_bound](config.step_min, config.step_max)
-            return StepSizeGroupElementLSTM(
+            more: dict[str, Any] = {"bound": bound}
+        case _:
+            more = {}
+    match config:
+        case FlattenedConfig() | FlattenedStepConfig():
+            return _FLATTENED[name](
                 layer_shapes(task),
                 config.hidden,
-                _TRANSFORMS[config.gradient],
-                config.scale,
-                bound=bound,
-                seed=seed,
-                name=name,
-            )
-        case CoordinateStepConfig():
-            bound = _STEP_BOUNDS[config.step_bound](config.step_min, config.step_max)
-            return CoordinateStepSizeGroupElementLSTM(
-                config.hidden, config.scale, bound=bound, seed=seed, name=name
-            )
-        case FlattenedConfig():
-            flattened = {"update": LocalUpdateLSTM, "teleport": GroupElementLSTM}[name]
-            return flattened(
-                layer_shapes(task),
-                config.hidden,
-                _TRANSFORMS[config.gradient],
+                _FLAT_INPUTS[config.gradient](),
+                bases[config.basis](),
                 config.scale,
                 seed=seed,
                 name=name,
+                **more,
             )
-        case CoordinateConfig():
-            coordinate = {"update": CoordinateUpdateLSTM, "teleport": CoordinateGroupElementLSTM}
-            return coordinate[name](config.hidden, config.scale, seed=seed, name=name)
+        case CoordinateConfig() | CoordinateStepConfig():
+            return _COORDINATE[name](
+                basis=bases[config.basis](),
+                hidden=config.hidden,
+                scale=config.scale,
+                seed=seed,
+                name=name,
+                **more,
+            )
         case GradientDescentConfig():
             return GradientDescent(config.lr)
         case MomentumConfig():

@@ -57,12 +57,20 @@ class TaskConfig(_Model):
 class _Learned(_Model):
     hidden: Size = _field(20, "size of the two LSTM cells")
     scale: PositiveFloat = _field(1.0, "factor on the network's outputs")
+    basis: Literal["entries", "directions"] = _field(
+        "entries",
+        "what outputs are: the entries themselves, or coefficients of known directions: natural "
+        "steps in updates, powers of H H^T in generators",
+    )
     outer_lr: PositiveFloat = _required("outer learning rate (Adam) of this network")
 
 
 class _Flattened(_Learned):
     kind: Literal["lstm"] = _required("flattened rule: one LSTM on the whole gradient")
-    gradient: Literal["raw", "signed_log"] = _field("raw", "how each entry of the gradient is fed")
+    gradient: Literal["raw", "signed_log", "stateful"] = _field(
+        "raw",
+        "what is fed: the gradient itself; on a logarithmic scale; that and the state of the run",
+    )
 
 
 class _Coordinate(_Learned):
@@ -167,6 +175,9 @@ class TeleporterConfig(_Model):
     )
     element: Literal["exponential", "cayley", "first_order"] = _field(
         "exponential", "generator to element; first_order is the paper's inexact pair"
+    )
+    volume: Literal["free", "kept"] = _field(
+        "free", "generators as they are, or without their trace, so that det g = 1"
     )
     limit: Literal["bounded", "fixed"] = _field(
         "bounded", "generators at most of norm max_norm, or scaled to it (the paper)"

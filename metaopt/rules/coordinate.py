@@ -12,16 +12,20 @@ References:
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from metaopt.rules.base import Proposal, Rule
+from metaopt.rules.directions import Basis, Directions
 from metaopt.rules.features import (
     GENERATOR_FEATURES,
     UPDATE_FEATURES,
+    Seen,
     generator_features,
     generator_sizes,
     split_generators,
     split_weights,
+    step_size_features,
     update_features,
 )
 from metaopt.rules.lstm import LSTM, Head, State
@@ -29,7 +33,7 @@ from metaopt.rules.step_size import StepSizeBound
 from metaopt.tasks import Observation
 
 HEAD_BOUND = 0.01
-"""Heads start small: the untrained rule hardly moves, and hardly teleports."""
+"""Heads start small: the untrained rule does little beyond the start of its basis."""
 
 
 class CoordinateRule(Rule):
@@ -37,28 +41,36 @@ class CoordinateRule(Rule):
 
     Args:
         features: features of a coordinate.
+        basis: the directions that the head gives each coordinate's coefficients of.
         hidden: size of the cells.
         scale: factor on the outputs of the head.
         seed: of the initialisation.
         name: of the initialisation's stream.
     """
 
-    def __init__(self, features: int, hidden: int, scale: float, seed: int, name: str) -> None:
+    def __init__(
+        self, features: int, basis: Basis, hidden: int, scale: float, seed: int, name: str
+    ) -> None:
         super().__init__()
+        self.basis = basis
         self.scale = scale
         self.lstm = LSTM(features, hidden, seed, f"{name}/lstm")
-        self.head = Head(hidden, 1, seed, f"{name}/head", bound=HEAD_BOUND)
+        outputs = len(basis.start) + basis.sizes
+        self.head = Head(hidden, outputs, seed, f"{name}/head", bound=HEAD_BOUND)
+        with torch.no_grad():
+            self.head.b[: len(basis.start)] += torch.tensor(basis.start) / scale
 
-    def outputs(self, h: Tensor) -> Tensor:
-        """The head's outputs, [B, coordinates], of the hidden states [B, hidden, coordinates]."""
-        return self.scale * self.head(h)[:, 0]
+    def combination(self, h: Tensor, directions: Directions) -> Tensor:
+        """sum_d c^d D^d, [B, coordinates], c from the hidden states [B, hidden, coordinates]."""
+        known = torch.cat([directions.shaped, directions.sizes], dim=1)
+        return self.scale * (self.head(h) * known).sum(1)
 
 
 class CoordinateUpdateLSTM(CoordinateRule):
     """m1: features of a weight -> its update."""
 
-    def __init__(self, hidden: int, scale: float, seed: int, name: str) -> None:
-        super().__init__(UPDATE_FEATURES, hidden, scale, seed, name)
+    def __init__(self, basis: Basis, hidden: int, scale: float, seed: int, name: str) -> None:
+        super().__init__(UPDATE_FEATURES, basis, hidden, scale, seed, name)
 
     def initial_state(self, observation: Observation) -> State:
         """Zeros for every weight of every trajectory."""
@@ -67,30 +79,31 @@ class CoordinateUpdateLSTM(CoordinateRule):
 
     def propose(self, observation: Observation, state: State) -> tuple[Proposal, State]:
         """Updates f."""
-        h, state = self.lstm(update_features(observation), state)
-        rows = self.outputs(h)
+        seen = Seen(observation)
+        h, state = self.lstm(update_features(seen), state)
+        rows = self.combination(h, self.basis(seen))
         return Proposal(updates=split_weights(rows, observation)), state
 
 
 class CoordinateGroupElementLSTM(CoordinateRule):
     """m2: features of an entry of a generator -> that entry."""
 
-    def __init__(self, hidden: int, scale: float, seed: int, name: str) -> None:
-        super().__init__(GENERATOR_FEATURES, hidden, scale, seed, name)
+    def __init__(self, basis: Basis, hidden: int, scale: float, seed: int, name: str) -> None:
+        super().__init__(GENERATOR_FEATURES, basis, hidden, scale, seed, name)
 
     def initial_state(self, observation: Observation) -> State:
         """Zeros for every entry of every generator of every trajectory."""
-        batch = observation.weights[0].shape[0]
-        return self.lstm.initial_state(batch, sum(k * k for k in generator_sizes(observation)))
+        return _generator_state(self.lstm, observation)
 
     def propose(self, observation: Observation, state: State) -> tuple[Proposal, State]:
         """Generators T."""
-        h, state = self.lstm(generator_features(observation), state)
-        rows = self.outputs(h)
+        seen = Seen(observation)
+        h, state = self.lstm(generator_features(seen), state)
+        rows = self.combination(h, self.basis(seen))
         return Proposal(generators=split_generators(rows, observation)), state
 
 
-class CoordinateStepSizeGroupElementLSTM(CoordinateGroupElementLSTM):
+class CoordinateStepSizeGroupElementLSTM(CoordinateRule):
     """Generators entry by entry, and one step size of gradient descent from the pooled states.
 
     Args:
@@ -98,15 +111,26 @@ class CoordinateStepSizeGroupElementLSTM(CoordinateGroupElementLSTM):
     """
 
     def __init__(
-        self, hidden: int, scale: float, seed: int, name: str, bound: StepSizeBound
+        self, basis: Basis, hidden: int, scale: float, seed: int, name: str, bound: StepSizeBound
     ) -> None:
-        super().__init__(hidden, scale, seed, name)
+        super().__init__(GENERATOR_FEATURES + 1, basis, hidden, scale, seed, name)
         self.bound = bound
         self.step_head = Head(hidden, 1, seed, f"{name}/step", bound=HEAD_BOUND)
 
+    def initial_state(self, observation: Observation) -> State:
+        """Zeros for every entry of every generator of every trajectory."""
+        return _generator_state(self.lstm, observation)
+
     def propose(self, observation: Observation, state: State) -> tuple[Proposal, State]:
         """f = -eta grad L(w), and generators T."""
-        h, state = self.lstm(generator_features(observation), state)
+        seen = Seen(observation)
+        h, state = self.lstm(step_size_features(seen), state)
+        rows = self.combination(h, self.basis(seen))
         eta = self.bound(self.step_head(h.mean(2, keepdim=True)))
         updates = tuple(-eta * G for G in observation.grads)
-        return Proposal(updates, split_generators(self.outputs(h), observation)), state
+        return Proposal(updates, split_generators(rows, observation)), state
+
+
+def _generator_state(lstm: LSTM, observation: Observation) -> State:
+    batch = observation.weights[0].shape[0]
+    return lstm.initial_state(batch, sum(k * k for k in generator_sizes(observation)))

@@ -9,20 +9,17 @@ features are relabelled.
 from __future__ import annotations
 
 import math
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from metaopt.network import Weights
 from metaopt.statistics import FLOOR
 from metaopt.tasks import Observation
 
 LOG_RANGE = 10.0
 """p: gradients from e^-p up are seen on a logarithmic scale (Andrychowicz et al. 2016)."""
-
-
-def raw(g: Tensor) -> Tensor:
-    """g itself, as in arXiv 2305.13404."""
-    return g
 
 
 def signed_log(g: Tensor) -> Tensor:
@@ -42,17 +39,88 @@ def log_and_sign(g: Tensor) -> tuple[Tensor, Tensor]:
     return log, (g * math.exp(LOG_RANGE)).clamp(-1, 1)
 
 
+def rms(x: Tensor) -> Tensor:
+    """Root mean square of each matrix: [.., r, c] -> [.., 1, 1], with derivative 0 at 0."""
+    mean_square = x.square().mean(dim=(-2, -1), keepdim=True)
+    is_zero = mean_square == 0
+    return torch.where(is_zero, 0.0, (mean_square + is_zero).sqrt())
+
+
 def over_rms(x: Tensor) -> Tensor:
     """x over its root mean square within each matrix: [.., r, c] -> [.., r, c]; 0 stays 0."""
-    mean_square = x.square().mean(dim=(-2, -1), keepdim=True)
-    return x / (mean_square + (mean_square == 0)).sqrt()
+    size = rms(x)
+    return x / (size + (size == 0))
 
 
-def log_loss(observation: Observation) -> Tensor:
-    """log(L) / p, [B]; 0 where the loss is not known."""
-    if observation.loss is None:
-        return observation.weights[0].new_zeros(observation.weights[0].shape[0])
-    return observation.loss.clamp(min=FLOOR).log() / LOG_RANGE
+class Seen:
+    """One observation, and what features and directions both need of it, computed once.
+
+    Args:
+        observation: one gradient evaluation.
+    """
+
+    def __init__(self, observation: Observation) -> None:
+        self.observation = observation
+
+    @cached_property
+    def log_residual(self) -> Tensor:
+        """log(||f(w) - Y||^2 / (||f(w) - Y||^2 + ||f(w)||^2)) / p, [B], with 2 L = ||f(w) - Y||^2.
+
+        How much of the outputs is wrong, whatever the scale of targets and weights; 0 (all of it)
+        where the loss or the layers' inputs are not known.
+        """
+        W, inputs, loss = self.observation.weights, self.observation.inputs, self.observation.loss
+        if loss is None or not inputs:
+            return W[0].new_zeros(W[0].shape[0])
+        outputs = torch.bmm(W[-1], inputs[-1]).square().sum(dim=(-2, -1))
+        residual = 2 * loss.clamp(min=FLOOR)
+        return (residual / (residual + outputs)).log() / LOG_RANGE
+
+    @cached_property
+    def curvatures(self) -> Tensor:
+        """r(A_{l-1} A_{l-1}^T) prod_{j > l} r(W_j^T W_j), r the largest row sum: [B, L].
+
+        No eigenvalue of the Gauss-Newton matrix of layer l under the squared loss is larger (for
+        slopes up to 1).
+        """
+        found: list[Tensor] = []
+        behind = self.observation.grads[0].new_ones(self.observation.grads[0].shape[0])
+        layers = zip(self.observation.weights, self.observation.inputs, strict=True)
+        for W, A in reversed([*layers]):
+            found.append(behind * largest_row_sum(torch.bmm(A, A.mT)))
+            behind = behind * largest_row_sum(torch.bmm(W.mT, W))
+        return torch.stack(found[::-1], dim=1)
+
+    @cached_property
+    def natural(self) -> Weights:
+        """N_l = G_l over the curvature of its layer.
+
+        -N_l is a step of gradient descent in that layer that cannot overshoot, whatever the scales
+        of data and weights; for W_L it is Newton's where A A^T is a multiple of the identity. Where
+        the inputs of the layers are not known, N_l is G_l over its root mean square.
+        """
+        G = self.observation.grads
+        if not self.observation.inputs:
+            return tuple(over_rms(g) for g in G)
+        scales = (self.curvatures + FLOOR).unbind(1)
+        return tuple(g / c[:, None, None] for g, c in zip(G, scales, strict=True))
+
+    @cached_property
+    def products(self) -> tuple[Tensor, ...]:
+        """For each adjacent pair of layers the k by k products, [B, 7, k, k].
+
+        H H^T, G2^T G2, G1 G1^T, W2^T G2 and its transpose, W2^T W2, W1 W1^T, each over its root
+        mean square; (W1, W2) is the pair, (G1, G2) its gradients and H the activations between.
+        """
+        W, G = self.observation.weights, self.observation.grads
+        pairs = []
+        for layer in range(len(W) - 1):
+            W1, W2, G1, G2 = W[layer], W[layer + 1], G[layer], G[layer + 1]
+            H = self.observation.inputs[layer + 1]
+            factors = ((H, H.mT), (G2.mT, G2), (G1, G1.mT), (W2.mT, G2), (W2.mT, W2), (W1, W1.mT))
+            found = over_rms(torch.stack([torch.bmm(a, b) for a, b in factors], dim=1))
+            pairs.append(torch.cat([found[:, :4], found[:, 3:4].mT, found[:, 4:]], dim=1))
+        return tuple(pairs)
 
 
 def flat_gradient(observation: Observation) -> Tensor:
@@ -60,54 +128,109 @@ def flat_gradient(observation: Observation) -> Tensor:
     return torch.cat([G.flatten(1) for G in observation.grads], dim=1)
 
 
-UPDATE_FEATURES = 5
+LAYER_FEATURES = 4
 
 
-def update_features(observation: Observation) -> Tensor:
+def layer_features(seen: Seen) -> Tensor:
+    """Features of every layer: [B, LAYER_FEATURES, L].
+
+    On logarithmic scales the share of the outputs that is wrong (the same for all layers), the
+    natural step over the weights, and the spread of the layer's inputs; and whether it is the last.
+    """
+    observation = seen.observation
+    W = observation.weights
+    batch = W[0].shape[0]
+    ratios = [_log_ratio(N, w) for N, w in zip(seen.natural, W, strict=True)]
+    if observation.inputs:
+        spreads = torch.stack([spread(torch.bmm(A, A.mT)) for A in observation.inputs], dim=1)
+    else:
+        spreads = W[0].new_zeros(batch, len(W))
+    columns = (
+        seen.log_residual[:, None].expand(-1, len(W)),
+        torch.stack(ratios, dim=1),
+        spreads,
+        _last(W).expand(batch, -1),
+    )
+    return torch.stack(columns, dim=1)
+
+
+def _last(W: Weights) -> Tensor:
+    """1 for the last layer, 0 for the others, [L]; made without waiting for the device."""
+    return (torch.arange(len(W), device=W[0].device) == len(W) - 1).to(W[0].dtype)
+
+
+def _log_ratio(a: Tensor, b: Tensor) -> Tensor:
+    """log(||a||_F / ||b||_F) / p, [B], within +-3."""
+    squares = [x.square().sum(dim=(-2, -1)).clamp(min=FLOOR) for x in (a, b)]
+    return ((squares[0] / squares[1]).log() / (2 * LOG_RANGE)).clamp(-3, 3)
+
+
+def largest_row_sum(S: Tensor) -> Tensor:
+    """max_i sum_j |S_ij|, [..]: no eigenvalue of S is larger."""
+    return S.abs().sum(-1).amax(-1)
+
+
+def spread(S: Tensor) -> Tensor:
+    """log(max_i sum_j |S_ij| / (tr S / k)) / 3, [..]: 0 for a multiple of the identity."""
+    mean = torch.diagonal(S, dim1=-2, dim2=-1).mean(-1)
+    return ((largest_row_sum(S) + FLOOR) / (mean + FLOOR)).log() / 3
+
+
+UPDATE_FEATURES = 4 + LAYER_FEATURES
+
+
+def update_features(seen: Seen) -> Tensor:
     """Features of every weight: [B, UPDATE_FEATURES, P].
 
-    Logarithm and sign of the gradient, the gradient over its root mean square within the layer, the
-    weight, and log(L) / p. Rows run over layers, then weights.
+    The gradient over its root mean square within the layer, logarithm and sign of that, the weight
+    over its root mean square, and the features of its layer. Columns run over layers, then weights.
     """
-    G = flat_gradient(observation)
-    log, sign = log_and_sign(G)
-    normalised = torch.cat([over_rms(G).flatten(1) for G in observation.grads], dim=1)
-    W = torch.cat([W.flatten(1) for W in observation.weights], dim=1)
-    loss = log_loss(observation)[:, None].expand_as(G)
-    return torch.stack([log, sign, normalised, W, loss], dim=1)
+    W, G = seen.observation.weights, seen.observation.grads
+    normalised = torch.cat([over_rms(g).flatten(1) for g in G], dim=1)
+    log, sign = log_and_sign(normalised)
+    relative = torch.cat([over_rms(w).flatten(1) for w in W], dim=1)
+    of_layers = layer_features(seen)
+    per_weight = [
+        of_layers[:, :, layer : layer + 1].expand(-1, -1, w[0].numel()) for layer, w in enumerate(W)
+    ]
+    own = torch.stack([normalised, log, sign, relative], dim=1)
+    return torch.cat([own, torch.cat(per_weight, dim=2)], dim=1)
 
 
-GENERATOR_FEATURES = 9
+GENERATOR_FEATURES = 10
 
 
-def generator_features(observation: Observation) -> Tensor:
+def generator_features(seen: Seen) -> Tensor:
     """Features of every entry of every generator: [B, GENERATOR_FEATURES, K].
 
-    For the pair (W1, W2) with gradients G1, G2 and H the activations between them, k by k products:
-    H H^T over its mean diagonal; G2^T G2, G1 G1^T, W2^T G2 and its transpose, W2^T W2, W1 W1^T,
-    each over its root mean square; the identity; log(L) / p. K = sum of k_l^2 over the pairs.
+    The products (H H^T over its mean diagonal instead), the identity; and, alike for all entries,
+    the logarithm of the share of the outputs that is wrong, and the spread of H H^T.
+    K = sum of k_l^2 over the pairs.
     """
-    W, G = observation.weights, observation.grads
-    loss = log_loss(observation)[:, None, None]
+    residual = seen.log_residual[:, None, None, None]
     pairs = []
-    for layer in range(len(W) - 1):
-        W1, W2, G1, G2 = W[layer], W[layer + 1], G[layer], G[layer + 1]
-        H = observation.inputs[layer + 1]
-        HHt = torch.bmm(H, H.mT)
-        diagonal = torch.diagonal(HHt, dim1=-2, dim2=-1).mean(-1)[:, None, None]
-        factors = ((G2.mT, G2), (G1, G1.mT), (W2.mT, G2), (W2.mT, W2), (W1, W1.mT))
-        normalised = over_rms(torch.stack([torch.bmm(a, b) for a, b in factors], dim=1)).unbind(1)
-        identity = torch.eye(HHt.shape[-1], dtype=HHt.dtype, device=HHt.device)
+    for products in seen.products:
+        HHt = products[:, :1]
+        mean = torch.diagonal(HHt, dim1=-2, dim2=-1).mean(-1)[..., None, None]
         columns = (
-            HHt / diagonal.clamp(min=torch.finfo(HHt.dtype).tiny),
-            *normalised[:3],
-            normalised[2].mT,
-            *normalised[3:],
-            identity.expand_as(HHt),
-            loss.expand_as(HHt),
+            HHt / (mean + FLOOR),
+            products[:, 1:],
+            torch.eye(HHt.shape[-1], dtype=HHt.dtype, device=HHt.device).expand_as(HHt),
+            residual.expand_as(HHt),
+            spread(HHt)[..., None, None].expand_as(HHt),
         )
-        pairs.append(torch.stack(columns, dim=1).flatten(2))
-    return pairs[0] if len(pairs) == 1 else torch.cat(pairs, dim=2)
+        pairs.append(torch.cat(columns, dim=1).flatten(2))
+    return torch.cat(pairs, dim=2)
+
+
+def step_size_features(seen: Seen) -> Tensor:
+    """``generator_features`` and, alike for all entries, the scale of a step size: [B, .., K].
+
+    That is -log(max_l curvature_l) / p: the one thing that knows the units of the gradient.
+    """
+    features = generator_features(seen)
+    scale = -(seen.curvatures.amax(1) + FLOOR).log() / LOG_RANGE
+    return torch.cat([features, scale[:, None, None].expand_as(features[:, :1])], dim=1)
 
 
 def split_weights(rows: Tensor, observation: Observation) -> tuple[Tensor, ...]:

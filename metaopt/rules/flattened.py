@@ -12,42 +12,90 @@ References:
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from metaopt.rules.base import Proposal, Rule, ShapeMismatchError
-from metaopt.rules.features import flat_gradient, split_generators, split_weights
+from metaopt.rules.directions import Basis
+from metaopt.rules.features import (
+    LAYER_FEATURES,
+    Seen,
+    flat_gradient,
+    layer_features,
+    signed_log,
+    split_generators,
+    split_weights,
+)
 from metaopt.rules.lstm import LSTM, Head, State
 from metaopt.rules.step_size import StepSizeBound
 from metaopt.tasks import Observation
 
-STEP_HEAD_SCALE = 1e-4
-"""Of the step head's first weights: a clamp takes outputs as they are, and step sizes are small."""
+START_SCALE = 1e-4
+"""Of the first weights behind a step size: its start is its bias."""
 
 
-def _weights(shapes: Sequence[tuple[int, int]]) -> int:
-    """P, the number of weights."""
-    return sum(out * fan_in for out, fan_in in shapes)
+class FlatInput(ABC):
+    """What a flattened network is fed."""
+
+    @abstractmethod
+    def size(self, shapes: Sequence[tuple[int, int]]) -> int:
+        """Number of inputs for layers of these shapes."""
+
+    @abstractmethod
+    def __call__(self, seen: Seen) -> Tensor:
+        """[B, size]."""
 
 
-def _generator_entries(shapes: Sequence[tuple[int, int]]) -> int:
-    """K = sum of k_l^2 over the adjacent pairs of layers."""
-    return sum(out * out for out, _ in shapes[:-1])
+class RawGradient(FlatInput):
+    """The gradient itself, as in arXiv 2305.13404."""
+
+    def size(self, shapes: Sequence[tuple[int, int]]) -> int:
+        """P, the number of weights."""
+        return sum(out * fan_in for out, fan_in in shapes)
+
+    def __call__(self, seen: Seen) -> Tensor:
+        """The flattened gradient."""
+        return flat_gradient(seen.observation)
+
+
+class SignedLogGradient(RawGradient):
+    """sign(g) max(0, 1 + log|g| / p) of each entry (``features.signed_log``)."""
+
+    def __call__(self, seen: Seen) -> Tensor:
+        """The flattened gradient on a logarithmic scale."""
+        return signed_log(super().__call__(seen))
+
+
+class StatefulGradient(SignedLogGradient):
+    """The gradient on a logarithmic scale, and the features of layers: the state of the run."""
+
+    def size(self, shapes: Sequence[tuple[int, int]]) -> int:
+        """P and LAYER_FEATURES of each layer."""
+        return super().size(shapes) + LAYER_FEATURES * len(shapes)
+
+    def __call__(self, seen: Seen) -> Tensor:
+        """Gradient and features."""
+        return torch.cat([super().__call__(seen), layer_features(seen).flatten(1)], dim=1)
 
 
 class FlattenedRule(Rule):
     """LSTM and head on the flattened gradient.
 
+    The head gives each layer (or pair of layers) one coefficient of every shaped direction of the
+    basis, and each entry one of every size.
+
     Args:
         shapes: (out, in) of each layer.
         hidden: size of the cells.
-        transform: applied to each entry of the gradient.
-        scale: factor on updates and generators (a step size is bounded instead).
+        gradient: what is fed of the gradient.
+        basis: the directions that the head's outputs are coefficients of.
+        scale: factor on the outputs (a step size is bounded instead).
         seed: of the initialisation.
         name: of the initialisation's stream.
+        others: further outputs of the head.
     """
 
     batch_axis = 1
@@ -56,22 +104,31 @@ class FlattenedRule(Rule):
         self,
         shapes: Sequence[tuple[int, int]],
         hidden: int,
-        transform: Callable[[Tensor], Tensor],
+        gradient: FlatInput,
+        basis: Basis,
         scale: float,
         seed: int,
         name: str,
+        others: int = 0,
     ) -> None:
         super().__init__()
         self.shapes = tuple(shapes)
-        self.transform = transform
+        self.gradient = gradient
+        self.basis = basis
         self.scale = scale
-        self.lstm = LSTM(_weights(shapes), hidden, seed, f"{name}/lstm")
-        self.head = Head(hidden, self.head_size(shapes), seed, f"{name}/head")
+        self.entries = self.entries_of(shapes)
+        self.outputs = [len(basis.start) * len(self.entries), basis.sizes * sum(self.entries)]
+        self.lstm = LSTM(gradient.size(shapes), hidden, seed, f"{name}/lstm")
+        outputs = sum(self.outputs) + others
+        self.head = Head(hidden, outputs, seed, f"{name}/head", bound=basis.head_bound)
+        with torch.no_grad():
+            start = torch.tensor(basis.start).repeat_interleave(len(self.entries))
+            self.head.b[: len(start)] += start / scale
 
     @staticmethod
     @abstractmethod
-    def head_size(shapes: Sequence[tuple[int, int]]) -> int:
-        """Number of outputs for layers of these shapes."""
+    def entries_of(shapes: Sequence[tuple[int, int]]) -> list[int]:
+        """Entries of each layer's update, or of each pair's generator."""
 
     def initial_state(self, observation: Observation) -> State:
         """Zeros; raises ``ShapeMismatchError`` unless the rule was made for these shapes."""
@@ -83,42 +140,56 @@ class FlattenedRule(Rule):
             )
         return self.lstm.initial_state(observation.weights[0].shape[0])
 
-    def emit(self, observation: Observation, state: State) -> tuple[Tensor, State]:
-        """The head's outputs before scaling, [B, outputs], and the new state."""
-        features = self.transform(flat_gradient(observation)).T.contiguous()
-        h, state = self.lstm(features, state)
-        return self.head(h).T.contiguous(), state
+    def emit(self, seen: Seen, state: State) -> tuple[Tensor, Tensor, State]:
+        """The combination [B, entries], the other outputs [B, others], and the new state."""
+        h, state = self.lstm(self.gradient(seen).T.contiguous(), state)
+        outputs = self.head(h).T
+        of_layers, of_entries, others = outputs.split(
+            [*self.outputs, outputs.shape[1] - sum(self.outputs)], dim=1
+        )
+        return self.scale * self._combination(of_layers, of_entries, seen), others, state
+
+    def _combination(self, of_layers: Tensor, of_entries: Tensor, seen: Seen) -> Tensor:
+        """sum_d c^d D^d, [B, entries]; c [B, D * layers] and [B, S * entries]."""
+        directions = self.basis(seen)
+        total = (of_entries.unflatten(1, (self.basis.sizes, -1)) * directions.sizes).sum(1)
+        if not self.basis.start:
+            return total
+        c = of_layers.unflatten(1, (-1, len(self.entries)))
+        parts = directions.shaped.split(self.entries, dim=2)
+        shaped = [(c[:, :, i, None] * part).sum(1) for i, part in enumerate(parts)]
+        return total + torch.cat(shaped, dim=1)
 
 
 class LocalUpdateLSTM(FlattenedRule):
     """m1: the flattened gradient -> an update of every weight."""
 
     @staticmethod
-    def head_size(shapes: Sequence[tuple[int, int]]) -> int:
-        """One output for each weight."""
-        return _weights(shapes)
+    def entries_of(shapes: Sequence[tuple[int, int]]) -> list[int]:
+        """Weights of each layer."""
+        return [out * fan_in for out, fan_in in shapes]
 
     def propose(self, observation: Observation, state: State) -> tuple[Proposal, State]:
         """Updates f."""
-        rows, state = self.emit(observation, state)
-        return Proposal(updates=split_weights(self.scale * rows, observation)), state
+        rows, _, state = self.emit(Seen(observation), state)
+        return Proposal(updates=split_weights(rows, observation)), state
 
 
 class GroupElementLSTM(FlattenedRule):
     """m2: the flattened gradient -> a generator for each adjacent pair of layers."""
 
     @staticmethod
-    def head_size(shapes: Sequence[tuple[int, int]]) -> int:
-        """One output for each entry of a generator."""
-        return _generator_entries(shapes)
+    def entries_of(shapes: Sequence[tuple[int, int]]) -> list[int]:
+        """k_l^2 of each pair."""
+        return [out * out for out, _ in shapes[:-1]]
 
     def propose(self, observation: Observation, state: State) -> tuple[Proposal, State]:
         """Generators T."""
-        rows, state = self.emit(observation, state)
-        return Proposal(generators=split_generators(self.scale * rows, observation)), state
+        rows, _, state = self.emit(Seen(observation), state)
+        return Proposal(generators=split_generators(rows, observation)), state
 
 
-class StepSizeGroupElementLSTM(FlattenedRule):
+class StepSizeGroupElementLSTM(GroupElementLSTM):
     """The network of LSTM(lr,tele): generators, and the step size of gradient descent.
 
     Args:
@@ -129,27 +200,23 @@ class StepSizeGroupElementLSTM(FlattenedRule):
         self,
         shapes: Sequence[tuple[int, int]],
         hidden: int,
-        transform: Callable[[Tensor], Tensor],
+        gradient: FlatInput,
+        basis: Basis,
         scale: float,
         seed: int,
         name: str,
         bound: StepSizeBound,
     ) -> None:
-        super().__init__(shapes, hidden, transform, scale, seed, name)
+        super().__init__(shapes, hidden, gradient, basis, scale, seed, name, others=1)
         self.bound = bound
         # A random start can lie outside a clamp, where there is no gradient, or overflow at once.
         with torch.no_grad():
-            self.head.W[-1] *= STEP_HEAD_SCALE
+            self.head.W[-1] *= START_SCALE
             self.head.b[-1] = bound.start
-
-    @staticmethod
-    def head_size(shapes: Sequence[tuple[int, int]]) -> int:
-        """One output for each entry of a generator, and one for the step size."""
-        return _generator_entries(shapes) + 1
 
     def propose(self, observation: Observation, state: State) -> tuple[Proposal, State]:
         """f = -eta grad L(w), and generators T."""
-        rows, state = self.emit(observation, state)
-        eta = self.bound(rows[:, -1])[:, None, None]
+        rows, others, state = self.emit(Seen(observation), state)
+        eta = self.bound(others[:, 0])[:, None, None]
         updates = tuple(-eta * G for G in observation.grads)
-        return Proposal(updates, split_generators(self.scale * rows[:, :-1], observation)), state
+        return Proposal(updates, split_generators(rows, observation)), state

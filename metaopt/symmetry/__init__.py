@@ -18,7 +18,15 @@ from metaopt.symmetry.elements import (
     GroupElement,
     permutation,
 )
-from metaopt.symmetry.generators import BoundedNorm, FixedNorm, NormLimit, frobenius_norm
+from metaopt.symmetry.generators import (
+    BoundedNorm,
+    FixedNorm,
+    FreeVolume,
+    KeptVolume,
+    NormLimit,
+    Volume,
+    frobenius_norm,
+)
 from metaopt.symmetry.guard import Generators, Guard, Guarded, Refuse, Shrink, Unguarded, drift
 from metaopt.symmetry.teleport import TeleportData, TeleportEngine, TeleportReport
 
@@ -30,11 +38,13 @@ __all__ = [
     "Exponential",
     "FirstOrder",
     "FixedNorm",
+    "FreeVolume",
     "Generators",
     "GroupElement",
     "Guard",
     "Guarded",
     "InexactActionError",
+    "KeptVolume",
     "LayerPair",
     "Linear",
     "NormLimit",
@@ -48,6 +58,7 @@ __all__ = [
     "TeleportReport",
     "ThroughData",
     "Unguarded",
+    "Volume",
     "drift",
     "frobenius_norm",
     "permutation",

@@ -1,4 +1,4 @@
-"""Norm limits for generators, which keep the element near enough to the identity.
+"""What generators go through on their way to an element: volume, then a norm limit.
 
 Every limit states the largest norm it lets through (``max_norm``), from which the exponential
 chooses its number of squarings once and for all.
@@ -18,6 +18,35 @@ def frobenius_norm(T: Tensor) -> Tensor:
     is_zero = squares == 0
     # The inner where keeps d sqrt / dx away from 0, where it is infinite.
     return torch.where(is_zero, 0.0, torch.where(is_zero, 1.0, squares).sqrt())
+
+
+class Volume(ABC):
+    """T [B, k, k] -> a generator with or without trace; det exp(T) = exp(tr T)."""
+
+    @abstractmethod
+    def __call__(self, T: Tensor) -> Tensor:
+        """The generator [B, k, k]."""
+
+
+class FreeVolume(Volume):
+    """T as it is: all of GL(k)."""
+
+    def __call__(self, T: Tensor) -> Tensor:
+        """T."""
+        return T
+
+
+class KeptVolume(Volume):
+    """T - (tr T / k) I, in the algebra of SL(k): det g = 1.
+
+    A learned teleporter whose features know no scale cannot see whether its moves scale the
+    activations up step after step; without a trace they do not.
+    """
+
+    def __call__(self, T: Tensor) -> Tensor:
+        """T without its trace."""
+        mean = torch.diagonal(T, dim1=-2, dim2=-1).mean(-1)[..., None, None]
+        return T - mean * torch.eye(T.shape[-1], dtype=T.dtype, device=T.device)
 
 
 class NormLimit(ABC):

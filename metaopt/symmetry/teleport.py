@@ -1,6 +1,6 @@
 """The teleport engine: w -> g.w on every adjacent pair of layers in turn.
 
-For l = 1 .. L - 1:   T_l -> limit(algebra(T_l)) -> (g_l, g_l^-1) -> g_l . (W_l, W_{l+1})
+For l = 1 .. L - 1:   T_l -> limit(volume(algebra(T_l))) -> (g_l, g_l^-1) -> g_l . (W_l, W_{l+1})
 
 Each action leaves the input of the next pair as the earlier ones made it: after the pair l the
 input of pair l + 1 is A_l = s(W_l' A_{l-1}), which the action through the data then has to invert
@@ -19,7 +19,7 @@ from torch import Tensor
 from metaopt.network import LeakyReLU, Weights, forward
 from metaopt.symmetry.actions import Action, InexactActionError, LayerPair
 from metaopt.symmetry.elements import ElementMap
-from metaopt.symmetry.generators import NormLimit
+from metaopt.symmetry.generators import NormLimit, Volume
 from metaopt.symmetry.guard import Generators, Guard, drift
 
 
@@ -100,6 +100,7 @@ class TeleportEngine:
     Args:
         action: how the group acts on a pair of layers.
         to_element: the map from generator to element.
+        volume: what happens to the trace of generators.
         limit: the norm limit of generators.
         guard: what happens to a teleport that drifts.
         require_exact: raise where the shapes say that the action cannot be exact, instead of
@@ -110,12 +111,14 @@ class TeleportEngine:
         self,
         action: Action,
         to_element: ElementMap,
+        volume: Volume,
         limit: NormLimit,
         guard: Guard,
         require_exact: bool,
     ) -> None:
         self.action = action
         self.to_element = to_element
+        self.volume = volume
         self.limit = limit
         self.guard = guard
         self.require_exact = require_exact
@@ -176,7 +179,7 @@ class TeleportEngine:
             generators: L - 1 matrices [B, k_l, k_l] of any norm.
             data: X, X^+ and ||Y||_F.
         """
-        limited = tuple(self.limit(self.action.algebra(T)) for T in generators)
+        limited = tuple(self.limit(self.volume(self.action.algebra(T))) for T in generators)
         with torch.no_grad():
             before = forward(weights, data.X, data.s).outputs
 
