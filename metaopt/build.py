@@ -29,7 +29,7 @@ from metaopt.rules.directions import (
 )
 from metaopt.rules.flattened import RawGradient, SignedLogGradient, StatefulGradient
 from metaopt.rules.products import TF32, BFloat16, Full
-from metaopt.rules.step_size import Clamp, Sigmoid
+from metaopt.rules.step_size import Clamp, Natural, Sigmoid
 from metaopt.schema import (
     AdamConfig,
     CoordinateConfig,
@@ -93,7 +93,7 @@ _COORDINATE: dict[str, Any] = {
     "teleport": CoordinateGroupElementLSTM,
     "step_teleport": CoordinateStepSizeGroupElementLSTM,
 }
-_STEP_BOUNDS = {"sigmoid": Sigmoid, "clamp": Clamp}
+_STEP_BOUNDS = {"sigmoid": Sigmoid, "clamp": Clamp, "natural": Natural}
 
 
 def task_family(config: TaskConfig) -> RegressionFamily:

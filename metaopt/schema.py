@@ -80,8 +80,10 @@ class _Coordinate(_Learned):
 class _StepSize(_Model):
     step_min: PositiveFloat = _field(1e-7, "smallest step size")
     step_max: PositiveFloat = _field(5e-3, "largest step size")
-    step_bound: Literal["sigmoid", "clamp"] = _field(
-        "sigmoid", "smooth on a logarithmic scale, or the paper's clamp"
+    step_bound: Literal["sigmoid", "clamp", "natural"] = _field(
+        "sigmoid",
+        "smooth on a logarithmic scale; the paper's clamp; or clamped, in units of the largest "
+        "safe step",
     )
 
     @model_validator(mode="after")

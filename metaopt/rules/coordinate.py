@@ -12,13 +12,16 @@ References:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from metaopt.rules.base import Proposal, Rule
-from metaopt.rules.directions import Basis, Directions
+from metaopt.rules.directions import Basis
 from metaopt.rules.features import (
     GENERATOR_FEATURES,
+    STEP_SIZE_FEATURES,
     UPDATE_FEATURES,
     Seen,
     generator_features,
@@ -60,10 +63,27 @@ class CoordinateRule(Rule):
         with torch.no_grad():
             self.head.b[: len(basis.start)] += torch.tensor(basis.start) / scale
 
-    def combination(self, h: Tensor, directions: Directions) -> Tensor:
-        """sum_d c^d D^d, [B, coordinates], c from the hidden states [B, hidden, coordinates]."""
-        known = torch.cat([directions.shaped, directions.sizes], dim=1)
-        return self.scale * (self.head(h) * known).sum(1)
+    def combination(self, h: Tensor, seen: Seen, entries: Sequence[int]) -> Tensor:
+        """sum_d c^d D^d, [B, coordinates], c from the hidden states [B, hidden, coordinates].
+
+        A shaped direction has one coefficient in each layer, the mean of its coordinates' outputs.
+
+        Args:
+            h: hidden states.
+            seen: the observation.
+            entries: coordinates of each layer (or of each pair's generator).
+        """
+        directions = self.basis(seen)
+        shaped, of_entries = self.head(h).split([len(self.basis.start), self.basis.sizes], dim=1)
+        total = (of_entries * directions.sizes).sum(1)
+        if self.basis.start:
+            pooled = [c.mean(2, keepdim=True) for c in shaped.split(entries, dim=2)]
+            parts = directions.shaped.split(entries, dim=2)
+            total = self.scale * total + torch.cat(
+                [(self.basis.coefficients(self.scale*c) * D).sum(1) for c, D in zip(pooled, parts, strict=True)],
+                dim=1,
+            )
+        return self.basis.project(total, seen)
 
 
 class CoordinateUpdateLSTM(CoordinateRule):
@@ -81,7 +101,8 @@ class CoordinateUpdateLSTM(CoordinateRule):
         """Updates f."""
         seen = Seen(observation)
         h, state = self.lstm(update_features(seen), state)
-        rows = self.combination(h, self.basis(seen))
+        sizes = [W[0].numel() for W in observation.weights]
+        rows = self.combination(h, seen, sizes)
         return Proposal(updates=split_weights(rows, observation)), state
 
 
@@ -99,7 +120,8 @@ class CoordinateGroupElementLSTM(CoordinateRule):
         """Generators T."""
         seen = Seen(observation)
         h, state = self.lstm(generator_features(seen), state)
-        rows = self.combination(h, self.basis(seen))
+        sizes = [k * k for k in generator_sizes(observation)]
+        rows = self.combination(h, seen, sizes)
         return Proposal(generators=split_generators(rows, observation)), state
 
 
@@ -113,9 +135,11 @@ class CoordinateStepSizeGroupElementLSTM(CoordinateRule):
     def __init__(
         self, basis: Basis, hidden: int, scale: float, seed: int, name: str, bound: StepSizeBound
     ) -> None:
-        super().__init__(GENERATOR_FEATURES + 1, basis, hidden, scale, seed, name)
+        super().__init__(STEP_SIZE_FEATURES, basis, hidden, scale, seed, name)
         self.bound = bound
         self.step_head = Head(hidden, 1, seed, f"{name}/step", bound=HEAD_BOUND)
+        with torch.no_grad():
+            self.step_head.b += bound.start
 
     def initial_state(self, observation: Observation) -> State:
         """Zeros for every entry of every generator of every trajectory."""
@@ -125,8 +149,9 @@ class CoordinateStepSizeGroupElementLSTM(CoordinateRule):
         """f = -eta grad L(w), and generators T."""
         seen = Seen(observation)
         h, state = self.lstm(step_size_features(seen), state)
-        rows = self.combination(h, self.basis(seen))
-        eta = self.bound(self.step_head(h.mean(2, keepdim=True)))
+        sizes = [k * k for k in generator_sizes(observation)]
+        rows = self.combination(h, seen, sizes)
+        eta = self.bound(self.step_head(h.mean(2, keepdim=True))[:, 0, 0], seen)[:, None, None]
         updates = tuple(-eta * G for G in observation.grads)
         return Proposal(updates, split_generators(rows, observation)), state
 

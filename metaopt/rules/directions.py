@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from metaopt.network import Weights
-from metaopt.rules.features import LOG_RANGE, Seen, over_rms, rms
+from metaopt.rules.features import LOG_RANGE, Seen, over_rms, rms, split_generators
+from metaopt.statistics import FLOOR
 
 FREE_STEP = 0.1
 """Steps whose size is not the gradient's are of this share of the weights; 1 is chaotic."""
@@ -59,6 +60,14 @@ class Basis(ABC):
     @abstractmethod
     def __call__(self, seen: Seen) -> Directions:
         """The directions at an observation."""
+
+    def coefficients(self, z: Tensor) -> Tensor:
+        """Coefficients of the shaped directions, [B, D, ..], of the head's outputs for them."""
+        return z
+
+    def project(self, entries: Tensor, seen: Seen) -> Tensor:
+        """What is kept of a combination, [B, entries]: all of it, unless a basis says otherwise."""
+        return entries
 
 
 class UpdateEntries(Basis):
@@ -100,9 +109,12 @@ class NaturalSteps(Basis):
     """
 
     # Half the largest safe step, since several layers step at once.
-    start = (-0.5,)
+    start = (0.0,)
     sizes = 2
     head_bound = 0.01
+
+    def coefficients(self, z: Tensor) -> Tensor:
+        return -0.5 * z.clamp(max=3.0).exp()
 
     def __call__(self, seen: Seen) -> Directions:
         """N and the sizes."""
@@ -116,28 +128,55 @@ class NaturalSteps(Basis):
 
 
 class Whitening(Basis):
-    """Shaped: H H^T, its square and the identity. Size: the share of the outputs that is wrong.
+    """Shaped: H H^T and its square. Size: the share of the outputs that is wrong.
 
-    All k by k directions have the Frobenius norm of the identity, sqrt(k), the size times that
-    share.
+    The k by k directions have the Frobenius norm of the identity, sqrt(k), the size times that
+    share. A generator is made isometric,
+
+        T - (tr(T H H^T) / tr(H H^T)) I,
+
+    so that to first order ||g H||_F = ||H||_F: the features see no scale, and a rule that cannot see
+    it would move it up or down at every step until it overflows.
     """
 
-    start = (0.0, 0.0, 0.0)
+    start = (0.0, 0.0)
     sizes = 1
     head_bound = 0.01
 
+    def coefficients(self, z: Tensor) -> Tensor:
+        bound = z.new_tensor([0.5, 0.2]).view(2, *[1] * (z.dim() - 2))
+        return bound * torch.tanh(z)
+
     def __call__(self, seen: Seen) -> Directions:
-        """Three directions and the size."""
+        """Two directions and the size."""
         share = _share(seen)
         shaped, sizes = [], []
         for products in seen.products:
             HHt = products[:, 0]
-            k = HHt.shape[-1]
-            unit = torch.stack([HHt, over_rms(torch.bmm(HHt, HHt))], dim=1) / math.sqrt(k)
-            identity = torch.eye(k, dtype=HHt.dtype, device=HHt.device).expand(len(HHt), 1, k, k)
-            shaped.append(torch.cat([unit, identity], dim=1).flatten(2))
-            sizes.append((share / math.sqrt(k)).expand_as(HHt)[:, None].flatten(2))
+            root = math.sqrt(HHt.shape[-1])
+            square = over_rms(torch.bmm(HHt, HHt))
+            shaped.append((torch.stack([HHt, square], dim=1) / root).flatten(2))
+            sizes.append((share / root).expand_as(HHt)[:, None].flatten(2))
         return Directions(torch.cat(shaped, dim=2), torch.cat(sizes, dim=2))
+
+    def project(self, entries: Tensor, seen: Seen) -> Tensor:
+        """The isometric part of generators, [B, K]."""
+        parts = split_generators(entries, seen.observation)
+        return torch.cat(
+            [
+                _isometric(T, products[:, 0]).flatten(1)
+                for T, products in zip(parts, seen.products, strict=True)
+            ],
+            dim=1,
+        )
+
+
+def _isometric(T: Tensor, S: Tensor) -> Tensor:
+    """T - (tr(T S) / tr(S)) I, for S symmetric: [B, k, k]."""
+    growth = (T * S).sum(dim=(-2, -1), keepdim=True)
+    trace = torch.diagonal(S, dim1=-2, dim2=-1).sum(-1)[:, None, None]
+    identity = torch.eye(T.shape[-1], dtype=T.dtype, device=T.device)
+    return T - growth / (trace + FLOOR) * identity
 
 
 def _share(seen: Seen) -> Tensor:

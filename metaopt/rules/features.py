@@ -223,14 +223,23 @@ def generator_features(seen: Seen) -> Tensor:
     return torch.cat(pairs, dim=2)
 
 
-def step_size_features(seen: Seen) -> Tensor:
-    """``generator_features`` and, alike for all entries, the scale of a step size: [B, .., K].
+STEP_SIZE_FEATURES = GENERATOR_FEATURES + 2
 
-    That is -log(max_l curvature_l) / p: the one thing that knows the units of the gradient.
+
+def step_size_features(seen: Seen) -> Tensor:
+    """``generator_features``, and two that know the scale of a step: [B, STEP_SIZE_FEATURES, K].
+
+    -log of the largest curvature of all layers, and of that of the pair's second layer, over p.
+    Only a rule whose step size has units needs them.
     """
     features = generator_features(seen)
-    scale = -(seen.curvatures.amax(1) + FLOOR).log() / LOG_RANGE
-    return torch.cat([features, scale[:, None, None].expand_as(features[:, :1])], dim=1)
+    logs = -(seen.curvatures + FLOOR).log() / LOG_RANGE
+    sizes = generator_sizes(seen.observation)
+    second = torch.cat(
+        [logs[:, i + 1 : i + 2].expand(-1, k * k) for i, k in enumerate(sizes)], dim=1
+    )
+    largest = logs.amin(1, keepdim=True).expand_as(second)
+    return torch.cat([features, torch.stack([largest, second], dim=1)], dim=1)
 
 
 def split_weights(rows: Tensor, observation: Observation) -> tuple[Tensor, ...]:

@@ -147,7 +147,8 @@ class FlattenedRule(Rule):
         of_layers, of_entries, others = outputs.split(
             [*self.outputs, outputs.shape[1] - sum(self.outputs)], dim=1
         )
-        return self.scale * self._combination(of_layers, of_entries, seen), others, state
+        combination = self.scale * self._combination(of_layers, of_entries, seen)
+        return self.basis.project(combination, seen), others, state
 
     def _combination(self, of_layers: Tensor, of_entries: Tensor, seen: Seen) -> Tensor:
         """sum_d c^d D^d, [B, entries]; c [B, D * layers] and [B, S * entries]."""
@@ -216,7 +217,8 @@ class StepSizeGroupElementLSTM(GroupElementLSTM):
 
     def propose(self, observation: Observation, state: State) -> tuple[Proposal, State]:
         """f = -eta grad L(w), and generators T."""
-        rows, others, state = self.emit(Seen(observation), state)
-        eta = self.bound(others[:, 0])[:, None, None]
+        seen = Seen(observation)
+        rows, others, state = self.emit(seen, state)
+        eta = self.bound(others[:, 0], seen)[:, None, None]
         updates = tuple(-eta * G for G in observation.grads)
         return Proposal(updates, split_generators(rows, observation)), state

@@ -8,6 +8,9 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from metaopt.rules.features import Seen
+from metaopt.statistics import FLOOR
+
 
 class StepSizeBound(ABC):
     """z -> eta in [low, high].
@@ -24,11 +27,11 @@ class StepSizeBound(ABC):
     @property
     @abstractmethod
     def start(self) -> float:
-        """The z at which the step size is the geometric mean of low and high."""
+        """The z that an untrained rule begins at."""
 
     @abstractmethod
-    def __call__(self, z: Tensor) -> Tensor:
-        """The step size, of the shape of z."""
+    def __call__(self, z: Tensor, seen: Seen) -> Tensor:
+        """The step sizes [B] of z [B]."""
 
 
 class Clamp(StepSizeBound):
@@ -39,7 +42,7 @@ class Clamp(StepSizeBound):
         """The geometric mean itself."""
         return math.sqrt(self.low * self.high)
 
-    def __call__(self, z: Tensor) -> Tensor:
+    def __call__(self, z: Tensor, seen: Seen) -> Tensor:
         """The clamped z."""
         return z.clamp(self.low, self.high)
 
@@ -52,6 +55,23 @@ class Sigmoid(StepSizeBound):
         """Half way on the logarithmic scale."""
         return 0.0
 
-    def __call__(self, z: Tensor) -> Tensor:
+    def __call__(self, z: Tensor, seen: Seen) -> Tensor:
         """The interpolated step size."""
         return self.low * torch.exp(torch.sigmoid(z) * math.log(self.high / self.low))
+
+
+class Natural(StepSizeBound):
+    """eta = e^z / max_l curvature_l, clamped to the interval.
+
+    At z = 0 the largest step of gradient descent that is safe for each layer alone.
+    """
+
+    @property
+    def start(self) -> float:
+        """Half of that, since the layers step together."""
+        return -math.log(2)
+
+    def __call__(self, z: Tensor, seen: Seen) -> Tensor:
+        """The safe step, times e^z."""
+        safe = 1 / (seen.curvatures.amax(1) + FLOOR)
+        return (z.exp() * safe).clamp(self.low, self.high)
