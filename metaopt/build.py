@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from metaopt.averaging import Average, ExponentialAverage, NoAverage
 from metaopt.config import ConfigError
 from metaopt.meta_loss import LogLoss, MetaLoss, SumOfLosses
 from metaopt.network import LeakyReLU
@@ -94,6 +95,13 @@ def windows(config: MetaConfig, optimizer: MetaOptimizer, device: torch.device) 
     """What runs truncation windows: on a CUDA device, CUDA graphs."""
     step_by_step = StepByStep(optimizer, observe(config), meta_loss(config))
     return Replayed(step_by_step) if device.type == "cuda" else step_by_step
+
+
+def average(config: MetaConfig, optimizer: MetaOptimizer) -> Average:
+    """What is validated and written."""
+    if config.average is None:
+        return NoAverage(optimizer)
+    return ExponentialAverage(optimizer, config.average)
 
 
 def engine(config: TeleporterConfig, task: TaskConfig) -> TeleportEngine:

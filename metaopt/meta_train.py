@@ -5,7 +5,8 @@
 One outer step is one window. Trajectories begin on fresh training tasks; after ``meta.steps`` inner
 steps the next B tasks are drawn. Networks have learning rates and clips of their own. A window
 whose meta-loss or meta-gradient is not finite changes nothing, is counted, and its trajectories are
-given up. Everything that a run depends on is in its state, so that a killed run resumes and ends,
+given up. What is validated and written is an average of phi, if one is kept (``averaging``).
+Everything that a run depends on is in its state, so that a killed run resumes and ends,
 bit for bit, where the unbroken one would have.
 
 With N processes (``World``) each works on its own slice of the same meta-batch. The meta-loss is a
@@ -115,6 +116,7 @@ class MetaTrainer:
         self.family = build.task_family(config.task)
         self.observe = build.observe(config.meta)
         self.windows = build.windows(config.meta, self.optimizer, self.device)
+        self.average = build.average(config.meta, self.optimizer)
         learned = {name: rule for name, rule in self.optimizer.rules.items() if _learns(rule)}
         self.networks = {name: list(rule.parameters()) for name, rule in learned.items()}
         self.base_lr = {name: config.rules.by_name()[name].outer_lr for name in learned}
@@ -169,6 +171,7 @@ class MetaTrainer:
             for group, lr in zip(self.adam.param_groups, self.base_lr.values(), strict=True):
                 group["lr"] = lr * factor
             self.adam.step()
+            self.average.update()
             self.inner = found.inner
         grad_norms = dict(zip(self.networks, norm_values, strict=True))
         teleports = dict(zip(summary, numbers[1 + len(norms) :], strict=True))
@@ -193,8 +196,9 @@ class MetaTrainer:
         return mean_numbers[0], {name: found[name] for name in summary}, counts
 
     def validate(self) -> tuple[Tensor, TeleportTrace | None]:
-        """Losses [steps + 1, tasks] on all validation tasks, and the teleports."""
-        losses, teleports = rollout(self.validation_tasks, self.optimizer, self.config.meta.steps)
+        """Losses [steps + 1, tasks] of the averaged phi on all validation tasks, and teleports."""
+        optimizer, steps = self.average.optimizer, self.config.meta.steps
+        losses, teleports = rollout(self.validation_tasks, optimizer, steps)
         return shares.gathered(self.world, losses, teleports)
 
     def state(self) -> dict[str, Any]:
@@ -208,6 +212,7 @@ class MetaTrainer:
             "progress": vars(self.progress).copy(),
             "phi": self.optimizer.state_dict(),
             "adam": self.adam.state_dict(),
+            "average": self.average.state(),
             "inner": None
             if inner is None
             else {"step": inner.step, "parts": self.world.collect(shares.part(inner))},
@@ -221,6 +226,7 @@ class MetaTrainer:
         self.progress = Progress(**state["progress"])
         self.optimizer.load_state_dict(state["phi"])
         self.adam.load_state_dict(state["adam"])
+        self.average.restore(state["average"])
         self.inner = None
         if (inner := state["inner"]) is not None:
             rules = self.optimizer.rules
@@ -230,7 +236,7 @@ class MetaTrainer:
             self.inner = resume(self.tasks, inner["step"], weights, rule_states, self.observe)
 
     def learned_rule(self, validation: dict[str, Any]) -> LearnedRule:
-        """The learned optimizer as it is now."""
+        """The learned optimizer as it is now, at the averaged phi."""
         training = {
             "seed": self.config.seed,
             "streams": {"training": "TRAIN", "validation": "VALIDATION"},
@@ -238,7 +244,7 @@ class MetaTrainer:
             "trajectories": self.trajectories,
             "skipped": self.progress.skipped,
         }
-        return LearnedRule(self.optimizer, self.config, training, validation)
+        return LearnedRule(self.average.optimizer, self.config, training, validation)
 
     def _trajectories(self) -> tuple[TaskBatch, InnerState]:
         meta = self.config.meta

@@ -210,6 +210,9 @@ class MetaConfig(_Model):
     clip: PositiveFloat | None = _field(
         1.0, "largest norm of each network's meta-gradient; null for none"
     )
+    average: Decay | None = _field(
+        None, "decay of the average of phi that is validated and written; null for phi itself"
+    )
 
 
 class ValidationConfig(_Model):
