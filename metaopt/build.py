@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from metaopt.augment import Rescaled, TaskSource
 from metaopt.averaging import Average, ExponentialAverage, NoAverage
 from metaopt.config import ConfigError
 from metaopt.meta_loss import LogLoss, MetaLoss, SumOfLosses
@@ -75,6 +76,12 @@ _STEP_BOUNDS = {"sigmoid": Sigmoid, "clamp": Clamp}
 def task_family(config: TaskConfig) -> RegressionFamily:
     """The task family of a configuration."""
     return RegressionFamily(config)
+
+
+def training_tasks(config: TrainConfig) -> TaskSource:
+    """What training tasks are drawn from: the task family, rescaled where that is asked for."""
+    family = task_family(config.task)
+    return Rescaled(family, config.meta.rescale) if config.meta.rescale > 0 else family
 
 
 def observe(config: MetaConfig) -> Observe:

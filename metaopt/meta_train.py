@@ -110,10 +110,11 @@ class MetaTrainer:
 
     def __post_init__(self) -> None:
         config = self.config
+        self.dtype = build.DTYPES[config.dtype]
         self.share = self.world.share(config.meta.batch, "meta.batch")
         validation_share = self.world.share(config.validation.tasks, "validation.tasks")
         self.optimizer = build.meta_optimizer(config).to(self.device)
-        self.family = build.task_family(config.task)
+        self.training_tasks = build.training_tasks(config)
         self.observe = build.observe(config.meta)
         self.windows = build.windows(config.meta, self.optimizer, self.device)
         self.average = build.average(config.meta, self.optimizer)
@@ -126,9 +127,10 @@ class MetaTrainer:
         )
         self.tasks: TaskBatch | None = None
         self.inner: InnerState | None = None
-        self.validation_tasks = self._sample(
-            Stream.VALIDATION, 0, config.validation.tasks, validation_share
+        validation_tasks = build.task_family(config.task).sample(
+            Stream.VALIDATION, config.seed, 0, config.validation.tasks, self.dtype, self.device
         )
+        self.validation_tasks = validation_tasks.select(validation_share)
 
     @property
     def finished(self) -> bool:
@@ -231,8 +233,7 @@ class MetaTrainer:
         if (inner := state["inner"]) is not None:
             rules = self.optimizer.rules
             weights, rule_states = shares.take(inner["parts"], self.share, rules, self.device)
-            batch = self.config.meta.batch
-            self.tasks = self._sample(Stream.TRAIN, self.progress.drawn - batch, batch, self.share)
+            self.tasks = self._training_tasks(self.progress.drawn - self.config.meta.batch)
             self.inner = resume(self.tasks, inner["step"], weights, rule_states, self.observe)
 
     def learned_rule(self, validation: dict[str, Any]) -> LearnedRule:
@@ -249,16 +250,17 @@ class MetaTrainer:
     def _trajectories(self) -> tuple[TaskBatch, InnerState]:
         meta = self.config.meta
         if self.tasks is None or self.inner is None or self.inner.step >= meta.steps:
-            self.tasks = self._sample(Stream.TRAIN, self.progress.drawn, meta.batch, self.share)
+            self.tasks = self._training_tasks(self.progress.drawn)
             self.progress.drawn += meta.batch
             self.inner = start(self.tasks, self.optimizer, self.observe)
         return self.tasks, self.inner
 
-    def _sample(self, stream: Stream, first: int, count: int, share: slice) -> TaskBatch:
-        """This process's share of tasks that all processes draw alike."""
-        dtype = build.DTYPES[self.config.dtype]
-        drawn = self.family.sample(stream, self.config.seed, first, count, dtype, self.device)
-        return drawn.select(share)
+    def _training_tasks(self, first: int) -> TaskBatch:
+        """This process's share of a meta-batch of tasks that all processes draw alike."""
+        seed, batch = self.config.seed, self.config.meta.batch
+        source, dtype = self.training_tasks, self.dtype
+        drawn = source.sample(Stream.TRAIN, seed, first, batch, dtype, self.device)
+        return drawn.select(self.share)
 
 
 def _clip(parameters: list[torch.nn.Parameter], limit: float | None) -> Tensor:

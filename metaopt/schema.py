@@ -210,6 +210,11 @@ class MetaConfig(_Model):
     clip: PositiveFloat | None = _field(
         1.0, "largest norm of each network's meta-gradient; null for none"
     )
+    rescale: Annotated[float, Field(ge=0, le=10)] = _field(
+        0.0,
+        "training tasks: X, Y and each initial weight times factors whose logarithms are uniform "
+        "within plus and minus this; 0 for none",
+    )
     average: Decay | None = _field(
         None, "decay of the average of phi that is validated and written; null for phi itself"
     )

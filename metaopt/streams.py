@@ -26,6 +26,7 @@ class Stream(IntEnum):
     TEST = 2
     INITIALISATION = 3
     BOOTSTRAP = 4
+    RESCALING = 5
 
 
 def generator(stream: Stream, seed: int, block: int = 0) -> np.random.Generator:
