@@ -10,6 +10,15 @@ import torch
 from metaopt.augment import Rescaled, TaskSource
 from metaopt.averaging import Average, ExponentialAverage, NoAverage
 from metaopt.config import ConfigError
+from metaopt.horizon import (
+    Curriculum,
+    Even,
+    Fixed,
+    Horizon,
+    Lengths,
+    LogUniform,
+    RandomPairs,
+)
 from metaopt.meta_loss import LogLoss, MetaLoss, SumOfLosses
 from metaopt.network import LeakyReLU
 from metaopt.optimizers import LBFGS, Adam, GradientDescent, MetaOptimizer, Momentum, Optimizer
@@ -30,11 +39,14 @@ from metaopt.schema import (
     AdamConfig,
     CoordinateConfig,
     CoordinateStepConfig,
+    CurriculumConfig,
+    FixedHorizonConfig,
     FlattenedConfig,
     FlattenedStepConfig,
     GradientDescentConfig,
     MetaConfig,
     MomentumConfig,
+    RandomHorizonConfig,
     TaskConfig,
     TeleporterConfig,
     TrainConfig,
@@ -70,6 +82,7 @@ _ACTIONS: dict[str, type[Action]] = {
 _LIMITS = {"bounded": BoundedNorm, "fixed": FixedNorm}
 _TRANSFORMS = {"raw": raw, "signed_log": signed_log}
 _PRODUCTS = {"full": Full, "tf32": TF32, "bfloat16": BFloat16}
+_TRUNCATIONS = {"even": Even, "random": RandomPairs}
 _STEP_BOUNDS = {"sigmoid": Sigmoid, "clamp": Clamp}
 
 
@@ -82,6 +95,19 @@ def training_tasks(config: TrainConfig) -> TaskSource:
     """What training tasks are drawn from: the task family, rescaled where that is asked for."""
     family = task_family(config.task)
     return Rescaled(family, config.meta.rescale) if config.meta.rescale > 0 else family
+
+
+def lengths(config: MetaConfig, seed: int) -> Lengths:
+    """How long the trajectories of meta-training are, and their windows."""
+    match config.horizon:
+        case FixedHorizonConfig():
+            horizon: Horizon = Fixed(config.steps)
+        case CurriculumConfig(first=first, share=share):
+            horizon = Curriculum(config.steps, config.unroll, first, share)
+        case RandomHorizonConfig(low=low):
+            horizon = LogUniform(config.steps, config.unroll, low)
+    truncation = _TRUNCATIONS[config.truncation](config.unroll)
+    return Lengths(horizon, truncation, config.steps, seed)
 
 
 def observe(config: MetaConfig) -> Observe:

@@ -2,12 +2,12 @@
 
     phi <- Adam(phi, clip(dM/dphi)),   M the meta-loss of one window of B trajectories
 
-One outer step is one window. Trajectories begin on fresh training tasks; after ``meta.steps`` inner
-steps the next B tasks are drawn. Networks have learning rates and clips of their own. A window
-whose meta-loss or meta-gradient is not finite changes nothing, is counted, and its trajectories are
-given up. What is validated and written is an average of phi, if one is kept (``averaging``).
-Everything that a run depends on is in its state, so that a killed run resumes and ends,
-bit for bit, where the unbroken one would have.
+One outer step is one window. Trajectories begin on fresh training tasks; after their last window
+(``horizon``) the next B tasks are drawn. Networks have learning rates and clips of their own. A
+window whose meta-loss or meta-gradient is not finite changes nothing, is counted, and its
+trajectories are given up. What is validated and written is an average of phi, if one is kept
+(``averaging``). Everything that a run depends on is in its state, so that a killed run resumes and
+ends, bit for bit, where the unbroken one would have.
 
 With N processes (``World``) each works on its own slice of the same meta-batch. The meta-loss is a
 mean over trajectories, so M is the mean of the local ones, weighed by local / B. Gradients are made
@@ -115,6 +115,7 @@ class MetaTrainer:
         validation_share = self.world.share(config.validation.tasks, "validation.tasks")
         self.optimizer = build.meta_optimizer(config).to(self.device)
         self.training_tasks = build.training_tasks(config)
+        self.lengths = build.lengths(config.meta, config.seed)
         self.observe = build.observe(config.meta)
         self.windows = build.windows(config.meta, self.optimizer, self.device)
         self.average = build.average(config.meta, self.optimizer)
@@ -127,6 +128,7 @@ class MetaTrainer:
         )
         self.tasks: TaskBatch | None = None
         self.inner: InnerState | None = None
+        self.windows_left: list[int] = []
         validation_tasks = build.task_family(config.task).sample(
             Stream.VALIDATION, config.seed, 0, config.validation.tasks, self.dtype, self.device
         )
@@ -139,7 +141,7 @@ class MetaTrainer:
 
     @property
     def trajectories(self) -> float:
-        """Inner steps so far as whole trajectories."""
+        """Inner steps so far as whole trajectories, of ``meta.steps`` each."""
         return self.progress.inner_steps / self.config.meta.steps
 
     @property
@@ -155,7 +157,7 @@ class MetaTrainer:
         """
         meta, progress = self.config.meta, self.progress
         tasks, inner = self._trajectories()
-        steps = min(meta.unroll, meta.steps - inner.step)
+        steps = self.windows_left.pop(0)
         found = self.windows(tasks, inner, steps)
         loss, summary, votes = self._over_processes(found.meta_loss, found.teleports, vote())
         norms = [_clip(parameters, meta.clip) for parameters in self.networks.values()]
@@ -217,7 +219,11 @@ class MetaTrainer:
             "average": self.average.state(),
             "inner": None
             if inner is None
-            else {"step": inner.step, "parts": self.world.collect(shares.part(inner))},
+            else {
+                "step": inner.step,
+                "windows_left": self.windows_left.copy(),
+                "parts": self.world.collect(shares.part(inner)),
+            },
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -232,6 +238,7 @@ class MetaTrainer:
         self.inner = None
         if (inner := state["inner"]) is not None:
             rules = self.optimizer.rules
+            self.windows_left = list(inner["windows_left"])
             weights, rule_states = shares.take(inner["parts"], self.share, rules, self.device)
             self.tasks = self._training_tasks(self.progress.drawn - self.config.meta.batch)
             self.inner = resume(self.tasks, inner["step"], weights, rule_states, self.observe)
@@ -243,15 +250,19 @@ class MetaTrainer:
             "streams": {"training": "TRAIN", "validation": "VALIDATION"},
             "outer_step": self.progress.outer_step,
             "trajectories": self.trajectories,
+            "trajectories_begun": self.progress.drawn,
+            "inner_steps": self.progress.inner_steps,
             "skipped": self.progress.skipped,
         }
         return LearnedRule(self.average.optimizer, self.config, training, validation)
 
     def _trajectories(self) -> tuple[TaskBatch, InnerState]:
-        meta = self.config.meta
-        if self.tasks is None or self.inner is None or self.inner.step >= meta.steps:
-            self.tasks = self._training_tasks(self.progress.drawn)
-            self.progress.drawn += meta.batch
+        meta, progress = self.config.meta, self.progress
+        if self.tasks is None or self.inner is None or not self.windows_left:
+            number, done = progress.drawn // meta.batch, progress.outer_step / meta.outer_steps
+            self.windows_left = self.lengths.windows(number, done)
+            self.tasks = self._training_tasks(progress.drawn)
+            progress.drawn += meta.batch
             self.inner = start(self.tasks, self.optimizer, self.observe)
         return self.tasks, self.inner
 

@@ -189,6 +189,34 @@ class TeleporterConfig(_Model):
         return self
 
 
+class FixedHorizonConfig(_Model):
+    """Trajectories of ``meta.steps``."""
+
+    kind: Literal["fixed"] = _required("all trajectories have `meta.steps` inner steps")
+
+
+class CurriculumConfig(_Model):
+    """Trajectories that grow."""
+
+    kind: Literal["curriculum"] = _required("they grow to `meta.steps`, in whole windows")
+    first: Positive = _field(10, "inner steps of the first trajectories")
+    share: Annotated[float, Field(gt=0, le=1)] = _field(
+        0.5, "part of the outer steps over which they grow"
+    )
+
+
+class RandomHorizonConfig(_Model):
+    """Trajectories of random length."""
+
+    kind: Literal["random"] = _required("log-uniform up to `meta.steps`, in whole windows")
+    low: Positive = _field(10, "fewest inner steps")
+
+
+HorizonConfig = Annotated[
+    FixedHorizonConfig | CurriculumConfig | RandomHorizonConfig, Field(discriminator="kind")
+]
+
+
 class MetaConfig(_Model):
     """The outer loop."""
 
@@ -197,6 +225,12 @@ class MetaConfig(_Model):
     steps: Positive = _field(100, "inner steps of a trajectory")
     unroll: Positive = _field(
         10, "K, inner steps of a truncation window (the last one may be shorter)"
+    )
+    horizon: HorizonConfig = _field(
+        FixedHorizonConfig(kind="fixed"), "length of the trajectories of meta-training"
+    )
+    truncation: Literal["even", "random"] = _field(
+        "even", "windows of K steps, or in pairs of K + d and K - d, d uniform up to K/2"
     )
     order: Annotated[int, Field(ge=1, le=2)] = _field(
         1, "1: features are constants; 2: differentiated too"
@@ -218,6 +252,19 @@ class MetaConfig(_Model):
     average: Decay | None = _field(
         None, "decay of the average of phi that is validated and written; null for phi itself"
     )
+
+    @model_validator(mode="after")
+    def _within_steps(self) -> MetaConfig:
+        match self.horizon:
+            case CurriculumConfig(first=least):
+                name = "horizon.first"
+            case RandomHorizonConfig(low=least):
+                name = "horizon.low"
+            case _:
+                return self
+        if least > self.steps:
+            raise ValueError(f"{name} must be at most steps ({self.steps}), found {least}")
+        return self
 
 
 class ValidationConfig(_Model):

@@ -27,6 +27,7 @@ class Stream(IntEnum):
     INITIALISATION = 3
     BOOTSTRAP = 4
     RESCALING = 5
+    HORIZON = 6
 
 
 def generator(stream: Stream, seed: int, block: int = 0) -> np.random.Generator:
