@@ -19,7 +19,7 @@ from metaopt.horizon import (
     LogUniform,
     RandomPairs,
 )
-from metaopt.meta_loss import LogLoss, MetaLoss, SumOfLosses
+from metaopt.meta_loss import LogLoss, LogOfLast, MetaLoss, Normalised, SumOfLosses
 from metaopt.network import LeakyReLU
 from metaopt.optimizers import LBFGS, Adam, GradientDescent, MetaOptimizer, Momentum, Optimizer
 from metaopt.rules import (
@@ -120,6 +120,10 @@ def meta_loss(config: MetaConfig) -> MetaLoss:
     match config.loss:
         case "log":
             return LogLoss(config.epsilon)
+        case "log_last":
+            return LogOfLast(config.epsilon)
+        case "normalised":
+            return Normalised(config.epsilon)
         case "sum":
             return SumOfLosses()
 

@@ -6,8 +6,9 @@ budgets of runs that differ in it alone are equal. All is drawn by the number of
 trajectories, alike in every process.
 
 References: Chen et al., *Training Stronger Baselines for Learning to Optimize*, arXiv 2010.09089
-(horizons that grow); Lv, Jiang and Li, arXiv 1703.03633 (longer horizons); Tallec and Ollivier,
-*Unbiasing Truncated Backpropagation Through Time*, arXiv 1705.08209 (random truncation).
+(horizons that grow); Wichrowska et al., *Learned Optimizers that Scale and Generalize*, arXiv
+1703.04813 (random, heavy-tailed horizons); Tallec and Ollivier, *Unbiasing Truncated
+Backpropagation Through Time*, arXiv 1705.08209 (random truncation, there with weights).
 """
 
 from __future__ import annotations

@@ -235,8 +235,12 @@ class MetaConfig(_Model):
     order: Annotated[int, Field(ge=1, le=2)] = _field(
         1, "1: features are constants; 2: differentiated too"
     )
-    loss: Literal["log", "sum"] = _field("log", "mean of log(loss + epsilon), or the paper's sum")
-    epsilon: PositiveFloat = _field(1e-9, "of the log loss")
+    loss: Literal["log", "log_last", "normalised", "sum"] = _field(
+        "log",
+        "over a window: mean of log(loss + epsilon), that of the last step alone, mean of losses "
+        "as shares of the loss at its start, or the paper's sum",
+    )
+    epsilon: PositiveFloat = _field(1e-9, "added to losses, except in the sum")
     schedule: Literal["cosine", "constant"] = _field("cosine", "of the outer learning rates")
     final_lr: Annotated[float, Field(gt=0, le=1)] = _field(
         0.02, "where the cosine ends, as a share of its start"

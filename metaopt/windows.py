@@ -1,6 +1,6 @@
 """One truncation window with its meta-gradient: step by step, or as the replay of a CUDA graph.
 
-    M = l(L(w_{t+1}), .., L(w_{t+K})),   dM/dphi into the ``grad`` of the parameters
+    M = l(L(w_t); L(w_{t+1}), .., L(w_{t+K})),   dM/dphi into the ``grad`` of the parameters
 
 On a CUDA device a window is thousands of small kernels, whose launching takes longer than their
 work. ``Replayed`` records them once, for memory that stays where it is, and replays the recording.
@@ -64,11 +64,11 @@ class StepByStep:
     def __call__(self, tasks: TaskBatch, inner: InnerState, steps: int) -> Differentiated:
         """K = ``steps`` inner steps from ``inner``, and the meta-gradient of their losses."""
         self.optimizer.zero_grad()
-        inner, unrolled = unroll(tasks, self.optimizer, inner, steps, self.observe)
-        loss = self.meta_loss(unrolled.losses)
+        after, unrolled = unroll(tasks, self.optimizer, inner, steps, self.observe)
+        loss = self.meta_loss(inner.loss.detach(), unrolled.losses)
         loss.backward()
         summary = {} if unrolled.teleports is None else unrolled.teleports.summary()
-        return Differentiated(inner.detach(), loss.detach(), summary)
+        return Differentiated(after.detach(), loss.detach(), summary)
 
 
 Run = Callable[[], Differentiated]

@@ -32,6 +32,7 @@ CONFIGS = {
         truncation="random",
         horizon={"kind": "random", "low": 3},
         rescale=0.5,
+        loss="normalised",
         average=0.9,
     ),
 }
