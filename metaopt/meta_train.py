@@ -29,23 +29,11 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from metaopt import build, shares
 from metaopt.distributed import World
 from metaopt.learned import LearnedRule
-from metaopt.schema import MetaConfig, TrainConfig
+from metaopt.outer_schedule import schedule
+from metaopt.schema import TrainConfig
 from metaopt.streams import Stream
 from metaopt.tasks import TaskBatch
 from metaopt.unroll import InnerState, TeleportTrace, resume, rollout, start
-
-
-def schedule(config: MetaConfig, outer_step: int) -> float:
-    """Factor on the outer learning rates at an outer step counted from 1.
-
-    cosine: final + (1 - final) (1 + cos(pi (i - 1) / n)) / 2 (Loshchilov and Hutter 2017).
-    """
-    match config.schedule:
-        case "constant":
-            return 1.0
-        case "cosine":
-            half = (1 + math.cos(math.pi * (outer_step - 1) / config.outer_steps)) / 2
-            return config.final_lr + (1 - config.final_lr) * half
 
 
 @dataclass

@@ -245,6 +245,9 @@ class MetaConfig(_Model):
     final_lr: Annotated[float, Field(gt=0, le=1)] = _field(
         0.02, "where the cosine ends, as a share of its start"
     )
+    warm_up: Annotated[int, Field(ge=0)] = _field(
+        0, "outer steps over which the outer learning rates rise linearly; 0 for none"
+    )
     clip: PositiveFloat | None = _field(
         1.0, "largest norm of each network's meta-gradient; null for none"
     )
