@@ -22,6 +22,7 @@ from metaopt.horizon import (
 from metaopt.meta_loss import LogLoss, LogOfLast, MetaLoss, Normalised, SumOfLosses
 from metaopt.network import LeakyReLU
 from metaopt.optimizers import LBFGS, Adam, GradientDescent, MetaOptimizer, Momentum, Optimizer
+from metaopt.pes import PersistentES
 from metaopt.rules import (
     CoordinateGroupElementLSTM,
     CoordinateStepSizeGroupElementLSTM,
@@ -43,9 +44,11 @@ from metaopt.schema import (
     FixedHorizonConfig,
     FlattenedConfig,
     FlattenedStepConfig,
+    GradientConfig,
     GradientDescentConfig,
     MetaConfig,
     MomentumConfig,
+    PersistentESConfig,
     RandomHorizonConfig,
     TaskConfig,
     TeleporterConfig,
@@ -128,9 +131,23 @@ def meta_loss(config: MetaConfig) -> MetaLoss:
             return SumOfLosses()
 
 
-def windows(config: MetaConfig, optimizer: MetaOptimizer, device: torch.device) -> Windows:
-    """What runs truncation windows: on a CUDA device, CUDA graphs."""
-    step_by_step = StepByStep(optimizer, observe(config), meta_loss(config))
+def windows(
+    config: MetaConfig, optimizer: MetaOptimizer, device: torch.device, seed: int
+) -> Windows:
+    """What runs truncation windows and differentiates them: on a CUDA device, CUDA graphs.
+
+    Args:
+        config: the outer loop.
+        optimizer: whose parameters are phi.
+        device: where it computes.
+        seed: of perturbations of phi.
+    """
+    of_window = (optimizer, observe(config), meta_loss(config))
+    match config.estimator:
+        case PersistentESConfig(sigma=sigma, pairs=pairs):
+            return PersistentES(*of_window, sigma, pairs, seed)
+        case GradientConfig():
+            step_by_step = StepByStep(*of_window)
     return Replayed(step_by_step) if device.type == "cuda" else step_by_step
 
 

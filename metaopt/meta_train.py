@@ -42,7 +42,7 @@ class Progress:
 
     Attributes:
         outer_step: outer steps taken, skipped ones included.
-        inner_steps: inner steps taken, summed over trajectories.
+        inner_steps: inner steps taken, summed over trajectories and the copies of each.
         drawn: training tasks drawn.
         skipped: outer steps without effect, for a non-finite meta-gradient.
         seconds: wall clock, over all parts of the run.
@@ -105,7 +105,7 @@ class MetaTrainer:
         self.training_tasks = build.training_tasks(config)
         self.lengths = build.lengths(config.meta, config.seed)
         self.observe = build.observe(config.meta)
-        self.windows = build.windows(config.meta, self.optimizer, self.device)
+        self.windows = build.windows(config.meta, self.optimizer, self.device, config.seed)
         self.average = build.average(config.meta, self.optimizer)
         learned = {name: rule for name, rule in self.optimizer.rules.items() if _learns(rule)}
         self.networks = {name: list(rule.parameters()) for name, rule in learned.items()}
@@ -154,7 +154,7 @@ class MetaTrainer:
         value, norm_values = numbers[0], numbers[1 : 1 + len(norms)]
         skipped = not all(map(math.isfinite, (value, *norm_values)))
         progress.outer_step += 1
-        progress.inner_steps += steps * meta.batch
+        progress.inner_steps += steps * meta.batch * self.windows.copies
         if skipped:
             progress.skipped += 1
             self.inner = None
@@ -205,6 +205,7 @@ class MetaTrainer:
             "phi": self.optimizer.state_dict(),
             "adam": self.adam.state_dict(),
             "average": self.average.state(),
+            "windows": self.windows.state(),
             "inner": None
             if inner is None
             else {
@@ -223,11 +224,14 @@ class MetaTrainer:
         self.optimizer.load_state_dict(state["phi"])
         self.adam.load_state_dict(state["adam"])
         self.average.restore(state["average"])
+        self.windows.restore(state["windows"])
         self.inner = None
         if (inner := state["inner"]) is not None:
             rules = self.optimizer.rules
             self.windows_left = list(inner["windows_left"])
-            weights, rule_states = shares.take(inner["parts"], self.share, rules, self.device)
+            copies = self.windows.copies
+            share = slice(self.share.start * copies, self.share.stop * copies)
+            weights, rule_states = shares.take(inner["parts"], share, rules, self.device)
             self.tasks = self._training_tasks(self.progress.drawn - self.config.meta.batch)
             self.inner = resume(self.tasks, inner["step"], weights, rule_states, self.observe)
 
@@ -259,7 +263,7 @@ class MetaTrainer:
         seed, batch = self.config.seed, self.config.meta.batch
         source, dtype = self.training_tasks, self.dtype
         drawn = source.sample(Stream.TRAIN, seed, first, batch, dtype, self.device)
-        return drawn.select(self.share)
+        return drawn.select(self.share).repeated(self.windows.copies)
 
 
 def _clip(parameters: list[torch.nn.Parameter], limit: float | None) -> Tensor:

@@ -217,6 +217,23 @@ HorizonConfig = Annotated[
 ]
 
 
+class GradientConfig(_Model):
+    """Backpropagation through a window."""
+
+    kind: Literal["gradient"] = _required("of one window, by backpropagation")
+
+
+class PersistentESConfig(_Model):
+    """Persistent evolution strategies."""
+
+    kind: Literal["pes"] = _required("persistent evolution strategies, unbiased by truncation")
+    sigma: PositiveFloat = _field(0.01, "standard deviation of the perturbations of phi")
+    pairs: Positive = _field(1, "antithetic pairs; a window is run twice for each")
+
+
+EstimatorConfig = Annotated[GradientConfig | PersistentESConfig, Field(discriminator="kind")]
+
+
 class MetaConfig(_Model):
     """The outer loop."""
 
@@ -232,6 +249,7 @@ class MetaConfig(_Model):
     truncation: Literal["even", "random"] = _field(
         "even", "windows of K steps, or in pairs of K + d and K - d, d uniform up to K/2"
     )
+    estimator: EstimatorConfig = _field(GradientConfig(kind="gradient"), "of the meta-gradient")
     order: Annotated[int, Field(ge=1, le=2)] = _field(
         1, "1: features are constants; 2: differentiated too"
     )

@@ -28,6 +28,7 @@ class Stream(IntEnum):
     BOOTSTRAP = 4
     RESCALING = 5
     HORIZON = 6
+    PERTURBATION = 7
 
 
 def generator(stream: Stream, seed: int, block: int = 0) -> np.random.Generator:
