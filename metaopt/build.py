@@ -40,19 +40,21 @@ from metaopt.schema import (
     AdamConfig,
     CoordinateConfig,
     CoordinateStepConfig,
-    CurriculumConfig,
-    FixedHorizonConfig,
     FlattenedConfig,
     FlattenedStepConfig,
-    GradientConfig,
     GradientDescentConfig,
-    MetaConfig,
     MomentumConfig,
-    PersistentESConfig,
-    RandomHorizonConfig,
     TaskConfig,
     TeleporterConfig,
     TrainConfig,
+)
+from metaopt.schema_meta import (
+    CurriculumConfig,
+    FixedHorizonConfig,
+    GradientConfig,
+    MetaConfig,
+    PersistentESConfig,
+    RandomHorizonConfig,
 )
 from metaopt.symmetry import (
     Action,

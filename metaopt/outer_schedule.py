@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from metaopt.schema import MetaConfig
+from metaopt.schema_meta import MetaConfig
 
 
 def schedule(config: MetaConfig, outer_step: int) -> float:

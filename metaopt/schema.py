@@ -1,39 +1,30 @@
 """The fields of all configurations: types, defaults, bounds, and what each means.
 
 ``config`` reads YAML into these models. ``python -m metaopt.config_table`` prints them as the table
-that stands in the README.
+that stands in the README. The section ``meta`` is in ``schema_meta``.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from metaopt.schema_meta import MetaConfig
+from metaopt.schema_types import Decay, Positive, PositiveFloat
+from metaopt.schema_types import Model as _Model
+from metaopt.schema_types import described as _field
+from metaopt.schema_types import required as _required
 
 Distribution = Literal["uniform", "gaussian"]
 DtypeName = Literal["float32", "float64"]
 ProductsName = Literal["full", "tf32", "bfloat16"]
-Positive = Annotated[int, Field(ge=1)]
 # Shapes have a limit, so that a damaged file cannot ask for more memory than there is.
 Size = Annotated[int, Field(ge=1, le=100_000)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Decay = Annotated[float, Field(ge=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Text = Annotated[str, Field(min_length=1)]
 # Becomes a folder's name.
 Name = Annotated[str, Field(pattern=r"^\w[\w.+-]*$")]
-
-
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())
-
-
-def _field(default: Any, description: str) -> Any:
-    return Field(default, description=description)
-
-
-def _required(description: str) -> Any:
-    return Field(description=description)
 
 
 class TaskConfig(_Model):
@@ -186,109 +177,6 @@ class TeleporterConfig(_Model):
             raise ValueError("inexact: guard needs a guard, found guard: none")
         if self.element == "cayley" and self.max_norm >= 2:
             raise ValueError(f"cayley needs max_norm below 2, found {self.max_norm}")
-        return self
-
-
-class FixedHorizonConfig(_Model):
-    """Trajectories of ``meta.steps``."""
-
-    kind: Literal["fixed"] = _required("all trajectories have `meta.steps` inner steps")
-
-
-class CurriculumConfig(_Model):
-    """Trajectories that grow."""
-
-    kind: Literal["curriculum"] = _required("they grow to `meta.steps`, in whole windows")
-    first: Positive = _field(10, "inner steps of the first trajectories")
-    share: Annotated[float, Field(gt=0, le=1)] = _field(
-        0.5, "part of the outer steps over which they grow"
-    )
-
-
-class RandomHorizonConfig(_Model):
-    """Trajectories of random length."""
-
-    kind: Literal["random"] = _required("log-uniform up to `meta.steps`, in whole windows")
-    low: Positive = _field(10, "fewest inner steps")
-
-
-HorizonConfig = Annotated[
-    FixedHorizonConfig | CurriculumConfig | RandomHorizonConfig, Field(discriminator="kind")
-]
-
-
-class GradientConfig(_Model):
-    """Backpropagation through a window."""
-
-    kind: Literal["gradient"] = _required("of one window, by backpropagation")
-
-
-class PersistentESConfig(_Model):
-    """Persistent evolution strategies."""
-
-    kind: Literal["pes"] = _required("persistent evolution strategies, unbiased by truncation")
-    sigma: PositiveFloat = _field(0.01, "standard deviation of the perturbations of phi")
-    pairs: Positive = _field(1, "antithetic pairs; a window is run twice for each")
-
-
-EstimatorConfig = Annotated[GradientConfig | PersistentESConfig, Field(discriminator="kind")]
-
-
-class MetaConfig(_Model):
-    """The outer loop."""
-
-    batch: Positive = _field(64, "B, trajectories side by side")
-    outer_steps: Positive = _field(1000, "updates of phi")
-    steps: Positive = _field(100, "inner steps of a trajectory")
-    unroll: Positive = _field(
-        10, "K, inner steps of a truncation window (the last one may be shorter)"
-    )
-    horizon: HorizonConfig = _field(
-        FixedHorizonConfig(kind="fixed"), "length of the trajectories of meta-training"
-    )
-    truncation: Literal["even", "random"] = _field(
-        "even", "windows of K steps, or in pairs of K + d and K - d, d uniform up to K/2"
-    )
-    estimator: EstimatorConfig = _field(GradientConfig(kind="gradient"), "of the meta-gradient")
-    order: Annotated[int, Field(ge=1, le=2)] = _field(
-        1, "1: features are constants; 2: differentiated too"
-    )
-    loss: Literal["log", "log_last", "normalised", "sum"] = _field(
-        "log",
-        "over a window: mean of log(loss + epsilon), that of the last step alone, mean of losses "
-        "as shares of the loss at its start, or the paper's sum",
-    )
-    epsilon: PositiveFloat = _field(1e-9, "added to losses, except in the sum")
-    schedule: Literal["cosine", "constant"] = _field("cosine", "of the outer learning rates")
-    final_lr: Annotated[float, Field(gt=0, le=1)] = _field(
-        0.02, "where the cosine ends, as a share of its start"
-    )
-    warm_up: Annotated[int, Field(ge=0)] = _field(
-        0, "outer steps over which the outer learning rates rise linearly; 0 for none"
-    )
-    clip: PositiveFloat | None = _field(
-        1.0, "largest norm of each network's meta-gradient; null for none"
-    )
-    rescale: Annotated[float, Field(ge=0, le=10)] = _field(
-        0.0,
-        "training tasks: X, Y and each initial weight times factors whose logarithms are uniform "
-        "within plus and minus this; 0 for none",
-    )
-    average: Decay | None = _field(
-        None, "decay of the average of phi that is validated and written; null for phi itself"
-    )
-
-    @model_validator(mode="after")
-    def _within_steps(self) -> MetaConfig:
-        match self.horizon:
-            case CurriculumConfig(first=least):
-                name = "horizon.first"
-            case RandomHorizonConfig(low=least):
-                name = "horizon.low"
-            case _:
-                return self
-        if least > self.steps:
-            raise ValueError(f"{name} must be at most steps ({self.steps}), found {least}")
         return self
 
 
