@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from benchmarks.parameters import Network, adam, linear, load_cell
 from metaopt import build
-from metaopt.meta_train import schedule
+from metaopt.outer_schedule import schedule
 from metaopt.rules.features import LOG_RANGE
 from metaopt.schema import TrainConfig
 from metaopt.statistics import FLOOR

@@ -33,7 +33,7 @@ from benchmarks import jax_task
 from benchmarks.jax_task import Tree
 from benchmarks.parameters import Network
 from metaopt import build
-from metaopt.meta_train import schedule
+from metaopt.outer_schedule import schedule
 from metaopt.schema import TrainConfig
 from metaopt.streams import Stream
 

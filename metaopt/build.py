@@ -7,10 +7,22 @@ from typing import Any
 
 import torch
 
+from metaopt.augment import Rescaled, TaskSource
+from metaopt.averaging import Average, ExponentialAverage, NoAverage
 from metaopt.config import ConfigError
-from metaopt.meta_loss import LogLoss, MetaLoss, SumOfLosses
+from metaopt.horizon import (
+    Curriculum,
+    Even,
+    Fixed,
+    Horizon,
+    Lengths,
+    LogUniform,
+    RandomPairs,
+)
+from metaopt.meta_loss import LogLoss, LogOfLast, MetaLoss, Normalised, SumOfLosses
 from metaopt.network import LeakyReLU
 from metaopt.optimizers import LBFGS, Adam, GradientDescent, MetaOptimizer, Momentum, Optimizer
+from metaopt.pes import PersistentES
 from metaopt.rules import (
     CoordinateGroupElementLSTM,
     CoordinateStepSizeGroupElementLSTM,
@@ -37,11 +49,18 @@ from metaopt.schema import (
     FlattenedConfig,
     FlattenedStepConfig,
     GradientDescentConfig,
-    MetaConfig,
     MomentumConfig,
     TaskConfig,
     TeleporterConfig,
     TrainConfig,
+)
+from metaopt.schema_meta import (
+    CurriculumConfig,
+    FixedHorizonConfig,
+    GradientConfig,
+    MetaConfig,
+    PersistentESConfig,
+    RandomHorizonConfig,
 )
 from metaopt.symmetry import (
     Action,
@@ -94,11 +113,31 @@ _COORDINATE: dict[str, Any] = {
     "step_teleport": CoordinateStepSizeGroupElementLSTM,
 }
 _STEP_BOUNDS = {"sigmoid": Sigmoid, "clamp": Clamp, "natural": Natural}
+_TRUNCATIONS = {"even": Even, "random": RandomPairs}
 
 
 def task_family(config: TaskConfig) -> RegressionFamily:
     """The task family of a configuration."""
     return RegressionFamily(config)
+
+
+def training_tasks(config: TrainConfig) -> TaskSource:
+    """What training tasks are drawn from: the task family, rescaled where that is asked for."""
+    family = task_family(config.task)
+    return Rescaled(family, config.meta.rescale) if config.meta.rescale > 0 else family
+
+
+def lengths(config: MetaConfig, seed: int) -> Lengths:
+    """How long the trajectories of meta-training are, and their windows."""
+    match config.horizon:
+        case FixedHorizonConfig():
+            horizon: Horizon = Fixed(config.steps)
+        case CurriculumConfig(first=first, share=share):
+            horizon = Curriculum(config.steps, config.unroll, first, share)
+        case RandomHorizonConfig(low=low):
+            horizon = LogUniform(config.steps, config.unroll, low)
+    truncation = _TRUNCATIONS[config.truncation](config.unroll)
+    return Lengths(horizon, truncation, config.steps, seed)
 
 
 def observe(config: MetaConfig) -> Observe:
@@ -111,14 +150,39 @@ def meta_loss(config: MetaConfig) -> MetaLoss:
     match config.loss:
         case "log":
             return LogLoss(config.epsilon)
+        case "log_last":
+            return LogOfLast(config.epsilon)
+        case "normalised":
+            return Normalised(config.epsilon)
         case "sum":
             return SumOfLosses()
 
 
-def windows(config: MetaConfig, optimizer: MetaOptimizer, device: torch.device) -> Windows:
-    """What runs truncation windows: on a CUDA device, CUDA graphs."""
-    step_by_step = StepByStep(optimizer, observe(config), meta_loss(config))
+def windows(
+    config: MetaConfig, optimizer: MetaOptimizer, device: torch.device, seed: int
+) -> Windows:
+    """What runs truncation windows and differentiates them: on a CUDA device, CUDA graphs.
+
+    Args:
+        config: the outer loop.
+        optimizer: whose parameters are phi.
+        device: where it computes.
+        seed: of perturbations of phi.
+    """
+    of_window = (optimizer, observe(config), meta_loss(config))
+    match config.estimator:
+        case PersistentESConfig(sigma=sigma, pairs=pairs):
+            return PersistentES(*of_window, sigma, pairs, seed)
+        case GradientConfig():
+            step_by_step = StepByStep(*of_window)
     return Replayed(step_by_step) if device.type == "cuda" else step_by_step
+
+
+def average(config: MetaConfig, optimizer: MetaOptimizer) -> Average:
+    """What is validated and written."""
+    if config.average is None:
+        return NoAverage(optimizer)
+    return ExponentialAverage(optimizer, config.average)
 
 
 def engine(config: TeleporterConfig, task: TaskConfig) -> TeleportEngine:

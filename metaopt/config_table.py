@@ -28,14 +28,18 @@ def _rows(config: type[BaseModel], prefix: str) -> Iterator[tuple[str, ...]]:
         elif len(variants) == 1:
             yield from _rows(variants[0], f"{prefix}{name}.")
         else:
-            yield from _union_rows(variants, f"{prefix}{name}.")
+            yield from _union_rows(info, variants, f"{prefix}{name}.")
 
 
-def _union_rows(variants: list[type[BaseModel]], prefix: str) -> Iterator[tuple[str, ...]]:
+def _union_rows(
+    section: FieldInfo, variants: list[type[BaseModel]], prefix: str
+) -> Iterator[tuple[str, ...]]:
     """One row for the kinds, and one for each field with the kinds that have it."""
     kinds = ", ".join(f"`{kind_of(variant)}`" for variant in variants)
     meanings = "; ".join(_meaning(variant.model_fields["kind"]) for variant in variants)
-    yield f"`{prefix}kind`", kinds, "required", meanings
+    chosen = isinstance(section.default, BaseModel)
+    default = f"`{kind_of(type(section.default))}`" if chosen else "required"
+    yield f"`{prefix}kind`", kinds, default, meanings
     fields = {name: info for variant in variants for name, info in variant.model_fields.items()}
     for name, info in fields.items():
         if name != "kind":

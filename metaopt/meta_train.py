@@ -2,11 +2,12 @@
 
     phi <- Adam(phi, clip(dM/dphi)),   M the meta-loss of one window of B trajectories
 
-One outer step is one window. Trajectories begin on fresh training tasks; after ``meta.steps`` inner
-steps the next B tasks are drawn. Networks have learning rates and clips of their own. A window
-whose meta-loss or meta-gradient is not finite changes nothing, is counted, and its trajectories are
-given up. Everything that a run depends on is in its state, so that a killed run resumes and ends,
-bit for bit, where the unbroken one would have.
+One outer step is one window. Trajectories begin on fresh training tasks; after their last window
+(``horizon``) the next B tasks are drawn. Networks have learning rates and clips of their own. A
+window whose meta-loss or meta-gradient is not finite changes nothing, is counted, and its
+trajectories are given up. What is validated and written is an average of phi, if one is kept
+(``averaging``). Everything that a run depends on is in its state, so that a killed run resumes and
+ends, bit for bit, where the unbroken one would have.
 
 With N processes (``World``) each works on its own slice of the same meta-batch. The meta-loss is a
 mean over trajectories, so M is the mean of the local ones, weighed by local / B. Gradients are made
@@ -28,23 +29,11 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from metaopt import build, shares
 from metaopt.distributed import World
 from metaopt.learned import LearnedRule
-from metaopt.schema import MetaConfig, TrainConfig
+from metaopt.outer_schedule import schedule
+from metaopt.schema import TrainConfig
 from metaopt.streams import Stream
 from metaopt.tasks import TaskBatch
 from metaopt.unroll import InnerState, TeleportTrace, resume, rollout, start
-
-
-def schedule(config: MetaConfig, outer_step: int) -> float:
-    """Factor on the outer learning rates at an outer step counted from 1.
-
-    cosine: final + (1 - final) (1 + cos(pi (i - 1) / n)) / 2 (Loshchilov and Hutter 2017).
-    """
-    match config.schedule:
-        case "constant":
-            return 1.0
-        case "cosine":
-            half = (1 + math.cos(math.pi * (outer_step - 1) / config.outer_steps)) / 2
-            return config.final_lr + (1 - config.final_lr) * half
 
 
 @dataclass
@@ -53,7 +42,7 @@ class Progress:
 
     Attributes:
         outer_step: outer steps taken, skipped ones included.
-        inner_steps: inner steps taken, summed over trajectories.
+        inner_steps: inner steps taken, summed over trajectories and the copies of each.
         drawn: training tasks drawn.
         skipped: outer steps without effect, for a non-finite meta-gradient.
         seconds: wall clock, over all parts of the run.
@@ -109,12 +98,15 @@ class MetaTrainer:
 
     def __post_init__(self) -> None:
         config = self.config
+        self.dtype = build.DTYPES[config.dtype]
         self.share = self.world.share(config.meta.batch, "meta.batch")
         validation_share = self.world.share(config.validation.tasks, "validation.tasks")
         self.optimizer = build.meta_optimizer(config).to(self.device)
-        self.family = build.task_family(config.task)
+        self.training_tasks = build.training_tasks(config)
+        self.lengths = build.lengths(config.meta, config.seed)
         self.observe = build.observe(config.meta)
-        self.windows = build.windows(config.meta, self.optimizer, self.device)
+        self.windows = build.windows(config.meta, self.optimizer, self.device, config.seed)
+        self.average = build.average(config.meta, self.optimizer)
         learned = {name: rule for name, rule in self.optimizer.rules.items() if _learns(rule)}
         self.networks = {name: list(rule.parameters()) for name, rule in learned.items()}
         self.base_lr = {name: config.rules.by_name()[name].outer_lr for name in learned}
@@ -124,9 +116,11 @@ class MetaTrainer:
         )
         self.tasks: TaskBatch | None = None
         self.inner: InnerState | None = None
-        self.validation_tasks = self._sample(
-            Stream.VALIDATION, 0, config.validation.tasks, validation_share
+        self.windows_left: list[int] = []
+        validation_tasks = build.task_family(config.task).sample(
+            Stream.VALIDATION, config.seed, 0, config.validation.tasks, self.dtype, self.device
         )
+        self.validation_tasks = validation_tasks.select(validation_share)
 
     @property
     def finished(self) -> bool:
@@ -135,7 +129,7 @@ class MetaTrainer:
 
     @property
     def trajectories(self) -> float:
-        """Inner steps so far as whole trajectories."""
+        """Inner steps so far as whole trajectories, of ``meta.steps`` each."""
         return self.progress.inner_steps / self.config.meta.steps
 
     @property
@@ -151,7 +145,7 @@ class MetaTrainer:
         """
         meta, progress = self.config.meta, self.progress
         tasks, inner = self._trajectories()
-        steps = min(meta.unroll, meta.steps - inner.step)
+        steps = self.windows_left.pop(0)
         found = self.windows(tasks, inner, steps)
         loss, summary, votes = self._over_processes(found.meta_loss, found.teleports, vote())
         norms = [_clip(parameters, meta.clip) for parameters in self.networks.values()]
@@ -160,7 +154,7 @@ class MetaTrainer:
         value, norm_values = numbers[0], numbers[1 : 1 + len(norms)]
         skipped = not all(map(math.isfinite, (value, *norm_values)))
         progress.outer_step += 1
-        progress.inner_steps += steps * meta.batch
+        progress.inner_steps += steps * meta.batch * self.windows.copies
         if skipped:
             progress.skipped += 1
             self.inner = None
@@ -169,6 +163,7 @@ class MetaTrainer:
             for group, lr in zip(self.adam.param_groups, self.base_lr.values(), strict=True):
                 group["lr"] = lr * factor
             self.adam.step()
+            self.average.update()
             self.inner = found.inner
         grad_norms = dict(zip(self.networks, norm_values, strict=True))
         teleports = dict(zip(summary, numbers[1 + len(norms) :], strict=True))
@@ -193,8 +188,9 @@ class MetaTrainer:
         return mean_numbers[0], {name: found[name] for name in summary}, counts
 
     def validate(self) -> tuple[Tensor, TeleportTrace | None]:
-        """Losses [steps + 1, tasks] on all validation tasks, and the teleports."""
-        losses, teleports = rollout(self.validation_tasks, self.optimizer, self.config.meta.steps)
+        """Losses [steps + 1, tasks] of the averaged phi on all validation tasks, and teleports."""
+        optimizer, steps = self.average.optimizer, self.config.meta.steps
+        losses, teleports = rollout(self.validation_tasks, optimizer, steps)
         return shares.gathered(self.world, losses, teleports)
 
     def state(self) -> dict[str, Any]:
@@ -208,9 +204,15 @@ class MetaTrainer:
             "progress": vars(self.progress).copy(),
             "phi": self.optimizer.state_dict(),
             "adam": self.adam.state_dict(),
+            "average": self.average.state(),
+            "windows": self.windows.state(),
             "inner": None
             if inner is None
-            else {"step": inner.step, "parts": self.world.collect(shares.part(inner))},
+            else {
+                "step": inner.step,
+                "windows_left": self.windows_left.copy(),
+                "parts": self.world.collect(shares.part(inner)),
+            },
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -221,38 +223,47 @@ class MetaTrainer:
         self.progress = Progress(**state["progress"])
         self.optimizer.load_state_dict(state["phi"])
         self.adam.load_state_dict(state["adam"])
+        self.average.restore(state["average"])
+        self.windows.restore(state["windows"])
         self.inner = None
         if (inner := state["inner"]) is not None:
             rules = self.optimizer.rules
-            weights, rule_states = shares.take(inner["parts"], self.share, rules, self.device)
-            batch = self.config.meta.batch
-            self.tasks = self._sample(Stream.TRAIN, self.progress.drawn - batch, batch, self.share)
+            self.windows_left = list(inner["windows_left"])
+            copies = self.windows.copies
+            share = slice(self.share.start * copies, self.share.stop * copies)
+            weights, rule_states = shares.take(inner["parts"], share, rules, self.device)
+            self.tasks = self._training_tasks(self.progress.drawn - self.config.meta.batch)
             self.inner = resume(self.tasks, inner["step"], weights, rule_states, self.observe)
 
     def learned_rule(self, validation: dict[str, Any]) -> LearnedRule:
-        """The learned optimizer as it is now."""
+        """The learned optimizer as it is now, at the averaged phi."""
         training = {
             "seed": self.config.seed,
             "streams": {"training": "TRAIN", "validation": "VALIDATION"},
             "outer_step": self.progress.outer_step,
             "trajectories": self.trajectories,
+            "trajectories_begun": self.progress.drawn,
+            "inner_steps": self.progress.inner_steps,
             "skipped": self.progress.skipped,
         }
-        return LearnedRule(self.optimizer, self.config, training, validation)
+        return LearnedRule(self.average.optimizer, self.config, training, validation)
 
     def _trajectories(self) -> tuple[TaskBatch, InnerState]:
-        meta = self.config.meta
-        if self.tasks is None or self.inner is None or self.inner.step >= meta.steps:
-            self.tasks = self._sample(Stream.TRAIN, self.progress.drawn, meta.batch, self.share)
-            self.progress.drawn += meta.batch
+        meta, progress = self.config.meta, self.progress
+        if self.tasks is None or self.inner is None or not self.windows_left:
+            number, done = progress.drawn // meta.batch, progress.outer_step / meta.outer_steps
+            self.windows_left = self.lengths.windows(number, done)
+            self.tasks = self._training_tasks(progress.drawn)
+            progress.drawn += meta.batch
             self.inner = start(self.tasks, self.optimizer, self.observe)
         return self.tasks, self.inner
 
-    def _sample(self, stream: Stream, first: int, count: int, share: slice) -> TaskBatch:
-        """This process's share of tasks that all processes draw alike."""
-        dtype = build.DTYPES[self.config.dtype]
-        drawn = self.family.sample(stream, self.config.seed, first, count, dtype, self.device)
-        return drawn.select(share)
+    def _training_tasks(self, first: int) -> TaskBatch:
+        """This process's share of a meta-batch of tasks that all processes draw alike."""
+        seed, batch = self.config.seed, self.config.meta.batch
+        source, dtype = self.training_tasks, self.dtype
+        drawn = source.sample(Stream.TRAIN, seed, first, batch, dtype, self.device)
+        return drawn.select(self.share).repeated(self.windows.copies)
 
 
 def _clip(parameters: list[torch.nn.Parameter], limit: float | None) -> Tensor:

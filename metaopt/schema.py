@@ -1,39 +1,30 @@
 """The fields of all configurations: types, defaults, bounds, and what each means.
 
 ``config`` reads YAML into these models. ``python -m metaopt.config_table`` prints them as the table
-that stands in the README.
+that stands in the README. The section ``meta`` is in ``schema_meta``.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from metaopt.schema_meta import MetaConfig
+from metaopt.schema_types import Decay, Positive, PositiveFloat
+from metaopt.schema_types import Model as _Model
+from metaopt.schema_types import described as _field
+from metaopt.schema_types import required as _required
 
 Distribution = Literal["uniform", "gaussian"]
 DtypeName = Literal["float32", "float64"]
 ProductsName = Literal["full", "tf32", "bfloat16"]
-Positive = Annotated[int, Field(ge=1)]
 # Shapes have a limit, so that a damaged file cannot ask for more memory than there is.
 Size = Annotated[int, Field(ge=1, le=100_000)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Decay = Annotated[float, Field(ge=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Text = Annotated[str, Field(min_length=1)]
 # Becomes a folder's name.
 Name = Annotated[str, Field(pattern=r"^\w[\w.+-]*$")]
-
-
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())
-
-
-def _field(default: Any, description: str) -> Any:
-    return Field(default, description=description)
-
-
-def _required(description: str) -> Any:
-    return Field(description=description)
 
 
 class TaskConfig(_Model):
@@ -200,29 +191,6 @@ class TeleporterConfig(_Model):
         if self.element == "cayley" and self.max_norm >= 2:
             raise ValueError(f"cayley needs max_norm below 2, found {self.max_norm}")
         return self
-
-
-class MetaConfig(_Model):
-    """The outer loop."""
-
-    batch: Positive = _field(64, "B, trajectories side by side")
-    outer_steps: Positive = _field(1000, "updates of phi")
-    steps: Positive = _field(100, "inner steps of a trajectory")
-    unroll: Positive = _field(
-        10, "K, inner steps of a truncation window (the last one may be shorter)"
-    )
-    order: Annotated[int, Field(ge=1, le=2)] = _field(
-        1, "1: features are constants; 2: differentiated too"
-    )
-    loss: Literal["log", "sum"] = _field("log", "mean of log(loss + epsilon), or the paper's sum")
-    epsilon: PositiveFloat = _field(1e-9, "of the log loss")
-    schedule: Literal["cosine", "constant"] = _field("cosine", "of the outer learning rates")
-    final_lr: Annotated[float, Field(gt=0, le=1)] = _field(
-        0.02, "where the cosine ends, as a share of its start"
-    )
-    clip: PositiveFloat | None = _field(
-        1.0, "largest norm of each network's meta-gradient; null for none"
-    )
 
 
 class ValidationConfig(_Model):

@@ -26,6 +26,9 @@ class Stream(IntEnum):
     TEST = 2
     INITIALISATION = 3
     BOOTSTRAP = 4
+    RESCALING = 5
+    HORIZON = 6
+    PERTURBATION = 7
 
 
 def generator(stream: Stream, seed: int, block: int = 0) -> np.random.Generator:

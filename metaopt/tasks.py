@@ -120,6 +120,15 @@ class TaskBatch:
             grads.append(torch.bmm(delta, passed.inputs[layer].mT))
         return tuple(reversed(grads))
 
+    def repeated(self, times: int) -> TaskBatch:
+        """Each task ``times`` times in a row."""
+        if times == 1:
+            return self
+        X, Y, *initial = (
+            tensor.repeat_interleave(times, dim=0) for tensor in (self.X, self.Y, *self.initial)
+        )
+        return TaskBatch(X, Y, tuple(initial), self.s)
+
     def select(self, index: slice) -> TaskBatch:
         """The tasks of a slice of the batch."""
         return TaskBatch(

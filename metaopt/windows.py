@@ -1,6 +1,6 @@
 """One truncation window with its meta-gradient: step by step, or as the replay of a CUDA graph.
 
-    M = l(L(w_{t+1}), .., L(w_{t+K})),   dM/dphi into the ``grad`` of the parameters
+    M = l(L(w_t); L(w_{t+1}), .., L(w_{t+K})),   dM/dphi into the ``grad`` of the parameters
 
 On a CUDA device a window is thousands of small kernels, whose launching takes longer than their
 work. ``Replayed`` records them once, for memory that stays where it is, and replays the recording.
@@ -8,9 +8,10 @@ work. ``Replayed`` records them once, for memory that stays where it is, and rep
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,15 +41,32 @@ class Differentiated:
     teleports: dict[str, Tensor]
 
 
-class Windows(Protocol):
-    """What runs windows."""
+class Windows(ABC):
+    """What runs windows.
 
+    Attributes:
+        copies: how often each trajectory of the meta-batch is run, one after another in each row
+            of the tasks and of the inner state.
+    """
+
+    copies: int = 1
+
+    @abstractmethod
     def __call__(self, tasks: TaskBatch, inner: InnerState, steps: int) -> Differentiated:
         """K = ``steps`` inner steps from ``inner``, and the meta-gradient of their losses."""
 
+    def state(self) -> dict[str, Any]:
+        """What later windows need beside ``inner``, alike in all processes; plain data, tensors."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from ``state``; raises ``ValueError`` where it is not of such windows."""
+        if state:
+            raise ValueError(f"windows without a state were given {', '.join(state)}")
+
 
 @dataclass(frozen=True)
-class StepByStep:
+class StepByStep(Windows):
     """Each operation launched as it comes.
 
     Args:
@@ -64,11 +82,11 @@ class StepByStep:
     def __call__(self, tasks: TaskBatch, inner: InnerState, steps: int) -> Differentiated:
         """K = ``steps`` inner steps from ``inner``, and the meta-gradient of their losses."""
         self.optimizer.zero_grad()
-        inner, unrolled = unroll(tasks, self.optimizer, inner, steps, self.observe)
-        loss = self.meta_loss(unrolled.losses)
+        after, unrolled = unroll(tasks, self.optimizer, inner, steps, self.observe)
+        loss = self.meta_loss(inner.loss.detach(), unrolled.losses)
         loss.backward()
         summary = {} if unrolled.teleports is None else unrolled.teleports.summary()
-        return Differentiated(inner.detach(), loss.detach(), summary)
+        return Differentiated(after.detach(), loss.detach(), summary)
 
 
 Run = Callable[[], Differentiated]
@@ -90,7 +108,7 @@ def cuda_graph(run: Run) -> tuple[Differentiated, Callable[[], None]]:
     return result, graph.replay
 
 
-class Replayed:
+class Replayed(Windows):
     """Windows recorded once for each length, then replayed.
 
     What a replay returns is overwritten by the next replay of a window of that length.

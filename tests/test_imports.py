@@ -14,13 +14,14 @@ BOTTOM = {
     "_version",
     "distributed",
     "errors",
+    "horizon",
     "network",
     "pace",
     "signals",
     "statistics",
     "streams",
 }
-APART = {"config", "schema", "checkpoint", "report"}
+APART = {"config", "schema", "schema_meta", "schema_types", "checkpoint", "report"}
 RULES_TASKS_SYMMETRY = {"rules", "tasks", "symmetry"}
 ORDER = [RULES_TASKS_SYMMETRY, {"optimizers"}, {"unroll"}, {"meta_train", "evaluate"}]
 HOUSE = set().union(*ORDER)

@@ -99,7 +99,7 @@ def test_batched_step_is_the_papers(name: str) -> None:
     tasks = build.task_family(config.task).sample(Stream.TRAIN, config.seed, 0, 2, torch.float64)
     state = start(tasks, optimizer, first_order)
     _, unrolled = unroll(tasks, optimizer, state, STEPS, first_order)
-    meta_loss = build.meta_loss(config.meta)(unrolled.losses)
+    meta_loss = build.meta_loss(config.meta)(state.loss, unrolled.losses)
     heads = [rule.head.W for rule in optimizer.rules.values() if isinstance(rule, FlattenedRule)]
     gradients = torch.autograd.grad(meta_loss, heads)
     expected = [literal_losses(config, trajectory) for trajectory in range(2)]

@@ -12,11 +12,12 @@ from torch import Tensor
 
 import metaopt.unroll
 from metaopt import build
-from metaopt.meta_loss import LogLoss, SumOfLosses
+from metaopt.meta_loss import LogLoss, LogOfLast, MetaLoss, Normalised, SumOfLosses
 from metaopt.network import Weights
 from metaopt.optimizers import MetaOptimizer
 from metaopt.tasks import Observation, TaskBatch
 from metaopt.unroll import Observe, first_order, rollout, second_order, start, unroll
+from metaopt.windows import StepByStep
 
 KINDS = ["lstm", "lstm_step", "coordinate_lstm", "coordinate_lstm_step", "lstm_update"]
 STEPS = 5
@@ -90,7 +91,7 @@ class Replay:
 
 def meta_loss(optimizer: MetaOptimizer, tasks: TaskBatch, observe: Observe) -> Tensor:
     _, unrolled = unroll(tasks, optimizer, start(tasks, optimizer, observe), STEPS, observe)
-    return LogLoss(1e-9)(unrolled.losses)
+    return LogLoss(1e-9)(tasks.loss(tasks.initial), unrolled.losses)
 
 
 def assert_matches_differences(optimizer: MetaOptimizer, evaluate: object) -> None:
@@ -164,9 +165,38 @@ def test_the_last_exact_teleport_of_a_window_has_no_signal() -> None:
 
 def test_meta_losses() -> None:
     losses = torch.tensor([[1.0, 2.0], [3.0, 6.0]])
-    assert float(SumOfLosses()(losses)) == pytest.approx((1 + 3 + 2 + 6) / 2)
+    before = torch.tensor([2.0, 4.0])
+    assert float(SumOfLosses()(before, losses)) == pytest.approx((1 + 3 + 2 + 6) / 2)
     expected = torch.log(losses + 0.5).mean()
-    torch.testing.assert_close(LogLoss(0.5)(losses), expected)
+    torch.testing.assert_close(LogLoss(0.5)(before, losses), expected)
+    torch.testing.assert_close(LogOfLast(0.5)(before, losses), torch.log(losses[-1] + 0.5).mean())
+    shares = (1.5 / 2.5 + 3.5 / 2.5 + 2.5 / 4.5 + 6.5 / 4.5) / 4
+    assert float(Normalised(0.5)(before, losses)) == pytest.approx(shares)
+
+
+@pytest.mark.parametrize("meta_loss", [LogLoss(0.0), LogOfLast(0.0), Normalised(0.0)])
+def test_a_task_in_other_units_counts_alike(meta_loss: MetaLoss) -> None:
+    """Multiplying a task's losses by a constant leaves these meta-gradients as they were."""
+    gradients = []
+    for unit in (1.0, 1e6):
+        before = torch.tensor([2.0, 4.0 * unit])
+        growth = torch.tensor([[0.5, 0.7], [0.2, 0.1]], requires_grad=True)
+        meta_loss(before, growth * before).backward()
+        gradients.append(growth.grad)
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("observe", [first_order, second_order])
+def test_the_loss_at_the_start_of_a_window_is_a_constant(observe: Observe) -> None:
+    """Normalised and summed losses of one trajectory then differ by that factor alone."""
+    rule = learned_rule("coordinate_lstm")
+    tasks = sample(rule.config.task, count=1)
+    found = []
+    for meta_loss in (SumOfLosses(), Normalised(1e-30)):
+        inner = start(tasks, rule.optimizer, observe)
+        StepByStep(rule.optimizer, observe, meta_loss)(tasks, inner, STEPS)
+        found.append(gradient_of(rule.optimizer))
+    torch.testing.assert_close(found[1] * STEPS * tasks.loss(tasks.initial), found[0])
 
 
 def test_a_refused_teleport_leaves_the_update_alone() -> None:

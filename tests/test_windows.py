@@ -25,6 +25,16 @@ CONFIGS = {
         {},
         outer_steps=5,
     ),
+    "random windows": tiny_config(
+        steps=9,
+        unroll=3,
+        outer_steps=9,
+        truncation="random",
+        horizon={"kind": "random", "low": 3},
+        rescale=0.5,
+        loss="normalised",
+        average=0.9,
+    ),
 }
 every_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
 

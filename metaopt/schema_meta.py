@@ -1,0 +1,112 @@
+"""The section ``meta`` of a run's configuration: the outer loop and its levers."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from metaopt.schema_types import Decay, Model, Positive, PositiveFloat, described, required
+
+
+class FixedHorizonConfig(Model):
+    """Trajectories of ``meta.steps``."""
+
+    kind: Literal["fixed"] = required("all trajectories have `meta.steps` inner steps")
+
+
+class CurriculumConfig(Model):
+    """Trajectories that grow."""
+
+    kind: Literal["curriculum"] = required("they grow to `meta.steps`, in whole windows")
+    first: Positive = described(10, "inner steps of the first trajectories")
+    share: Annotated[float, Field(gt=0, le=1)] = described(
+        0.5, "part of the outer steps over which they grow"
+    )
+
+
+class RandomHorizonConfig(Model):
+    """Trajectories of random length."""
+
+    kind: Literal["random"] = required("log-uniform up to `meta.steps`, in whole windows")
+    low: Positive = described(10, "fewest inner steps")
+
+
+HorizonConfig = Annotated[
+    FixedHorizonConfig | CurriculumConfig | RandomHorizonConfig, Field(discriminator="kind")
+]
+
+
+class GradientConfig(Model):
+    """Backpropagation through a window."""
+
+    kind: Literal["gradient"] = required("of one window, by backpropagation")
+
+
+class PersistentESConfig(Model):
+    """Persistent evolution strategies."""
+
+    kind: Literal["pes"] = required("persistent evolution strategies, unbiased by truncation")
+    sigma: PositiveFloat = described(0.01, "standard deviation of the perturbations of phi")
+    pairs: Positive = described(1, "antithetic pairs; a window is run twice for each")
+
+
+EstimatorConfig = Annotated[GradientConfig | PersistentESConfig, Field(discriminator="kind")]
+
+
+class MetaConfig(Model):
+    """The outer loop."""
+
+    batch: Positive = described(64, "B, trajectories side by side")
+    outer_steps: Positive = described(1000, "updates of phi")
+    steps: Positive = described(100, "inner steps of a trajectory")
+    unroll: Positive = described(
+        10, "K, inner steps of a truncation window (the last one may be shorter)"
+    )
+    horizon: HorizonConfig = described(
+        FixedHorizonConfig(kind="fixed"), "length of the trajectories of meta-training"
+    )
+    truncation: Literal["even", "random"] = described(
+        "even", "windows of K steps, or in pairs of K + d and K - d, d uniform up to K/2"
+    )
+    estimator: EstimatorConfig = described(GradientConfig(kind="gradient"), "of the meta-gradient")
+    order: Annotated[int, Field(ge=1, le=2)] = described(
+        1, "1: features are constants; 2: differentiated too"
+    )
+    loss: Literal["log", "log_last", "normalised", "sum"] = described(
+        "log",
+        "over a window: mean of log(loss + epsilon), that of the last step alone, mean of losses "
+        "as shares of the loss at its start, or the paper's sum",
+    )
+    epsilon: PositiveFloat = described(1e-9, "added to losses, except in the sum")
+    schedule: Literal["cosine", "constant"] = described("cosine", "of the outer learning rates")
+    final_lr: Annotated[float, Field(gt=0, le=1)] = described(
+        0.02, "where the cosine ends, as a share of its start"
+    )
+    warm_up: Annotated[int, Field(ge=0)] = described(
+        0, "outer steps over which the outer learning rates rise linearly; 0 for none"
+    )
+    clip: PositiveFloat | None = described(
+        1.0, "largest norm of each network's meta-gradient; null for none"
+    )
+    rescale: Annotated[float, Field(ge=0, le=10)] = described(
+        0.0,
+        "training tasks: X, Y and each initial weight times factors whose logarithms are uniform "
+        "within plus and minus this; 0 for none",
+    )
+    average: Decay | None = described(
+        None, "decay of the average of phi that is validated and written; null for phi itself"
+    )
+
+    @model_validator(mode="after")
+    def _within_steps(self) -> MetaConfig:
+        match self.horizon:
+            case CurriculumConfig(first=least):
+                name = "horizon.first"
+            case RandomHorizonConfig(low=least):
+                name = "horizon.low"
+            case _:
+                return self
+        if least > self.steps:
+            raise ValueError(f"{name} must be at most steps ({self.steps}), found {least}")
+        return self

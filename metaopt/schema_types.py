@@ -1,0 +1,27 @@
+"""What all configurations are made of: the base of their models, and types of fields."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Positive = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Model(BaseModel):
+    """A section: unknown fields and values of another type are mistakes."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())
+
+
+def described(default: Any, description: str) -> Any:
+    """A field with a default, and what it means."""
+    return Field(default, description=description)
+
+
+def required(description: str) -> Any:
+    """A field that must be given, and what it means."""
+    return Field(description=description)
