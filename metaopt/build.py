@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -11,12 +11,14 @@ from metaopt.config import ConfigError
 from metaopt.meta_loss import LogLoss, MetaLoss, SumOfLosses
 from metaopt.network import LeakyReLU
 from metaopt.optimizers import LBFGS, Adam, GradientDescent, MetaOptimizer, Momentum, Optimizer
+from metaopt.preconditioned import PreconditionedOptimizer, as_constant, differentiated
 from metaopt.rules import (
     CoordinateGroupElementLSTM,
     CoordinateStepSizeGroupElementLSTM,
     CoordinateUpdateLSTM,
     GroupElementLSTM,
     LocalUpdateLSTM,
+    RandomGenerators,
     Rule,
     StepSizeGroupElementLSTM,
 )
@@ -25,6 +27,7 @@ from metaopt.rules.features import raw, signed_log
 from metaopt.rules.products import TF32, BFloat16, Full
 from metaopt.rules.step_size import Clamp, Sigmoid
 from metaopt.schema import (
+    LEARNED,
     AdamConfig,
     CoordinateConfig,
     CoordinateStepConfig,
@@ -33,6 +36,7 @@ from metaopt.schema import (
     GradientDescentConfig,
     MetaConfig,
     MomentumConfig,
+    RandomConfig,
     TaskConfig,
     TeleporterConfig,
     TrainConfig,
@@ -40,12 +44,14 @@ from metaopt.schema import (
 from metaopt.symmetry import (
     Action,
     BoundedNorm,
+    CappedNorm,
     Cayley,
     Exponential,
     FirstOrder,
     FixedNorm,
     InexactActionError,
     Linear,
+    NormLimit,
     Orthogonal,
     Refuse,
     Scaling,
@@ -65,7 +71,11 @@ _ACTIONS: dict[str, type[Action]] = {
     "scaling": Scaling,
     "orthogonal": Orthogonal,
 }
-_LIMITS = {"bounded": BoundedNorm, "fixed": FixedNorm}
+_LIMITS: dict[str, Callable[[float], NormLimit]] = {
+    "bounded": BoundedNorm,
+    "capped": CappedNorm,
+    "fixed": FixedNorm,
+}
 _TRANSFORMS = {"raw": raw, "signed_log": signed_log}
 _PRODUCTS = {"full": Full, "tf32": TF32, "bfloat16": BFloat16}
 _STEP_BOUNDS = {"sigmoid": Sigmoid, "clamp": Clamp}
@@ -174,6 +184,8 @@ def rule(name: str, config: Any, task: TaskConfig, seed: int) -> Rule:
         case CoordinateConfig():
             coordinate = {"update": CoordinateUpdateLSTM, "teleport": CoordinateGroupElementLSTM}
             return coordinate[name](config.hidden, config.scale, seed=seed, name=name)
+        case RandomConfig():
+            return RandomGenerators(config.norms, seed)
         case GradientDescentConfig():
             return GradientDescent(config.lr)
         case MomentumConfig():
@@ -189,12 +201,49 @@ def meta_optimizer(config: TrainConfig) -> MetaOptimizer:
         name: rule(name, given, config.task, config.seed)
         for name, given in config.rules.by_name().items()
     }
-    teleporter = None if config.teleporter is None else engine(config.teleporter, config.task)
-    optimizer = MetaOptimizer(rules, teleporter).to(DTYPES[config.dtype])
+    for name, given in config.rules.by_name().items():
+        if isinstance(given, LEARNED):
+            rules[name].requires_grad_(not given.frozen)
+    optimizer = _composed(config, rules).to(DTYPES[config.dtype])
     for module in optimizer.modules():
         if isinstance(module, AffineModule):
             module.products = _PRODUCTS[config.products]()
     return optimizer
+
+
+def _composed(config: TrainConfig, rules: Mapping[str, Rule]) -> MetaOptimizer:
+    """The rules and the teleport engine in the order that they act in."""
+    if config.teleporter is None:
+        return MetaOptimizer(rules, None)
+    _require_kept_norms(config.rules.teleport, config.teleporter)
+    teleporter = engine(config.teleporter, config.task)
+    match config.teleporter.order:
+        case "after":
+            return MetaOptimizer(rules, teleporter)
+        case "around":
+            if config.rules.teleport is None:
+                raise ConfigError(
+                    "field teleporter.order: around needs rules.update and rules.teleport, found "
+                    "rules.step_teleport"
+                )
+            look = {1: as_constant, 2: differentiated}[config.meta.order]
+            return PreconditionedOptimizer(rules, teleporter, look)
+
+
+def _require_kept_norms(teleport: object, teleporter: TeleporterConfig) -> None:
+    """Raise ``ConfigError`` where the limit would change the norms of random generators."""
+    if not isinstance(teleport, RandomConfig):
+        return
+    if teleporter.limit != "capped":
+        raise ConfigError(
+            f"field teleporter.limit: capped keeps the norms of random generators, found "
+            f"{teleporter.limit}"
+        )
+    if max(teleport.norms) > teleporter.max_norm:
+        raise ConfigError(
+            f"field rules.teleport.norms: at most teleporter.max_norm, {teleporter.max_norm:g}, "
+            f"found {max(teleport.norms):g}"
+        )
 
 
 def hand_made(name: str, values: Mapping[str, float]) -> Optimizer:

@@ -18,13 +18,20 @@ from metaopt.symmetry.elements import (
     GroupElement,
     permutation,
 )
-from metaopt.symmetry.generators import BoundedNorm, FixedNorm, NormLimit, frobenius_norm
+from metaopt.symmetry.generators import (
+    BoundedNorm,
+    CappedNorm,
+    FixedNorm,
+    NormLimit,
+    frobenius_norm,
+)
 from metaopt.symmetry.guard import Generators, Guard, Guarded, Refuse, Shrink, Unguarded, drift
 from metaopt.symmetry.teleport import TeleportData, TeleportEngine, TeleportReport
 
 __all__ = [
     "Action",
     "BoundedNorm",
+    "CappedNorm",
     "Cayley",
     "ElementMap",
     "Exponential",

@@ -40,6 +40,15 @@ class BoundedNorm(NormLimit):
         return T * torch.rsqrt(1 + squares / self.max_norm**2)
 
 
+class CappedNorm(NormLimit):
+    """T min(1, c / ||T||_F): T itself up to norm c, and of norm c beyond it."""
+
+    def __call__(self, T: Tensor) -> Tensor:
+        """The limited generator [B, k, k]."""
+        norm = frobenius_norm(T)[:, None, None]
+        return T * (self.max_norm / norm.clamp(min=self.max_norm))
+
+
 class FixedNorm(NormLimit):
     """c T / ||T||_F: always of norm c, as in the paper (c = 0.01 there); 0 stays 0."""
 
