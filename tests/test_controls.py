@@ -16,7 +16,6 @@ from benchmarks import capacity
 from metaopt import build, config
 from metaopt.config import ConfigError
 from metaopt.learned import LearnedRule
-from metaopt.meta_loss import LogLoss
 from metaopt.meta_train import MetaTrainer
 from metaopt.rules import RandomGenerators, Rule
 from metaopt.schema import TrainConfig
@@ -25,8 +24,7 @@ from metaopt.symmetry import (
     CappedNorm,
 )
 from metaopt.tasks import TaskBatch
-from metaopt.unroll import first_order, rollout, start
-from metaopt.windows import Replayed, StepByStep
+from metaopt.unroll import rollout
 
 CPU = torch.device("cpu")
 NORMS = [0.3, 0.1, 0.2]
@@ -193,34 +191,6 @@ def test_a_checkpoint_has_the_losses_of_what_was_saved(
     flags = [[p.requires_grad for p in of.parameters()] for of in (found, trainer.optimizer)]
     assert flags[0] == flags[1]
     assert found.gradients_per_step == trainer.optimizer.gradients_per_step
-
-
-@every_control
-def test_replays_compute_what_the_steps_compute(control: TrainConfig) -> None:
-    """The state, not the recording, says which draw is next."""
-    trainer = MetaTrainer(control, CPU)
-    step_by_step = StepByStep(trainer.optimizer, first_order, LogLoss(1e-9))
-
-    def record(run: Any) -> Any:
-        result = run()
-
-        def replay() -> None:
-            again = run()
-            for key, value in again.inner.optimizer.items():
-                result.inner.optimizer[key].copy_(value)
-            for own, new in zip(result.inner.weights, again.inner.weights, strict=True):
-                own.copy_(new)
-
-        return result, replay
-
-    replayed = Replayed(step_by_step, record)
-    tasks = trainer.validation_tasks
-    plain = other = start(tasks, trainer.optimizer)
-    for _ in range(3):
-        plain = step_by_step(tasks, plain, 1).inner
-        other = replayed(tasks, other, 1).inner
-        for W, V in zip(plain.weights, other.weights, strict=True):
-            assert torch.equal(W, V)
 
 
 def test_a_frozen_network_does_not_change() -> None:
