@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -23,12 +23,14 @@ from metaopt.meta_loss import LogLoss, LogOfLast, MetaLoss, Normalised, SumOfLos
 from metaopt.network import LeakyReLU
 from metaopt.optimizers import LBFGS, Adam, GradientDescent, MetaOptimizer, Momentum, Optimizer
 from metaopt.pes import PersistentES
+from metaopt.preconditioned import PreconditionedOptimizer, as_constant, differentiated
 from metaopt.rules import (
     CoordinateGroupElementLSTM,
     CoordinateStepSizeGroupElementLSTM,
     CoordinateUpdateLSTM,
     GroupElementLSTM,
     LocalUpdateLSTM,
+    RandomGenerators,
     Rule,
     StepSizeGroupElementLSTM,
 )
@@ -43,6 +45,7 @@ from metaopt.rules.flattened import RawGradient, SignedLogGradient, StatefulGrad
 from metaopt.rules.products import TF32, BFloat16, Full
 from metaopt.rules.step_size import Clamp, Natural, Sigmoid
 from metaopt.schema import (
+    LEARNED,
     AdamConfig,
     CoordinateConfig,
     CoordinateStepConfig,
@@ -50,6 +53,7 @@ from metaopt.schema import (
     FlattenedStepConfig,
     GradientDescentConfig,
     MomentumConfig,
+    RandomConfig,
     TaskConfig,
     TeleporterConfig,
     TrainConfig,
@@ -65,14 +69,14 @@ from metaopt.schema_meta import (
 from metaopt.symmetry import (
     Action,
     BoundedNorm,
+    CappedNorm,
     Cayley,
     Exponential,
     FirstOrder,
     FixedNorm,
-    FreeVolume,
     InexactActionError,
-    KeptVolume,
     Linear,
+    NormLimit,
     Orthogonal,
     Refuse,
     Scaling,
@@ -92,8 +96,6 @@ _ACTIONS: dict[str, type[Action]] = {
     "scaling": Scaling,
     "orthogonal": Orthogonal,
 }
-_VOLUMES = {"free": FreeVolume, "kept": KeptVolume}
-_LIMITS = {"bounded": BoundedNorm, "fixed": FixedNorm}
 _FLAT_INPUTS = {
     "raw": RawGradient,
     "signed_log": SignedLogGradient,
@@ -101,6 +103,11 @@ _FLAT_INPUTS = {
 }
 _UPDATE_BASES = {"entries": UpdateEntries, "directions": NaturalSteps}
 _GENERATOR_BASES = {"entries": GeneratorEntries, "directions": Whitening}
+_LIMITS: dict[str, Callable[[float], NormLimit]] = {
+    "bounded": BoundedNorm,
+    "capped": CappedNorm,
+    "fixed": FixedNorm,
+}
 _PRODUCTS = {"full": Full, "tf32": TF32, "bfloat16": BFloat16}
 _FLATTENED: dict[str, Any] = {
     "update": LocalUpdateLSTM,
@@ -218,7 +225,6 @@ def engine(config: TeleporterConfig, task: TaskConfig) -> TeleportEngine:
     return TeleportEngine(
         action=action,
         to_element=element,
-        volume=_VOLUMES[config.volume](),
         limit=limit,
         guard=guard,
         require_exact=config.inexact == "error",
@@ -262,6 +268,8 @@ def rule(name: str, config: Any, task: TaskConfig, seed: int) -> Rule:
                 name=name,
                 **more,
             )
+        case RandomConfig():
+            return RandomGenerators(config.norms, seed)
         case GradientDescentConfig():
             return GradientDescent(config.lr)
         case MomentumConfig():
@@ -277,12 +285,49 @@ def meta_optimizer(config: TrainConfig) -> MetaOptimizer:
         name: rule(name, given, config.task, config.seed)
         for name, given in config.rules.by_name().items()
     }
-    teleporter = None if config.teleporter is None else engine(config.teleporter, config.task)
-    optimizer = MetaOptimizer(rules, teleporter).to(DTYPES[config.dtype])
+    for name, given in config.rules.by_name().items():
+        if isinstance(given, LEARNED):
+            rules[name].requires_grad_(not given.frozen)
+    optimizer = _composed(config, rules).to(DTYPES[config.dtype])
     for module in optimizer.modules():
         if isinstance(module, AffineModule):
             module.products = _PRODUCTS[config.products]()
     return optimizer
+
+
+def _composed(config: TrainConfig, rules: Mapping[str, Rule]) -> MetaOptimizer:
+    """The rules and the teleport engine in the order that they act in."""
+    if config.teleporter is None:
+        return MetaOptimizer(rules, None)
+    _require_kept_norms(config.rules.teleport, config.teleporter)
+    teleporter = engine(config.teleporter, config.task)
+    match config.teleporter.order:
+        case "after":
+            return MetaOptimizer(rules, teleporter)
+        case "around":
+            if config.rules.teleport is None:
+                raise ConfigError(
+                    "field teleporter.order: around needs rules.update and rules.teleport, found "
+                    "rules.step_teleport"
+                )
+            look = {1: as_constant, 2: differentiated}[config.meta.order]
+            return PreconditionedOptimizer(rules, teleporter, look)
+
+
+def _require_kept_norms(teleport: object, teleporter: TeleporterConfig) -> None:
+    """Raise ``ConfigError`` where the limit would change the norms of random generators."""
+    if not isinstance(teleport, RandomConfig):
+        return
+    if teleporter.limit != "capped":
+        raise ConfigError(
+            f"field teleporter.limit: capped keeps the norms of random generators, found "
+            f"{teleporter.limit}"
+        )
+    if max(teleport.norms) > teleporter.max_norm:
+        raise ConfigError(
+            f"field rules.teleport.norms: at most teleporter.max_norm, {teleporter.max_norm:g}, "
+            f"found {max(teleport.norms):g}"
+        )
 
 
 def hand_made(name: str, values: Mapping[str, float]) -> Optimizer:

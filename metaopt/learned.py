@@ -75,7 +75,7 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> LearnedRule:
     # Copies are aligned in memory as fresh parameters are: BLAS then gives the very same bits.
     tensors = {name: tensor.clone() for name, tensor in content.tensors.items()}
     optimizer.load_state_dict(tensors, assign=True)
-    optimizer.requires_grad_(True).to(device)
+    optimizer.to(device)
     return LearnedRule(optimizer, config, content.training, content.validation)
 
 

@@ -98,16 +98,21 @@ class MetaOptimizer(nn.Module, Optimizer):
         updates: Weights | None = None
         generators: Generators | None = None
         new_state: State = {}
-        for name, rule in self.rules.items():
-            prefix = f"{name}."
-            own = {
-                key.removeprefix(prefix): v for key, v in state.items() if key.startswith(prefix)
-            }
-            proposal, own = rule.propose(observation, own)
-            new_state |= {prefix + key: value for key, value in own.items()}
+        for name in self.rules:
+            proposal, own = self.propose_alone(name, observation, state)
+            new_state |= own
             updates = updates if proposal.updates is None else proposal.updates
             generators = generators if proposal.generators is None else proposal.generators
         return Proposal(updates, generators), new_state
+
+    def propose_alone(
+        self, name: str, observation: Observation, state: State
+    ) -> tuple[Proposal, State]:
+        """What one rule proposes, and its part of the new state."""
+        prefix = f"{name}."
+        own = {key.removeprefix(prefix): v for key, v in state.items() if key.startswith(prefix)}
+        proposal, own = self.rules[name].propose(observation, own)
+        return proposal, {prefix + key: value for key, value in own.items()}
 
     def step(
         self, weights: Weights, observation: Observation, state: State, data: TeleportData

@@ -54,6 +54,7 @@ class _Learned(_Model):
         "steps in updates, powers of H H^T in generators",
     )
     outer_lr: PositiveFloat = _required("outer learning rate (Adam) of this network")
+    frozen: bool = _field(False, "a control: the network stays as it was initialised")
 
 
 class _Flattened(_Learned):
@@ -100,6 +101,15 @@ class CoordinateStepConfig(_Coordinate, _StepSize):
     """The network of LSTM(lr,tele), entry by entry."""
 
 
+class RandomConfig(_Model):
+    """Generators of given norms in random directions."""
+
+    kind: Literal["random"] = _required("a control: random generators, without parameters")
+    norms: Annotated[list[PositiveFloat], Field(min_length=1)] = _required(
+        "Frobenius norm of the generators at inner step 1, 2, ..; the last one holds on"
+    )
+
+
 class GradientDescentConfig(_Model):
     """Gradient descent."""
 
@@ -128,7 +138,9 @@ UpdateConfig = Annotated[
     FlattenedConfig | CoordinateConfig | GradientDescentConfig | MomentumConfig | AdamConfig,
     Field(discriminator="kind"),
 ]
-GeneratorConfig = Annotated[FlattenedConfig | CoordinateConfig, Field(discriminator="kind")]
+GeneratorConfig = Annotated[
+    FlattenedConfig | CoordinateConfig | RandomConfig, Field(discriminator="kind")
+]
 StepTeleportConfig = Annotated[
     FlattenedStepConfig | CoordinateStepConfig, Field(discriminator="kind")
 ]
@@ -150,8 +162,12 @@ class RulesConfig(_Model):
             raise ValueError("give exactly one of update and step_teleport")
         if self.step_teleport is not None and self.teleport is not None:
             raise ValueError("step_teleport proposes generators itself; leave teleport out")
-        if not any(isinstance(rule, LEARNED) for rule in self.by_name().values()):
-            raise ValueError("nothing to learn: at least one rule must be an LSTM")
+        if not any(
+            isinstance(rule, LEARNED) and not rule.frozen for rule in self.by_name().values()
+        ):
+            raise ValueError(
+                "nothing to learn: at least one rule must be an LSTM that is not frozen"
+            )
         return self
 
     def by_name(self) -> dict[str, Any]:
@@ -169,11 +185,12 @@ class TeleporterConfig(_Model):
     element: Literal["exponential", "cayley", "first_order"] = _field(
         "exponential", "generator to element; first_order is the paper's inexact pair"
     )
-    volume: Literal["free", "kept"] = _field(
-        "free", "generators as they are, or without their trace, so that det g = 1"
+    order: Literal["after", "around"] = _field(
+        "after", "teleport after the update; or, a control, there before it and back after it"
     )
-    limit: Literal["bounded", "fixed"] = _field(
-        "bounded", "generators at most of norm max_norm, or scaled to it (the paper)"
+    limit: Literal["bounded", "capped", "fixed"] = _field(
+        "bounded",
+        "generators smoothly below norm max_norm, cut off at it, or scaled to it (the paper)",
     )
     max_norm: PositiveFloat = _field(1.0, "Frobenius norm of the limit")
     guard: Literal["refuse", "shrink", "none"] = _field(

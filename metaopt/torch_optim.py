@@ -125,6 +125,12 @@ class _Stepper:
         parameters: Sequence[Tensor],
         differentiable: bool,
     ) -> None:
+        if optimizer.gradients_per_step != 1:
+            raise ValueError(
+                f"this rule takes {optimizer.gradients_per_step:g} gradients a step, at weights of "
+                f"its own choice (teleporter.order: around), and a torch.optim.Optimizer is given "
+                f"one: use a rule with teleporter.order: after"
+            )
         self.optimizer = optimizer
         self.chain: Chain | None = None
         if optimizer.engine is not None:
@@ -231,8 +237,9 @@ class LearnedOptimizer(torch.optim.Optimizer):
     Raises:
         CheckpointError: where the path holds no checkpoint.
         ShapeMismatchError: where a flattened rule was made for other shapes.
-        ValueError: where the rule cannot work without teleports and the model allows none, or where
-            parameters are neither float32 nor float64.
+        ValueError: where the rule cannot work without teleports and the model allows none, where it
+            takes more than one gradient a step, or where parameters are neither float32 nor
+            float64.
     """
 
     def __init__(self, model: nn.Module, rule: str | Path | LearnedRule) -> None:

@@ -121,7 +121,7 @@ class TeleportTrace:
         norm: of the generators.
         drift: relative movement of the outputs.
         refused: 1 where the guard refused.
-        log_ratio: log L(g.w) / L(w), 0 where refused.
+        log_ratio: log L(g.w) / L(w), summed over the teleports of a step; 0 where refused.
     """
 
     norm: Tensor
@@ -212,6 +212,7 @@ def _trace(reports: list[TeleportReport], tasks: TaskBatch, losses: list[Tensor]
         tiny = torch.finfo(losses_after.dtype).tiny
         losses_before = regression_loss(report.outputs_before, tasks.Y)
         log_ratio = losses_after.clamp(min=tiny).log() - losses_before.clamp(min=tiny).log()
+        log_ratio = log_ratio + report.earlier_log_ratio
     return TeleportTrace(
         norm=report.norm,
         drift=report.drift,

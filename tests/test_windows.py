@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from support import UPDATE_AND_TELEPORT, tiny_config
+from support import UPDATE, UPDATE_AND_TELEPORT, tiny_config
 from torch import Tensor
 
 from metaopt import build
@@ -35,6 +35,14 @@ CONFIGS = {
         loss="normalised",
         average=0.9,
     ),
+    # The controls: what is drawn next is in the state, and a step has a second gradient.
+    "random": tiny_config(
+        {"update": UPDATE, "teleport": {"kind": "random", "norms": [0.3, 0.1]}},
+        {"limit": "capped"},
+        outer_steps=5,
+    ),
+    "frozen": tiny_config({"update": UPDATE, "teleport": UPDATE | {"frozen": True}}, {}),
+    "around": tiny_config(UPDATE_AND_TELEPORT, {"order": "around"}, outer_steps=5),
 }
 every_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
 

@@ -13,6 +13,7 @@ from metaopt.rules.flattened import (
     StepSizeGroupElementLSTM,
 )
 from metaopt.rules.lstm import LSTM, Head, State
+from metaopt.rules.random_generators import RandomGenerators
 
 __all__ = [
     "LSTM",
@@ -24,6 +25,7 @@ __all__ = [
     "Head",
     "LocalUpdateLSTM",
     "Proposal",
+    "RandomGenerators",
     "Rule",
     "State",
     "StepSizeGroupElementLSTM",

@@ -80,7 +80,10 @@ class CoordinateRule(Rule):
             pooled = [c.mean(2, keepdim=True) for c in shaped.split(entries, dim=2)]
             parts = directions.shaped.split(entries, dim=2)
             total = self.scale * total + torch.cat(
-                [(self.basis.coefficients(self.scale*c) * D).sum(1) for c, D in zip(pooled, parts, strict=True)],
+                [
+                    (self.basis.coefficients(self.scale * c) * D).sum(1)
+                    for c, D in zip(pooled, parts, strict=True)
+                ],
                 dim=1,
             )
         return self.basis.project(total, seen)

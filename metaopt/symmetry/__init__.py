@@ -20,11 +20,9 @@ from metaopt.symmetry.elements import (
 )
 from metaopt.symmetry.generators import (
     BoundedNorm,
+    CappedNorm,
     FixedNorm,
-    FreeVolume,
-    KeptVolume,
     NormLimit,
-    Volume,
     frobenius_norm,
 )
 from metaopt.symmetry.guard import Generators, Guard, Guarded, Refuse, Shrink, Unguarded, drift
@@ -33,6 +31,7 @@ from metaopt.symmetry.teleport import TeleportData, TeleportEngine, TeleportRepo
 __all__ = [
     "Action",
     "BoundedNorm",
+    "CappedNorm",
     "Cayley",
     "ElementMap",
     "Exponential",

@@ -1,4 +1,4 @@
-"""What generators go through on their way to an element: volume, then a norm limit.
+"""Norm limits for generators, which keep the element near enough to the identity.
 
 Every limit states the largest norm it lets through (``max_norm``), from which the exponential
 chooses its number of squarings once and for all.
@@ -20,35 +20,6 @@ def frobenius_norm(T: Tensor) -> Tensor:
     return torch.where(is_zero, 0.0, torch.where(is_zero, 1.0, squares).sqrt())
 
 
-class Volume(ABC):
-    """T [B, k, k] -> a generator with or without trace; det exp(T) = exp(tr T)."""
-
-    @abstractmethod
-    def __call__(self, T: Tensor) -> Tensor:
-        """The generator [B, k, k]."""
-
-
-class FreeVolume(Volume):
-    """T as it is: all of GL(k)."""
-
-    def __call__(self, T: Tensor) -> Tensor:
-        """T."""
-        return T
-
-
-class KeptVolume(Volume):
-    """T - (tr T / k) I, in the algebra of SL(k): det g = 1.
-
-    A learned teleporter whose features know no scale cannot see whether its moves scale the
-    activations up step after step; without a trace they do not.
-    """
-
-    def __call__(self, T: Tensor) -> Tensor:
-        """T without its trace."""
-        mean = torch.diagonal(T, dim1=-2, dim2=-1).mean(-1)[..., None, None]
-        return T - mean * torch.eye(T.shape[-1], dtype=T.dtype, device=T.device)
-
-
 class NormLimit(ABC):
     """T [B, k, k] -> a generator with ||T||_F <= max_norm."""
 
@@ -67,6 +38,15 @@ class BoundedNorm(NormLimit):
         """The limited generator [B, k, k]."""
         squares = T.square().sum(dim=(-2, -1), keepdim=True)
         return T * torch.rsqrt(1 + squares / self.max_norm**2)
+
+
+class CappedNorm(NormLimit):
+    """T min(1, c / ||T||_F): T itself up to norm c, and of norm c beyond it."""
+
+    def __call__(self, T: Tensor) -> Tensor:
+        """The limited generator [B, k, k]."""
+        norm = frobenius_norm(T)[:, None, None]
+        return T * (self.max_norm / norm.clamp(min=self.max_norm))
 
 
 class FixedNorm(NormLimit):

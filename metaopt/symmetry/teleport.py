@@ -1,6 +1,6 @@
 """The teleport engine: w -> g.w on every adjacent pair of layers in turn.
 
-For l = 1 .. L - 1:   T_l -> limit(volume(algebra(T_l))) -> (g_l, g_l^-1) -> g_l . (W_l, W_{l+1})
+For l = 1 .. L - 1:   T_l -> limit(algebra(T_l)) -> (g_l, g_l^-1) -> g_l . (W_l, W_{l+1})
 
 Each action leaves the input of the next pair as the earlier ones made it: after the pair l the
 input of pair l + 1 is A_l = s(W_l' A_{l-1}), which the action through the data then has to invert
@@ -9,7 +9,7 @@ afresh.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,8 +18,8 @@ from torch import Tensor
 
 from metaopt.network import LeakyReLU, Weights, forward
 from metaopt.symmetry.actions import Action, InexactActionError, LayerPair
-from metaopt.symmetry.elements import ElementMap
-from metaopt.symmetry.generators import NormLimit, Volume
+from metaopt.symmetry.elements import ElementMap, GroupElement
+from metaopt.symmetry.generators import NormLimit
 from metaopt.symmetry.guard import Generators, Guard, drift
 
 
@@ -66,6 +66,8 @@ class TeleportReport:
         drift: of what the guard let through, [B].
         refused: bool [B].
         outputs_before: f(w) before the teleport, [B, m, N].
+        earlier_log_ratio: log L(g.w) / L(w) of another teleport earlier in the step, [B]; 0
+            without one.
     """
 
     generators: Generators
@@ -73,6 +75,7 @@ class TeleportReport:
     drift: Tensor
     refused: Tensor
     outputs_before: Tensor
+    earlier_log_ratio: Tensor
 
     @classmethod
     def stack(cls, reports: Sequence[TeleportReport]) -> TeleportReport:
@@ -84,6 +87,7 @@ class TeleportReport:
             torch.stack([report.drift for report in reports]),
             torch.stack([report.refused for report in reports]),
             torch.stack([report.outputs_before for report in reports]),
+            torch.stack([report.earlier_log_ratio for report in reports]),
         )
 
     @property
@@ -100,7 +104,6 @@ class TeleportEngine:
     Args:
         action: how the group acts on a pair of layers.
         to_element: the map from generator to element.
-        volume: what happens to the trace of generators.
         limit: the norm limit of generators.
         guard: what happens to a teleport that drifts.
         require_exact: raise where the shapes say that the action cannot be exact, instead of
@@ -111,14 +114,12 @@ class TeleportEngine:
         self,
         action: Action,
         to_element: ElementMap,
-        volume: Volume,
         limit: NormLimit,
         guard: Guard,
         require_exact: bool,
     ) -> None:
         self.action = action
         self.to_element = to_element
-        self.volume = volume
         self.limit = limit
         self.guard = guard
         self.require_exact = require_exact
@@ -169,6 +170,37 @@ class TeleportEngine:
                 inputs_pinv = full_rank_inverse(inputs)
         return tuple(moved)
 
+    def move_back(self, weights: Weights, generators: Generators, data: TeleportData) -> Weights:
+        """g^-1.w without guard: the inverse elements, the last pair first.
+
+        In this order it undoes ``move`` whatever the depth, where the activations have full column
+        rank. Arguments as for ``move``.
+        """
+        moved = list(weights)
+        needs_data = self.action.needs_data
+        # A pair leaves the inputs of the pairs before it alone.
+        inputs = forward(weights, data.X, data.s).inputs if needs_data else ()
+        for layer in reversed(range(len(generators))):
+            pair = LayerPair(
+                W_in=moved[layer],
+                W_out=moved[layer + 1],
+                s=data.s,
+                inputs=inputs[layer] if needs_data else None,
+                inputs_pinv=self._inverse_of_inputs(inputs, layer, data) if needs_data else None,
+            )
+            g, g_inv = self.to_element(generators[layer])
+            pair = self.action.act(GroupElement(g_inv, g), pair)
+            moved[layer], moved[layer + 1] = pair.W_in, pair.W_out
+        return tuple(moved)
+
+    @staticmethod
+    def _inverse_of_inputs(inputs: Sequence[Tensor], layer: int, data: TeleportData) -> Tensor:
+        return data.X_pinv if layer == 0 else full_rank_inverse(inputs[layer])
+
+    def limited(self, generators: Generators) -> Generators:
+        """The generators in the algebra, within the norm limit."""
+        return tuple(self.limit(self.action.algebra(T)) for T in generators)
+
     def teleport(
         self, weights: Weights, generators: Generators, data: TeleportData
     ) -> tuple[Weights, TeleportReport]:
@@ -179,7 +211,21 @@ class TeleportEngine:
             generators: L - 1 matrices [B, k_l, k_l] of any norm.
             data: X, X^+ and ||Y||_F.
         """
-        limited = tuple(self.limit(self.volume(self.action.algebra(T))) for T in generators)
+        return self._under_guard(weights, self.limited(generators), data, self.move)
+
+    def teleport_back(
+        self, weights: Weights, generators: Generators, data: TeleportData
+    ) -> tuple[Weights, TeleportReport]:
+        """w -> g^-1.w under guard; generators as they were applied, limit and scale included."""
+        return self._under_guard(weights, generators, data, self.move_back)
+
+    def _under_guard(
+        self,
+        weights: Weights,
+        limited: Generators,
+        data: TeleportData,
+        move: Callable[[Weights, Generators, TeleportData], Weights],
+    ) -> tuple[Weights, TeleportReport]:
         with torch.no_grad():
             before = forward(weights, data.X, data.s).outputs
 
@@ -189,9 +235,14 @@ class TeleportEngine:
                 return drift(before, after, data.target_norm)
 
         guarded = self.guard(
-            weights, limited, lambda w, generators: self.move(w, generators, data), drift_of
+            weights, limited, lambda w, generators: move(w, generators, data), drift_of
         )
         constants = tuple(T.detach() for T in limited)
         return guarded.weights, TeleportReport(
-            constants, guarded.scale, guarded.drift, guarded.refused, before
+            constants,
+            guarded.scale,
+            guarded.drift,
+            guarded.refused,
+            before,
+            torch.zeros_like(guarded.drift),
         )
