@@ -86,6 +86,19 @@ class TeleportReport:
             torch.stack([report.outputs_before for report in reports]),
         )
 
+    @classmethod
+    def none(cls, weights: Weights, data: TeleportData) -> TeleportReport:
+        """The report of a step without teleport, at the weights that it leads to."""
+        outputs = forward(weights, data.X, data.s).outputs
+        zeros = outputs.new_zeros(len(outputs))
+        return cls(
+            tuple(W.new_zeros(W.shape[0], W.shape[1], W.shape[1]) for W in weights[:-1]),
+            torch.ones_like(zeros),
+            zeros,
+            torch.zeros_like(zeros, dtype=torch.bool),
+            outputs,
+        )
+
     @property
     def norm(self) -> Tensor:
         """Frobenius norm of what was applied, over all pairs together, [B]; 0 where refused."""
