@@ -88,14 +88,18 @@ class TeleportReport:
 
     @classmethod
     def none(cls, weights: Weights, data: TeleportData) -> TeleportReport:
-        """The report of a step without teleport, at the weights that it leads to."""
+        """The report of a step without teleport, at the weights that it leads to.
+
+        Where the outputs overflow it says refused, as a guard would of any teleport there.
+        """
         outputs = forward(weights, data.X, data.s).outputs
         zeros = outputs.new_zeros(len(outputs))
+        finite = torch.isfinite(torch.linalg.matrix_norm(outputs))
         return cls(
             tuple(W.new_zeros(W.shape[0], W.shape[1], W.shape[1]) for W in weights[:-1]),
             torch.ones_like(zeros),
             zeros,
-            torch.zeros_like(zeros, dtype=torch.bool),
+            ~finite,
             outputs,
         )
 
