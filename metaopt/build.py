@@ -9,6 +9,7 @@ import torch
 
 from metaopt.augment import Rescaled, TaskSource
 from metaopt.averaging import Average, ExponentialAverage, NoAverage
+from metaopt.classical import GradientTeleport
 from metaopt.config import ConfigError
 from metaopt.horizon import (
     Curriculum,
@@ -24,6 +25,7 @@ from metaopt.network import LeakyReLU
 from metaopt.optimizers import LBFGS, Adam, GradientDescent, MetaOptimizer, Momentum, Optimizer
 from metaopt.pes import PersistentES
 from metaopt.preconditioned import PreconditionedOptimizer, as_constant, differentiated
+from metaopt.references import KFAC, SolveLast, WhitenLast
 from metaopt.rules import (
     CoordinateGroupElementLSTM,
     CoordinateStepSizeGroupElementLSTM,
@@ -331,7 +333,7 @@ def _require_kept_norms(teleport: object, teleporter: TeleporterConfig) -> None:
 
 
 def hand_made(name: str, values: Mapping[str, float]) -> Optimizer:
-    """A hand-made optimizer (``GD``, ``Momentum``, ``Adam``, ``L-BFGS``) and its settings."""
+    """A hand-made optimizer, by its name in ``schema.HYPERPARAMETERS``, and its settings."""
     match name:
         case "GD":
             return MetaOptimizer({"update": GradientDescent(**values)}, None)
@@ -341,4 +343,26 @@ def hand_made(name: str, values: Mapping[str, float]) -> Optimizer:
             return MetaOptimizer({"update": Adam(**values)}, None)
         case "L-BFGS":
             return LBFGS(history=int(values["history"]))
+        case "GD+teleport":
+            return GradientTeleport(
+                values["lr"],
+                ascents=int(values["ascents"]),
+                every=int(values["every"]),
+                engine=_ascent_engine(values["norm"]),
+            )
+        case "K-FAC":
+            return KFAC(**values)
+        case "solve W2":
+            return SolveLast()
+        case "whiten W2":
+            return WhitenLast()
     raise ValueError(f"no hand-made optimizer is called {name!r}")
+
+
+def _ascent_engine(norm: float) -> TeleportEngine:
+    """The engine of classical teleports: of a given norm, and left to the guard where inexact."""
+    limit = FixedNorm(norm)
+    tolerance = TeleporterConfig().tolerance
+    return TeleportEngine(
+        ThroughData(), Exponential(norm), limit, Refuse(tolerance), require_exact=False
+    )

@@ -14,7 +14,7 @@ from metaopt.checkpoint import CheckpointError
 from metaopt.distributed import World
 from metaopt.learned import LearnedRule
 from metaopt.optimizers import Optimizer
-from metaopt.schema import EvalConfig
+from metaopt.schema import REFERENCES, EvalConfig
 from metaopt.tuning import edges, tune
 
 Kind = Literal["learned", "baseline", "reference"]
@@ -88,7 +88,7 @@ def baseline_contenders(
     return [
         Contender(
             choice.name,
-            "baseline",
+            "reference" if choice.base in REFERENCES else "baseline",
             build.hand_made(choice.base, choice.values),
             {
                 "hyperparameters": choice.values,

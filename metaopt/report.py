@@ -90,7 +90,7 @@ def tuning_lines(found: dict[str, Any]) -> str:
     """What the hand-made optimizers were tuned to, a line each; empty without any."""
     lines = []
     for name, entry in found["optimizers"].items():
-        if entry["kind"] == "baseline":
+        if entry["kind"] != "learned" and entry["origin"]["hyperparameters"]:
             values = ", ".join(f"{k} {v:g}" for k, v in entry["origin"]["hyperparameters"].items())
             edges = ", ".join(entry["origin"]["at_the_edge_of_the_grid"])
             note = f"; at the edge of the grid: {edges}" if edges else ""

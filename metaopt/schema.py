@@ -254,7 +254,13 @@ HYPERPARAMETERS: dict[str, tuple[str, ...]] = {
     "Momentum": ("lr", "momentum"),
     "Adam": ("lr", "beta1", "beta2"),
     "L-BFGS": ("history",),
+    "GD+teleport": ("lr", "norm", "ascents", "every"),
+    "K-FAC": ("lr", "damping"),
+    "solve W2": (),
+    "whiten W2": (),
 }
+# Those that know more than first-order methods do.
+REFERENCES = ("K-FAC", "solve W2", "whiten W2")
 
 
 def parse_baseline(name: str) -> tuple[str, int | None]:
@@ -273,6 +279,10 @@ class TuningConfig(_Model):
     seed: Seed = _field(0, "of the validation tasks")
     grids: dict[str, Grid] = _required("values to try for each hyper-parameter of each optimizer")
 
+    def grid(self, base: str) -> Grid:
+        """What an optimizer is tuned over; empty for one without hyper-parameters."""
+        return self.grids.get(base, {})
+
     @model_validator(mode="after")
     def _complete(self) -> TuningConfig:
         for name, grid in self.grids.items():
@@ -290,9 +300,9 @@ class TuningConfig(_Model):
 
 def _is_possible(parameter: str, value: float) -> bool:
     match parameter:
-        case "lr":
+        case "lr" | "norm" | "damping":
             return value > 0
-        case "history":
+        case "history" | "ascents" | "every":
             return isinstance(value, int) and value >= 1
         case _:
             return 0 <= value < 1
@@ -314,6 +324,6 @@ class EvalConfig(_Model):
     def _baselines(self) -> EvalConfig:
         for name in self.baselines:
             base, _ = parse_baseline(name)
-            if base not in self.tuning.grids:
+            if HYPERPARAMETERS[base] and base not in self.tuning.grids:
                 raise ValueError(f"tuning.grids has no entry for {base}, which baselines asks for")
         return self

@@ -24,6 +24,7 @@ from metaopt.distributed import World
 from metaopt.schema import HYPERPARAMETERS, EvalConfig, parse_baseline
 from metaopt.statistics import geomean
 from metaopt.streams import Stream
+from metaopt.symmetry import InexactActionError
 from metaopt.tasks import TaskBatch
 from metaopt.unroll import rollout
 
@@ -75,7 +76,11 @@ def tune(config: EvalConfig, device: torch.device, cache: Path, world: World) ->
         if key not in known:
             if tasks is None:
                 tasks = _tasks(config, device, world)
-            known[key] = _search(config, base, step, tasks, world)
+            try:
+                known[key] = _search(config, base, step, tasks, world)
+            except InexactActionError as error:
+                world.say(f"left out: {name}: {error}")
+                continue
             world.on_first(lambda: _remember(cache, known))
         found = known[key]
         chosen.append(Choice(name, base, found["values"], step, found["validation_loss"]))
@@ -98,7 +103,7 @@ def _tasks(config: EvalConfig, device: torch.device, world: World) -> TaskBatch:
 def _search(
     config: EvalConfig, base: str, step: int, tasks: TaskBatch, world: World
 ) -> dict[str, Any]:
-    settings = list(candidates(config.tuning.grids[base], HYPERPARAMETERS[base]))
+    settings = list(candidates(config.tuning.grid(base), HYPERPARAMETERS[base]))
     final = []
     bar = tqdm(
         settings, desc=f"tuning {base} for step {step}", leave=False, disable=not world.first
@@ -119,7 +124,7 @@ def _key(config: EvalConfig, base: str, step: int) -> str:
             "version": __version__,
             "optimizer": base,
             "step": step,
-            "grid": config.tuning.grids[base],
+            "grid": config.tuning.grid(base),
             "tasks": config.tuning.tasks,
             "seed": config.tuning.seed,
             "dtype": config.dtype,
@@ -131,7 +136,7 @@ def _key(config: EvalConfig, base: str, step: int) -> str:
 
 def edges(choice: Choice, config: EvalConfig) -> list[str]:
     """Hyper-parameters chosen at an end of their grid, where more of it might have been better."""
-    grid = config.tuning.grids[choice.base]
+    grid = config.tuning.grid(choice.base)
     return [
         name
         for name, value in choice.values.items()

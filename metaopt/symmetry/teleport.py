@@ -90,6 +90,23 @@ class TeleportReport:
             torch.stack([report.earlier_log_ratio for report in reports]),
         )
 
+    @classmethod
+    def none(cls, weights: Weights, data: TeleportData) -> TeleportReport:
+        """The report of a step without teleport, at the weights that it leads to.
+
+        Where the outputs overflow it says refused, as a guard would of any teleport there.
+        """
+        outputs = forward(weights, data.X, data.s).outputs
+        zeros = outputs.new_zeros(len(outputs))
+        finite = torch.isfinite(torch.linalg.matrix_norm(outputs))
+        return cls(
+            tuple(W.new_zeros(W.shape[0], W.shape[1], W.shape[1]) for W in weights[:-1]),
+            torch.ones_like(zeros),
+            zeros,
+            ~finite,
+            outputs,
+        )
+
     @property
     def norm(self) -> Tensor:
         """Frobenius norm of what was applied, over all pairs together, [B]; 0 where refused."""

@@ -1,0 +1,110 @@
+"""Gradient descent with the classical teleport: gradient ascent on the group, no learning.
+
+    w' = w - eta grad L(w),   then p times   w' -> exp(T).w',   T = c D / ||D||_F,
+    D = d/dT ||grad L(exp(T).w')||_F^2   at T = 0
+
+It is the rule of Zhao, Dehmamy, Walters and Yu, *Symmetry Teleportation for Accelerated
+Optimization* (NeurIPS 2022, arXiv 2205.10637), which maximises the gradient norm on the orbit by
+gradient ascent; c is the length of an ascent step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from metaopt.network import Weights, forward
+from metaopt.optimizers import Optimizer, Step
+from metaopt.symmetry import Generators, TeleportData, TeleportEngine, TeleportReport, drift
+from metaopt.tasks import Observation, TaskBatch
+
+GRADIENTS_PER_ASCENT = 3.0
+"""The gradient at w' and, through it backwards, D: twice as much again."""
+
+
+@dataclass(frozen=True)
+class _Run:
+    tasks: TaskBatch
+    step: int
+
+
+def ascent_direction(tasks: TaskBatch, weights: Weights, engine: TeleportEngine) -> Generators:
+    """D = d/dT ||grad L(exp(T).w)||_F^2 at T = 0, for each pair of adjacent layers [B, k_l, k_l].
+
+    Args:
+        tasks: B tasks.
+        weights: w.
+        engine: whose action and element map carry T out.
+    """
+    with torch.enable_grad():
+        generators = tuple(
+            W.new_zeros(W.shape[0], W.shape[1], W.shape[1]).requires_grad_() for W in weights[:-1]
+        )
+        moved = engine.move(tuple(W.detach() for W in weights), generators, tasks)
+        squares = [G.square().sum() for G in tasks.observe(moved).grads]
+        return torch.autograd.grad(torch.stack(squares).sum(), generators)
+
+
+class GradientTeleport(Optimizer):
+    """Gradient descent, with a teleport up the gradient norm after every so many steps.
+
+    Each ascent step is counted as three gradient evaluations: reverse mode over a function costs
+    about twice the function (Griewank and Walther 2008, section 4.6), here over grad L itself. The
+    evaluation at the teleported weights is that of the next step.
+
+    Args:
+        lr: eta.
+        ascents: p, ascent steps of a teleport.
+        every: inner steps from one teleport to the next; the first follows the first step.
+        engine: carries the generators out; its norm limit makes D the T of the equation.
+    """
+
+    def __init__(self, lr: float, ascents: int, every: int, engine: TeleportEngine) -> None:
+        self.lr = lr
+        self.ascents = ascents
+        self.every = every
+        self.engine = engine
+        self.gradients_per_step = 1 + GRADIENTS_PER_ASCENT * ascents / every
+
+    def initial_state(self, tasks: TaskBatch, observation: Observation) -> _Run:
+        """The tasks, whose gradient is needed beside the observation, and t = 0."""
+        self.engine.check(tasks, observation.weights)
+        return _Run(tasks, 0)
+
+    def step(
+        self, weights: Weights, observation: Observation, state: _Run, data: TeleportData
+    ) -> Step:
+        """Update first, teleport after it."""
+        weights = tuple(W - self.lr * G for W, G in zip(weights, observation.grads, strict=True))
+        after = _Run(state.tasks, state.step + 1)
+        if state.step % self.every:
+            return Step(weights, after, TeleportReport.none(weights, data))
+        moved = weights
+        reports = []
+        for _ in range(self.ascents):
+            direction = ascent_direction(state.tasks, moved, self.engine)
+            moved, report = self.engine.teleport(moved, direction, data)
+            reports.append(report)
+        return Step(moved, after, _in_turn(reports, moved, data))
+
+
+def _in_turn(reports: list[TeleportReport], moved: Weights, data: TeleportData) -> TeleportReport:
+    """One report of teleports that followed each other.
+
+    Its generators are the sums, those of the product of the elements to first order; it is refused
+    where every one was.
+    """
+    every = TeleportReport.stack(reports)
+    refused = every.refused.all(0)
+    before = reports[0].outputs_before
+    moved_by = drift(before, forward(moved, data.X, data.s).outputs, data.target_norm)
+    return TeleportReport(
+        generators=tuple(
+            torch.where(every.refused[..., None, None], 0.0, T).sum(0) for T in every.generators
+        ),
+        scale=torch.ones_like(moved_by),
+        drift=torch.where(refused, 0.0, moved_by),
+        refused=refused,
+        outputs_before=before,
+    )
