@@ -17,8 +17,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.study import jobs
 from benchmarks.study.compared import Compared
-from benchmarks.study.config import StudyConfig, smoked
+from benchmarks.study.config import Row, StudyConfig, smoked
 from benchmarks.study.evaluation import Evaluation
 from benchmarks.study.figure import figure
 from benchmarks.study.plan import ROOT
@@ -31,6 +32,9 @@ from metaopt import cli, config
 from metaopt.checkpoint import make_folder, write_atomically
 from metaopt.distributed import World
 from metaopt.errors import UserError
+
+Listed = tuple[str, str, str, Sequence[tuple[int | None, Evaluation]]]
+"""Name, label and kind of a contender, and its evaluations by seed."""
 
 
 def main(world: World) -> None:
@@ -55,16 +59,18 @@ def main(world: World) -> None:
     study = Study(settings, Path(arguments.out or default), arguments.device)
     study.planner.check_budgets()
     make_folder(study.out)
-    if not arguments.ablations:
-        found = core(study)
-        if arguments.write_readme:
-            write_readme(ROOT / "README.md", readme(found))
-        if arguments.ship:
-            for path in ship(study, found, ROOT / "checkpoints" / "pretrained"):
-                world.say(f"shipped: {path}")
-        world.say(f"\n{claims(found)}\n\nresults: {study.out}")
-    if arguments.ablations or arguments.smoke:
-        world.say(f"\n{ablations_table(levers(study))}\nresults: {study.out}")
+    with jobs.alone(study.out):
+        if not arguments.ablations:
+            found = core(study)
+            if arguments.write_readme:
+                write_readme(ROOT / "README.md", readme(found))
+            if arguments.ship:
+                for path in ship(study, found, ROOT / "checkpoints" / "pretrained"):
+                    world.say(f"shipped: {path}")
+            world.say(f"\n{claims(found)}\n")
+        if arguments.ablations or arguments.smoke:
+            world.say(f"\n{ablations_table(levers(study))}")
+    world.say(f"results: {study.out}")
 
 
 def core(study: Study) -> dict[str, Any]:
@@ -72,7 +78,7 @@ def core(study: Study) -> dict[str, Any]:
     settings = study.settings
     study.search(settings.rows)
     study.train([run for row in settings.rows for run in study.trainings(row)])
-    learned = {
+    learned: dict[tuple[str, str], list[tuple[int | None, Evaluation]]] = {
         (row.name, family): [
             (run.settings.seed, study.of_learned(run, family)) for run in study.trainings(row)
         ]
@@ -80,24 +86,23 @@ def core(study: Study) -> dict[str, Any]:
         for family in row.families
     }
     names = [*settings.baselines, *settings.references]
-    hand_made = {
+    hand_made: dict[tuple[str, str], Evaluation] = {
         (name, family): study.of_hand_made(name, family)
         for family in settings.families
         for name in names
     }
-    groups: list[list[Evaluation]] = []
+    # Tuning takes longest, so it begins.
+    groups = [[hand_made[name, family] for name in names] for family in settings.families]
     for row in settings.rows:
         of_row = [learned[row.name, family] for family in row.families]
         groups.append([evaluation for runs in of_row for _, evaluation in runs])
-    for family in settings.families:
-        groups.append([hand_made[name, family] for name in names])
-    study.evaluate([group for group in groups if group])
+    study.evaluate(groups)
     contenders: dict[str, list[Compared]] = {}
     left_out = []
     kinds = {row.name: "learned" for row in settings.learned}
     for family in settings.families:
-        listed = [
-            (row.name, study.trainings(row)[0].settings.label, kinds.get(row.name, "control"), runs)
+        listed: list[Listed] = [
+            (row.name, _label(study, row, family), kinds.get(row.name, "control"), runs)
             for row in settings.rows
             if (runs := learned.get((row.name, family)))
         ]
@@ -109,6 +114,12 @@ def core(study: Study) -> dict[str, Any]:
     write_atomically(study.out / "tables.md", tables(found).encode())
     write_atomically(study.out / "study.png", figure(found))
     return found
+
+
+def _label(study: Study, row: Row, family: str) -> str:
+    """In the tables of a family; says so where the row was meta-trained on another one."""
+    label = study.trainings(row)[0].settings.label
+    return label if row.train == family else f"{label}, from {row.train}"
 
 
 def levers(study: Study) -> dict[str, Any]:
@@ -136,10 +147,7 @@ def levers(study: Study) -> dict[str, Any]:
     return found
 
 
-def _compared(
-    study: Study,
-    listed: Sequence[tuple[str, str, str, Sequence[tuple[int | None, Evaluation]]]],
-) -> tuple[list[Compared], list[str]]:
+def _compared(study: Study, listed: Sequence[Listed]) -> tuple[list[Compared], list[str]]:
     contenders, left_out = [], []
     for name, label, kind, evaluations in listed:
         contender, why = study.compared(name, label, kind, evaluations)

@@ -7,6 +7,7 @@ from typing import Any
 
 from benchmarks.study.compared import Compared, Index, best_hand_made, curve, ratios
 from benchmarks.study.config import HAND_MADE, Bar, StudyConfig
+from metaopt.statistics import diverged
 
 Contenders = Mapping[str, Sequence[Compared]]
 """By family."""
@@ -48,19 +49,31 @@ def _checked(
     of_step = [pair for pair in ratios(row, rival, index) if pair["step"] == step]
     values = {pair["seed"]: (pair["ratio"], pair["ci95"]) for pair in of_step}
     met = {seed: interval[1] < bound for seed, (_, interval) in values.items()}
-    name = rival.name if bar.against != HAND_MADE else f"best hand-made ({rival.name})"
+    name = rival.label if bar.against != HAND_MADE else f"best hand-made ({rival.name})"
     return [_row(bar.family, bar.row, f"ratio to {name}", step, f"below {bound:g}", values, met)]
 
 
 def _health(study: StudyConfig, family: str, contender: Compared) -> list[dict[str, Any]]:
     """Divergence, and what teleports did to the loss."""
-    bar, rows = study.teleport_bar, []
+    bar = study.teleport_bar
     runs = {str(run.seed): run for run in contender.runs}
+    lost = {seed: (float(diverged(run.raw)), None) for seed, run in runs.items()}
+    rows = [
+        _row(
+            family,
+            contender.name,
+            "tasks diverged",
+            None,
+            "at most 0",
+            lost,
+            {seed: value == 0 for seed, (value, _) in lost.items()},
+        )
+    ]
     teleports = {seed: run.about["teleport"] for seed, run in runs.items()}
     if all(teleports.values()):
         drift = {seed: (found["drift_max"], None) for seed, found in teleports.items()}
         total = {seed: (found["drift_log_total_mean"], None) for seed, found in teleports.items()}
-        rows = [
+        rows += [
             _row(
                 family,
                 contender.name,

@@ -104,8 +104,8 @@ def read(evaluation: Evaluation) -> Evaluated:
     """The kept result."""
     with np.load(evaluation.file, allow_pickle=False) as content:
         about = json.loads(str(content["about"]))
-        losses = content["losses"].astype(np.float64) if "losses" in content else None
-    return Evaluated(losses, about)
+        losses = content["losses"].astype(np.float64)
+    return Evaluated(losses if losses.size else None, about)
 
 
 def compute(evaluation: Evaluation, device: torch.device) -> Evaluated:
@@ -140,11 +140,13 @@ def _contender(evaluation: Evaluation, device: torch.device, world: World) -> Co
 
 def keep(evaluation: Evaluation, found: Evaluated) -> None:
     """Write a result, atomically, in the dtype that it was computed in."""
-    arrays = {"about": np.array(json.dumps(found.about))}
-    if found.losses is not None:
-        arrays["losses"] = found.losses.astype(evaluation.settings.dtype)
+    losses = np.empty(0) if found.losses is None else found.losses
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
+    np.savez_compressed(
+        buffer,
+        about=np.array(json.dumps(found.about)),
+        losses=losses.astype(evaluation.settings.dtype),
+    )
     write_atomically(evaluation.file, buffer.getvalue())
 
 

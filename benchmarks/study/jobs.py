@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,9 +19,31 @@ from metaopt.errors import ProcessLostError, StoppedError, UserError
 from metaopt.signals import CAUGHT, Signals
 
 SECONDS_BETWEEN_LOOKS = 0.1
+SECONDS_BETWEEN_BARS = 1.0
 SECONDS_TO_SAVE = 60.0
 _BAR = "{desc}: {n_fmt}/{total_fmt} |{bar:20}| [{elapsed}{postfix}]"
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock, and let all processes that are begun hold it until they end.
+
+    A study that was killed leaves its processes behind; another one must not meet them.
+
+    Raises:
+        UserError: where another one holds it.
+    """
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(
+                f"{folder}: another study works there, or processes that a killed one left; wait "
+                f"for them, end them, or choose another folder with --out"
+            ) from None
+        os.set_inheritable(file.fileno(), True)
+        yield
 
 
 @dataclass(frozen=True)
@@ -56,6 +80,7 @@ def run(jobs: Sequence[Job], side_by_side: int, what: str) -> None:
     """
     waiting = list(jobs)
     running: dict[Job, subprocess.Popen[bytes]] = {}
+    shown = 0.0
     with tqdm(total=len(jobs), desc=what, bar_format=_BAR, disable=not jobs) as bar:
         try:
             with Signals() as signals:
@@ -69,7 +94,9 @@ def run(jobs: Sequence[Job], side_by_side: int, what: str) -> None:
                         del running[job]
                         bar.update()
                         tqdm.write(job.result())
-                    bar.set_postfix_str("; ".join(job.progress() for job in running))
+                    if time.monotonic() - shown > SECONDS_BETWEEN_BARS:
+                        bar.set_postfix_str("; ".join(job.progress() for job in running))
+                        shown = time.monotonic()
         finally:
             _stop(running)
 
@@ -88,6 +115,8 @@ def _begin(job: Job) -> subprocess.Popen[bytes]:
             stderr=subprocess.STDOUT,
             env=environment,
             start_new_session=True,
+            # Python's own files are not inherited; the lock is.
+            close_fds=False,
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shlex
 import sys
 from collections.abc import Iterable, Mapping
@@ -21,19 +22,24 @@ from metaopt.schema import TrainConfig
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
+_TAIL = 16384
+"""Bytes at the end of ``metrics.jsonl`` that hold its last rows."""
+
 
 @dataclass(frozen=True)
 class Budget:
     """What a row may use in meta-training.
 
     Attributes:
-        trajectories: batch x outer steps / windows of a trajectory.
+        trajectories: inner steps / inner steps of a trajectory.
         outer_steps: updates of phi.
+        inner_steps: summed over trajectories.
         gradients: inner gradient evaluations.
     """
 
     trajectories: float
     outer_steps: int
+    inner_steps: int
     gradients: float
 
 
@@ -49,7 +55,10 @@ def budget(settings: TrainConfig) -> Budget:
     inner = whole * meta.steps + min(rest * meta.unroll, meta.steps)
     each = build.meta_optimizer(settings).gradients_per_step
     return Budget(
-        meta.batch * meta.outer_steps / windows, meta.outer_steps, each * meta.batch * inner
+        trajectories=meta.batch * inner / meta.steps,
+        outer_steps=meta.outer_steps,
+        inner_steps=meta.batch * inner,
+        gradients=each * meta.batch * inner,
     )
 
 
@@ -124,7 +133,9 @@ class Training:
     def last_metrics(self) -> dict[str, Any]:
         """The last row of an outer step, or an empty one."""
         try:
-            lines = (self.folder / METRICS_FILE).read_text(encoding="utf-8").splitlines()
+            with (self.folder / METRICS_FILE).open("rb") as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL))
+                lines = file.read().splitlines()
         except OSError:
             return {}
         for line in reversed(lines):

@@ -145,7 +145,7 @@ def _run(run: Training) -> dict[str, Any]:
     }
 
 
-def _costs(study: Study, rows: Mapping[str, Any], families: Mapping[str, Any]) -> dict[str, float]:
+def _costs(study: Study, rows: Mapping[str, Any], families: Mapping[str, Any]) -> dict[str, Any]:
     evaluated = sum(
         run["seconds_per_step"] * study.settings.steps
         for about in families.values()
@@ -156,4 +156,9 @@ def _costs(study: Study, rows: Mapping[str, Any], families: Mapping[str, Any]) -
         "training": sum(run["seconds"] for row in rows.values() for run in row["runs"]),
         "search": sum(run["seconds"] for row in rows.values() for run in row["search"].values()),
         "evaluation": evaluated,
+        "as_planned": all(
+            run["inner_steps"] == row["budget"]["inner_steps"]
+            for row in rows.values()
+            for run in row["runs"]
+        ),
     }

@@ -162,12 +162,12 @@ def claims(found: dict[str, Any]) -> str:
 
 
 def pairs(found: dict[str, Any]) -> str:
-    """Ratios over seeds, with the share of tasks won."""
+    """Ratios to learned optimizers, controls and references over seeds; the JSON has all."""
     rows = []
     for family, about in found["families"].items():
         contenders = about["contenders"]
         for pair in about["pairs"]:
-            if pair["seed"] == "all":
+            if pair["seed"] == "all" and contenders[pair["b"]]["kind"] != "baseline":
                 names = [contenders[pair[side]]["label"] for side in "ab"]
                 ratio = f"{pair['ratio']:.3g} {_interval(pair['ci95'])}"
                 won = f"{100 * pair['win_rate']:.0f} %"
@@ -231,7 +231,9 @@ def cost_lines(found: dict[str, Any]) -> str:
     return (
         f"Seconds of processes of one thread each, {found['config']['jobs']} side by side: "
         f"{cost['training']:.0f} of meta-training, {cost['search']:.0f} of search, "
-        f"{cost['evaluation']:.0f} of evaluation (starts, compiling and tuning apart)."
+        f"{cost['evaluation']:.0f} of evaluation (tuning and the start of its processes apart). "
+        f"Inner steps as logged are those of the budget in "
+        f"{'every run' if cost['as_planned'] else 'NOT every run'}."
     )
 
 
