@@ -21,6 +21,7 @@ import metaopt
 from benchmarks.study.claims import checked
 from benchmarks.study.compared import Compared, RunOf, best_hand_made, ratios
 from benchmarks.study.config import StudyConfig, smoked
+from benchmarks.study.jobs import alone
 from benchmarks.study.least import excess, least_losses
 from benchmarks.study.plan import Planner, budget
 from benchmarks.study.ship import ship
@@ -196,6 +197,14 @@ def test_the_readme_is_written_between_its_markers(tmp_path: Path) -> None:
         write_readme(file, "new")
     readme = (ROOT / "README.md").read_text()
     assert readme.index(BEGIN) < readme.index(END)
+
+
+def test_two_studies_do_not_share_a_folder(tmp_path: Path) -> None:
+    another = pytest.raises(UserError, match="another study works there")
+    with alone(tmp_path), another, alone(tmp_path):
+        pass
+    with alone(tmp_path):
+        assert (tmp_path / ".lock").is_file()
 
 
 def smoke(out: Path) -> subprocess.Popen[str]:

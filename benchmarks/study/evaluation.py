@@ -133,8 +133,10 @@ def compute(evaluation: Evaluation, device: torch.device) -> Evaluated:
 def _contender(evaluation: Evaluation, device: torch.device, world: World) -> Contender | None:
     if evaluation.checkpoint is not None:
         return learned_contenders([evaluation.checkpoint], device, True, world)[0]
-    # Tuned on validation tasks; a cache for each, since several processes write.
-    cache = evaluation.file.with_suffix(".tuned.json")
+    # Tuned on validation tasks, so other test tasks find it there; a cache for each, since several
+    # processes write.
+    stem = f"tuned-{evaluation.family}-{evaluation.name.replace(' ', '-')}"
+    cache = evaluation.folder / f"{stem}.json"
     return next(iter(baseline_contenders(evaluation.settings, device, cache, world)), None)
 
 
