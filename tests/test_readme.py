@@ -32,7 +32,10 @@ def test_files_that_it_names_exist() -> None:
     assert len(paths) > 3
     assert [path for path in paths if not (ROOT / path).exists()] == []
     modules = re.findall(r"python -m ([\w.]+)", README)
-    files = [ROOT / (module.replace(".", "/") + ".py") for module in modules if module != "pytest"]
+    places = [ROOT / module.replace(".", "/") for module in modules if module != "pytest"]
+    files = [
+        place / "__main__.py" if place.is_dir() else place.with_suffix(".py") for place in places
+    ]
     venv = ROOT / "venv.py"
     assert [file for file in files if file != venv and not file.exists()] == []
 

@@ -1,0 +1,295 @@
+"""The study: statistics of a hand-made case, budgets, the least loss, and the command itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from support import tiny_config
+
+import metaopt
+from benchmarks.study.claims import checked
+from benchmarks.study.compared import Compared, RunOf, best_hand_made, ratios
+from benchmarks.study.config import StudyConfig, smoked
+from benchmarks.study.jobs import alone
+from benchmarks.study.least import excess, least_losses
+from benchmarks.study.plan import Planner, budget
+from benchmarks.study.ship import ship
+from benchmarks.study.study import Study
+from benchmarks.study.tables import BEGIN, END, ablations, tables, write_readme
+from metaopt import config
+from metaopt.distributed import World
+from metaopt.errors import UserError
+from metaopt.evaluate import unseen_tasks
+from metaopt.meta_train import MetaTrainer
+from metaopt.schema import EvalConfig
+from metaopt.statistics import resamples
+
+ROOT = Path(__file__).resolve().parent.parent
+CPU = torch.device("cpu")
+
+
+def study_config(*overrides: str) -> StudyConfig:
+    return config.load(StudyConfig, "study.yaml", overrides)
+
+
+def contender(name: str, kind: str, *losses: list[float]) -> Compared:
+    """Runs of one inner step from a loss of 1; each list is one seed's losses of the tasks."""
+    about: dict[str, Any] = {
+        "seconds_per_step": 1.0,
+        "gradients_per_step": 1.0,
+        "teleport": None,
+        "origin": {},
+    }
+    arrays = [np.array([[1.0] * len(row), row]) for row in losses]
+    seeds = range(len(losses)) if kind == "learned" else [None]
+    runs = [RunOf(seed, array, array, about) for seed, array in zip(seeds, arrays, strict=True)]
+    return Compared(name, name, kind, runs)
+
+
+PAIR = contender("coordinate_update_tele", "learned", [1.0, 4.0], [4.0, 4.0])
+RIVAL = contender("coordinate_update", "learned", [4.0, 8.0], [1.0, 32.0])
+ADAM = contender("Adam@10", "baseline", [8.0, 8.0])
+REFERENCE = contender("solve W2", "reference", [1e-9, 1e-9])
+INDEX = resamples(2, 100, 0)
+
+
+def test_ratios_seed_by_seed_over_seeds_and_the_worst_against_the_best() -> None:
+    found = {row["seed"]: row for row in ratios(PAIR, RIVAL, INDEX) if row["step"] == 1}
+    assert found["0"]["ratio"] == pytest.approx((1 / 4 * 4 / 8) ** 0.5)
+    assert found["1"]["ratio"] == pytest.approx((4 / 1 * 4 / 32) ** 0.5)
+    # Over seeds the pair has 2, 4 and its rival 2, 16; the worst seed is 1, the rival's best too.
+    assert found["all"]["ratio"] == pytest.approx((2 / 2 * 4 / 16) ** 0.5)
+    assert found["all"]["win_rate"] == 0.5
+    assert found["worst/best"]["ratio"] == pytest.approx((4 / 1 * 4 / 32) ** 0.5)
+    # Of two tasks every interval ends at the two quotients.
+    assert found["0"]["ci95"] == pytest.approx([1 / 4, 1 / 2])
+    against_one = {row["seed"]: row for row in ratios(PAIR, ADAM, INDEX) if row["step"] == 1}
+    assert against_one["0"]["ratio"] == pytest.approx((1 / 8 * 4 / 8) ** 0.5)
+    assert against_one["1"]["ratio"] == pytest.approx(0.5)
+
+
+def test_only_first_order_methods_are_hand_made_rivals() -> None:
+    assert best_hand_made([PAIR, ADAM, REFERENCE], 1) is ADAM
+    assert best_hand_made([PAIR, REFERENCE], 1) is None
+
+
+def test_claims_are_met_in_each_seed_or_not_at_all() -> None:
+    bars = [
+        "{row: coordinate_update_tele, below: {1: 4}}",
+        "{row: coordinate_update_tele, below: {1: 3}}",
+        "{row: coordinate_update_tele, against: coordinate_update, below: {1: 0.6}}",
+        "{row: coordinate_update_tele, against: hand-made, below: {1: 0.6}}",
+        "{row: coordinate_update_tele, against: hand-made, below: {1: 0.4}}",
+        "{row: coordinate_update_tele, below: {1000: 4}}",
+    ]
+    study = study_config("seeds=[0, 1]", f"bars=[{', '.join(bars)}]")
+    rows = checked(study, {"default": [PAIR, RIVAL, ADAM]}, INDEX)
+    met = [row["met_in_each"] for row in rows if row["step"] == 1]
+    assert met == [True, False, False, True, False]
+    assert rows[1]["met"] == {"0": True, "1": False, "all": True}
+    # Seed 1 has the quotients 4 and 1/8: the upper end of its interval is above any bar.
+    assert rows[2]["met"] == {"0": True, "1": False, "all": False, "worst/best": False}
+    assert [row["what"] for row in rows[5:]] == ["tasks diverged"] * 2
+
+
+NARROW = ["tasks=5", "dtype=float64", "task.width=3", "task.samples=7", "task.inputs=9"]
+
+
+def test_the_least_loss_is_reached_and_no_weights_are_below_it() -> None:
+    settings = config.load(EvalConfig, "eval.yaml", NARROW)
+    least, tasks = least_losses(settings), unseen_tasks(settings, CPU, World())
+    _, _, Vh = torch.linalg.svd(tasks.Y, full_matrices=False)
+    H = Vh[:, :3]
+    W1 = torch.where(H > 0, H, H / settings.task.slope) @ torch.linalg.pinv(tasks.X)
+    loss = tasks.loss((W1, tasks.Y @ H.mT)).numpy()
+    assert least.min() > 0.1
+    np.testing.assert_allclose(loss, least, rtol=1e-9)
+    moved = tasks.loss((W1 + 0.01 * tasks.initial[0], tasks.Y @ H.mT)).numpy()
+    assert (moved > least).all()
+    assert (excess(np.stack([moved, least]), least, settings)[0] == moved - least).all()
+    # At the least loss itself what is left is rounding, and not 0.
+    floor = excess(np.stack([moved, least]), least, settings)[1]
+    np.testing.assert_allclose(floor, np.finfo(np.float64).eps * least)
+
+
+def test_the_least_loss_of_other_families() -> None:
+    assert not least_losses(config.load(EvalConfig, "eval.yaml", ["tasks=5"])).any()
+    with pytest.raises(UserError, match="samples"):
+        least_losses(config.load(EvalConfig, "eval.yaml", [*NARROW, "task.inputs=5"]))
+
+
+@pytest.mark.parametrize(("steps", "unroll", "outer_steps"), [(4, 2, 4), (8, 3, 7), (5, 5, 3)])
+def test_budgets_are_what_meta_training_uses(steps: int, unroll: int, outer_steps: int) -> None:
+    settings = tiny_config(steps=steps, unroll=unroll, outer_steps=outer_steps)
+    trainer = MetaTrainer(settings, CPU)
+    while not trainer.finished:
+        trainer.outer_step()
+    used = budget(settings)
+    assert used.inner_steps == used.gradients == trainer.progress.inner_steps
+    assert used.trajectories == pytest.approx(trainer.trajectories)
+
+
+def test_unequal_budgets_are_refused(tmp_path: Path) -> None:
+    Planner(study_config(), tmp_path).check_budgets()
+    more = "controls=[{name: more, config: coordinate_update.yaml, group: coordinate, "
+    unequal = study_config(more + "set: {meta.batch: 9}}]")
+    with pytest.raises(UserError, match=r"trajectories of coordinate_update_tele are .* of more "):
+        Planner(unequal, tmp_path).check_budgets()
+
+
+def test_a_row_is_a_configuration_with_overrides(tmp_path: Path) -> None:
+    study = study_config("families.narrow={width: 10}")
+    planner, row = Planner(study, tmp_path), study.row("lstm_update_tele_narrow")
+    run = planner.training(row, 7, share=0.25, factor=2.0)
+    whole = planner.training(row, 7).settings
+    assert run.settings.task.width == 10
+    assert (run.settings.seed, run.settings.name) == (7, row.name)
+    assert run.settings.meta.outer_steps == whole.meta.outer_steps // 4
+    for place, rule in run.settings.rules.by_name().items():
+        assert rule.outer_lr == pytest.approx(2 * whole.rules.by_name()[place].outer_lr)
+    assert run.folder != planner.training(row, 7).folder
+    assert planner.training(row, 7).folder == planner.training(row, 7).folder
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("seeds=[0, 0]", "each one once"),
+        ("bars=[{row: nobody, below: {1: 1}}]", "found 'nobody'"),
+        ("learned=[{name: a, config: b.yaml, group: none}]", "found 'none', known here: coord"),
+        ("task=3", "unknown field task; did you mean tasks"),
+    ],
+)
+def test_mistakes_are_one_line(override: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        study_config(override)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_smoke_keeps_what_it_names() -> None:
+    study = study_config()
+    assert study.smoke is not None
+    small = config.check(StudyConfig, smoked(study), "smoke")
+    assert {row.name for row in small.rows} == set(study.smoke.rows)
+    assert set(small.families) == set(study.families)
+    assert len(small.ablations.rows) == 1
+    assert {bar.row for bar in small.bars} <= set(study.smoke.rows)
+
+
+def test_the_readme_is_written_between_its_markers(tmp_path: Path) -> None:
+    file = tmp_path / "README.md"
+    file.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    write_readme(file, "new")
+    assert file.read_text() == f"before\n{BEGIN}\nnew\n{END}\nafter\n"
+    file.write_text("nothing\n")
+    with pytest.raises(UserError, match="expected the lines"):
+        write_readme(file, "new")
+    readme = (ROOT / "README.md").read_text()
+    assert readme.index(BEGIN) < readme.index(END)
+
+
+def test_two_studies_do_not_share_a_folder(tmp_path: Path) -> None:
+    another = pytest.raises(UserError, match="another study works there")
+    with alone(tmp_path), another, alone(tmp_path):
+        pass
+    with alone(tmp_path):
+        assert (tmp_path / ".lock").is_file()
+
+
+def smoke(out: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "benchmarks.study", "--smoke", "--device", "cpu"]
+    return subprocess.Popen(
+        [*command, "--out", str(out)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+
+def written(out: Path) -> dict[Path, int]:
+    """When the files of trainings and evaluations were last written."""
+    files = [*out.glob("training/*/metrics.jsonl"), *out.glob("evaluations/*.npz")]
+    return {file: file.stat().st_mtime_ns for file in files}
+
+
+@pytest.fixture(scope="module")
+def smoked_study(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder of a smoke that was interrupted once, and what its second part said."""
+    out = tmp_path_factory.mktemp("study")
+    first = smoke(out)
+    while not list(out.glob("training/*/state.pt")) and first.poll() is None:
+        time.sleep(0.1)
+    first.send_signal(signal.SIGINT)
+    _, errors = first.communicate(timeout=120)
+    assert first.returncode == 130, errors
+    assert errors.strip().splitlines()[-1].startswith("interrupted")
+    second = smoke(out)
+    said, errors = second.communicate(timeout=300)
+    assert second.returncode == 0, errors
+    return out, said
+
+
+@pytest.mark.slow
+def test_the_smoke_writes_everything(smoked_study: tuple[Path, str]) -> None:
+    out, said = smoked_study
+    found: dict[str, Any] = json.loads((out / "study.json").read_text())
+    assert list(found["families"]) == ["default", "narrow"]
+    for about in found["families"].values():
+        entry = about["contenders"]["coordinate_update_tele"]
+        assert [run["seed"] for run in entry["runs"]] == [0, 1]
+        assert set(entry["over_seeds"]["at"]) == {"1", "10", "20"}
+        assert {"GD", "Adam@10"} <= set(about["contenders"])
+    assert found["families"]["narrow"]["least_mean"] > 0
+    assert found["costs"]["as_planned"]
+    assert found["costs"]["training"] > 0
+    for row in found["rows"].values():
+        scores = {float(factor): run["score"] for factor, run in row["search"].items()}
+        assert row["factor"] == min(scores, key=lambda factor: scores[factor])
+    assert (out / "tables.md").read_text() == tables(found)
+    levers = json.loads((out / "ablations.json").read_text())
+    assert (out / "ablations.md").read_text() == ablations(levers)
+    assert {pair["b"] for pair in levers["pairs"]} == {"coordinate_update_tele"}
+    assert (out / "study.png").stat().st_size > 10_000
+    assert len(re.findall(r"on narrow: median loss", said)) == 6
+
+
+@pytest.mark.slow
+def test_a_finished_study_does_nothing_again(smoked_study: tuple[Path, str]) -> None:
+    out, _ = smoked_study
+    before = written(out)
+    again = smoke(out)
+    said, errors = again.communicate(timeout=120)
+    assert again.returncode == 0, errors
+    assert written(out) == before
+    assert "median loss" not in said
+    assert "validation loss" not in said
+
+
+@pytest.mark.slow
+def test_shipped_checkpoints_carry_their_figures(
+    smoked_study: tuple[Path, str], tmp_path: Path
+) -> None:
+    out, _ = smoked_study
+    found = json.loads((out / "study.json").read_text())
+    settings = config.check(StudyConfig, smoked(study_config()), "smoke")
+    files = ship(Study(settings, out, "cpu"), found, tmp_path)
+    assert [file.stem for file in files] == ["coordinate_update_tele", "coordinate_update"]
+    rule = metaopt.load(files[0])
+    assert rule.config.seed == settings.seeds[0]
+    assert rule.training["commit"] == found["commit"]
+    assert "--config coordinate_update_tele.yaml" in rule.training["command"]
+    run = found["families"]["narrow"]["contenders"]["coordinate_update_tele"]["runs"][0]
+    assert rule.validation["test"]["narrow"]["loss_geomean_above_least"] == run["at"]
