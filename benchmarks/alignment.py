@@ -5,16 +5,21 @@ next update:
 
     u = w_{t-1} + f_{t-1},   w_t = g_{t-1} . u,   next: f_t at w_t
 
-``before`` is u, ``after`` is w_t; they have the same outputs. Without a teleport (and at t = 0)
-they are one point and nothing is said of ``before``. A direction d(.) is a damped Newton direction
-of ``curvature``, in all of (W1, W2) (and, beside it, in W2 alone, where only W2's part of a vector
-counts). Compared by cosine, for each task:
+``before`` is u, ``after`` is w_t, and ``undone`` is G^-1 . w_t with G = g_{t-1} ... g_0: the same
+function where no teleport had been. The three have the same outputs. Without teleports (and at
+t = 0) they are one point and nothing is said of the other two. A direction d(.) is a damped Newton
+direction of ``curvature``, in all of (W1, W2) (and, beside it, in W2 alone, where only W2's part of
+a vector counts). Compared by cosine, for each task:
 
     gradient before   -grad L(u) with d(u)
     gradient after    -grad L(w_t) with d(w_t)
     gradient gain     the second less the first: what this one teleport did
+    gradient undone   -grad L(G^-1 . w_t) with d(G^-1 . w_t)
+    gradient total gain   gradient after less gradient undone: what all teleports so far did
     update            f_t with d(w_t)
     update carried    f_t with d(u) carried to w_t by the derivative of w -> g_{t-1} . w at u
+    update undone     f_t carried back by the derivative of w -> G^-1 . w, with d(G^-1 . w_t): the
+                      step in coordinates that no teleport has changed
     ... in outputs    the same in what they do to the outputs f(w): J v for a direction v, and
                       f(w_t + f_t) - f(w_t) for the update
 
@@ -35,7 +40,7 @@ from torch import Tensor
 from benchmarks.curvature import CURVATURES, Curvature, cosine, flat, jacobian
 from metaopt.network import Weights, forward
 from metaopt.optimizers import MetaOptimizer
-from metaopt.symmetry import Generators, TeleportEngine
+from metaopt.symmetry import Action, Generators, GroupElement, LayerPair
 from metaopt.tasks import TaskBatch
 from metaopt.unroll import InnerState, start, unroll
 
@@ -52,14 +57,16 @@ class Teleported:
     """The teleport that ended the step before a stop.
 
     Attributes:
-        engine: what carried it out.
+        action: of its elements.
         before: u.
-        generators: as applied: scaled by the guard, 0 where it refused.
+        element: g_{t-1}, in float64; the identity where the guard refused.
+        total: G = g_{t-1} ... g_0, in float64.
     """
 
-    engine: TeleportEngine
+    action: Action
     before: Weights
-    generators: Generators
+    element: GroupElement
+    total: GroupElement
 
 
 @dataclass(frozen=True)
@@ -93,24 +100,22 @@ class Measured:
 
 
 def stops(tasks: TaskBatch, optimizer: MetaOptimizer, steps: Sequence[int]) -> Iterator[Stop]:
-    """The trajectories at the given inner steps, ascending; the inner loop is ``unroll``.
+    """The trajectories at the given inner steps; the inner loop is ``unroll``.
 
     Args:
-        tasks: B tasks.
+        tasks: B two-layer tasks.
         optimizer: whose trajectories.
         steps: t of each stop.
     """
     with torch.no_grad():
-        state = start(tasks, optimizer)
-        for step in steps:
-            teleported = None
-            if step > state.step:
-                if step - 1 > state.step:
-                    state, _ = unroll(tasks, optimizer, state, step - 1 - state.step)
-                teleported = _teleport(tasks, optimizer, state)
+        state, teleported = start(tasks, optimizer), None
+        for step in range(max(steps) + 1):
+            if step > 0:
+                teleported = _teleport(tasks, optimizer, state, teleported)
                 state, _ = unroll(tasks, optimizer, state, 1)
-            update, _ = _proposed(optimizer, state)
-            yield Stop(step, state.weights, update, teleported)
+            if step in steps:
+                update, _ = _proposed(optimizer, state)
+                yield Stop(step, state.weights, update, teleported)
 
 
 def _proposed(optimizer: MetaOptimizer, state: InnerState) -> tuple[Weights, Generators | None]:
@@ -120,16 +125,22 @@ def _proposed(optimizer: MetaOptimizer, state: InnerState) -> tuple[Weights, Gen
     return proposal.updates, proposal.generators
 
 
-def _teleport(tasks: TaskBatch, optimizer: MetaOptimizer, state: InnerState) -> Teleported | None:
-    """The teleport that will end the next step, or None without one."""
+def _teleport(
+    tasks: TaskBatch, optimizer: MetaOptimizer, state: InnerState, last: Teleported | None
+) -> Teleported | None:
+    """The teleport that will end the next step, after the last one; None without teleports."""
     update, generators = _proposed(optimizer, state)
     if generators is None or optimizer.engine is None:
         return None
     before = tuple(W + f for W, f in zip(state.weights, update, strict=True))
     _, report = optimizer.engine.teleport(before, generators, tasks)
     share = torch.where(report.refused, 0.0, report.scale)[:, None, None]
-    applied = tuple(share * T for T in report.generators)
-    return Teleported(optimizer.engine, before, applied)
+    (applied,) = report.generators
+    element = optimizer.engine.to_element((share * applied).double())
+    total = element
+    if last is not None:
+        total = GroupElement(element.g @ last.total.g, last.total.g_inv @ element.g_inv)
+    return Teleported(optimizer.engine.action, before, element, total)
 
 
 def measure(tasks: TaskBatch, stop: Stop) -> Measured:
@@ -141,7 +152,8 @@ def measure(tasks: TaskBatch, stop: Stop) -> Measured:
     """
     points = [stop.weights, stop.update]
     if stop.teleported is not None:
-        points += [stop.teleported.before, stop.teleported.generators]
+        total = stop.teleported.total
+        points += [stop.teleported.before, (total.g, total.g_inv)]
     rows = torch.cat([flat(tensors) for tensors in points], dim=1)
     finite = torch.isfinite(rows).all(1).nonzero()[:, 0]
     found = [
@@ -176,13 +188,13 @@ def _at(stop: Stop, index: Tensor) -> Stop:
     def cut(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return tuple(tensor[index].double() for tensor in tensors)
 
+    def element(whole: GroupElement) -> GroupElement:
+        return GroupElement(whole.g[index], whole.g_inv[index])
+
     gone = stop.teleported
-    return Stop(
-        stop.step,
-        cut(stop.weights),
-        cut(stop.update),
-        None if gone is None else Teleported(gone.engine, cut(gone.before), cut(gone.generators)),
-    )
+    if gone is not None:
+        gone = Teleported(gone.action, cut(gone.before), element(gone.element), element(gone.total))
+    return Stop(stop.step, cut(stop.weights), cut(stop.update), gone)
 
 
 def condition(tasks: TaskBatch, weights: Weights) -> Tensor:
@@ -192,19 +204,38 @@ def condition(tasks: TaskBatch, weights: Weights) -> Tensor:
     return singular[:, 0] / singular[:, -1]
 
 
-def carried(tasks: TaskBatch, teleported: Teleported, direction: Weights) -> Weights:
-    """The derivative of w -> g.w at u along a direction, g held fixed.
+def acted(tasks: TaskBatch, action: Action, element: GroupElement, weights: Weights) -> Weights:
+    """g . (W1, W2).
 
     Args:
         tasks: B tasks.
-        teleported: g and u.
-        direction: each [B, out, in].
+        action: of the element.
+        element: g [B, k, k].
+        weights: (W1 [B, k, n], W2 [B, m, k]).
+    """
+    W1, W2 = weights
+    pair = LayerPair(W1, W2, tasks.s, inputs=tasks.X, inputs_pinv=tasks.X_pinv)
+    moved = action.act(element, pair)
+    return moved.W_in, moved.W_out
+
+
+def carried(
+    tasks: TaskBatch, action: Action, element: GroupElement, at: Weights, direction: Weights
+) -> Weights:
+    """The derivative of w -> g . w at a point along a direction, g held fixed.
+
+    Args:
+        tasks: B tasks.
+        action: of the element.
+        element: g [B, k, k].
+        at: the point, (W1 [B, k, n], W2 [B, m, k]).
+        direction: likewise.
     """
 
     def moved(*weights: Tensor) -> Weights:
-        return teleported.engine.move(weights, teleported.generators, tasks)
+        return acted(tasks, action, element, weights)
 
-    return torch.func.jvp(moved, teleported.before, direction)[1]
+    return torch.func.jvp(moved, at, direction)[1]
 
 
 class _Point:
@@ -262,17 +293,25 @@ def _measure(tasks: TaskBatch, stop: Stop) -> Measured:
         }
     if stop.teleported is None:
         return Measured(state, alignment)
-    before = _Point(tasks, stop.teleported.before)
+    gone = stop.teleported
+    back = GroupElement(gone.total.g_inv, gone.total.g)
+    before = _Point(tasks, gone.before)
+    undone = _Point(tasks, acted(tasks, gone.action, back, stop.weights))
+    returned = flat(carried(tasks, gone.action, back, stop.weights, stop.update))
     state |= {
         "loss before": before.loss,
         "condition before": before.condition,
         "condition ratio": after.condition / before.condition,
         "gradient norm before": before.gradient_norm,
         "gradient norm ratio": after.gradient_norm / before.gradient_norm,
+        "loss undone": undone.loss,
+        "condition undone": undone.condition,
+        "gradient norm undone": undone.gradient_norm,
     }
     for name, damping, curvature, direction in before.newton():
         weights, outputs = before.descent_cosines(curvature, direction)
-        pulled = flat(carried(tasks, stop.teleported, _shaped(direction, stop.weights)))
+        shaped = _shaped(direction, stop.weights)
+        pulled = flat(carried(tasks, gone.action, gone.element, gone.before, shaped))
         gain = alignment[name, damping, "gradient after"] - weights
         gain_in_outputs = alignment[name, damping, "gradient after, in outputs"] - outputs
         alignment |= {
@@ -281,6 +320,17 @@ def _measure(tasks: TaskBatch, stop: Stop) -> Measured:
             (name, damping, "gradient gain"): gain,
             (name, damping, "gradient gain, in outputs"): gain_in_outputs,
             (name, damping, "update carried"): cosine(curvature.part(update), pulled),
+        }
+    for name, damping, curvature, direction in undone.newton():
+        weights, outputs = undone.descent_cosines(curvature, direction)
+        gain = alignment[name, damping, "gradient after"] - weights
+        gain_in_outputs = alignment[name, damping, "gradient after, in outputs"] - outputs
+        alignment |= {
+            (name, damping, "gradient undone"): weights,
+            (name, damping, "gradient undone, in outputs"): outputs,
+            (name, damping, "gradient total gain"): gain,
+            (name, damping, "gradient total gain, in outputs"): gain_in_outputs,
+            (name, damping, "update undone"): cosine(curvature.part(returned), direction),
         }
     return Measured(state, alignment)
 

@@ -14,7 +14,8 @@ Trajectories run in the precision of the checkpoint; all else is computed in flo
 weights.
 
 The paper (arXiv 2305.13404) predicts that teleporting turns a gradient step toward Newton's: look
-at "gradient before", "gradient after" and the gain of the one over the other.
+at "gradient before", "gradient after" and the gain of the one over the other, which is what one
+teleport did, and at "gradient undone" and the total gain, which are what all of them did.
 
 Written to ``--out``: ``why.png``, ``why.json``, and the table between the markers of ``why.md``.
 In JSON a figure that no task has is null; ``tasks`` counts the tasks that have one.
@@ -155,7 +156,9 @@ def state_table(found: Mapping[str, Any]) -> str:
             columns = [
                 _number(state.get(column), "geomean")
                 for column in (
+                    "condition undone",
                     "condition after",
+                    "gradient norm undone",
                     "gradient norm before",
                     "gradient norm after",
                     "gradient norm ratio",
@@ -165,17 +168,22 @@ def state_table(found: Mapping[str, Any]) -> str:
             drift = f"{teleports['drift_max'][step - 1]:.2g}" if moved else ""
             loss = _number(entry["loss"][step], "geomean")
             rows.append([name, str(step), loss, *columns, norm, drift])
-    header = ["optimizer", "step", "loss", "cond(H)", "gradient before", "after", "ratio"]
+    condition = ["cond(H) undone", "cond(H)"]
+    gradient = [f"gradient {when}" for when in ("undone", "before", "after", "after / before")]
+    header = ["optimizer", "step", "loss", *condition, *gradient]
     return markdown_table([*header, "generator norm", "largest drift"], rows)
 
 
 COMPARED = (
+    "gradient undone",
     "gradient before",
     "gradient after",
     "gradient gain",
+    "gradient total gain",
     "update",
     "update carried",
-    "gradient before, in outputs",
+    "update undone",
+    "gradient undone, in outputs",
     "gradient after, in outputs",
     "update, in outputs",
 )
@@ -206,7 +214,7 @@ def _number(stats: Stats | None, key: str) -> str:
 def _cosine(stats: Stats | None, of: str) -> str:
     if stats is None or stats["mean"] is None:
         return ""
-    if of == "gradient gain":
+    if of.endswith("gain"):
         return f"{stats['mean']:+.1e} ({100 * (stats['share_above_0'] or 0):.0f} %)"
     return f"{stats['median']:.3f}"
 
@@ -215,10 +223,10 @@ def table(found: Mapping[str, Any]) -> str:
     """Both tables, with what they hold."""
     return (
         f"{found['tasks']} test tasks (task seed {found['task_seed']}). Geometric means; norms of "
-        f"the gradient before and after the teleport; the largest drift is over tasks.\n\n"
+        "the gradient; undone: with all teleports undone; the largest drift is over tasks.\n\n"
         f"{state_table(found)}\n\n"
-        "Cosines with the damped Newton direction, medians over tasks; of the gain the mean, and "
-        f"the share of tasks on which it is above 0.\n\n{alignment_table(found)}"
+        "Cosines with the damped Newton direction, medians over tasks; of the gains the mean, and "
+        f"the share of tasks on which they are above 0.\n\n{alignment_table(found)}"
     )
 
 

@@ -67,7 +67,14 @@ def _state(name: str, style: Style, label: str) -> Series:
 
 PANELS: tuple[tuple[str, str, tuple[Series, ...]], ...] = (
     ("loss", "log", (("", "-", of_loss),)),
-    ("condition number of H = s(W1 X)", "log", (_state("condition after", "-", ""),)),
+    (
+        "condition number of H = s(W1 X)",
+        "log",
+        (
+            _state("condition undone", "--", "all teleports undone"),
+            _state("condition after", "-", "as it is"),
+        ),
+    ),
     (
         "gradient norm",
         "log",
@@ -78,16 +85,16 @@ PANELS: tuple[tuple[str, str, tuple[Series, ...]], ...] = (
     ),
     (
         "gradient norm, after / before the teleport",
-        "log",
+        "linear",
         (_state("gradient norm ratio", "-", ""),),
     ),
     (
         "cosine of -gradient with Newton (GN, 1e-3)",
         "linear",
         (
-            _aligned("gradient before", "--", "before the teleport"),
+            _aligned("gradient undone", ":", "all teleports undone"),
+            _aligned("gradient before", "--", "before the last teleport"),
             _aligned("gradient after", "-", "after"),
-            _aligned("gradient after, in outputs", ":", "after, in outputs"),
         ),
     ),
     (
@@ -111,9 +118,9 @@ PANELS: tuple[tuple[str, str, tuple[Series, ...]], ...] = (
         "cosine of -gradient with Newton, W2 alone (1e-3)",
         "linear",
         (
-            _aligned("gradient before", "--", "before the teleport", ("W2 alone", 1e-3)),
+            _aligned("gradient undone", ":", "all teleports undone", ("W2 alone", 1e-3)),
+            _aligned("gradient before", "--", "before the last teleport", ("W2 alone", 1e-3)),
             _aligned("gradient after", "-", "after", ("W2 alone", 1e-3)),
-            _aligned("update", ":", "update", ("W2 alone", 1e-3)),
         ),
     ),
     (
@@ -139,11 +146,11 @@ def figure(found: Mapping[str, Any]) -> bytes:
     drawn, axes = pyplot.subplots(3, 3, figsize=(15, 12))
     for axis, (title, scale, series) in zip(axes.flat, PANELS, strict=True):
         for i, entry in enumerate(found["optimizers"].values()):
-            for position, (_, style, line) in enumerate(series):
+            for _, style, line in series:
                 steps, middle, low, high = line(entry)
                 colour = colours[i % len(colours)]
                 axis.plot(steps, middle, style, color=colour, marker="." * (len(steps) < 20))
-                if position == len(series) - 1 or style == "-":
+                if style == "-":
                     axis.fill_between(steps, low, high, color=colour, alpha=0.12, linewidth=0)
         axis.set_title(title, fontsize=10)
         axis.set_yscale(scale)

@@ -26,7 +26,7 @@ from benchmarks.transfer import (
 )
 from metaopt.contenders import Contender
 from metaopt.distributed import World
-from metaopt.evaluate import run_contender, unseen_tasks
+from metaopt.evaluate import Outcome, run_contender, unseen_tasks
 from metaopt.optimizers import MetaOptimizer
 from metaopt.schema import EvalConfig, TaskConfig
 from metaopt.symmetry import InexactActionError
@@ -84,8 +84,8 @@ def test_pieces_are_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_summaries_are_weighed_by_tasks() -> None:
     contender = Contender("c", "learned", learned_rule("coordinate_lstm").optimizer, {})
     parts = [
-        transfer.Outcome(contender, np.ones((2, 1)), 1.0, {"norm_mean": 1.0, "drift_max": 3.0}),
-        transfer.Outcome(contender, np.ones((2, 3)), 2.0, {"norm_mean": 5.0, "drift_max": 2.0}),
+        Outcome(contender, np.ones((2, 1)), 1.0, {"norm_mean": 1.0, "drift_max": 3.0}),
+        Outcome(contender, np.ones((2, 3)), 2.0, {"norm_mean": 5.0, "drift_max": 2.0}),
     ]
     found = joined(parts)
     assert found.teleport == {"norm_mean": 4.0, "drift_max": 3.0}
@@ -109,7 +109,7 @@ def test_memory_is_bounded_by_rows() -> None:
     ],
 )
 def test_where_loss_zero_can_be_reached(sizes: dict[str, int], answer: str) -> None:
-    task = TaskConfig(**sizes)
+    task = TaskConfig.model_validate(sizes)
     assert zero_is_reachable(task) == answer
     batch = sample(task, count=2)
     H = batch.observe(batch.initial).inputs[-1]

@@ -15,7 +15,16 @@ from support import regression, signed
 from torch import Tensor
 
 from benchmarks import why
-from benchmarks.alignment import Measured, Stop, Teleported, carried, condition, measure, stops
+from benchmarks.alignment import (
+    Measured,
+    Stop,
+    Teleported,
+    acted,
+    carried,
+    condition,
+    measure,
+    stops,
+)
 from benchmarks.curvature import (
     CURVATURES,
     AbsoluteHessian,
@@ -32,14 +41,12 @@ from metaopt.distributed import World
 from metaopt.errors import UserError
 from metaopt.network import Weights
 from metaopt.schema import TaskConfig
+from metaopt.streams import Stream
 from metaopt.symmetry import (
     Action,
-    BoundedNorm,
     Exponential,
     Orthogonal,
-    TeleportEngine,
     ThroughData,
-    Unguarded,
 )
 from metaopt.tasks import TaskBatch
 from metaopt.unroll import rollout, start, unroll
@@ -47,10 +54,6 @@ from metaopt.unroll import rollout, start, unroll
 SIZES = (5, 4, 3)
 TASKS = regression(SIZES, samples=6, seed=1)
 SQUARE = regression((4, 4, 4), samples=4, seed=2)
-
-
-def engine(action: Action) -> TeleportEngine:
-    return TeleportEngine(action, Exponential(1.0), BoundedNorm(1.0), Unguarded(), False)
 
 
 def shaped(row: Tensor, weights: Weights) -> Weights:
@@ -134,12 +137,12 @@ def test_condition_number_of_given_activations() -> None:
 
 def stop_after(tasks: TaskBatch, action: Action, norm: float) -> Stop:
     """Tasks teleported from their initial weights, about to make some update."""
-    made = engine(action)
     k = tasks.initial[0].shape[1]
     T = action.algebra(norm * signed(tasks.size, k, k, seed=7))
+    element = Exponential(4.0)(T)
     update = tuple(0.1 * signed(*W.shape, seed=8) for W in tasks.initial)
-    weights = made.move(tasks.initial, (T,), tasks)
-    return Stop(1, weights, update, Teleported(made, tasks.initial, (T,)))
+    weights = acted(tasks, action, element, tasks.initial)
+    return Stop(1, weights, update, Teleported(action, tasks.initial, element, element))
 
 
 def test_orthogonal_teleports_keep_norms_and_angles() -> None:
@@ -150,26 +153,38 @@ def test_orthogonal_teleports_keep_norms_and_angles() -> None:
     torch.testing.assert_close(found.state["gradient norm ratio"], ones)
     torch.testing.assert_close(found.state["condition ratio"], ones)
     gains = {key: v for key, v in found.alignment.items() if "gain" in key[2]}
-    assert len(gains) == 2 * 2 * len(CURVATURES)
+    assert len(gains) == 2 * 2 * 2 * len(CURVATURES)
     for key, gain in gains.items():
         # Beside a damping of 1e-6 the null space of W2 alone is exact, that of others rounds.
         assert float(gain.abs().max()) < 1e-6, key
     for name in ("Gauss-Newton", "absolute Hessian"):
-        carried_along = found.alignment[name, 1e-3, "update carried"]
-        torch.testing.assert_close(carried_along, found.alignment[name, 1e-3, "update"])
+        for there in ("update carried", "update undone"):
+            turned = found.alignment[name, 1e-3, there]
+            torch.testing.assert_close(turned, found.alignment[name, 1e-3, "update"])
 
 
 def test_teleports_through_the_data_keep_the_loss_and_move_the_gradient() -> None:
     found = measure(SQUARE, stop_after(SQUARE, ThroughData(), 0.3))
     torch.testing.assert_close(found.state["loss before"], found.state["loss after"])
     assert bool(((found.state["gradient norm ratio"] - 1).abs() > 1e-3).all())
+    # After a single teleport, all undone is the last one undone.
+    for name in ("loss", "condition", "gradient norm"):
+        torch.testing.assert_close(found.state[f"{name} undone"], found.state[f"{name} before"])
+    for curvature in CURVATURES:
+        for last, all_of_them in (("before", "undone"), ("gain", "total gain")):
+            torch.testing.assert_close(
+                found.alignment[curvature, 1e-3, f"gradient {last}"],
+                found.alignment[curvature, 1e-3, f"gradient {all_of_them}"],
+                rtol=1e-6,
+                atol=1e-9,
+            )
 
 
 def test_a_carried_direction_does_to_the_outputs_what_it_did_before() -> None:
     stop = stop_after(SQUARE, ThroughData(), 0.2)
     assert stop.teleported is not None
     v = tuple(signed(*W.shape, seed=9 + i) for i, W in enumerate(SQUARE.initial))
-    moved = carried(SQUARE, stop.teleported, v)
+    moved = carried(SQUARE, ThroughData(), stop.teleported.element, SQUARE.initial, v)
     before = jacobian(SQUARE, SQUARE.initial) @ flat(v)[..., None]
     after = jacobian(SQUARE, stop.weights) @ flat(moved)[..., None]
     torch.testing.assert_close(before, after, rtol=1e-8, atol=1e-8)
@@ -182,10 +197,10 @@ def test_weights_that_are_not_finite_are_left_out_and_harm_no_other() -> None:
     broken[0][1, 0, 0] = torch.inf
     found = measure(SQUARE, replace(stop, weights=broken))
     for values, wanted in ((found.state, alone.state), (found.alignment, alone.alignment)):
-        assert values.keys() == wanted.keys()
-        for key in values:
-            assert torch.isnan(values[key][1])
-            torch.testing.assert_close(values[key][0], wanted[key][0])
+        assert list(values) == list(wanted)
+        for value, other in zip(values.values(), wanted.values(), strict=True):
+            assert torch.isnan(value[1])
+            torch.testing.assert_close(value[0], other[0])
     nothing = measure(SQUARE, replace(stop, weights=tuple(W * torch.nan for W in stop.weights)))
     assert nothing == Measured({}, {})
 
@@ -209,7 +224,13 @@ def test_stops_lie_on_the_trajectories_of_the_one_unroll(kind: str) -> None:
         assert second.teleported is not None
         before = second.teleported.before
         assert all(torch.equal(a, b) for a, b in zip(before, stepped, strict=True))
-        stepped = second.teleported.engine.move(before, second.teleported.generators, tasks)
+        stepped = acted(tasks, ThroughData(), second.teleported.element, before)
+        assert found[-1].teleported is not None
+        # G, the product of all elements, comes with its inverse.
+        total = found[-1].teleported.total
+        identity = torch.eye(4).double().expand_as(total.g)
+        torch.testing.assert_close(total.g @ total.g_inv, identity)
+        assert float((total.g - identity).abs().max()) > 1e-3
     for W, wanted in zip(second.weights, stepped, strict=True):
         torch.testing.assert_close(W, wanted, rtol=1e-12, atol=1e-12)
 
@@ -224,7 +245,8 @@ def test_statistics_of_what_is_there() -> None:
         "median": 0,
     }
     cosines = why.signed(torch.tensor([0.5, -0.1, 0.2, torch.nan]).numpy())
-    assert (cosines["median"], cosines["tasks"]) == (pytest.approx(0.2), 3)
+    assert cosines["median"] == pytest.approx(0.2)
+    assert cosines["tasks"] == 3
     assert cosines["share_above_0"] == pytest.approx(2 / 3)
     assert why.signed(torch.tensor([torch.nan]).numpy())["mean"] is None
 
@@ -246,7 +268,7 @@ def test_the_command_writes_figure_figures_and_table(
     assert [stop["step"] for stop in pair["stops"]] == [0, 1, 2, 3]
     losses, trace = rollout(
         build.task_family(TaskConfig.model_validate(TASK)).sample(
-            why.Stream.TEST, 0, 0, 3, torch.float64
+            Stream.TEST, 0, 0, 3, torch.float64
         ),
         learned_rule("coordinate_lstm").optimizer,
         3,
