@@ -1,4 +1,4 @@
-"""What the commands share: their options, and JSON files that are never half written."""
+"""What the commands share: their options, and files that are never half written."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from metaopt.checkpoint import write_atomically
+from metaopt.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,4 +20,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def write_json(path: Path, found: Any) -> None:
     """All figures, indented."""
     write_atomically(path, (json.dumps(found, indent=1) + "\n").encode())
+    print(f"written to {path}")
+
+
+def write_between(path: Path, name: str, content: str) -> None:
+    """Put text between the markers ``<!-- name -->`` and ``<!-- end of name -->`` of a page.
+
+    A page that is not there is made, with nothing but the markers and the text.
+
+    Raises:
+        UserError: where the page has not got each marker once, in order.
+    """
+    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    text = path.read_text(encoding="utf-8") if path.exists() else f"{begin}\n{end}\n"
+    head, found_begin, rest = text.partition(begin)
+    _, found_end, tail = rest.partition(end)
+    if not found_begin or not found_end or text.count(begin) + text.count(end) != 2:
+        raise UserError(f"{path}: expected one line {begin!r} and one line {end!r} after it")
+    write_atomically(path, f"{head}{begin}\n{content}\n{end}{tail}".encode())
     print(f"written to {path}")
