@@ -121,7 +121,7 @@ _COORDINATE: dict[str, Any] = {
     "teleport": CoordinateGroupElementLSTM,
     "step_teleport": CoordinateStepSizeGroupElementLSTM,
 }
-_STEP_BOUNDS = {"sigmoid": Sigmoid, "clamp": Clamp, "natural": Natural}
+_STEP_BOUNDS: dict[str, Any] = {"sigmoid": Sigmoid, "clamp": Clamp, "natural": Natural}
 _TRUNCATIONS = {"even": Even, "random": RandomPairs}
 
 
@@ -242,7 +242,7 @@ def rule(name: str, config: Any, task: TaskConfig, seed: int) -> Rule:
         task: fixes the shapes of flattened rules.
         seed: of the initialisation.
     """
-    bases = _UPDATE_BASES if name == "update" else _GENERATOR_BASES
+    bases: dict[str, Any] = _UPDATE_BASES if name == "update" else _GENERATOR_BASES
     match config:
         case FlattenedStepConfig() | CoordinateStepConfig():
             bound = _STEP_BOUNDS[config.step_bound](config.step_min, config.step_max)

@@ -107,4 +107,5 @@ def _in_turn(reports: list[TeleportReport], moved: Weights, data: TeleportData) 
         drift=torch.where(refused, 0.0, moved_by),
         refused=refused,
         outputs_before=before,
+        earlier_log_ratio=torch.zeros_like(moved_by),
     )

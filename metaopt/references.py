@@ -111,6 +111,7 @@ class WhitenLast(Optimizer):
             drift(report.outputs_before, after, data.target_norm),
             report.refused,
             report.outputs_before,
+            report.earlier_log_ratio,
         )
 
 

@@ -58,35 +58,24 @@ class CoordinateRule(Rule):
         self.basis = basis
         self.scale = scale
         self.lstm = LSTM(features, hidden, seed, f"{name}/lstm")
-        outputs = len(basis.start) + basis.sizes
+        outputs = basis.shaped + basis.sizes
         self.head = Head(hidden, outputs, seed, f"{name}/head", bound=HEAD_BOUND)
-        with torch.no_grad():
-            self.head.b[: len(basis.start)] += torch.tensor(basis.start) / scale
 
-    def combination(self, h: Tensor, seen: Seen, entries: Sequence[int]) -> Tensor:
-        """sum_d c^d D^d, [B, coordinates], c from the hidden states [B, hidden, coordinates].
+    def combination(self, h: Tensor, counts: Sequence[int], seen: Seen) -> Tensor:
+        """The combination of directions, [B, coordinates], that hidden states h are read as.
 
-        A shaped direction has one coefficient in each layer, the mean of its coordinates' outputs.
+        What is for a whole layer is the mean over its coordinates.
 
         Args:
-            h: hidden states.
+            h: [B, hidden, coordinates].
+            counts: coordinates of each layer (or of each pair's generator).
             seen: the observation.
-            entries: coordinates of each layer (or of each pair's generator).
         """
-        directions = self.basis(seen)
-        shaped, of_entries = self.head(h).split([len(self.basis.start), self.basis.sizes], dim=1)
-        total = (of_entries * directions.sizes).sum(1)
-        if self.basis.start:
-            pooled = [c.mean(2, keepdim=True) for c in shaped.split(entries, dim=2)]
-            parts = directions.shaped.split(entries, dim=2)
-            total = self.scale * total + torch.cat(
-                [
-                    (self.basis.coefficients(self.scale * c) * D).sum(1)
-                    for c, D in zip(pooled, parts, strict=True)
-                ],
-                dim=1,
-            )
-        return self.basis.project(total, seen)
+        outputs = self.scale * self.head(h)
+        of_coordinates, of_entries = outputs.split([self.basis.shaped, self.basis.sizes], dim=1)
+        parts = of_coordinates.split([*counts], dim=2)
+        of_layers = torch.stack([part.mean(2) for part in parts], dim=2)
+        return self.basis.combine(of_layers, of_entries, counts, seen)
 
 
 class CoordinateUpdateLSTM(CoordinateRule):
@@ -105,7 +94,7 @@ class CoordinateUpdateLSTM(CoordinateRule):
         seen = Seen(observation)
         h, state = self.lstm(update_features(seen), state)
         sizes = [W[0].numel() for W in observation.weights]
-        rows = self.combination(h, seen, sizes)
+        rows = self.combination(h, sizes, seen)
         return Proposal(updates=split_weights(rows, observation)), state
 
 
@@ -124,7 +113,7 @@ class CoordinateGroupElementLSTM(CoordinateRule):
         seen = Seen(observation)
         h, state = self.lstm(generator_features(seen), state)
         sizes = [k * k for k in generator_sizes(observation)]
-        rows = self.combination(h, seen, sizes)
+        rows = self.combination(h, sizes, seen)
         return Proposal(generators=split_generators(rows, observation)), state
 
 
@@ -142,7 +131,7 @@ class CoordinateStepSizeGroupElementLSTM(CoordinateRule):
         self.bound = bound
         self.step_head = Head(hidden, 1, seed, f"{name}/step", bound=HEAD_BOUND)
         with torch.no_grad():
-            self.step_head.b += bound.start
+            self.step_head.b.add_(bound.start)
 
     def initial_state(self, observation: Observation) -> State:
         """Zeros for every entry of every generator of every trajectory."""
@@ -153,7 +142,7 @@ class CoordinateStepSizeGroupElementLSTM(CoordinateRule):
         seen = Seen(observation)
         h, state = self.lstm(step_size_features(seen), state)
         sizes = [k * k for k in generator_sizes(observation)]
-        rows = self.combination(h, seen, sizes)
+        rows = self.combination(h, sizes, seen)
         eta = self.bound(self.step_head(h.mean(2, keepdim=True))[:, 0, 0], seen)[:, None, None]
         updates = tuple(-eta * G for G in observation.grads)
         return Proposal(updates, split_generators(rows, observation)), state

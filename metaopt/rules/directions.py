@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -28,6 +29,13 @@ from metaopt.statistics import FLOOR
 
 FREE_STEP = 0.1
 """Steps whose size is not the gradient's are of this share of the weights; 1 is chaotic."""
+
+
+LARGEST_LOG_STEP = 3.0
+"""Of a coefficient of the natural gradient: 10 times the safe step."""
+
+LARGEST_WHITENING = (0.5, 0.2)
+"""Of the coefficients of H H^T and its square."""
 
 
 @dataclass(frozen=True)
@@ -47,107 +55,137 @@ class Basis(ABC):
     """Which directions there are.
 
     Attributes:
-        start: the coefficients of the shaped ones near which an untrained rule is.
+        shaped: D.
         sizes: S.
-        head_bound: the head's first weights are within it, so that the untrained rule stays near
-            its start; None where it has none.
+        head_bound: the head's first weights are within it, so that the untrained rule is near the
+            coefficients of 0; None for the usual bound of a linear layer.
     """
 
-    start: ClassVar[tuple[float, ...]]
+    shaped: ClassVar[int]
     sizes: ClassVar[int]
     head_bound: ClassVar[float | None]
 
     @abstractmethod
-    def __call__(self, seen: Seen) -> Directions:
+    def directions(self, seen: Seen) -> Directions:
         """The directions at an observation."""
 
+    @abstractmethod
     def coefficients(self, z: Tensor) -> Tensor:
-        """Coefficients of the shaped directions, [B, D, ..], of the head's outputs for them."""
+        """c of z, the network's outputs for the shaped directions: [B, D, L]."""
+
+    @abstractmethod
+    def project(self, entries: Tensor, seen: Seen) -> Tensor:
+        """What is kept of a combination, [B, entries]."""
+
+    def combine(
+        self, of_layers: Tensor, of_entries: Tensor, counts: Sequence[int], seen: Seen
+    ) -> Tensor:
+        """sum_d c^d D^d, [B, entries].
+
+        Args:
+            of_layers: outputs of the network for the shaped directions, [B, D, L].
+            of_entries: for the sizes, [B, S, entries].
+            counts: entries of each of the L layers (or pairs).
+            seen: the observation.
+        """
+        directions = self.directions(seen)
+        c = self.coefficients(of_layers)
+        parts = directions.shaped.split([*counts], dim=2)
+        shaped = [(c[:, :, i, None] * part).sum(1) for i, part in enumerate(parts)]
+        total = (of_entries * directions.sizes).sum(1) + torch.cat(shaped, dim=1)
+        return self.project(total, seen)
+
+
+class Entries(Basis):
+    """No direction and one size, 1: the outputs themselves, as in arXiv 2305.13404."""
+
+    shaped = 0
+    sizes = 1
+    head_bound = None
+
+    @abstractmethod
+    def count(self, weights: Weights) -> int:
+        """Number of entries."""
+
+    def directions(self, seen: Seen) -> Directions:
+        """Ones."""
+        W = seen.observation.weights
+        batch, entries = W[0].shape[0], self.count(W)
+        return Directions(W[0].new_empty(batch, 0, entries), W[0].new_ones(batch, 1, entries))
+
+    def coefficients(self, z: Tensor) -> Tensor:
+        """None."""
         return z
 
     def project(self, entries: Tensor, seen: Seen) -> Tensor:
-        """What is kept of a combination, [B, entries]: all of it, unless a basis says otherwise."""
+        """All of it."""
         return entries
 
 
-class UpdateEntries(Basis):
-    """The outputs are the updates themselves, as in arXiv 2305.13404."""
+class UpdateEntries(Entries):
+    """Updates as they come."""
 
-    start = ()
-    sizes = 1
-    head_bound = None
-
-    def __call__(self, seen: Seen) -> Directions:
-        """One size, 1."""
-        return _entries([W[0].numel() for W in seen.observation.weights], seen)
+    def count(self, weights: Weights) -> int:
+        """P."""
+        return sum(W[0].numel() for W in weights)
 
 
-class GeneratorEntries(Basis):
-    """The outputs are the generators themselves, as in arXiv 2305.13404."""
+class GeneratorEntries(Entries):
+    """Generators as they come."""
 
-    start = ()
-    sizes = 1
-    head_bound = None
-
-    def __call__(self, seen: Seen) -> Directions:
-        """One size, 1."""
-        return _entries([W.shape[1] ** 2 for W in seen.observation.weights[:-1]], seen)
-
-
-def _entries(counts: list[int], seen: Seen) -> Directions:
-    W = seen.observation.weights[0]
-    shape = (W.shape[0], 1, sum(counts))
-    return Directions(W.new_empty(shape[0], 0, shape[2]), W.new_ones(()).expand(shape))
+    def count(self, weights: Weights) -> int:
+        """K."""
+        return sum(W.shape[1] ** 2 for W in weights[:-1])
 
 
 class NaturalSteps(Basis):
-    """Shaped: the gradient in natural units, N (``Seen.natural``).
+    """Updates. Shaped: the gradient in natural units, N (``Seen.natural``), with c = -exp(z) / 2.
 
-    Sizes: the root mean square of N in the layer; and that of its weights times
-    ||f(w) - Y|| / sqrt(||f(w) - Y||^2 + ||f(w)||^2), the share of the outputs that is wrong, and
-    FREE_STEP.
+    z = 0 is half of the largest step that is safe in a layer by itself, since layers step together.
+    Sizes: the root mean square of N in the layer; and that of its weights times FREE_STEP and
+    ||f(w) - Y|| / sqrt(||f(w) - Y||^2 + ||f(w)||^2), the share of the outputs that is wrong.
     """
 
-    # Half the largest safe step, since several layers step at once.
-    start = (0.0,)
+    shaped = 1
     sizes = 2
     head_bound = 0.01
 
-    def coefficients(self, z: Tensor) -> Tensor:
-        return -0.5 * z.clamp(max=3.0).exp()
-
-    def __call__(self, seen: Seen) -> Directions:
+    def directions(self, seen: Seen) -> Directions:
         """N and the sizes."""
         N, W = seen.natural, seen.observation.weights
-        sizes = (
-            _filled([rms(n) for n in N], N),
-            _filled([FREE_STEP * _share(seen) * rms(w) for w in W], W),
-        )
+        free = FREE_STEP * _share(seen)
+        sizes = (_filled([rms(n) for n in N], N), _filled([free * rms(w) for w in W], W))
         shaped = torch.cat([n.flatten(1) for n in N], dim=1)
         return Directions(shaped[:, None], torch.stack(sizes, dim=1))
 
+    def coefficients(self, z: Tensor) -> Tensor:
+        """-exp(z) / 2, at most 10 in size."""
+        return -0.5 * z.clamp(max=LARGEST_LOG_STEP).exp()
+
+    def project(self, entries: Tensor, seen: Seen) -> Tensor:
+        """All of it."""
+        return entries
+
 
 class Whitening(Basis):
-    """Shaped: H H^T and its square. Size: the share of the outputs that is wrong.
+    """Generators. Shaped: H H^T and its square, with c = bound tanh(z). Size: the wrong share.
 
-    The k by k directions have the Frobenius norm of the identity, sqrt(k), the size times that
-    share. A generator is made isometric,
+    The k by k directions have the Frobenius norm of the identity, sqrt(k), the size times the share
+    of the outputs that is wrong. Near the identity c shrinks the deviation of an eigenvalue of
+    H H^T by 1 + 2 c (1 + 4 c for the square): within the bounds it never grows. A generator is made
+    isometric,
 
         T - (tr(T H H^T) / tr(H H^T)) I,
 
-    so that to first order ||g H||_F = ||H||_F: the features see no scale, and a rule that cannot see
-    it would move it up or down at every step until it overflows.
+    so that ||g H||_F = ||H||_F to first order: the features see no scale, and a rule that cannot
+    see it would move it up or down at every step, until it overflows.
     """
 
-    start = (0.0, 0.0)
+    shaped = 2
     sizes = 1
     head_bound = 0.01
 
-    def coefficients(self, z: Tensor) -> Tensor:
-        bound = z.new_tensor([0.5, 0.2]).view(2, *[1] * (z.dim() - 2))
-        return bound * torch.tanh(z)
-
-    def __call__(self, seen: Seen) -> Directions:
+    def directions(self, seen: Seen) -> Directions:
         """Two directions and the size."""
         share = _share(seen)
         shaped, sizes = [], []
@@ -159,16 +197,19 @@ class Whitening(Basis):
             sizes.append((share / root).expand_as(HHt)[:, None].flatten(2))
         return Directions(torch.cat(shaped, dim=2), torch.cat(sizes, dim=2))
 
+    def coefficients(self, z: Tensor) -> Tensor:
+        """tanh(z), within LARGEST_WHITENING."""
+        bounds = [torch.full_like(z[:, :1], bound) for bound in LARGEST_WHITENING]
+        return torch.cat(bounds, dim=1) * torch.tanh(z)
+
     def project(self, entries: Tensor, seen: Seen) -> Tensor:
-        """The isometric part of generators, [B, K]."""
+        """The isometric part."""
         parts = split_generators(entries, seen.observation)
-        return torch.cat(
-            [
-                _isometric(T, products[:, 0]).flatten(1)
-                for T, products in zip(parts, seen.products, strict=True)
-            ],
-            dim=1,
+        isometric = (
+            _isometric(T, products[:, 0]).flatten(1)
+            for T, products in zip(parts, seen.products, strict=True)
         )
+        return torch.cat([*isometric], dim=1)
 
 
 def _isometric(T: Tensor, S: Tensor) -> Tensor:

@@ -117,13 +117,9 @@ class FlattenedRule(Rule):
         self.basis = basis
         self.scale = scale
         self.entries = self.entries_of(shapes)
-        self.outputs = [len(basis.start) * len(self.entries), basis.sizes * sum(self.entries)]
+        self.outputs = [basis.shaped * len(self.entries), basis.sizes * sum(self.entries), others]
         self.lstm = LSTM(gradient.size(shapes), hidden, seed, f"{name}/lstm")
-        outputs = sum(self.outputs) + others
-        self.head = Head(hidden, outputs, seed, f"{name}/head", bound=basis.head_bound)
-        with torch.no_grad():
-            start = torch.tensor(basis.start).repeat_interleave(len(self.entries))
-            self.head.b[: len(start)] += start / scale
+        self.head = Head(hidden, sum(self.outputs), seed, f"{name}/head", bound=basis.head_bound)
 
     @staticmethod
     @abstractmethod
@@ -143,23 +139,14 @@ class FlattenedRule(Rule):
     def emit(self, seen: Seen, state: State) -> tuple[Tensor, Tensor, State]:
         """The combination [B, entries], the other outputs [B, others], and the new state."""
         h, state = self.lstm(self.gradient(seen).T.contiguous(), state)
-        outputs = self.head(h).T
-        of_layers, of_entries, others = outputs.split(
-            [*self.outputs, outputs.shape[1] - sum(self.outputs)], dim=1
+        of_layers, of_entries, others = self.head(h).T.split(self.outputs, dim=1)
+        rows = self.basis.combine(
+            self.scale * of_layers.unflatten(1, (self.basis.shaped, len(self.entries))),
+            self.scale * of_entries.unflatten(1, (self.basis.sizes, -1)),
+            self.entries,
+            seen,
         )
-        combination = self.scale * self._combination(of_layers, of_entries, seen)
-        return self.basis.project(combination, seen), others, state
-
-    def _combination(self, of_layers: Tensor, of_entries: Tensor, seen: Seen) -> Tensor:
-        """sum_d c^d D^d, [B, entries]; c [B, D * layers] and [B, S * entries]."""
-        directions = self.basis(seen)
-        total = (of_entries.unflatten(1, (self.basis.sizes, -1)) * directions.sizes).sum(1)
-        if not self.basis.start:
-            return total
-        c = of_layers.unflatten(1, (-1, len(self.entries)))
-        parts = directions.shaped.split(self.entries, dim=2)
-        shaped = [(c[:, :, i, None] * part).sum(1) for i, part in enumerate(parts)]
-        return total + torch.cat(shaped, dim=1)
+        return rows, others, state
 
 
 class LocalUpdateLSTM(FlattenedRule):

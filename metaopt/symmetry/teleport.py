@@ -105,6 +105,7 @@ class TeleportReport:
             zeros,
             ~finite,
             outputs,
+            zeros,
         )
 
     @property
