@@ -31,6 +31,7 @@ from metaopt.rules import (
     CoordinateStepSizeGroupElementLSTM,
     CoordinateUpdateLSTM,
     GroupElementLSTM,
+    InformedUpdateLSTM,
     LocalUpdateLSTM,
     RandomGenerators,
     Rule,
@@ -39,6 +40,7 @@ from metaopt.rules import (
 from metaopt.rules.affine import AffineModule
 from metaopt.rules.directions import (
     GeneratorEntries,
+    InformedSteps,
     NaturalSteps,
     UpdateEntries,
     Whitening,
@@ -54,6 +56,7 @@ from metaopt.schema import (
     FlattenedConfig,
     FlattenedStepConfig,
     GradientDescentConfig,
+    InformedConfig,
     MomentumConfig,
     RandomConfig,
     TaskConfig,
@@ -260,6 +263,10 @@ def rule(name: str, config: Any, task: TaskConfig, seed: int) -> Rule:
                 seed=seed,
                 name=name,
                 **more,
+            )
+        case InformedConfig():
+            return InformedUpdateLSTM(
+                InformedSteps(), config.hidden, config.scale, seed=seed, name=name
             )
         case CoordinateConfig() | CoordinateStepConfig():
             return _COORDINATE[name](

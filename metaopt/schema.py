@@ -48,16 +48,19 @@ class TaskConfig(_Model):
 class _Learned(_Model):
     hidden: Size = _field(20, "size of the two LSTM cells")
     scale: PositiveFloat = _field(1.0, "factor on the network's outputs")
+    outer_lr: PositiveFloat = _required("outer learning rate (Adam) of this network")
+    frozen: bool = _field(False, "a control: the network stays as it was initialised")
+
+
+class _WithBasis(_Learned):
     basis: Literal["entries", "directions"] = _field(
         "entries",
         "what outputs are: the entries themselves, or coefficients of known directions: natural "
         "steps in updates, powers of H H^T in generators",
     )
-    outer_lr: PositiveFloat = _required("outer learning rate (Adam) of this network")
-    frozen: bool = _field(False, "a control: the network stays as it was initialised")
 
 
-class _Flattened(_Learned):
+class _Flattened(_WithBasis):
     kind: Literal["lstm"] = _required("flattened rule: one LSTM on the whole gradient")
     gradient: Literal["raw", "signed_log", "stateful"] = _field(
         "raw",
@@ -65,7 +68,7 @@ class _Flattened(_Learned):
     )
 
 
-class _Coordinate(_Learned):
+class _Coordinate(_WithBasis):
     kind: Literal["coordinate_lstm"] = _required("coordinate-wise rule: one LSTM for all entries")
 
 
@@ -91,6 +94,15 @@ class FlattenedConfig(_Flattened):
 
 class CoordinateConfig(_Coordinate):
     """m1 or m2 coordinate by coordinate."""
+
+
+class InformedConfig(_Learned):
+    """m1 coordinate by coordinate, given what m2 sees: a control."""
+
+    kind: Literal["informed_lstm"] = _required(
+        "coordinate-wise update rule on directions that is also given the products which m2 sees, "
+        "as features and as preconditioners"
+    )
 
 
 class FlattenedStepConfig(_Flattened, _StepSize):
@@ -135,7 +147,12 @@ class AdamConfig(_Model):
 
 
 UpdateConfig = Annotated[
-    FlattenedConfig | CoordinateConfig | GradientDescentConfig | MomentumConfig | AdamConfig,
+    FlattenedConfig
+    | CoordinateConfig
+    | InformedConfig
+    | GradientDescentConfig
+    | MomentumConfig
+    | AdamConfig,
     Field(discriminator="kind"),
 ]
 GeneratorConfig = Annotated[
@@ -144,7 +161,13 @@ GeneratorConfig = Annotated[
 StepTeleportConfig = Annotated[
     FlattenedStepConfig | CoordinateStepConfig, Field(discriminator="kind")
 ]
-LEARNED = (FlattenedConfig, CoordinateConfig, FlattenedStepConfig, CoordinateStepConfig)
+LEARNED = (
+    FlattenedConfig,
+    CoordinateConfig,
+    InformedConfig,
+    FlattenedStepConfig,
+    CoordinateStepConfig,
+)
 
 
 class RulesConfig(_Model):

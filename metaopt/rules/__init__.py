@@ -5,6 +5,7 @@ from metaopt.rules.coordinate import (
     CoordinateGroupElementLSTM,
     CoordinateStepSizeGroupElementLSTM,
     CoordinateUpdateLSTM,
+    InformedUpdateLSTM,
 )
 from metaopt.rules.flattened import (
     FlattenedRule,
@@ -23,6 +24,7 @@ __all__ = [
     "FlattenedRule",
     "GroupElementLSTM",
     "Head",
+    "InformedUpdateLSTM",
     "LocalUpdateLSTM",
     "Proposal",
     "RandomGenerators",

@@ -21,11 +21,13 @@ from metaopt.rules.base import Proposal, Rule
 from metaopt.rules.directions import Basis
 from metaopt.rules.features import (
     GENERATOR_FEATURES,
+    INFORMED_FEATURES,
     STEP_SIZE_FEATURES,
     UPDATE_FEATURES,
     Seen,
     generator_features,
     generator_sizes,
+    informed_features,
     split_generators,
     split_weights,
     step_size_features,
@@ -81,8 +83,11 @@ class CoordinateRule(Rule):
 class CoordinateUpdateLSTM(CoordinateRule):
     """m1: features of a weight -> its update."""
 
+    features = UPDATE_FEATURES
+    featurise = staticmethod(update_features)
+
     def __init__(self, basis: Basis, hidden: int, scale: float, seed: int, name: str) -> None:
-        super().__init__(UPDATE_FEATURES, basis, hidden, scale, seed, name)
+        super().__init__(self.features, basis, hidden, scale, seed, name)
 
     def initial_state(self, observation: Observation) -> State:
         """Zeros for every weight of every trajectory."""
@@ -92,10 +97,16 @@ class CoordinateUpdateLSTM(CoordinateRule):
     def propose(self, observation: Observation, state: State) -> tuple[Proposal, State]:
         """Updates f."""
         seen = Seen(observation)
-        h, state = self.lstm(update_features(seen), state)
-        sizes = [W[0].numel() for W in observation.weights]
-        rows = self.combination(h, sizes, seen)
+        h, state = self.lstm(self.featurise(seen), state)
+        rows = self.combination(h, [W[0].numel() for W in observation.weights], seen)
         return Proposal(updates=split_weights(rows, observation)), state
+
+
+class InformedUpdateLSTM(CoordinateUpdateLSTM):
+    """m1 that is also given what m2 sees (``informed_features``): a control."""
+
+    features = INFORMED_FEATURES
+    featurise = staticmethod(informed_features)
 
 
 class CoordinateGroupElementLSTM(CoordinateRule):

@@ -167,6 +167,35 @@ class NaturalSteps(Basis):
         return entries
 
 
+class InformedSteps(NaturalSteps):
+    """``NaturalSteps``, with two more shaped: N times H H^T, and times its square; c = z.
+
+    S N_l for the first layer of a pair and N_L S for the last of all, S over its Frobenius norm and
+    times sqrt(k). What m2 can whiten with, as a preconditioner of the update: the control for
+    information.
+    """
+
+    shaped = 3
+
+    def directions(self, seen: Seen) -> Directions:
+        """N, N times the two, and the sizes."""
+        plain = super().directions(seen)
+        by_pair = []
+        for products in seen.products:
+            S = products[:, 0]
+            square = over_rms(torch.bmm(S, S))
+            by_pair.append(torch.stack([S, square], dim=1) / math.sqrt(S.shape[-1]))
+        *before, last = seen.natural
+        times = [S @ n[:, None] for S, n in zip(by_pair, before, strict=True)]
+        times.append(last[:, None] @ by_pair[-1])
+        more = torch.cat([t.flatten(2) for t in times], dim=2)
+        return Directions(torch.cat([plain.shaped, more], dim=1), plain.sizes)
+
+    def coefficients(self, z: Tensor) -> Tensor:
+        """Those of N as ever, and the others as they come."""
+        return torch.cat([super().coefficients(z[:, :1]), z[:, 1:]], dim=1)
+
+
 class Whitening(Basis):
     """Generators. Shaped: H H^T and its square, with c = bound tanh(z). Size: the wrong share.
 

@@ -52,6 +52,9 @@ def over_rms(x: Tensor) -> Tensor:
     return x / (size + (size == 0))
 
 
+PRODUCTS = 7
+
+
 class Seen:
     """One observation, and what features and directions both need of it, computed once.
 
@@ -106,8 +109,18 @@ class Seen:
         return tuple(g / c[:, None, None] for g, c in zip(G, scales, strict=True))
 
     @cached_property
+    def gradients_by_products(self) -> tuple[Tensor, ...]:
+        """S G_l for the products S of the pair (l, l + 1), and G_L S for those of the last pair.
+
+        Each [B, PRODUCTS, out, in].
+        """
+        *before, last = self.observation.grads
+        found = [S @ g[:, None] for S, g in zip(self.products, before, strict=True)]
+        return (*found, last[:, None] @ self.products[-1])
+
+    @cached_property
     def products(self) -> tuple[Tensor, ...]:
-        """For each adjacent pair of layers the k by k products, [B, 7, k, k].
+        """For each adjacent pair of layers the k by k products, [B, PRODUCTS, k, k].
 
         H H^T, G2^T G2, G1 G1^T, W2^T G2 and its transpose, W2^T W2, W1 W1^T, each over its root
         mean square; (W1, W2) is the pair, (G1, G2) its gradients and H the activations between.
@@ -195,6 +208,19 @@ def update_features(seen: Seen) -> Tensor:
     ]
     own = torch.stack([normalised, log, sign, relative], dim=1)
     return torch.cat([own, torch.cat(per_weight, dim=2)], dim=1)
+
+
+INFORMED_FEATURES = UPDATE_FEATURES + PRODUCTS
+
+
+def informed_features(seen: Seen) -> Tensor:
+    """``update_features``, and what m2 sees brought to the weights: [B, INFORMED_FEATURES, P].
+
+    For each product S of ``Seen.products`` the gradient times it over its root mean square: S G_l
+    for the first layer of its pair, G_L S for the last layer of all. The control for information.
+    """
+    times = [over_rms(g).flatten(2) for g in seen.gradients_by_products]
+    return torch.cat([update_features(seen), torch.cat(times, dim=2)], dim=1)
 
 
 GENERATOR_FEATURES = 10
