@@ -258,7 +258,7 @@ def rule(name: str, config: Any, task: TaskConfig, seed: int) -> Rule:
                 layer_shapes(task),
                 config.hidden,
                 _FLAT_INPUTS[config.gradient](),
-                bases[config.basis](),
+                bases[config.basis](config.free),
                 config.scale,
                 seed=seed,
                 name=name,
@@ -266,11 +266,11 @@ def rule(name: str, config: Any, task: TaskConfig, seed: int) -> Rule:
             )
         case InformedConfig():
             return InformedUpdateLSTM(
-                InformedSteps(), config.hidden, config.scale, seed=seed, name=name
+                InformedSteps(config.free), config.hidden, config.scale, seed=seed, name=name
             )
         case CoordinateConfig() | CoordinateStepConfig():
             return _COORDINATE[name](
-                basis=bases[config.basis](),
+                basis=bases[config.basis](config.free),
                 hidden=config.hidden,
                 scale=config.scale,
                 seed=seed,

@@ -49,6 +49,9 @@ class _Learned(_Model):
     hidden: Size = _field(20, "size of the two LSTM cells")
     scale: PositiveFloat = _field(1.0, "factor on the network's outputs")
     outer_lr: PositiveFloat = _required("outer learning rate (Adam) of this network")
+    free: PositiveFloat = _field(
+        1.0, "factor on what outputs move without a direction that shapes it"
+    )
     frozen: bool = _field(False, "a control: the network stays as it was initialised")
 
 

@@ -54,6 +54,9 @@ class Directions:
 class Basis(ABC):
     """Which directions there are.
 
+    Args:
+        free: factor on the sizes: how far outputs move what no direction shapes.
+
     Attributes:
         shaped: D.
         sizes: S.
@@ -64,6 +67,9 @@ class Basis(ABC):
     shaped: ClassVar[int]
     sizes: ClassVar[int]
     head_bound: ClassVar[float | None]
+
+    def __init__(self, free: float) -> None:
+        self.free = free
 
     @abstractmethod
     def directions(self, seen: Seen) -> Directions:
@@ -111,7 +117,9 @@ class Entries(Basis):
         """Ones."""
         W = seen.observation.weights
         batch, entries = W[0].shape[0], self.count(W)
-        return Directions(W[0].new_empty(batch, 0, entries), W[0].new_ones(batch, 1, entries))
+        return Directions(
+            W[0].new_empty(batch, 0, entries), W[0].new_full((batch, 1, entries), self.free)
+        )
 
     def coefficients(self, z: Tensor) -> Tensor:
         """None."""
@@ -156,7 +164,7 @@ class NaturalSteps(Basis):
         free = FREE_STEP * _share(seen)
         sizes = (_filled([rms(n) for n in N], N), _filled([free * rms(w) for w in W], W))
         shaped = torch.cat([n.flatten(1) for n in N], dim=1)
-        return Directions(shaped[:, None], torch.stack(sizes, dim=1))
+        return Directions(shaped[:, None], self.free * torch.stack(sizes, dim=1))
 
     def coefficients(self, z: Tensor) -> Tensor:
         """-exp(z) / 2, at most 10 in size."""
@@ -224,7 +232,7 @@ class Whitening(Basis):
             square = over_rms(torch.bmm(HHt, HHt))
             shaped.append((torch.stack([HHt, square], dim=1) / root).flatten(2))
             sizes.append((share / root).expand_as(HHt)[:, None].flatten(2))
-        return Directions(torch.cat(shaped, dim=2), torch.cat(sizes, dim=2))
+        return Directions(torch.cat(shaped, dim=2), self.free * torch.cat(sizes, dim=2))
 
     def coefficients(self, z: Tensor) -> Tensor:
         """tanh(z), within LARGEST_WHITENING."""
