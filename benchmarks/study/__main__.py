@@ -43,7 +43,9 @@ def main(world: World) -> None:
     parser.add_argument("--config", default="study.yaml", help="a path, or a name in configs/")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes, under a minute")
     parser.add_argument("--ablations", action="store_true", help="the levers instead of the study")
-    parser.add_argument("--write-readme", action="store_true", help="put the tables into README.md")
+    parser.add_argument(
+        "--write-readme", action="store_true", help="put the tables into README.md and docs/"
+    )
     parser.add_argument(
         "--ship", action="store_true", help="put the first seed's into checkpoints/pretrained/"
     )
@@ -64,6 +66,8 @@ def main(world: World) -> None:
             found = core(study)
             if arguments.write_readme:
                 write_readme(ROOT / "README.md", readme(found))
+                write_atomically(ROOT / "docs" / "study.md", tables(found).encode())
+                write_atomically(ROOT / "docs" / "study.png", figure(found))
             if arguments.ship:
                 for path in ship(study, found, ROOT / "checkpoints" / "pretrained"):
                     world.say(f"shipped: {path}")

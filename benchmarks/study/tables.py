@@ -30,11 +30,60 @@ def tables(found: dict[str, Any]) -> str:
 
 
 def readme(found: dict[str, Any]) -> str:
-    """What stands in the README: losses of all families, claims, costs."""
-    parts = [_opening(found)]
+    """What stands in the README: a row for each optimizer of all families, and the claims."""
+    parts = [_opening(found), _spread_line()]
     for family in found["families"]:
-        parts += [_family_lines(found, family), losses(found, family)]
-    return "\n\n".join([*parts, claims(found), cost_lines(found)])
+        parts += [_family_lines(found, family), spread(found, family)]
+    return "\n\n".join([*parts, claims_in_short(found), cost_lines(found)])
+
+
+def _spread_line() -> str:
+    return (
+        "Learned optimizers and controls: the geometric mean over seeds, and the best and the "
+        "worst seed. `diverged` counts tasks of all seeds."
+    )
+
+
+def spread(found: dict[str, Any], family: str) -> str:
+    """A row for each optimizer, with the range over its seeds."""
+    contenders = found["families"][family]["contenders"]
+    steps = [str(step) for step in found["steps_shown"]]
+    rows = []
+    for kind in _KINDS:
+        for entry in _of_kind(contenders, kind):
+            runs = entry["runs"]
+            cells = []
+            for step in steps:
+                values = [run["at"][step]["geomean"] for run in runs]
+                over = entry["over_seeds"]["at"][step]["geomean"] if len(runs) > 1 else values[0]
+                ends = f" ({min(values):.2g} to {max(values):.2g})" if len(runs) > 1 else ""
+                cells.append(f"{over:.3g}{ends}")
+            timed = max(1e3 * run["seconds_per_step"] for run in runs)
+            diverged = str(sum(run["diverged"] for run in runs))
+            rows.append([entry["label"], kind, *cells, diverged, f"{timed:.2g}"])
+    return markdown_table(["optimizer", "kind", *steps, "diverged", "ms/step"], rows)
+
+
+def claims_in_short(found: dict[str, Any]) -> str:
+    """How many claims are met in every seed, and which are not."""
+    missed = [claim for claim in found["claims"] if not claim["met_in_each"]]
+    met = len(found["claims"]) - len(missed)
+    lines = [f"Of {len(found['claims'])} claims checked {met} are met in every seed."]
+    if missed:
+        lines += ["Not met in every seed:", ""]
+    for claim in missed:
+        step = "" if claim["step"] is None else f" at step {claim['step']}"
+        label = found["rows"][claim["row"]]["label"]
+        values = [
+            f"{at['value']:.3g}"
+            for seed in map(str, found["config"]["seeds"])
+            if (at := claim["found"].get(seed)) is not None
+        ]
+        lines.append(
+            f"- {claim['family']}, {label}, {claim['what']}{step}: found {', '.join(values)}, "
+            f"asked {claim['bar']}"
+        )
+    return "\n".join(lines)
 
 
 def write_readme(path: Path, text: str) -> None:
