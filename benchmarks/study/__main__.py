@@ -73,7 +73,10 @@ def main(world: World) -> None:
                     world.say(f"shipped: {path}")
             world.say(f"\n{claims(found)}\n")
         if arguments.ablations or arguments.smoke:
-            world.say(f"\n{ablations_table(levers(study))}")
+            text = ablations_table(levers(study))
+            if arguments.write_readme:
+                write_atomically(ROOT / "docs" / "ablations.md", text.encode())
+            world.say(f"\n{text}")
     world.say(f"results: {study.out}")
 
 

@@ -9,7 +9,7 @@ of one observation. *Shaped* directions are worth one coefficient for a whole la
 The update directions vanish with the gradient or with the residual, so that a rule can converge to
 rounding and keep what it reached. The generator ``I - H H^T`` of a multiple of H H^T near the
 identity is a step of the Newton-Schulz iteration toward ``(H H^T)^{-1/2}``, the element that makes
-the problem of the second layer perfectly conditioned: whitening is within reach of three numbers.
+the problem of the second layer perfectly conditioned: whitening is within reach of two numbers.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ from metaopt.statistics import FLOOR
 
 FREE_STEP = 0.1
 """Steps whose size is not the gradient's are of this share of the weights; 1 is chaotic."""
-
 
 LARGEST_LOG_STEP = 3.0
 """Of a coefficient of the natural gradient: 10 times the safe step."""
@@ -208,9 +207,9 @@ class Whitening(Basis):
     """Generators. Shaped: H H^T and its square, with c = bound tanh(z). Size: the wrong share.
 
     The k by k directions have the Frobenius norm of the identity, sqrt(k), the size times the share
-    of the outputs that is wrong. Near the identity c shrinks the deviation of an eigenvalue of
-    H H^T by 1 + 2 c (1 + 4 c for the square): within the bounds it never grows. A generator is made
-    isometric,
+    of the outputs that is wrong. Near a multiple of the identity a step takes the deviation of an
+    eigenvalue of H H^T times 1 + 2 c (1 + 4 c for the square): within the bounds both together
+    cannot overshoot by more than there was. A generator is made isometric,
 
         T - (tr(T H H^T) / tr(H H^T)) I,
 
