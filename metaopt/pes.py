@@ -65,7 +65,7 @@ class PersistentES(Windows):
         self._sigma = sigma
         self._pairs = pairs
         self._seed = seed
-        self._parameters = list(optimizer.parameters())
+        self._parameters = [p for p in optimizer.parameters() if p.requires_grad]
         self._taken = 0
         self._xi = self._flat().new_zeros(pairs, len(self._flat()))
         self._tasks: tuple[TaskBatch, TaskBatch] | None = None
