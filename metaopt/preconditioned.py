@@ -59,7 +59,6 @@ class PreconditionedOptimizer(MetaOptimizer):
 
     def __init__(self, rules: Mapping[str, Rule], engine: TeleportEngine, look: Look) -> None:
         super().__init__(rules, engine)
-        self.there_and_back = engine
         self.look = look
 
     def step(
@@ -67,7 +66,8 @@ class PreconditionedOptimizer(MetaOptimizer):
     ) -> Step:
         """One inner step on tasks, which can be observed a second time."""
         assert isinstance(data, TaskBatch)
-        engine = self.there_and_back
+        engine = self.engine
+        assert engine is not None
         element, teleport_state = self.propose_alone("teleport", observation, state)
         assert element.generators is not None
         moved, there = engine.teleport(weights, element.generators, data)

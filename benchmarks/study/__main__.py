@@ -27,7 +27,7 @@ from benchmarks.study.ship import ship
 from benchmarks.study.study import Study
 from benchmarks.study.summary import ablated, summarised
 from benchmarks.study.tables import ablations as ablations_table
-from benchmarks.study.tables import claims, readme, tables, write_readme
+from benchmarks.study.tables import claims, readme, require_markers, tables, write_readme
 from metaopt import cli, config
 from metaopt.checkpoint import make_folder, write_atomically
 from metaopt.distributed import World
@@ -57,6 +57,8 @@ def main(world: World) -> None:
         if arguments.write_readme or arguments.ship:
             raise UserError("--smoke: its figures mean nothing; leave out --write-readme, --ship")
         settings = config.check(StudyConfig, smoked(settings), f"{arguments.config} with --smoke")
+    if arguments.write_readme and not arguments.ablations:
+        require_markers(ROOT / "README.md")
     default = "runs/study_smoke" if arguments.smoke else "runs/study"
     study = Study(settings, Path(arguments.out or default), arguments.device)
     study.planner.check_budgets()

@@ -40,7 +40,7 @@ def figure(found: dict[str, Any]) -> bytes:
             for run in entry["runs"] if len(entry["runs"]) > 1 else []:
                 axis.plot(steps, run["geomean"], color=colour, linewidth=0.6)
         axis.set_yscale("log")
-        axis.set_xlabel("inner step (one gradient evaluation each)")
+        axis.set_xlabel("inner step")
         axis.set_ylabel("excess over the least loss" if about["least_mean"] > 0 else "loss")
         axis.set_title(f"family {family}")
         axis.grid(alpha=0.3)

@@ -86,13 +86,18 @@ def claims_in_short(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def require_markers(path: Path) -> None:
+    """Raise ``UserError`` where a README has no place for the tables: before hours of work."""
+    content = path.read_text(encoding="utf-8")
+    if BEGIN not in content or END not in content:
+        raise UserError(f"{path}: expected the lines {BEGIN} and {END}, found none")
+
+
 def write_readme(path: Path, text: str) -> None:
     """Put text between the markers of a README; raises ``UserError`` where there are none."""
-    content = path.read_text(encoding="utf-8")
-    before, begins, rest = content.partition(BEGIN)
-    _, ends, after = rest.partition(END)
-    if not (begins and ends):
-        raise UserError(f"{path}: expected the lines {BEGIN} and {END}, found none")
+    require_markers(path)
+    before, _, rest = path.read_text(encoding="utf-8").partition(BEGIN)
+    _, _, after = rest.partition(END)
     write_atomically(path, f"{before}{BEGIN}\n{text}\n{END}{after}".encode())
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from metaopt.rules.base import Proposal, Rule
-from metaopt.rules.directions import Basis
+from metaopt.rules.directions import HEAD_BOUND, Basis
 from metaopt.rules.features import (
     GENERATOR_FEATURES,
     INFORMED_FEATURES,
@@ -36,9 +36,6 @@ from metaopt.rules.features import (
 from metaopt.rules.lstm import LSTM, Head, State
 from metaopt.rules.step_size import StepSizeBound
 from metaopt.tasks import Observation
-
-HEAD_BOUND = 0.01
-"""Heads start small: the untrained rule does little beyond the start of its basis."""
 
 
 class CoordinateRule(Rule):

@@ -30,6 +30,9 @@ from metaopt.statistics import FLOOR
 FREE_STEP = 0.1
 """Steps whose size is not the gradient's are of this share of the weights; 1 is chaotic."""
 
+HEAD_BOUND = 0.01
+"""Of the first weights of heads that give coefficients: the untrained rule is near c(0)."""
+
 LARGEST_LOG_STEP = 3.0
 """Of a coefficient of the natural gradient: 10 times the safe step."""
 
@@ -155,7 +158,7 @@ class NaturalSteps(Basis):
 
     shaped = 1
     sizes = 2
-    head_bound = 0.01
+    head_bound = HEAD_BOUND
 
     def directions(self, seen: Seen) -> Directions:
         """N and the sizes."""
@@ -219,7 +222,7 @@ class Whitening(Basis):
 
     shaped = 2
     sizes = 1
-    head_bound = 0.01
+    head_bound = HEAD_BOUND
 
     def directions(self, seen: Seen) -> Directions:
         """Two directions and the size."""

@@ -181,7 +181,7 @@ class StepSizeGroupElementLSTM(GroupElementLSTM):
     """The network of LSTM(lr,tele): generators, and the step size of gradient descent.
 
     Args:
-        bound: keeps the step size in its interval, in whose middle it starts.
+        bound: keeps the step size in its interval, and says where it starts.
     """
 
     def __init__(
