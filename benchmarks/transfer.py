@@ -29,6 +29,7 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.output import write_between, write_json
+from benchmarks.study.least import Array, excess, least_losses
 from metaopt import build, cli, learned
 from metaopt.checkpoint import make_folder
 from metaopt.config import check, load
@@ -97,7 +98,8 @@ class Row:
     Attributes:
         setting: its name.
         steps: inner steps.
-        zero: whether loss 0 can be reached, see ``zero_is_reachable``.
+        zero: whether loss 0 can be reached, see ``zero_is_reachable``; and the mean of the least
+            losses where they are above 0 and known, the losses shown being the excess over them.
         optimizer: its name.
         kind: learned or baseline.
         left_out: why there are no figures, or None.
@@ -134,6 +136,14 @@ def zero_is_reachable(task: TaskConfig) -> str:
     free -= task.width * (task.layers - 1)
     low_rank = task.width < min(task.outputs, task.samples)
     return "no" if low_rank or free < task.outputs * task.samples else "not known"
+
+
+def known_least(config: EvalConfig) -> Array:
+    """The least loss of each test task where it has a closed form, else 0, [tasks]."""
+    task = config.task
+    if task.layers > 2 or task.samples > task.inputs:
+        return np.zeros(config.tasks)
+    return least_losses(config)
 
 
 def piece_size(task: TaskConfig) -> int:
@@ -231,6 +241,10 @@ def rows(
     setting: Setting, config: EvalConfig, paths: Sequence[Path], device: torch.device, world: World
 ) -> list[Row]:
     """All optimizers in one setting; one that does not fit is a row that says so."""
+    least = known_least(config)
+    zero = zero_is_reachable(config.task)
+    if least.any():
+        zero = f"{zero}: excess over {least.mean():.3g}"
     found = []
     for contender in tqdm(
         contenders(setting, config, paths, device, world), desc=setting.name, leave=False
@@ -238,7 +252,7 @@ def rows(
         row = Row(
             setting=setting.name,
             steps=setting.steps,
-            zero=zero_is_reachable(config.task),
+            zero=zero,
             optimizer=contender.name,
             kind=contender.kind,
             origin=contender.origin,
@@ -249,7 +263,8 @@ def rows(
             world.say(f"left out: {contender.name}, {setting.name}: {error}")
             found.append(replace(row, left_out=str(error)))
             continue
-        curve = geomean(outcome.losses)
+        losses = excess(outcome.losses, least, config) if least.any() else outcome.losses
+        curve = geomean(losses)
         found.append(
             replace(
                 row,
