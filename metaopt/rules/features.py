@@ -42,7 +42,8 @@ def log_and_sign(g: Tensor) -> tuple[Tensor, Tensor]:
 def rms(x: Tensor) -> Tensor:
     """Root mean square of each matrix: [.., r, c] -> [.., 1, 1], with derivative 0 at 0."""
     mean_square = x.square().mean(dim=(-2, -1), keepdim=True)
-    is_zero = mean_square == 0
+    # Of squares that have no normal number the derivative of the root can be infinite.
+    is_zero = mean_square < torch.finfo(x.dtype).tiny
     return torch.where(is_zero, 0.0, (mean_square + is_zero).sqrt())
 
 
@@ -74,7 +75,8 @@ class Seen:
             return W[0].new_zeros(W[0].shape[0])
         outputs = torch.bmm(W[-1], inputs[-1]).square().sum(dim=(-2, -1))
         residual = 2 * loss.clamp(min=FLOOR)
-        return (residual / (residual + outputs)).log() / LOG_RANGE
+        # The quotient itself could fall below what float32 holds.
+        return (residual.log() - (residual + outputs).log()) / LOG_RANGE
 
     @cached_property
     def curvatures(self) -> Tensor:
@@ -161,8 +163,8 @@ def _last(W: Weights) -> Tensor:
 
 def _log_ratio(a: Tensor, b: Tensor) -> Tensor:
     """log(||a||_F / ||b||_F) / p, [B], within +-3."""
-    squares = [x.square().sum(dim=(-2, -1)).clamp(min=FLOOR) for x in (a, b)]
-    return ((squares[0] / squares[1]).log() / (2 * LOG_RANGE)).clamp(-3, 3)
+    logs = [x.square().sum(dim=(-2, -1)).clamp(min=FLOOR).log() for x in (a, b)]
+    return ((logs[0] - logs[1]) / (2 * LOG_RANGE)).clamp(-3, 3)
 
 
 def largest_row_sum(S: Tensor) -> Tensor:
