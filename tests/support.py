@@ -14,7 +14,8 @@ from torch import Tensor
 
 from metaopt import config
 from metaopt.network import LeakyReLU
-from metaopt.rules import Rule
+from metaopt.rules import FlattenedRule, Rule
+from metaopt.rules.coordinate import CoordinateRule
 from metaopt.schema import TrainConfig
 from metaopt.symmetry import Action, Linear, Orthogonal, Permutation, Scaling, ThroughData
 from metaopt.tasks import TaskBatch
@@ -102,13 +103,22 @@ def tiny_config(
     return config.check(TrainConfig, content, "tiny")
 
 
-def speak_up(rule: Rule) -> Rule:
-    """In float64, with outputs that are not small beside the weights."""
-    rule.double()
+def amplify_head(rule: Rule, factor: float) -> None:
+    """Make a learned rule's outputs larger, but for the start that its basis gives it."""
     with torch.no_grad():
         for name, parameter in rule.named_parameters():
             if "head" in name:
-                parameter.mul_(20)
+                parameter.mul_(factor)
+        if isinstance(rule, CoordinateRule | FlattenedRule):
+            layers = len(rule.entries) if isinstance(rule, FlattenedRule) else 1
+            start = torch.tensor(rule.basis.start).repeat_interleave(layers)
+            rule.head.b[: len(start)] -= (factor - 1) * start / rule.scale
+
+
+def speak_up(rule: Rule) -> Rule:
+    """In float64, with outputs that are not small beside the weights."""
+    rule.double()
+    amplify_head(rule, 20)
     return rule
 
 

@@ -25,6 +25,8 @@ from metaopt.symmetry import (
     Exponential,
     FirstOrder,
     FixedNorm,
+    FreeVolume,
+    KeptVolume,
     NormLimit,
     Orthogonal,
     TeleportEngine,
@@ -105,7 +107,9 @@ def test_first_order_pair_is_no_inverse_pair(norm: float) -> None:
 def test_first_order_drift_is_the_designs(norm: float, figure: float) -> None:
     tasks = RegressionFamily(TaskConfig()).sample(Stream.TEST, 0, 0, 32, torch.float64)
     T = signed(32, 20, 20, seed=0)
-    inexact = TeleportEngine(ThroughData(), FirstOrder(), FixedNorm(norm), Unguarded(), True)
+    inexact = TeleportEngine(
+        ThroughData(), FirstOrder(), FreeVolume(), FixedNorm(norm), Unguarded(), True
+    )
     exact = replace_map(inexact, Exponential(norm))
     _, report = inexact.teleport(tasks.initial, (T,), tasks)
     assert figure / 2 < float(report.drift.mean()) < 2 * figure
@@ -115,8 +119,34 @@ def test_first_order_drift_is_the_designs(norm: float, figure: float) -> None:
 
 def replace_map(engine: TeleportEngine, to_element: ElementMap) -> TeleportEngine:
     return TeleportEngine(
-        engine.action, to_element, engine.limit, engine.guard, engine.require_exact
+        engine.action,
+        to_element,
+        engine.volume,
+        engine.limit,
+        engine.guard,
+        engine.require_exact,
     )
+
+
+# Volume.
+
+
+@FEW
+@given(seed=seeds, k=widths)
+def test_kept_volume_has_determinant_one(seed: int, k: int) -> None:
+    T = BoundedNorm(2.0)(signed(2, k, k, seed=seed))
+    g, g_inv = Exponential(2.0)(KeptVolume()(T))
+    torch.testing.assert_close(torch.linalg.det(g), torch.ones(2, dtype=torch.float64))
+    torch.testing.assert_close(torch.linalg.det(g_inv), torch.ones(2, dtype=torch.float64))
+    # Without its trace a generator is the nearest one: what is taken away is orthogonal to it.
+    kept = KeptVolume()(T)
+    assert float(((T - kept) * kept).sum((1, 2)).abs().max()) < 1e-13
+    torch.testing.assert_close(KeptVolume()(kept), kept)
+
+
+def test_free_volume_is_the_identity() -> None:
+    T = signed(2, 3, 3, seed=0)
+    assert torch.equal(FreeVolume()(T), T)
 
 
 # Norm limits.

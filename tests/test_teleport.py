@@ -29,8 +29,10 @@ from metaopt.symmetry import (
     Action,
     BoundedNorm,
     Exponential,
+    FreeVolume,
     Guard,
     InexactActionError,
+    KeptVolume,
     Linear,
     Refuse,
     Scaling,
@@ -96,6 +98,7 @@ def _engine(
     return TeleportEngine(
         action,
         Exponential(MAX_NORM),
+        FreeVolume(),
         BoundedNorm(MAX_NORM),
         guard or Unguarded(),
         require_exact,
@@ -235,6 +238,23 @@ def test_each_hidden_layer_is_moved_by_its_own_element(
     after = forward(moved, tasks.X, tasks.s).inputs[1:]
     for H, gH, T in zip(before, after, generators, strict=True):
         assert relative_error(gH, torch.linalg.matrix_exp(T) @ H) < 1e-9
+
+
+@FEW
+@given(sizes=deep_sizes, seed=seeds)
+def test_the_engine_keeps_the_volume_before_it_limits_the_norm(sizes: list[int], seed: int) -> None:
+    tasks = _deep(ThroughData(), sizes, seed)
+    free = _engine(ThroughData())
+    kept = TeleportEngine(
+        free.action, free.to_element, KeptVolume(), free.limit, free.guard, free.require_exact
+    )
+    generators = _generators(sizes, seed)
+    found, report = kept.teleport(tasks.initial, generators, tasks)
+    wanted, _ = free.teleport(tasks.initial, tuple(KeptVolume()(T) for T in generators), tasks)
+    assert all(torch.equal(W, other) for W, other in zip(found, wanted, strict=True))
+    for T in report.generators:
+        assert float(torch.linalg.det(torch.linalg.matrix_exp(T)).sub(1).abs().max()) < 1e-12
+    assert relative_error(tasks.outputs(found), tasks.outputs(tasks.initial)) < 1e-9
 
 
 def test_report_tells_the_norm_of_all_generators_together() -> None:
