@@ -38,6 +38,17 @@ def config_of(name: str, batch: int, dtype: str, *more: str) -> TrainConfig:
     return load(TrainConfig, name, [f"meta.batch={batch}", f"dtype={dtype}", *more])
 
 
+def known(name: str, basis: str) -> list[str]:
+    """A basis, and what stands with it, set in a configuration."""
+    rules = ["update"] if name.endswith("update.yaml") else ["update", "teleport"]
+    chosen = [f"rules.{rule}.basis={basis}" for rule in rules]
+    if basis == "directions" and "lstm" in name:
+        chosen += [f"rules.{rule}.gradient=stateful" for rule in rules]
+    if basis == "directions" and "teleport" in rules:
+        chosen.append("teleporter.volume=kept")
+    return chosen
+
+
 @pytest.mark.parametrize(
     ("name", "yardstick", "batch"),
     [
@@ -47,11 +58,14 @@ def config_of(name: str, batch: int, dtype: str, *more: str) -> TrainConfig:
         ("coordinate_update.yaml", AutogradStep, 2),
     ],
 )
+@pytest.mark.parametrize("basis", ["entries", "directions"])
 def test_torch_yardsticks_meta_train_as_the_package_does(
-    name: str, yardstick: Any, batch: int
+    name: str, yardstick: Any, batch: int, basis: str
 ) -> None:
     """Losses, meta-gradients, clip, Adam, schedule and the next tasks: over two trajectories."""
-    config = config_of(name, batch, "float64", "meta.steps=20")
+    if yardstick is PlainLoop and basis == "directions":
+        pytest.skip("the plain loop is the paper's")
+    config = config_of(name, batch, "float64", "meta.steps=20", *known(name, basis))
     trainer, rival = MetaTrainer(config, CPU), yardstick(config, initial(config), CPU)
     for _ in range(3):
         assert rival.window() == pytest.approx(trainer.outer_step().meta_loss, rel=1e-9)

@@ -20,20 +20,27 @@ import metaopt
 from metaopt import build, checkpoint
 from metaopt.checkpoint import CheckpointError
 from metaopt.learned import LearnedRule, load
+from metaopt.rules.directions import NaturalSteps, Whitening
+from metaopt.rules.flattened import StatefulGradient
+from metaopt.symmetry import KeptVolume
 
 FLATTENED: dict[str, Any] = {"kind": "lstm", "hidden": 4, "outer_lr": 1e-3}
+DIRECTIONS = UPDATE | {"basis": "directions"}
+STATEFUL = FLATTENED | {"gradient": "stateful", "basis": "directions"}
 RULES: dict[str, dict[str, Any]] = {
     "coordinate pair": UPDATE_AND_TELEPORT,
     "coordinate step": {"step_teleport": UPDATE},
     "flattened pair": {"update": FLATTENED, "teleport": FLATTENED},
     "flattened step": {"step_teleport": FLATTENED},
+    "directions": {"update": DIRECTIONS, "teleport": DIRECTIONS},
+    "flattened directions": {"update": STATEFUL, "teleport": STATEFUL},
     "update alone": {"update": FLATTENED},
     "Adam and teleport": {"update": {"kind": "adam", "lr": 0.1}, "teleport": UPDATE},
 }
 
 
 def learned(kind: str = "coordinate pair", dtype: str = "float32") -> LearnedRule:
-    teleporter = None if kind == "update alone" else {"max_norm": 0.5}
+    teleporter = None if kind == "update alone" else {"max_norm": 0.5, "volume": "kept"}
     config = tiny_config(RULES[kind], teleporter, dtype=dtype)
     training, validation = {"seed": 3}, {"outer_step": 4, "val_loss_geomean": [2.0, 1.0]}
     return LearnedRule(build.meta_optimizer(config), config, training, validation)
@@ -79,6 +86,19 @@ def test_a_loaded_rule_is_the_saved_one(kind: str, dtype: str, tmp_path: Path) -
     assert loaded.validation == saved.validation
     for mine, theirs in zip(proposed(loaded), proposed(saved), strict=True):
         assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize("kind", ["directions", "flattened directions"])
+def test_bases_inputs_and_volume_are_kept(kind: str, tmp_path: Path) -> None:
+    learned(kind).save(tmp_path / "rule.safetensors")
+    optimizer = load(tmp_path / "rule.safetensors").optimizer
+    bases = {name: type(rule.basis) for name, rule in optimizer.rules.items()}
+    assert bases == {"update": NaturalSteps, "teleport": Whitening}
+    assert optimizer.engine is not None
+    assert isinstance(optimizer.engine.volume, KeptVolume)
+    if kind == "flattened directions":
+        inputs = {type(rule.gradient) for rule in optimizer.rules.values()}
+        assert inputs == {StatefulGradient}
 
 
 def test_a_loaded_rule_can_be_trained_on(tmp_path: Path) -> None:
