@@ -29,7 +29,7 @@ from jax import Array, lax
 from jax.nn import sigmoid
 from torch import Tensor
 
-from benchmarks import jax_task
+from benchmarks import jax_features, jax_task
 from benchmarks.jax_task import Tree
 from benchmarks.parameters import Network
 from metaopt import build
@@ -109,6 +109,22 @@ class JaxStep(ABC):
     def _gradients(self, params: Tree, carry: Tree, tasks: Tree) -> tuple[Tree, Array, Tree]:
         """(dM/dphi, M, (carry, losses)) of a window."""
 
+    @abstractmethod
+    def _combined(self, out: Array, known: Tree, counts: list[int]) -> Array:
+        """What the rule proposes, [B, entries], for ``counts`` entries of each layer or pair.
+
+        ``known`` are the directions, shaped and sizes, or None where outputs are entries.
+        """
+
+    def _directions(self, name: str, w: Tree, observation: Tree) -> Tree:
+        if self.rules[name].basis == "entries":
+            return None
+        of_task = {
+            "update": jax_features.update_directions,
+            "teleport": jax_features.generator_directions,
+        }[name]
+        return jax.vmap(of_task)(w, observation)
+
     def _draw_if_due(self) -> None:
         if self.steps_left > 0:
             return
@@ -137,12 +153,14 @@ class JaxStep(ABC):
         config, (w, observation, states) = self.config, carry
         X, _, X_pinv = tasks
         outputs, new_states, read = {}, {}, {}
+        counts = {"update": [W[0].size for W in w], "teleport": [config.task.width**2]}
         for name, rule in self.rules.items():
             rows = self._rows(name, *lax.stop_gradient((w, observation)))
             out, new_states[name], read[name] = self._network(
                 params[name], rows, states[name], None if taps is None else taps[name]
             )
-            outputs[name] = rule.scale * out.reshape(len(X), -1)
+            known = self._directions(name, *lax.stop_gradient((w, observation)))
+            outputs[name] = rule.scale * self._combined(out, known, counts[name])
         split = math.prod(w[0].shape[1:])
         f = outputs["update"]
         w = (w[0] + f[:, :split].reshape(w[0].shape), w[1] + f[:, split:].reshape(w[1].shape))
@@ -209,8 +227,20 @@ class FlattenedJaxStep(JaxStep):
     unroll = True
 
     def _rows(self, name: str, w: Tree, observation: Tree) -> Array:
-        features = partial(jax_task.flat_features, transform=self.rules[name].gradient)
+        features = partial(jax_features.flat_features, gradient=self.rules[name].gradient)
         return jax.vmap(features)(w, observation)
+
+    def _combined(self, out: Array, known: Tree, counts: list[int]) -> Array:
+        if known is None:
+            return out
+        shaped, sizes = known
+        split = shaped.shape[1] * len(counts)
+        of_layers = out[:, :split].reshape(len(out), shaped.shape[1], len(counts))
+        spread = [
+            jnp.repeat(of_layers[:, :, i : i + 1], count, axis=2) for i, count in enumerate(counts)
+        ]
+        total = (jnp.concatenate(spread, axis=2) * shaped).sum(1)
+        return total + (out[:, split:].reshape(sizes.shape) * sizes).sum(1)
 
     def _zero_state(self, rows: Array, hidden: int) -> Array:
         return jnp.zeros((len(rows), hidden), rows.dtype)
@@ -271,11 +301,17 @@ class CoordinateJaxStep(JaxStep):
 
     def _rows(self, name: str, w: Tree, observation: Tree) -> Array:
         of_task = {
-            "update": jax_task.update_features,
-            "teleport": jax_task.generator_features,
+            "update": jax_features.update_features,
+            "teleport": jax_features.generator_features,
         }[name]
         features = jax.vmap(of_task, out_axes=1)(w, observation)
         return features.reshape(len(features), -1)
+
+    def _combined(self, out: Array, known: Tree, counts: list[int]) -> Array:
+        if known is None:
+            return out.reshape(-1, sum(counts))
+        directions = jnp.concatenate(known, axis=1)
+        return (out.reshape(len(out), -1, sum(counts)).swapaxes(0, 1) * directions).sum(1)
 
     def _zero_state(self, rows: Array, hidden: int) -> Array:
         return jnp.zeros((hidden, rows.shape[1]), rows.dtype)
