@@ -100,9 +100,7 @@ def distance(found: Any, wanted: Network) -> float:
     ("name", "basis"),
     [
         (PAPER, "entries"),
-        ("lstm_update_tele.yaml", "entries"),
         ("lstm_update_tele.yaml", "directions"),
-        (COORDINATE, "entries"),
         (COORDINATE, "directions"),
     ],
 )

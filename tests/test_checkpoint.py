@@ -92,13 +92,13 @@ def test_a_loaded_rule_is_the_saved_one(kind: str, dtype: str, tmp_path: Path) -
 def test_bases_inputs_and_volume_are_kept(kind: str, tmp_path: Path) -> None:
     learned(kind).save(tmp_path / "rule.safetensors")
     optimizer = load(tmp_path / "rule.safetensors").optimizer
-    bases = {name: type(rule.basis) for name, rule in optimizer.rules.items()}
-    assert bases == {"update": NaturalSteps, "teleport": Whitening}
+    assert isinstance(optimizer.rules["update"].basis, NaturalSteps)
+    assert isinstance(optimizer.rules["teleport"].basis, Whitening)
     assert optimizer.engine is not None
     assert isinstance(optimizer.engine.volume, KeptVolume)
     if kind == "flattened directions":
-        inputs = {type(rule.gradient) for rule in optimizer.rules.values()}
-        assert inputs == {StatefulGradient}
+        for rule in optimizer.rules.values():
+            assert isinstance(rule.gradient, StatefulGradient)
 
 
 def test_a_loaded_rule_can_be_trained_on(tmp_path: Path) -> None:

@@ -175,14 +175,14 @@ def test_features_stand_in_the_stated_order(sizes: list[int]) -> None:
             W[i] @ W[i].mT,
         )
         mean = gram.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
-        wanted = [
+        matrices = [
             gram / mean,
             *(P / P.square().mean((1, 2), keepdim=True).sqrt() for P in products),
             torch.eye(sizes[i + 1], dtype=torch.float64).expand(2, -1, -1),
             wrong[:, None, None].expand_as(gram),
             (of_layers[:, 2, i + 1])[:, None, None].expand_as(gram),
         ]
-        for column, matrix in zip(columns, wanted, strict=True):
+        for column, matrix in zip(columns, matrices, strict=True):
             torch.testing.assert_close(column.reshape(matrix.shape), matrix)
 
     with_scale = step_size_features(seen)
