@@ -32,7 +32,7 @@ from metaopt.rules.directions import (
     Whitening,
 )
 from metaopt.rules.features import Seen
-from metaopt.rules.flattened import SignedLogGradient, StatefulGradient
+from metaopt.rules.flattened import StatefulGradient
 from metaopt.symmetry import (
     BoundedNorm,
     Exponential,
@@ -340,15 +340,3 @@ def test_the_combination_is_an_explicit_loop(sizes: list[int], basis: Basis) -> 
                     wanted[b, column] += c * directions.sizes[b, size, column]
                 column += 1
     torch.testing.assert_close(rule._combination(of_layers, of_entries, at), wanted)
-
-
-def test_stateful_input_is_the_gradient_and_the_features_of_layers() -> None:
-    tasks = regression(DEEP_SIZES, samples=4, seed=0)
-    shapes = [(out, fan_in) for fan_in, out in pairwise(DEEP_SIZES)]
-    at = seen(tasks)
-    stateful, plain = StatefulGradient(), SignedLogGradient()
-    found = stateful(at)
-    assert found.shape == (2, stateful.size(shapes))
-    assert plain.size(shapes) == sum(out * fan_in for out, fan_in in shapes)
-    assert torch.equal(found[:, : plain.size(shapes)], plain(at))
-    assert stateful.size(shapes) > plain.size(shapes)

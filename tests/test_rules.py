@@ -33,6 +33,7 @@ from metaopt.rules.directions import (
     UpdateEntries,
     Whitening,
 )
+from metaopt.rules.features import Seen
 from metaopt.rules.flattened import RawGradient, SignedLogGradient, StatefulGradient
 from metaopt.rules.step_size import Clamp, Sigmoid
 from metaopt.schema import TrainConfig
@@ -230,6 +231,18 @@ def test_flattened_rules_refuse_other_shapes(kind: str) -> None:
     tasks = regression([5, 4, 2], samples=4, seed=0)
     with pytest.raises(ShapeMismatchError, match="coordinate-wise rules fit any"):
         flattened_rule(kind, "entries", SIZES).initial_state(tasks.observe(tasks.initial))
+
+
+def test_stateful_input_is_the_gradient_and_the_features_of_layers() -> None:
+    tasks = regression(DEEP_SIZES, samples=4, seed=0)
+    shapes = [(out, fan_in) for fan_in, out in pairwise(DEEP_SIZES)]
+    at = Seen(tasks.observe(tasks.initial))
+    stateful, plain = StatefulGradient(), SignedLogGradient()
+    found = stateful(at)
+    assert found.shape == (2, stateful.size(shapes))
+    assert plain.size(shapes) == sum(out * fan_in for out, fan_in in shapes)
+    assert torch.equal(found[:, : plain.size(shapes)], plain(at))
+    assert stateful.size(shapes) > plain.size(shapes)
 
 
 # Step sizes.
