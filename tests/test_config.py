@@ -98,7 +98,7 @@ def test_paper_recipe(file: str) -> None:
         ("meta.bach=3", "meta.bach", "did you mean batch?"),
         ("metta.batch=3", "metta", "did you mean meta?"),
         ("rules.update.hiden=3", "rules.update.hiden", "did you mean hidden?"),
-        ("rules.update.zzz=3", "rules.update.zzz", "known here: frozen, gradient, hidden, kind"),
+        ("rules.update.zzz=3", "rules.update.zzz", "known here: basis, free, frozen, gradient"),
         ("meta.batch=many", "meta.batch", "valid integer"),
         ("meta.batch=1.5", "meta.batch", "valid integer"),
         ("meta.batch=true", "meta.batch", "valid integer"),

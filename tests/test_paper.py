@@ -121,5 +121,8 @@ def test_the_recipe_is_the_papers() -> None:
         rates = {key: rule.outer_lr for key, rule in config.rules.by_name().items()}
         assert rates.get("update", 1e-3) == 1e-3
         assert rates.get("teleport", 1e-4) == 1e-4
+        for rule in config.rules.by_name().values():
+            assert (rule.gradient, rule.basis) == ("raw", "entries")
+            assert (rule.scale, rule.free, rule.frozen) == (1.0, 1.0, False)
         if config.teleporter is not None:
             assert (config.teleporter.limit, config.teleporter.max_norm) == ("fixed", 0.01)
