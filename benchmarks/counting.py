@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from metaopt import build
+from metaopt import build_rules
 from metaopt.rules import FlattenedRule
 from metaopt.schema import LEARNED, TaskConfig, TrainConfig
 from metaopt.tasks import layer_shapes
@@ -66,7 +66,7 @@ def network_shapes(config: TrainConfig) -> list[Shape]:
         if not isinstance(given, LEARNED):
             continue
         with torch.device("meta"):
-            rule: Any = build.rule(name, given, config.task, config.seed)
+            rule: Any = build_rules.rule(name, given, config.task, config.seed)
         inputs, outputs = rule.lstm.W_x[0].shape[1], rule.head.W.shape[0]
         rows = 1 if isinstance(rule, FlattenedRule) else _coordinates(name, config.task)
         shapes.append(Shape(rows, inputs, given.hidden, outputs))

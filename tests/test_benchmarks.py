@@ -18,7 +18,7 @@ from benchmarks.memory import measured
 from benchmarks.parameters import Network, initial, networks
 from benchmarks.plain_loop import PlainLoop
 from benchmarks.timing import Side, compare
-from benchmarks.work import Mode, Piece, Work
+from benchmarks.work import WHOLE, Mode, Piece, Work
 from metaopt.config import load
 from metaopt.errors import UserError
 from metaopt.meta_train import MetaTrainer
@@ -35,7 +35,8 @@ TINY = tuple(
 
 
 def config_of(name: str, batch: int, dtype: str, *more: str) -> TrainConfig:
-    return load(TrainConfig, name, [f"meta.batch={batch}", f"dtype={dtype}", *more])
+    same = (WHOLE, *yardsticks.SAME_RECIPE)
+    return load(TrainConfig, name, [*same, f"meta.batch={batch}", f"dtype={dtype}", *more])
 
 
 def known(name: str, basis: str) -> list[str]:

@@ -6,7 +6,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from metaopt.schema import Name, Positive, PositiveFloat, Seed, Text
+from metaopt.schema import Name, Seed, Text
+from metaopt.schema_types import Positive, PositiveFloat
 
 Overrides = dict[Text, Any]
 Share = Annotated[float, Field(gt=0, le=1)]
