@@ -133,7 +133,7 @@ def test_a_run_resumes_anywhere(levers: dict[str, Any]) -> None:
 
 
 def test_mistakes() -> None:
-    with pytest.raises(ConfigError, match="unknown field meta.horizon.first"):
+    with pytest.raises(ConfigError, match=r"unknown field meta\.horizon\.first"):
         trainer(horizon={"kind": "random", "first": 2})
 
 
