@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from benchmarks.parameters import Network, adam, linear, load_cell
 from metaopt import build
 from metaopt.outer_schedule import schedule
+from metaopt.rules.directions import FREE_STEP, LARGEST_LOG_STEP, LARGEST_WHITENING
 from metaopt.rules.features import LOG_RANGE
-from metaopt.schema import TrainConfig
+from metaopt.schema import CoordinateConfig, TrainConfig
 from metaopt.statistics import FLOOR
 from metaopt.streams import Stream
 
@@ -92,7 +93,7 @@ class AutogradStep:
         return 0.5 * (self.Y - W2 @ H).square().sum((1, 2)), H
 
     def _network(self, name: str, rows: Tensor) -> Tensor:
-        """[rows, features] -> [B, coordinates]."""
+        """Features [rows, F] -> outputs [B, coordinates, D]."""
         own = self.networks[name]
         rule = self.config.rules.by_name()[name]
         zero = rows.new_zeros(len(rows), rule.hidden)
@@ -102,20 +103,20 @@ class AutogradStep:
             rows, c = cell(rows, state)
             new.append((rows, c))
         self.states[name] = new
-        return rule.scale * own.head(rows).view(len(self.X), -1)
+        return rule.scale * own.head(rows).unflatten(0, (len(self.X), -1))
 
     def _step(self) -> Tensor:
         A, B = self.W1.detach().requires_grad_(), self.W2.detach().requires_grad_()
         loss, H = self._loss(A, B)
         G = torch.autograd.grad(loss.sum(), (A, B))
         W, loss, H = (A.detach(), B.detach()), loss.detach(), H.detach()
-        f = self._network("update", update_rows(W, G, loss))
-        split = A[0].numel()
-        W1 = self.W1 + f[:, :split].view_as(A)
-        W2 = self.W2 + f[:, split:].view_as(B)
+        seen = Seen(W, G, (self.X, H), loss)
+        rules = self.config.rules.by_name()
+        f1, f2 = updates(seen, self._network("update", update_rows(seen)), rules["update"])
+        W1, W2 = self.W1 + f1, self.W2 + f2
         teleporter = self.config.teleporter
         if teleporter is not None:
-            T = self._network("teleport", generator_rows(W, G, loss, H)).view_as(H @ H.mT)
+            T = generator(seen, self._network("teleport", generator_rows(seen)), rules["teleport"])
             T = T / (1 + T.square().sum((1, 2), keepdim=True) / teleporter.max_norm**2).sqrt()
             slope = self.config.task.slope
             Z = W1 @ self.X
@@ -126,24 +127,75 @@ class AutogradStep:
         return self._loss(W1, W2)[0]
 
 
-def update_rows(W: tuple[Tensor, ...], G: tuple[Tensor, ...], loss: Tensor) -> Tensor:
-    """Features of every weight, [B * P, 5]."""
+class Seen:
+    """What features and directions both need.
+
+    Args:
+        W: (W1, W2).
+        G: their gradients.
+        A: (X, H), the inputs of the layers.
+        loss: [B].
+    """
+
+    def __init__(
+        self,
+        W: tuple[Tensor, Tensor],
+        G: tuple[Tensor, ...],
+        A: tuple[Tensor, Tensor],
+        loss: Tensor,
+    ) -> None:
+        self.W, self.G, self.A = W, G, A
+        self.grams = [a @ a.mT for a in A]
+        residual = 2 * loss.clamp(min=FLOOR)
+        everything = residual + (W[1] @ A[1]).square().sum((1, 2))
+        self.log_residual = (residual.log() - everything.log())[:, None, None] / LOG_RANGE
+        self.share = (self.log_residual * (LOG_RANGE / 2)).exp()
+        of_first = largest_row_sum(self.grams[0]) * largest_row_sum(W[1].mT @ W[1])
+        self.N = [
+            g / (c + FLOOR)
+            for g, c in zip(G, (of_first, largest_row_sum(self.grams[1])), strict=True)
+        ]
+
+
+def update_rows(seen: Seen) -> Tensor:
+    """Features of every weight, [B * P, 8]."""
     layers = []
-    for weight, g in zip(W, G, strict=True):
-        log = g.abs().log().div(LOG_RANGE).clamp(min=-1)
-        sign = (g * torch.e**LOG_RANGE).clamp(-1, 1)
-        columns = (log, sign, over_rms(g), weight, log_loss(loss).expand_as(g))
+    for i, (w, g) in enumerate(zip(seen.W, seen.G, strict=True)):
+        normalised = over_rms(g)
+        log = normalised.abs().log().div(LOG_RANGE).clamp(min=-1)
+        sign = (normalised * torch.e**LOG_RANGE).clamp(-1, 1)
+        alike = (
+            seen.log_residual,
+            (log_square(seen.N[i]) - log_square(w)).div(2 * LOG_RANGE).clamp(-3, 3),
+            spread(seen.grams[i]),
+            torch.full_like(seen.log_residual, i),
+        )
+        columns = (normalised, log, sign, over_rms(w), *(value.expand_as(g) for value in alike))
         layers.append(torch.stack(columns, dim=-1).flatten(1, 2))
     return torch.cat(layers, dim=1).flatten(0, 1)
 
 
-def generator_rows(W: tuple[Tensor, ...], G: tuple[Tensor, ...], loss: Tensor, H: Tensor) -> Tensor:
-    """Features of every entry of the generator, [B * k^2, 9]."""
-    (W1, W2), (G1, G2) = W, G
-    HHt = H @ H.mT
+def updates(seen: Seen, z: Tensor, rule: CoordinateConfig) -> list[Tensor]:
+    """What the outputs z [B, P, 1 or 3] are read as, for each layer."""
+    made = []
+    parts = z.split([w[0].numel() for w in seen.W], dim=1)
+    for part, w, n in zip(parts, seen.W, seen.N, strict=True):
+        of = part.unflatten(1, w.shape[1:]).unbind(-1)
+        if rule.basis == "entries":
+            made.append(rule.free * of[0])
+            continue
+        c = of[0].mean((1, 2), keepdim=True).clamp(max=LARGEST_LOG_STEP).exp() / 2
+        free = of[1] * rms(n) + of[2] * FREE_STEP * seen.share * rms(w)
+        made.append(rule.free * free - c * n)
+    return made
+
+
+def generator_rows(seen: Seen) -> Tensor:
+    """Features of every entry of the generator, [B * k^2, 10]."""
+    (W1, W2), (G1, G2), HHt = seen.W, seen.G, seen.grams[1]
     W2tG2 = over_rms(W2.mT @ G2)
     columns = (
-        HHt / HHt.diagonal(dim1=1, dim2=2).mean(1)[:, None, None],
+        HHt / mean_diagonal(HHt),
         over_rms(G2.mT @ G2),
         over_rms(G1 @ G1.mT),
         W2tG2,
@@ -151,19 +203,56 @@ def generator_rows(W: tuple[Tensor, ...], G: tuple[Tensor, ...], loss: Tensor, H
         over_rms(W2.mT @ W2),
         over_rms(W1 @ W1.mT),
         torch.eye(HHt.shape[1], dtype=HHt.dtype, device=HHt.device).expand_as(HHt),
-        log_loss(loss).expand_as(HHt),
+        seen.log_residual.expand_as(HHt),
+        spread(HHt).expand_as(HHt),
     )
     return torch.stack(columns, dim=-1).flatten(0, 2)
 
 
+def generator(seen: Seen, z: Tensor, rule: CoordinateConfig) -> Tensor:
+    """What the outputs z [B, k^2, 1 or 3] are read as."""
+    HHt = over_rms(seen.grams[1])
+    k = HHt.shape[1]
+    of = z.unflatten(1, (k, k)).unbind(-1)
+    if rule.basis == "entries":
+        return rule.free * of[0]
+    known = (HHt, over_rms(HHt @ HHt))
+    T = rule.free * seen.share * of[2]
+    for bound, own, direction in zip(LARGEST_WHITENING, of[:2], known, strict=True):
+        T = T + bound * own.mean((1, 2), keepdim=True).tanh() * direction
+    T = T / k**0.5
+    growth = (T * HHt).mean((1, 2), keepdim=True) * k / mean_diagonal(HHt)
+    return T - growth * torch.eye(k, dtype=T.dtype, device=T.device)
+
+
+def rms(x: Tensor) -> Tensor:
+    """Root mean square of each matrix, [B, 1, 1]."""
+    return x.square().mean((1, 2), keepdim=True).sqrt()
+
+
 def over_rms(x: Tensor) -> Tensor:
     """x over its root mean square within each task."""
-    return x / x.square().mean((1, 2), keepdim=True).sqrt()
+    return x / rms(x)
 
 
-def log_loss(loss: Tensor) -> Tensor:
-    """log(L) / p, [B, 1, 1]."""
-    return loss.clamp(min=FLOOR).log()[:, None, None] / LOG_RANGE
+def log_square(x: Tensor) -> Tensor:
+    """log ||x||_F^2, [B, 1, 1]."""
+    return x.square().sum((1, 2), keepdim=True).clamp(min=FLOOR).log()
+
+
+def mean_diagonal(S: Tensor) -> Tensor:
+    """tr S / k, [B, 1, 1]."""
+    return S.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
+
+
+def largest_row_sum(S: Tensor) -> Tensor:
+    """max_i sum_j |S_ij|, [B, 1, 1]."""
+    return S.abs().sum(2).amax(1)[:, None, None]
+
+
+def spread(S: Tensor) -> Tensor:
+    """log(max_i sum_j |S_ij| / (tr S / k)) / 3, [B, 1, 1]."""
+    return (largest_row_sum(S) / mean_diagonal(S)).log() / 3
 
 
 class _Cells(nn.Module):

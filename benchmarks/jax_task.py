@@ -1,4 +1,4 @@
-"""What belongs to one task of the JAX yardstick: gradient, features, teleport; for ``vmap``.
+"""What belongs to one task of the JAX yardstick: gradient and teleport; for ``vmap``.
 
 Two things that the package does are left out, both to JAX's advantage: the guard with its
 measurement of drift, and the refinement of W_in in the action through the data.
@@ -13,9 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from metaopt.rules.features import LOG_RANGE
 from metaopt.schema import TeleporterConfig
-from metaopt.statistics import FLOOR
 
 Tree = Any
 """A pytree of arrays."""
@@ -27,73 +25,14 @@ def leaky(z: Array, slope: float) -> Array:
 
 
 def observe(w: Tree, X: Array, Y: Array, slope: float) -> Tree:
-    """L, (G1, G2) and H of one task, as constants."""
+    """L, (G1, G2) and (X, H) of one task, as constants."""
 
     def loss(w: Tree) -> tuple[Array, Array]:
         H = leaky(w[0] @ X, slope)
         return 0.5 * jnp.square(Y - w[1] @ H).sum(), H
 
     (L, H), G = jax.value_and_grad(loss, has_aux=True)(lax.stop_gradient(w))
-    return lax.stop_gradient((L, G, H))
-
-
-def over_rms(x: Array) -> Array:
-    """x over its root mean square."""
-    mean_square = jnp.square(x).mean()
-    return x / jnp.sqrt(jnp.where(mean_square == 0, 1.0, mean_square))
-
-
-def log_loss(L: Array) -> Array:
-    """log(L) / p."""
-    return jnp.log(jnp.maximum(L, FLOOR)) / LOG_RANGE
-
-
-def log_magnitude(g: Array) -> Array:
-    """max(-1, log|g| / p)."""
-    return jnp.log(jnp.maximum(jnp.abs(g), math.exp(-LOG_RANGE))) / LOG_RANGE
-
-
-def update_features(w: Tree, observation: Tree) -> Array:
-    """[5, P] of one task."""
-    L, G, _ = observation
-    layers = [
-        jnp.stack(
-            [
-                log_magnitude(g).ravel(),
-                jnp.clip(g * math.exp(LOG_RANGE), -1, 1).ravel(),
-                over_rms(g).ravel(),
-                W.ravel(),
-                jnp.full(W.size, log_loss(L)),
-            ]
-        )
-        for W, g in zip(w, G, strict=True)
-    ]
-    return jnp.concatenate(layers, axis=1)
-
-
-def generator_features(w: Tree, observation: Tree) -> Array:
-    """[9, k^2] of one task."""
-    (W1, W2), (L, (G1, G2), H) = w, observation
-    HHt = H @ H.T
-    W2tG2 = over_rms(W2.T @ G2)
-    columns = (
-        HHt / jnp.maximum(jnp.trace(HHt) / len(HHt), jnp.finfo(HHt.dtype).tiny),
-        over_rms(G2.T @ G2),
-        over_rms(G1 @ G1.T),
-        W2tG2,
-        W2tG2.T,
-        over_rms(W2.T @ W2),
-        over_rms(W1 @ W1.T),
-        jnp.eye(len(HHt), dtype=HHt.dtype),
-        jnp.full_like(HHt, log_loss(L)),
-    )
-    return jnp.stack(columns).reshape(len(columns), -1)
-
-
-def flat_features(w: Tree, observation: Tree, transform: str) -> Array:
-    """[P] of one task."""
-    g = jnp.concatenate([G.ravel() for G in observation[1]])
-    return g if transform == "raw" else jnp.sign(g) * (1 + log_magnitude(g))
+    return lax.stop_gradient((L, G, (X, H)))
 
 
 def element(T: Array, config: TeleporterConfig) -> tuple[Array, Array]:

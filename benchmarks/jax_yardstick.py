@@ -29,7 +29,7 @@ from jax import Array, lax
 from jax.nn import sigmoid
 from torch import Tensor
 
-from benchmarks import jax_task
+from benchmarks import jax_features, jax_task
 from benchmarks.jax_task import Tree
 from benchmarks.parameters import Network
 from metaopt import build
@@ -109,6 +109,23 @@ class JaxStep(ABC):
     def _gradients(self, params: Tree, carry: Tree, tasks: Tree) -> tuple[Tree, Array, Tree]:
         """(dM/dphi, M, (carry, losses)) of a window."""
 
+    @abstractmethod
+    def _for_layers_and_entries(
+        self, out: Array, counts: list[int], shaped: int, sizes: int
+    ) -> tuple[Array, Array]:
+        """Outputs [B, shaped, L] and [B, sizes, entries], with ``counts`` entries of each layer."""
+
+    def _combined(self, name: str, out: Array, w: Tree, observation: Tree) -> Array:
+        """What the rule proposes, [B, entries]."""
+        rule = self.rules[name]
+        counts = {"update": [W[0].size for W in w], "teleport": [self.config.task.width**2]}[name]
+        if rule.basis == "entries":
+            _, of_entries = self._for_layers_and_entries(out, counts, 0, 1)
+            return rule.free * of_entries[:, 0]
+        outputs = self._for_layers_and_entries(out, counts, *jax_features.OUTPUTS[name])
+        of_task = {"update": jax_features.update, "teleport": jax_features.generator}[name]
+        return jax.vmap(partial(of_task, free=rule.free))(w, observation, *outputs)
+
     def _draw_if_due(self) -> None:
         if self.steps_left > 0:
             return
@@ -137,12 +154,13 @@ class JaxStep(ABC):
         config, (w, observation, states) = self.config, carry
         X, _, X_pinv = tasks
         outputs, new_states, read = {}, {}, {}
+        seen = lax.stop_gradient((w, observation))
         for name, rule in self.rules.items():
-            rows = self._rows(name, *lax.stop_gradient((w, observation)))
+            rows = self._rows(name, *seen)
             out, new_states[name], read[name] = self._network(
                 params[name], rows, states[name], None if taps is None else taps[name]
             )
-            outputs[name] = rule.scale * out.reshape(len(X), -1)
+            outputs[name] = self._combined(name, rule.scale * out, *seen)
         split = math.prod(w[0].shape[1:])
         f = outputs["update"]
         w = (w[0] + f[:, :split].reshape(w[0].shape), w[1] + f[:, split:].reshape(w[1].shape))
@@ -209,8 +227,17 @@ class FlattenedJaxStep(JaxStep):
     unroll = True
 
     def _rows(self, name: str, w: Tree, observation: Tree) -> Array:
-        features = partial(jax_task.flat_features, transform=self.rules[name].gradient)
+        features = partial(jax_features.flat_features, gradient=self.rules[name].gradient)
         return jax.vmap(features)(w, observation)
+
+    def _for_layers_and_entries(
+        self, out: Array, counts: list[int], shaped: int, sizes: int
+    ) -> tuple[Array, Array]:
+        of_layers, of_entries = jnp.split(out, [shaped * len(counts)], axis=1)
+        return (
+            of_layers.reshape(len(out), shaped, len(counts)),
+            of_entries.reshape(len(out), sizes, -1),
+        )
 
     def _zero_state(self, rows: Array, hidden: int) -> Array:
         return jnp.zeros((len(rows), hidden), rows.dtype)
@@ -271,11 +298,20 @@ class CoordinateJaxStep(JaxStep):
 
     def _rows(self, name: str, w: Tree, observation: Tree) -> Array:
         of_task = {
-            "update": jax_task.update_features,
-            "teleport": jax_task.generator_features,
+            "update": jax_features.update_features,
+            "teleport": jax_features.generator_features,
         }[name]
         features = jax.vmap(of_task, out_axes=1)(w, observation)
         return features.reshape(len(features), -1)
+
+    def _for_layers_and_entries(
+        self, out: Array, counts: list[int], shaped: int, sizes: int
+    ) -> tuple[Array, Array]:
+        by_task = out.reshape(shaped + sizes, -1, sum(counts)).swapaxes(0, 1)
+        of_coordinates, of_entries = jnp.split(by_task, [shaped], axis=1)
+        ends = [sum(counts[: i + 1]) for i in range(len(counts) - 1)]
+        parts = jnp.split(of_coordinates, ends, axis=2)
+        return jnp.stack([part.mean(2) for part in parts], axis=2), of_entries
 
     def _zero_state(self, rows: Array, hidden: int) -> Array:
         return jnp.zeros((hidden, rows.shape[1]), rows.dtype)

@@ -17,6 +17,8 @@ from metaopt.meta_train import MetaTrainer
 from metaopt.schema import TrainConfig
 
 Mode = Literal["meta-training", "evaluation"]
+WHOLE = "meta.horizon={kind: fixed}"
+"""Trajectories of full length, so that as many windows are as much work."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Work:
 
     def loaded(self, extra: Sequence[str] = ()) -> TrainConfig:
         """The configuration."""
-        return load(TrainConfig, self.config, [*self.overrides, *self._sizes, *extra])
+        return load(TrainConfig, self.config, [WHOLE, *self.overrides, *self._sizes, *extra])
 
     @property
     def _sizes(self) -> tuple[str, ...]:

@@ -27,6 +27,8 @@ from metaopt.report import markdown_table
 from metaopt.schema import TrainConfig
 
 METAOPT, LOOP, CELL, JAX = "metaopt", "one at a time", "nn.LSTMCell", "JAX"
+SAME_RECIPE = ("meta.order=1", "meta.average=null")
+"""What every side has: first order, and no average beside it."""
 
 
 class Windowed(Protocol):
@@ -87,7 +89,7 @@ def compared(
     budget: float = BUDGET,
 ) -> Comparison:
     """Time metaopt and its rivals, all in float32 but for ``overrides``, at one meta-batch."""
-    work = Work(config, "meta-training", batch, tuple(overrides))
+    work = Work(config, "meta-training", batch, (*SAME_RECIPE, *overrides))
     full, unroll = work.windows_of_trajectory, work.loaded().meta.unroll
     batched = [name for name in rivals if name != LOOP]
 

@@ -1,4 +1,7 @@
-"""One way to make objects from a configuration: scripts, benchmarks, ``metaopt.load``."""
+"""One way to make objects from a configuration: scripts, benchmarks, ``metaopt.load``.
+
+Rules by themselves are made in ``build_rules``.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import torch
 
 from metaopt.augment import Rescaled, TaskSource
 from metaopt.averaging import Average, ExponentialAverage, NoAverage
+from metaopt.build_rules import rule
 from metaopt.classical import GradientTeleport
 from metaopt.config import ConfigError
 from metaopt.horizon import (
@@ -27,37 +31,12 @@ from metaopt.pes import PersistentES
 from metaopt.preconditioned import PreconditionedOptimizer, as_constant, differentiated
 from metaopt.references import KFAC, SolveLast, WhitenLast
 from metaopt.rules import (
-    CoordinateGroupElementLSTM,
-    CoordinateStepSizeGroupElementLSTM,
-    CoordinateUpdateLSTM,
-    GroupElementLSTM,
-    InformedUpdateLSTM,
-    LocalUpdateLSTM,
-    RandomGenerators,
     Rule,
-    StepSizeGroupElementLSTM,
 )
 from metaopt.rules.affine import AffineModule
-from metaopt.rules.directions import (
-    GeneratorEntries,
-    InformedSteps,
-    NaturalSteps,
-    UpdateEntries,
-    Whitening,
-)
-from metaopt.rules.flattened import RawGradient, SignedLogGradient, StatefulGradient
 from metaopt.rules.products import TF32, BFloat16, Full
-from metaopt.rules.step_size import Clamp, Natural, Sigmoid
 from metaopt.schema import (
     LEARNED,
-    AdamConfig,
-    CoordinateConfig,
-    CoordinateStepConfig,
-    FlattenedConfig,
-    FlattenedStepConfig,
-    GradientDescentConfig,
-    InformedConfig,
-    MomentumConfig,
     RandomConfig,
     TaskConfig,
     TeleporterConfig,
@@ -101,30 +80,12 @@ _ACTIONS: dict[str, type[Action]] = {
     "scaling": Scaling,
     "orthogonal": Orthogonal,
 }
-_FLAT_INPUTS = {
-    "raw": RawGradient,
-    "signed_log": SignedLogGradient,
-    "stateful": StatefulGradient,
-}
-_UPDATE_BASES = {"entries": UpdateEntries, "directions": NaturalSteps}
-_GENERATOR_BASES = {"entries": GeneratorEntries, "directions": Whitening}
 _LIMITS: dict[str, Callable[[float], NormLimit]] = {
     "bounded": BoundedNorm,
     "capped": CappedNorm,
     "fixed": FixedNorm,
 }
 _PRODUCTS = {"full": Full, "tf32": TF32, "bfloat16": BFloat16}
-_FLATTENED: dict[str, Any] = {
-    "update": LocalUpdateLSTM,
-    "teleport": GroupElementLSTM,
-    "step_teleport": StepSizeGroupElementLSTM,
-}
-_COORDINATE: dict[str, Any] = {
-    "update": CoordinateUpdateLSTM,
-    "teleport": CoordinateGroupElementLSTM,
-    "step_teleport": CoordinateStepSizeGroupElementLSTM,
-}
-_STEP_BOUNDS: dict[str, Any] = {"sigmoid": Sigmoid, "clamp": Clamp, "natural": Natural}
 _TRUNCATIONS = {"even": Even, "random": RandomPairs}
 
 
@@ -234,58 +195,6 @@ def engine(config: TeleporterConfig, task: TaskConfig) -> TeleportEngine:
         guard=guard,
         require_exact=config.inexact == "error",
     )
-
-
-def rule(name: str, config: Any, task: TaskConfig, seed: int) -> Rule:
-    """The rule of a configuration.
-
-    Args:
-        name: ``update``, ``teleport`` or ``step_teleport``: its place in ``RulesConfig``.
-        config: what stands there.
-        task: fixes the shapes of flattened rules.
-        seed: of the initialisation.
-    """
-    bases: dict[str, Any] = _UPDATE_BASES if name == "update" else _GENERATOR_BASES
-    match config:
-        case FlattenedStepConfig() | CoordinateStepConfig():
-            bound = _STEP_BOUNDS[config.step_bound](config.step_min, config.step_max)
-            more: dict[str, Any] = {"bound": bound}
-        case _:
-            more = {}
-    match config:
-        case FlattenedConfig() | FlattenedStepConfig():
-            return _FLATTENED[name](
-                layer_shapes(task),
-                config.hidden,
-                _FLAT_INPUTS[config.gradient](),
-                bases[config.basis](config.free),
-                config.scale,
-                seed=seed,
-                name=name,
-                **more,
-            )
-        case InformedConfig():
-            return InformedUpdateLSTM(
-                InformedSteps(config.free), config.hidden, config.scale, seed=seed, name=name
-            )
-        case CoordinateConfig() | CoordinateStepConfig():
-            return _COORDINATE[name](
-                basis=bases[config.basis](config.free),
-                hidden=config.hidden,
-                scale=config.scale,
-                seed=seed,
-                name=name,
-                **more,
-            )
-        case RandomConfig():
-            return RandomGenerators(config.norms, seed)
-        case GradientDescentConfig():
-            return GradientDescent(config.lr)
-        case MomentumConfig():
-            return Momentum(config.lr, config.momentum)
-        case AdamConfig():
-            return Adam(config.lr, config.beta1, config.beta2)
-    raise TypeError(f"no rule for {config!r}")
 
 
 def meta_optimizer(config: TrainConfig) -> MetaOptimizer:

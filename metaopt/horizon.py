@@ -89,7 +89,8 @@ class LogUniform(Horizon):
 
 
 def _between(low: int, high: int, part: float, window: int) -> int:
-    """low (high / low)^part in whole windows, but at most ``high``."""
+    """low (high / low)^part in whole windows, but at most ``high``, also where low is above it."""
+    low = min(low, high)
     wanted: float = low * (high / low) ** part
     return min(high, window * max(1, round(wanted / window)))
 

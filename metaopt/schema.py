@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from metaopt.schema_meta import MetaConfig
-from metaopt.schema_types import Decay, Positive, PositiveFloat
+from metaopt.schema_types import Decay, Name, Positive, PositiveFloat, Seed, Size, Text
 from metaopt.schema_types import Model as _Model
 from metaopt.schema_types import described as _field
 from metaopt.schema_types import required as _required
@@ -19,12 +19,6 @@ from metaopt.schema_types import required as _required
 Distribution = Literal["uniform", "gaussian"]
 DtypeName = Literal["float32", "float64"]
 ProductsName = Literal["full", "tf32", "bfloat16"]
-# Shapes have a limit, so that a damaged file cannot ask for more memory than there is.
-Size = Annotated[int, Field(ge=1, le=100_000)]
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
-Text = Annotated[str, Field(min_length=1)]
-# Becomes a folder's name.
-Name = Annotated[str, Field(pattern=r"^\w[\w.+-]*$")]
 
 
 class TaskConfig(_Model):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from metaopt.schema_types import Decay, Model, Positive, PositiveFloat, described, required
 
@@ -19,7 +19,7 @@ class CurriculumConfig(Model):
     """Trajectories that grow."""
 
     kind: Literal["curriculum"] = required("they grow to `meta.steps`, in whole windows")
-    first: Positive = described(10, "inner steps of the first trajectories")
+    first: Positive = described(10, "inner steps of the first trajectories, if below `meta.steps`")
     share: Annotated[float, Field(gt=0, le=1)] = described(
         0.5, "part of the outer steps over which they grow"
     )
@@ -29,7 +29,7 @@ class RandomHorizonConfig(Model):
     """Trajectories of random length."""
 
     kind: Literal["random"] = required("log-uniform up to `meta.steps`, in whole windows")
-    low: Positive = described(10, "fewest inner steps")
+    low: Positive = described(10, "fewest inner steps, if below `meta.steps`")
 
 
 HorizonConfig = Annotated[
@@ -97,16 +97,3 @@ class MetaConfig(Model):
     average: Decay | None = described(
         None, "decay of the average of phi that is validated and written; null for phi itself"
     )
-
-    @model_validator(mode="after")
-    def _within_steps(self) -> MetaConfig:
-        match self.horizon:
-            case CurriculumConfig(first=least):
-                name = "horizon.first"
-            case RandomHorizonConfig(low=least):
-                name = "horizon.low"
-            case _:
-                return self
-        if least > self.steps:
-            raise ValueError(f"{name} must be at most steps ({self.steps}), found {least}")
-        return self

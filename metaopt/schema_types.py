@@ -9,6 +9,12 @@ from pydantic import BaseModel, ConfigDict, Field
 Positive = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
+# Shapes have a limit, so that a damaged file cannot ask for more memory than there is.
+Size = Annotated[int, Field(ge=1, le=100_000)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Text = Annotated[str, Field(min_length=1)]
+# Becomes a folder's name.
+Name = Annotated[str, Field(pattern=r"^\w[\w.+-]*$")]
 
 
 class Model(BaseModel):

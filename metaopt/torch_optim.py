@@ -6,11 +6,12 @@
 
 Both run ``MetaOptimizer.step`` on the weights of the model with a batch axis of 1, the same code as
 the batched unroll. What rules want to see beyond gradients comes from the model: the inputs of its
-layers from forward hooks, the loss from the closure (or from ``diffopt.step``; a plain ``step()``
-knows no loss, and its feature is 0 then).
+layers from forward hooks, where it is a *chain* (bias-free ``nn.Linear`` layers with one kind of
+``nn.LeakyReLU`` between them), and the loss, meant as 1/2 ||f(w) - Y||^2, from the closure or from
+``diffopt.step``. Rules work without either (a plain ``step()`` knows no loss), on coarser scales.
 
-Teleports need a *chain*: bias-free ``nn.Linear`` layers with one kind of ``nn.LeakyReLU`` between
-them, and data on which the action is exact. Otherwise the update rule acts alone, after a warning.
+Teleports need a chain, and data on which the action is exact. Otherwise the update rule acts alone,
+after a warning.
 """
 
 from __future__ import annotations
@@ -86,6 +87,8 @@ class Chain:
             return "its layers have biases"
         if any(not layer.weight.requires_grad for layer in linear):
             return "some of its weights are frozen"
+        if sum(1 for _ in model.parameters()) != len(linear):
+            return "it has parameters beside its layers, or layers that share theirs"
         slopes = {leaf.negative_slope for leaf in between}
         if len(slopes) != 1:
             return f"its activations have different slopes {sorted(slopes)}"
@@ -101,11 +104,20 @@ class Chain:
             self.inputs[position] = arguments[0] if self.keep_graph else arguments[0].detach()
 
     def layer_inputs(self) -> tuple[Tensor, ...]:
-        """A_0 .. A_{L-1}, each [1, n_l, N]; raises ``RuntimeError`` before any forward pass."""
+        """A_0 .. A_{L-1}, each [1, n_l, N]; none before a whole forward pass."""
         seen = [x for x in self.inputs if x is not None]
         if len(seen) < len(self.layers):
-            raise RuntimeError("teleporting needs a forward pass of the model before step()")
+            return ()
         return tuple(x.reshape(-1, x.shape[-1]).mT[None] for x in seen)
+
+    def is_fed_in_order(self) -> bool:
+        """Whether each layer saw what the one before made; a model may call them otherwise."""
+        seen = self.layer_inputs()
+        for A, layer, after in zip(seen, self.layers, seen[1:], strict=False):
+            expected = self.s(layer.weight @ A)
+            if expected.shape != after.shape or not torch.allclose(expected, after, rtol=1e-3):
+                return False
+        return True
 
 
 class _Stepper:
@@ -133,12 +145,11 @@ class _Stepper:
             )
         self.optimizer = optimizer
         self.chain: Chain | None = None
-        if optimizer.engine is not None:
-            found = Chain.of(model, keep_graph=differentiable)
-            if isinstance(found, Chain):
-                self.chain = found
-            else:
-                self.optimizer = self._update_only(optimizer, found)
+        found = Chain.of(model, keep_graph=differentiable)
+        if isinstance(found, Chain):
+            self.chain = found
+        elif optimizer.engine is not None:
+            self.optimizer = self._update_only(optimizer, found)
         self._data: ModelData | None = None
         dtypes = {parameter.dtype for parameter in parameters}
         if not dtypes <= {torch.float32, torch.float64}:
@@ -175,43 +186,41 @@ class _Stepper:
         observation = Observation(
             weights=weights,
             grads=_as_matrices(grads),
-            inputs=() if self.chain is None else self.chain.layer_inputs(),
+            inputs=() if self.chain is None else self._layer_inputs(self.chain),
             loss=None if loss is None else loss.reshape(1),
         )
         if not differentiate_features:
             observation = observation.detach()
-        data = self._teleport_data()
+        data: Any = None if self.optimizer.engine is None else self._data
         taken = self.optimizer.step(weights, observation, state, data)
         new = [W.reshape(p.shape) for W, p in zip(taken.weights, parameters, strict=True)]
         return new, taken.state
 
-    def _teleport_data(self) -> Any:
-        """The data of the last forward pass; checked, and its inverse made, when it changes."""
-        if self.chain is None:
-            return None
-        X = self.chain.layer_inputs()[0].detach()
-        if self._data is None or not torch.equal(X, self._data.X):
-            self._data = ModelData(X, self.chain.s)
-            self._check_chain(self.chain)
-            assert self.optimizer.engine is not None
-            weights = _as_matrices([layer.weight for layer in self.chain.layers])
-            try:
-                self.optimizer.engine.check(self._data, weights)
-            except InexactActionError as error:
-                self.optimizer = self._update_only(self.optimizer, str(error))
-                self.chain = None
-        return self._data
-
-    def _check_chain(self, chain: Chain) -> None:
-        """The layers may be called in another way than their order suggests: compare."""
-        seen = chain.layer_inputs()
-        for A, layer, after in zip(seen, chain.layers, seen[1:], strict=False):
-            expected = chain.s(layer.weight @ A)
-            if expected.shape != after.shape or not torch.allclose(expected, after, rtol=1e-3):
+    def _layer_inputs(self, chain: Chain) -> tuple[Tensor, ...]:
+        """Those of the last forward pass; what they are good for is checked when they change."""
+        inputs = chain.layer_inputs()
+        engine = self.optimizer.engine
+        if not inputs:
+            if engine is not None:
+                raise RuntimeError("teleporting needs a forward pass of the model before step()")
+            return ()
+        X = inputs[0].detach()
+        if self._data is not None and torch.equal(X, self._data.X):
+            return inputs
+        if not chain.is_fed_in_order():
+            if engine is not None:
                 raise ValueError(
                     "the layers of this model do not feed each other in order; teleporting would "
                     "change what it computes"
                 )
+            return ()
+        self._data = ModelData(X, chain.s)
+        if engine is not None:
+            try:
+                engine.check(self._data, _as_matrices([layer.weight for layer in chain.layers]))
+            except InexactActionError as error:
+                self.optimizer = self._update_only(self.optimizer, str(error))
+        return inputs
 
 
 def _as_matrices(parameters: Sequence[Tensor]) -> Weights:

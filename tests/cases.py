@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from support import amplify_head
 
 from metaopt import LearnedRule, build
 from metaopt.config import check
+from metaopt.rules import StepSizeGroupElementLSTM
 from metaopt.schema import TaskConfig, TrainConfig
 from metaopt.streams import Stream
 from metaopt.tasks import TaskBatch
@@ -22,6 +24,8 @@ TASK = {
 }
 FLAT = {"kind": "lstm", "hidden": 6, "gradient": "signed_log", "scale": 0.1, "outer_lr": 1e-3}
 COORDINATE = {"kind": "coordinate_lstm", "hidden": 5, "scale": 0.1, "outer_lr": 1e-3}
+FLAT_DIRECTIONS = FLAT | {"gradient": "stateful", "basis": "directions"}
+DIRECTIONS = COORDINATE | {"basis": "directions"}
 
 RULES: dict[str, dict[str, Any]] = {
     "lstm": {"update": FLAT, "teleport": FLAT},
@@ -30,6 +34,12 @@ RULES: dict[str, dict[str, Any]] = {
     "coordinate_lstm": {"update": COORDINATE, "teleport": COORDINATE},
     "coordinate_lstm_update": {"update": COORDINATE},
     "coordinate_lstm_step": {"step_teleport": COORDINATE},
+    "lstm_directions": {"update": FLAT_DIRECTIONS, "teleport": FLAT_DIRECTIONS},
+    "lstm_directions_update": {"update": FLAT_DIRECTIONS},
+    "lstm_directions_step": {"step_teleport": FLAT_DIRECTIONS},
+    "coordinate_directions": {"update": DIRECTIONS, "teleport": DIRECTIONS},
+    "coordinate_directions_update": {"update": DIRECTIONS},
+    "coordinate_directions_step": {"step_teleport": DIRECTIONS},
     "adam": {"update": {"kind": "adam", "lr": 0.05}, "teleport": COORDINATE},
 }
 
@@ -52,13 +62,14 @@ def learned_rule(kind: str, order: int = 1) -> LearnedRule:
     """An untrained rule whose outputs are large enough to matter within a few steps."""
     config = train_config(kind, meta={"order": order, "steps": 100})
     rule = LearnedRule(build.meta_optimizer(config), config)
-    with torch.no_grad():
-        for name, parameter in rule.optimizer.named_parameters():
-            if ".head." in name or ".step_head." in name:
-                parameter.mul_(20 if "coordinate" in kind or kind == "adam" else 2)
-            if kind == "lstm_step" and name.endswith("head.W"):
-                # The row of the step size starts small; here it has to be seen.
-                parameter[-1] = parameter[0]
+    for own in rule.optimizer.rules.values():
+        amplify_head(
+            own, 20 if "coordinate" in kind or "directions" in kind or kind == "adam" else 2
+        )
+        if isinstance(own, StepSizeGroupElementLSTM):
+            # The row of the step size starts small; here it has to be seen.
+            with torch.no_grad():
+                own.head.W[-1] = own.head.W[0]
     return rule
 
 

@@ -102,13 +102,18 @@ def tiny_config(
     return config.check(TrainConfig, content, "tiny")
 
 
-def speak_up(rule: Rule) -> Rule:
-    """In float64, with outputs that are not small beside the weights."""
-    rule.double()
+def amplify_head(rule: Rule, factor: float) -> None:
+    """Make a learned rule's outputs larger."""
     with torch.no_grad():
         for name, parameter in rule.named_parameters():
             if "head" in name:
-                parameter.mul_(20)
+                parameter.mul_(factor)
+
+
+def speak_up(rule: Rule) -> Rule:
+    """In float64, with outputs that are not small beside the weights."""
+    rule.double()
+    amplify_head(rule, 20)
     return rule
 
 

@@ -18,7 +18,7 @@ from benchmarks.memory import measured
 from benchmarks.parameters import Network, initial, networks
 from benchmarks.plain_loop import PlainLoop
 from benchmarks.timing import Side, compare
-from benchmarks.work import Mode, Piece, Work
+from benchmarks.work import WHOLE, Mode, Piece, Work
 from metaopt.config import load
 from metaopt.errors import UserError
 from metaopt.meta_train import MetaTrainer
@@ -35,23 +35,34 @@ TINY = tuple(
 
 
 def config_of(name: str, batch: int, dtype: str, *more: str) -> TrainConfig:
-    return load(TrainConfig, name, [f"meta.batch={batch}", f"dtype={dtype}", *more])
+    same = (WHOLE, *yardsticks.SAME_RECIPE)
+    return load(TrainConfig, name, [*same, f"meta.batch={batch}", f"dtype={dtype}", *more])
+
+
+def known(name: str, basis: str) -> list[str]:
+    """A basis, and what stands with it, set in a configuration."""
+    rules = ["update"] if name.endswith("update.yaml") else ["update", "teleport"]
+    chosen = [f"rules.{rule}.basis={basis}" for rule in rules]
+    if basis == "directions" and "lstm" in name:
+        chosen += [f"rules.{rule}.gradient=stateful" for rule in rules]
+    return chosen
 
 
 @pytest.mark.parametrize(
-    ("name", "yardstick", "batch"),
+    ("name", "yardstick", "batch", "basis"),
     [
-        (PAPER, PlainLoop, 1),
-        ("paper/lstm_update.yaml", PlainLoop, 1),
-        (COORDINATE, AutogradStep, 2),
-        ("coordinate_update.yaml", AutogradStep, 2),
+        (PAPER, PlainLoop, 1, "entries"),
+        ("paper/lstm_update.yaml", PlainLoop, 1, "entries"),
+        (COORDINATE, AutogradStep, 2, "entries"),
+        (COORDINATE, AutogradStep, 2, "directions"),
+        ("coordinate_update.yaml", AutogradStep, 2, "directions"),
     ],
 )
 def test_torch_yardsticks_meta_train_as_the_package_does(
-    name: str, yardstick: Any, batch: int
+    name: str, yardstick: Any, batch: int, basis: str
 ) -> None:
     """Losses, meta-gradients, clip, Adam, schedule and the next tasks: over two trajectories."""
-    config = config_of(name, batch, "float64", "meta.steps=20")
+    config = config_of(name, batch, "float64", "meta.steps=20", *known(name, basis))
     trainer, rival = MetaTrainer(config, CPU), yardstick(config, initial(config), CPU)
     for _ in range(3):
         assert rival.window() == pytest.approx(trainer.outer_step().meta_loss, rel=1e-9)
@@ -84,18 +95,25 @@ def distance(found: Any, wanted: Network) -> float:
     return (difference / total) ** 0.5
 
 
-@pytest.mark.parametrize("name", [PAPER, "lstm_update_tele.yaml", COORDINATE])
+@pytest.mark.parametrize(
+    ("name", "basis"),
+    [
+        (PAPER, "entries"),
+        ("lstm_update_tele.yaml", "directions"),
+        (COORDINATE, "directions"),
+    ],
+)
 @pytest.mark.parametrize(
     ("dtype", "loss_error", "gradient_error"), [("float32", 1e-5, 1e-2), ("float64", 1e-12, 1e-9)]
 )
 def test_the_step_in_jax_is_the_packages(
-    name: str, dtype: str, loss_error: float, gradient_error: float
+    name: str, basis: str, dtype: str, loss_error: float, gradient_error: float
 ) -> None:
     jax = pytest.importorskip("jax")
     from benchmarks.jax_yardstick import jax_step
 
     # Fewer samples than inputs: X^+ of a square X costs float32 a digit more than 1e-2 allows.
-    config = config_of(name, 2, dtype, "meta.clip=null", "task.samples=12")
+    config = config_of(name, 2, dtype, "meta.clip=null", "task.samples=12", *known(name, basis))
     losses, gradients = package_window(config)
     with jax.enable_x64(dtype == "float64"):
         step = jax_step(config, initial(config))

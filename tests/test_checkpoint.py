@@ -20,13 +20,19 @@ import metaopt
 from metaopt import build, checkpoint
 from metaopt.checkpoint import CheckpointError
 from metaopt.learned import LearnedRule, load
+from metaopt.rules.directions import NaturalSteps, Whitening
+from metaopt.rules.flattened import StatefulGradient
 
 FLATTENED: dict[str, Any] = {"kind": "lstm", "hidden": 4, "outer_lr": 1e-3}
+DIRECTIONS = UPDATE | {"basis": "directions"}
+STATEFUL = FLATTENED | {"gradient": "stateful", "basis": "directions"}
 RULES: dict[str, dict[str, Any]] = {
     "coordinate pair": UPDATE_AND_TELEPORT,
     "coordinate step": {"step_teleport": UPDATE},
     "flattened pair": {"update": FLATTENED, "teleport": FLATTENED},
     "flattened step": {"step_teleport": FLATTENED},
+    "directions": {"update": DIRECTIONS, "teleport": DIRECTIONS},
+    "flattened directions": {"update": STATEFUL, "teleport": STATEFUL},
     "update alone": {"update": FLATTENED},
     "Adam and teleport": {"update": {"kind": "adam", "lr": 0.1}, "teleport": UPDATE},
 }
@@ -79,6 +85,17 @@ def test_a_loaded_rule_is_the_saved_one(kind: str, dtype: str, tmp_path: Path) -
     assert loaded.validation == saved.validation
     for mine, theirs in zip(proposed(loaded), proposed(saved), strict=True):
         assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize("kind", ["directions", "flattened directions"])
+def test_bases_and_inputs_are_kept(kind: str, tmp_path: Path) -> None:
+    learned(kind).save(tmp_path / "rule.safetensors")
+    optimizer = load(tmp_path / "rule.safetensors").optimizer
+    assert isinstance(optimizer.rules["update"].basis, NaturalSteps)
+    assert isinstance(optimizer.rules["teleport"].basis, Whitening)
+    if kind == "flattened directions":
+        for rule in optimizer.rules.values():
+            assert isinstance(rule.gradient, StatefulGradient)
 
 
 def test_a_loaded_rule_can_be_trained_on(tmp_path: Path) -> None:

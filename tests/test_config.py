@@ -14,7 +14,7 @@ from metaopt.config import CONFIG_FOLDER, ConfigError, load, to_yaml
 from metaopt.schema import AdamConfig, EvalConfig, FlattenedConfig, TrainConfig
 
 SHIPPED = sorted(CONFIG_FOLDER.rglob("*.yaml"))
-TRAINING = [path for path in SHIPPED if path.name != "eval.yaml"]
+TRAINING = [path for path in SHIPPED if path.name not in ("eval.yaml", "study.yaml")]
 BASE = "lstm_update_tele.yaml"
 BASE_CONTENT = (CONFIG_FOLDER / BASE).read_bytes()
 
@@ -98,7 +98,7 @@ def test_paper_recipe(file: str) -> None:
         ("meta.bach=3", "meta.bach", "did you mean batch?"),
         ("metta.batch=3", "metta", "did you mean meta?"),
         ("rules.update.hiden=3", "rules.update.hiden", "did you mean hidden?"),
-        ("rules.update.zzz=3", "rules.update.zzz", "known here: frozen, gradient, hidden, kind"),
+        ("rules.update.zzz=3", "rules.update.zzz", "known here: basis, free, frozen, gradient"),
         ("meta.batch=many", "meta.batch", "valid integer"),
         ("meta.batch=1.5", "meta.batch", "valid integer"),
         ("meta.batch=true", "meta.batch", "valid integer"),
@@ -116,7 +116,7 @@ def test_paper_recipe(file: str) -> None:
         ("meta.order=3", "meta.order", "less than or equal to 2"),
         ("meta.clip=.inf", "meta.clip", "finite"),
         ("rules.update.outer_lr=-1e-3", "rules.update.outer_lr", "greater than 0"),
-        ("rules.update.kind=sgd", "rules.update", "'lstm', 'coordinate_lstm', 'gd'"),
+        ("rules.update.kind=sgd", "rules.update", "'coordinate_lstm', 'informed_lstm', 'gd'"),
         ("rules.update={kind: adam}", "rules.update.lr", "missing"),
         ("rules.update={kind: adam, lr: 1, beta1: 1}", "rules.update.beta1", "less than 1"),
         ("rules.update=null", "rules", "exactly one of update and step_teleport"),
@@ -330,7 +330,7 @@ def test_overrides_that_are_none(override: str) -> None:
 # The resolved file.
 
 
-@pytest.mark.parametrize("path", SHIPPED, ids=_names)
+@pytest.mark.parametrize("path", [*TRAINING, CONFIG_FOLDER / "eval.yaml"], ids=_names)
 def test_resolved_yaml_round_trips(path: Path, tmp_path: Path) -> None:
     kind: Any = EvalConfig if path.name == "eval.yaml" else TrainConfig
     config = load(kind, path)
@@ -360,4 +360,4 @@ def test_floats_round_trip(value: float, tmp_path: Path) -> None:
 def test_resolved_yaml_writes_every_field_out() -> None:
     written = yaml.safe_load(to_yaml(load(TrainConfig, BASE)))
     assert set(written) == set(TrainConfig.model_fields)
-    assert written["meta"]["epsilon"] == 1e-9
+    assert written["meta"]["epsilon"] == 1e-7

@@ -115,7 +115,11 @@ def test_first_order_drift_is_the_designs(norm: float, figure: float) -> None:
 
 def replace_map(engine: TeleportEngine, to_element: ElementMap) -> TeleportEngine:
     return TeleportEngine(
-        engine.action, to_element, engine.limit, engine.guard, engine.require_exact
+        engine.action,
+        to_element,
+        engine.limit,
+        engine.guard,
+        engine.require_exact,
     )
 
 

@@ -1,61 +1,83 @@
-"""Features: formulas, finiteness at zero, order."""
+"""Features: formulas, finiteness at zero, order, and what they do not see: scale."""
 
 import math
 from collections.abc import Callable
 
 import pytest
 import torch
-from support import regression, signed
+from hypothesis import given
+from hypothesis import strategies as st
+from support import FEW, regression, relative_error, seeds, signed
 from torch import Tensor
 
-from metaopt.network import Weights
+from metaopt.network import LeakyReLU, Weights, forward
 from metaopt.rules.features import (
     GENERATOR_FEATURES,
+    INFORMED_FEATURES,
+    LAYER_FEATURES,
+    PRODUCTS,
+    STEP_SIZE_FEATURES,
     UPDATE_FEATURES,
+    Seen,
+    flat_gradient,
     generator_features,
+    informed_features,
+    largest_row_sum,
+    layer_features,
     log_and_sign,
     over_rms,
-    raw,
+    rms,
     signed_log,
+    spread,
+    step_size_features,
     update_features,
 )
-from metaopt.tasks import Observation
+from metaopt.tasks import Observation, TaskBatch
 
-LOW, HIGH = 1e-7, 5e-3
-COORDINATE = ("update", "group", "step")
 SIZES = [5, 4, 3]
 DEEP_SIZES = [4, 3, 5, 2]
+SCALE_FREE = [layer_features, update_features, informed_features, generator_features]
+EVERY = [*SCALE_FREE, step_size_features]
+layer_sizes = st.lists(st.integers(1, 5), min_size=3, max_size=5)
+every_feature = pytest.mark.parametrize("features", EVERY, ids=lambda f: f.__name__)
+every_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+
+Features = Callable[[Seen], Tensor]
 
 
-# Features.
+# At zero.
 
 
-def _known_observation(weights: Weights, grads: Weights, loss: Tensor | None) -> Observation:
-    inputs = (grads[0].mT, weights[1].mT)
-    return Observation(weights, grads, inputs, loss)
+def at(weights: Weights, Y: Tensor, X: Tensor) -> Observation:
+    return TaskBatch(X, Y, weights, LeakyReLU(0.1)).observe(weights)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("zero", ["gradient", "everything"])
-@pytest.mark.parametrize("features", [update_features, generator_features])
-def test_features_are_finite_at_zero(
-    features: Callable[[Observation], Tensor], zero: str, dtype: torch.dtype
-) -> None:
-    size = 0.0 if zero == "everything" else 1.0
-    weights = tuple((size * signed(2, 3, 3, seed=i, dtype=dtype)).requires_grad_() for i in (0, 1))
-    grads = tuple(torch.zeros(2, 3, 3, dtype=dtype, requires_grad=True) for _ in range(2))
-    loss = torch.zeros(2, dtype=dtype, requires_grad=True)
-    found = features(_known_observation(weights, grads, loss))
+@every_dtype
+@pytest.mark.parametrize("zero", ["residual", "first layer", "last layer", "weights", "inputs"])
+@every_feature
+def test_features_are_finite_at_zero(features: Features, zero: str, dtype: torch.dtype) -> None:
+    """With the derivatives that second-order meta-gradients take."""
+    tasks = regression(DEEP_SIZES, samples=4, seed=0)
+    X, Y = tasks.X.to(dtype), tasks.Y.to(dtype)
+    weights = [W.to(dtype) for W in tasks.initial]
+    if zero == "residual":
+        Y = forward(weights, X, tasks.s).outputs
+    for layer, W in enumerate(weights):
+        if zero == "weights" or (zero, layer) in {("first layer", 0), ("last layer", 2)}:
+            weights[layer] = torch.zeros_like(W)
+    X = torch.zeros_like(X) if zero == "inputs" else X
+    leaves = tuple(W.detach().requires_grad_() for W in weights)
+    found = features(Seen(at(leaves, Y, X)))
     assert found.isfinite().all()
     found.backward(signed(*found.shape, seed=7, dtype=dtype))
-    for tensor in (*weights, *grads, loss):
-        assert tensor.grad is not None
-        assert tensor.grad.isfinite().all()
+    for W in leaves:
+        assert W.grad is not None
+        assert W.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@every_dtype
 @pytest.mark.parametrize(
-    "feature", [over_rms, signed_log, lambda g: torch.stack(log_and_sign(g)), raw]
+    "feature", [rms, over_rms, signed_log, lambda g: torch.stack(log_and_sign(g))]
 )
 def test_gradient_features_have_finite_derivatives_at_zero(
     feature: Callable[[Tensor], Tensor], dtype: torch.dtype
@@ -66,6 +88,20 @@ def test_gradient_features_have_finite_derivatives_at_zero(
     found.sum().backward()
     assert g.grad is not None
     assert g.grad.isfinite().all()
+
+
+@every_feature
+@pytest.mark.parametrize("size", [1e-8, 1e-4, 1e4, 1e8])
+def test_features_are_of_order_one_in_float32(features: Features, size: float) -> None:
+    tasks = regression(DEEP_SIZES, samples=4, seed=0)
+    leaves = tuple((W.float() * size**0.3).requires_grad_() for W in tasks.initial)
+    found = features(Seen(at(leaves, tasks.Y.float() * size, tasks.X.float())))
+    assert float(found.detach().abs().max()) < 20
+    found.backward(signed(*found.shape, seed=7, dtype=torch.float32))
+    assert all(W.grad is not None and W.grad.isfinite().all() for W in leaves)
+
+
+# Formulas.
 
 
 @pytest.mark.parametrize("magnitude", [1e8, 1.0, 1e-8, 1e-13, 1e-16])
@@ -89,46 +125,225 @@ def test_feature_formulas() -> None:
         [[1.0, -1.0]],
         [[0.0, 0.0]],
     ]
+    S = torch.tensor([[2.0, -1.0], [0.5, 4.0]], dtype=torch.float64)
+    assert float(largest_row_sum(S)) == 4.5
+    torch.testing.assert_close(float(spread(S)), math.log(4.5 / 3) / 3)
+    assert float(spread(torch.eye(3, dtype=torch.float64) * 7)) == pytest.approx(0, abs=1e-15)
 
 
 @pytest.mark.parametrize("sizes", [SIZES, DEEP_SIZES], ids=["2 layers", "3 layers"])
 def test_features_stand_in_the_stated_order(sizes: list[int]) -> None:
     tasks = regression(sizes, samples=4, seed=0)
-    seen = tasks.observe(tasks.initial)
-    assert seen.loss is not None
-    W, G, H = seen.weights, seen.grads, seen.inputs
+    observation = tasks.observe(tasks.initial)
+    seen = Seen(observation)
+    W, G, H = observation.weights, observation.grads, observation.inputs
+    layers = len(W)
+    residual, outputs = tasks.outputs(W) - tasks.Y, tasks.outputs(W)
+    squares = [x.square().sum((1, 2)) for x in (residual, outputs)]
+    wrong = (squares[0] / (squares[0] + squares[1])).log() / 10
+    torch.testing.assert_close(seen.log_residual, wrong)
+
+    of_layers = layer_features(seen)
+    assert of_layers.shape == (2, LAYER_FEATURES, layers)
+    for i in range(layers):
+        ratio = seen.natural[i].norm(dim=(1, 2)) / W[i].norm(dim=(1, 2))
+        gram = H[i] @ H[i].mT
+        most = gram.abs().sum(2).amax(1) / gram.diagonal(dim1=1, dim2=2).mean(1)
+        last = torch.full((2,), float(i == layers - 1), dtype=torch.float64)
+        columns = torch.stack([wrong, ratio.log() / 10, most.log() / 3, last], dim=1)
+        torch.testing.assert_close(of_layers[:, :, i], columns)
+
     for_update = update_features(seen)
     assert for_update.shape == (2, UPDATE_FEATURES, sum(w[0].numel() for w in W))
-    torch.testing.assert_close(for_update[:, 3], torch.cat([w.flatten(1) for w in W], 1))
+    for columns, w, g, own in zip(
+        for_update.split([w[0].numel() for w in W], 2), W, G, of_layers.unbind(2), strict=True
+    ):
+        size = g.square().mean((1, 2), keepdim=True).sqrt()
+        log, sign = log_and_sign(g / size)
+        weight = w / w.square().mean((1, 2), keepdim=True).sqrt()
+        wanted = torch.stack([x.flatten(1) for x in (g / size, log, sign, weight)], dim=1)
+        torch.testing.assert_close(columns[:, :4], wanted)
+        torch.testing.assert_close(columns[:, 4:], own[:, :, None].expand_as(columns[:, 4:]))
+
     for_generator = generator_features(seen)
     assert for_generator.shape == (2, GENERATOR_FEATURES, sum(k * k for k in sizes[1:-1]))
     entries = for_generator.transpose(0, 1).split([k * k for k in sizes[1:-1]], 2)
     for i, columns in enumerate(entries):
-        wanted = (
-            H[i + 1] @ H[i + 1].mT,
+        gram = H[i + 1] @ H[i + 1].mT
+        products = (
             G[i + 1].mT @ G[i + 1],
             G[i] @ G[i].mT,
             W[i + 1].mT @ G[i + 1],
             G[i + 1].mT @ W[i + 1],
             W[i + 1].mT @ W[i + 1],
             W[i] @ W[i].mT,
+        )
+        mean = gram.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
+        matrices = [
+            gram / mean,
+            *(P / P.square().mean((1, 2), keepdim=True).sqrt() for P in products),
             torch.eye(sizes[i + 1], dtype=torch.float64).expand(2, -1, -1),
-        )
-        for column, product in zip(columns, wanted, strict=False):
-            direction = product / product.flatten(1).norm(dim=1)[:, None, None]
-            found = column.reshape(product.shape)
-            torch.testing.assert_close(
-                found / found.flatten(1).norm(dim=1)[:, None, None], direction
-            )
-        torch.testing.assert_close(
-            columns[8], (seen.loss.log() / 10)[:, None].expand_as(columns[8])
-        )
+            wrong[:, None, None].expand_as(gram),
+            (of_layers[:, 2, i + 1])[:, None, None].expand_as(gram),
+        ]
+        for column, matrix in zip(columns, matrices, strict=True):
+            torch.testing.assert_close(column.reshape(matrix.shape), matrix)
+
+    with_scale = step_size_features(seen)
+    assert with_scale.shape[1] == STEP_SIZE_FEATURES
+    assert torch.equal(with_scale[:, :-2], for_generator)
+    logs = -seen.curvatures.log() / 10
+    largest = logs.min(1, keepdim=True).values
+    torch.testing.assert_close(with_scale[:, -2], largest.expand_as(with_scale[:, -2]))
+    second = with_scale[:, -1].split([k * k for k in sizes[1:-1]], 1)
+    for i, column in enumerate(second):
+        torch.testing.assert_close(column, logs[:, i + 1 : i + 2].expand_as(column))
 
 
-def test_an_unknown_loss_counts_as_one() -> None:
+@pytest.mark.parametrize("sizes", [SIZES, DEEP_SIZES], ids=["2 layers", "3 layers"])
+def test_informed_features_are_those_of_updates_and_gradients_by_products(
+    sizes: list[int],
+) -> None:
+    tasks = regression(sizes, samples=4, seed=0)
+    seen = Seen(tasks.observe(tasks.initial))
+    found = informed_features(seen)
+    counts = [W[0].numel() for W in tasks.initial]
+    assert found.shape == (2, INFORMED_FEATURES, sum(counts))
+    assert torch.equal(found[:, :UPDATE_FEATURES], update_features(seen))
+    G = seen.observation.grads
+    for layer, columns in enumerate(found[:, UPDATE_FEATURES:].split(counts, 2)):
+        of_last = layer == len(counts) - 1
+        for p in range(PRODUCTS):
+            S = seen.products[layer - 1 if of_last else layer][:, p]
+            times = G[layer] @ S if of_last else S @ G[layer]
+            size = times.square().mean((1, 2), keepdim=True).sqrt()
+            torch.testing.assert_close(columns[:, p], (times / size).flatten(1))
+
+
+def test_without_inputs_or_loss_updates_have_features_still() -> None:
     tasks = regression(SIZES, samples=4, seed=0)
-    seen = tasks.observe(tasks.initial)
-    unknown = Observation(seen.weights, seen.grads, seen.inputs, None)
-    one = Observation(seen.weights, seen.grads, seen.inputs, torch.ones(2, dtype=torch.float64))
-    assert torch.equal(update_features(unknown), update_features(one))
-    assert torch.equal(generator_features(unknown), generator_features(one))
+    whole = tasks.observe(tasks.initial)
+    for inputs, loss in (((), whole.loss), (whole.inputs, None), ((), None)):
+        seen = Seen(Observation(whole.weights, whole.grads, inputs, loss))
+        assert torch.equal(seen.log_residual, torch.zeros(2, dtype=torch.float64))
+        found, known = update_features(seen), update_features(Seen(whole))
+        assert found.isfinite().all()
+        assert torch.equal(found[:, :4], known[:, :4])
+    for N, G in zip(seen.natural, whole.grads, strict=True):
+        assert torch.equal(N, over_rms(G))
+
+
+# What features do not see.
+
+factors = st.floats(-2, 2).map(lambda exponent: 10**exponent)
+
+
+def scaled(tasks: TaskBatch, of_inputs: float, of_layers: list[float]) -> TaskBatch:
+    """The task with X and W_l times factors, and the targets along with the outputs."""
+    weights = tuple(W * c for W, c in zip(tasks.initial, of_layers, strict=True))
+    return TaskBatch(
+        tasks.X * of_inputs, tasks.Y * of_inputs * math.prod(of_layers), weights, tasks.s
+    )
+
+
+@FEW
+@given(sizes=layer_sizes, seed=seeds, data=st.data())
+def test_features_know_no_scale(sizes: list[int], seed: int, data: st.DataObject) -> None:
+    tasks = regression(sizes, samples=4, seed=seed)
+    layers = len(sizes) - 1
+    drawn = data.draw(st.lists(factors, min_size=layers + 1, max_size=layers + 1))
+    other = scaled(tasks, drawn[0], drawn[1:])
+    plain, found = (Seen(t.observe(t.initial)) for t in (tasks, other))
+    for features in SCALE_FREE:
+        torch.testing.assert_close(features(found), features(plain), rtol=1e-8, atol=1e-8)
+    # -N is a step on the weights: it scales as they do.
+    for N, own, c in zip(found.natural, plain.natural, drawn[1:], strict=True):
+        torch.testing.assert_close(N, own * c, rtol=1e-8, atol=1e-12 * c)
+
+
+# Curvature.
+
+
+def gauss_newton_block(tasks: TaskBatch, layer: int, b: int) -> Tensor:
+    """J^T J of the outputs of one task with respect to one layer."""
+
+    def outputs(W: Tensor) -> Tensor:
+        weights = [w[b : b + 1] for w in tasks.initial]
+        weights[layer] = W[None]
+        return forward(weights, tasks.X[b : b + 1], tasks.s).outputs.flatten()
+
+    J = torch.func.jacrev(outputs)(tasks.initial[layer][b]).flatten(1)
+    return J.mT @ J
+
+
+@FEW
+@given(sizes=layer_sizes, seed=seeds, samples=st.integers(1, 5), slope=st.sampled_from([0.1, 1.0]))
+def test_no_eigenvalue_of_gauss_newton_is_above_the_curvature(
+    sizes: list[int], seed: int, samples: int, slope: float
+) -> None:
+    tasks = regression(sizes, samples=samples, seed=seed, slope=slope)
+    curvatures = Seen(tasks.observe(tasks.initial)).curvatures
+    assert curvatures.shape == (2, len(sizes) - 1)
+    for layer in range(len(sizes) - 1):
+        for b in range(2):
+            largest = torch.linalg.eigvalsh(gauss_newton_block(tasks, layer, b))[-1]
+            assert float(largest) <= float(curvatures[b, layer]) * (1 + 1e-12)
+
+
+def test_the_curvature_is_reached() -> None:
+    """One unit in each layer: the block is one number (times X X^T)."""
+    tasks = regression([1, 1, 1, 1], samples=1, seed=0, slope=1.0)
+    curvatures = Seen(tasks.observe(tasks.initial)).curvatures
+    for layer in range(3):
+        for b in range(2):
+            torch.testing.assert_close(
+                gauss_newton_block(tasks, layer, b)[0, 0], curvatures[b, layer]
+            )
+
+
+@FEW
+@given(sizes=layer_sizes, seed=seeds)
+def test_a_natural_step_of_one_layer_does_not_overshoot(sizes: list[int], seed: int) -> None:
+    """The loss of a linear network is quadratic in each layer: up to two such steps descend."""
+    tasks = regression(sizes, samples=4, seed=seed, slope=1.0)
+    seen = Seen(tasks.observe(tasks.initial))
+    for layer, N in enumerate(seen.natural):
+        for step in (0.5, 1.0, 2.0):
+            weights = list(tasks.initial)
+            weights[layer] = weights[layer] - step * N
+            assert (tasks.loss(weights) <= tasks.loss(tasks.initial) * (1 + 1e-12)).all()
+
+
+def test_the_natural_step_of_whitened_inputs_is_newtons() -> None:
+    tasks = regression([4, 3, 2], samples=6, seed=0)
+    H = torch.linalg.qr(signed(2, 6, 3, seed=5)).Q.mT * 1.7
+    W = tasks.initial[1]
+    residual = W @ H - tasks.Y
+    grads = (torch.zeros_like(tasks.initial[0]), residual @ H.mT)
+    loss = 0.5 * residual.square().sum((1, 2))
+    seen = Seen(Observation(tasks.initial, grads, (tasks.X, H), loss))
+    best = tasks.Y @ torch.linalg.pinv(H)
+    assert relative_error(W - seen.natural[1], best) < 1e-12
+
+
+def test_flat_gradient() -> None:
+    tasks = regression(SIZES, samples=4, seed=0)
+    observation = tasks.observe(tasks.initial)
+    flat = flat_gradient(observation)
+    assert torch.equal(flat, torch.cat([G.reshape(2, -1) for G in observation.grads], 1))
+
+
+@pytest.mark.parametrize("case", ["nothing wrong in large outputs", "no weights, large step"])
+def test_logarithms_of_ratios_do_not_overflow_in_float32(case: str) -> None:
+    tasks = regression(SIZES, samples=4, seed=0)
+    X, Y, (W1, W2) = tasks.X.float(), tasks.Y.float(), (W.float() for W in tasks.initial)
+    if case == "nothing wrong in large outputs":
+        W2 = W2 * 1e6
+        Y = forward((W1, W2), X, tasks.s).outputs
+    else:
+        W1, W2 = W1 * 1e-6, W2 * 0
+    leaves = (W1.requires_grad_(), W2.requires_grad_())
+    found = layer_features(Seen(at(leaves, Y, X)))
+    assert found.isfinite().all()
+    found.backward(signed(*found.shape, seed=7, dtype=torch.float32))
+    assert all(W.grad is not None and W.grad.isfinite().all() for W in leaves)

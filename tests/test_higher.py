@@ -28,7 +28,19 @@ def two_layers(initial: tuple[torch.Tensor, ...], slope: float) -> nn.Sequential
 
 @pytest.mark.parametrize("order", [1, 2])
 @pytest.mark.parametrize(
-    "kind", ["lstm", "coordinate_lstm", "lstm_step", "coordinate_lstm_step", "adam"]
+    "kind",
+    [
+        "lstm",
+        "lstm_update",
+        "lstm_directions",
+        "lstm_directions_update",
+        "coordinate_lstm",
+        "coordinate_directions",
+        "coordinate_directions_update",
+        "lstm_step",
+        "coordinate_lstm_step",
+        "adam",
+    ],
 )
 def test_higher_and_the_batched_unroll_agree(kind: str, order: int) -> None:
     rule = learned_rule(kind, order=order)
@@ -58,8 +70,17 @@ def test_higher_and_the_batched_unroll_agree(kind: str, order: int) -> None:
         assert float((a - b).norm()) <= 1e-9 * float(b.norm())
 
 
-def test_plain_steps_with_a_closure_follow_the_unroll() -> None:
-    rule = learned_rule("coordinate_lstm")
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "coordinate_lstm",
+        "coordinate_lstm_update",
+        "coordinate_directions",
+        "lstm_directions_update",
+    ],
+)
+def test_plain_steps_with_a_closure_follow_the_unroll(kind: str) -> None:
+    rule = learned_rule(kind)
     tasks = sample(rule.config.task, count=1)
     with torch.no_grad():
         state = start(tasks, rule.optimizer)

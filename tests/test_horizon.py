@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from support import FEW, seeds, tiny_config
 
 from metaopt import build
-from metaopt.config import ConfigError
-from metaopt.horizon import Curriculum, Even, Fixed, Lengths, LogUniform, RandomPairs
+from metaopt.config import ConfigError, load
+from metaopt.horizon import Curriculum, Even, Fixed, Horizon, Lengths, LogUniform, RandomPairs
 from metaopt.meta_train import MetaTrainer
+from metaopt.schema import TrainConfig
 
 CPU = torch.device("cpu")
 CURRICULUM = {"kind": "curriculum", "first": 2, "share": 0.5}
@@ -131,17 +132,27 @@ def test_a_run_resumes_anywhere(levers: dict[str, Any]) -> None:
         assert resumed.progress == ahead.progress
 
 
-@pytest.mark.parametrize(
-    ("horizon", "message"),
-    [
-        ({"kind": "curriculum", "first": 9}, r"horizon\.first must be at most steps \(8\)"),
-        ({"kind": "random", "low": 9}, r"horizon\.low must be at most steps \(8\)"),
-        ({"kind": "random", "first": 2}, "unknown field meta.horizon.first"),
-    ],
-)
-def test_mistakes(horizon: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        trainer(horizon=horizon)
+def test_mistakes() -> None:
+    with pytest.raises(ConfigError, match=r"unknown field meta\.horizon\.first"):
+        trainer(horizon={"kind": "random", "first": 2})
+
+
+@pytest.mark.parametrize("horizon", [Curriculum(8, 3, 10, 0.5), LogUniform(8, 3, 10)])
+@FEW
+@given(done=st.floats(0, 1), draw=st.floats(0, 1, exclude_max=True))
+def test_runs_shorter_than_the_least_have_one_length(
+    horizon: Horizon, done: float, draw: float
+) -> None:
+    assert horizon.steps(done, draw) == 8
+
+
+@pytest.mark.parametrize("name", ["coordinate_update_tele.yaml", "lstm_update_tele.yaml"])
+@pytest.mark.parametrize("steps", [1, 4, 9, 30])
+def test_shipped_configurations_take_any_number_of_steps(name: str, steps: int) -> None:
+    meta = load(TrainConfig, name, [f"meta.steps={steps}"]).meta
+    lengths = [sum(build.lengths(meta, 0).windows(number, 0.0)) for number in range(20)]
+    assert min(lengths) >= min(steps, 10)
+    assert max(lengths) <= steps
 
 
 def test_the_default_is_the_plain_recipe() -> None:

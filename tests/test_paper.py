@@ -117,9 +117,18 @@ def test_the_recipe_is_the_papers() -> None:
         meta, task = config.meta, config.task
         assert meta.outer_steps * meta.unroll * meta.batch == 700 * meta.steps
         assert (meta.steps, meta.unroll, meta.batch, meta.loss) == (100, 10, 1, "sum")
+        assert (meta.horizon.kind, meta.truncation, meta.estimator.kind) == (
+            "fixed",
+            "even",
+            "gradient",
+        )
+        assert (meta.order, meta.rescale, meta.average, meta.warm_up) == (1, 0, None, 0)
         assert (task.width, task.inputs, task.outputs, task.samples) == (20, 20, 20, 20)
         rates = {key: rule.outer_lr for key, rule in config.rules.by_name().items()}
         assert rates.get("update", 1e-3) == 1e-3
         assert rates.get("teleport", 1e-4) == 1e-4
+        for rule in config.rules.by_name().values():
+            assert (rule.gradient, rule.basis) == ("raw", "entries")
+            assert (rule.scale, rule.free, rule.frozen) == (1.0, 1.0, False)
         if config.teleporter is not None:
             assert (config.teleporter.limit, config.teleporter.max_norm) == ("fixed", 0.01)

@@ -26,42 +26,71 @@ from metaopt.rules import (
     StepSizeGroupElementLSTM,
 )
 from metaopt.rules.base import ShapeMismatchError
-from metaopt.rules.features import (
-    raw,
-    signed_log,
+from metaopt.rules.directions import (
+    Basis,
+    GeneratorEntries,
+    NaturalSteps,
+    UpdateEntries,
+    Whitening,
 )
-from metaopt.rules.step_size import Clamp, Sigmoid
+from metaopt.rules.features import Seen
+from metaopt.rules.flattened import RawGradient, SignedLogGradient, StatefulGradient
+from metaopt.rules.step_size import Clamp, Natural, Sigmoid, StepSizeBound
 from metaopt.schema import TrainConfig
 from metaopt.tasks import TaskBatch
 
 LOW, HIGH = 1e-7, 5e-3
 COORDINATE = ("update", "group", "step")
+every_basis = pytest.mark.parametrize("basis", ["entries", "directions"])
 SIZES = [5, 4, 3]
 DEEP_SIZES = [4, 3, 5, 2]
 
 
-def coordinate_rule(kind: str) -> Rule:
-    hidden, scale, seed = 4, 0.5, 0
+def basis_of(kind: str, basis: str) -> Basis:
+    match kind, basis:
+        case "update", "entries":
+            return UpdateEntries(1.0)
+        case "update", "directions":
+            return NaturalSteps(1.0)
+        case _, "entries":
+            return GeneratorEntries(1.0)
+    return Whitening(1.0)
+
+
+def coordinate_rule(kind: str, basis: str) -> Rule:
+    hidden, scale, seed = 4, 0.1, 0
+    known = basis_of(kind, basis)
     match kind:
         case "update":
-            return speak_up(CoordinateUpdateLSTM(hidden, scale, seed, kind))
+            return speak_up(CoordinateUpdateLSTM(known, hidden, scale, seed, kind))
         case "group":
-            return speak_up(CoordinateGroupElementLSTM(hidden, scale, seed, kind))
+            return speak_up(CoordinateGroupElementLSTM(known, hidden, scale, seed, kind))
     bound = Sigmoid(LOW, HIGH)
-    return speak_up(CoordinateStepSizeGroupElementLSTM(hidden, scale, seed, kind, bound))
+    return speak_up(CoordinateStepSizeGroupElementLSTM(known, hidden, scale, seed, kind, bound))
 
 
-def flattened_rule(kind: str, sizes: Sequence[int]) -> FlattenedRule:
+def flattened_rule(kind: str, basis: str, sizes: Sequence[int]) -> FlattenedRule:
     shapes = [(out, fan_in) for fan_in, out in pairwise(sizes)]
+    gradient = SignedLogGradient() if basis == "entries" else StatefulGradient()
+    known = basis_of(kind, basis)
     match kind:
         case "update":
-            rule: FlattenedRule = LocalUpdateLSTM(shapes, 4, signed_log, 0.5, 0, kind)
+            rule: FlattenedRule = LocalUpdateLSTM(shapes, 4, gradient, known, 0.5, 0, kind)
         case "group":
-            rule = GroupElementLSTM(shapes, 4, signed_log, 0.5, 0, kind)
+            rule = GroupElementLSTM(shapes, 4, gradient, known, 0.5, 0, kind)
         case _:
             bound = Sigmoid(LOW, HIGH)
-            rule = StepSizeGroupElementLSTM(shapes, 4, raw, 0.5, 0, kind, bound)
+            feed = RawGradient() if basis == "entries" else gradient
+            rule = StepSizeGroupElementLSTM(shapes, 4, feed, known, 0.5, 0, kind, bound)
     return rule.double()
+
+
+every_rule = pytest.mark.parametrize(
+    "make",
+    [lambda kind, basis, _: coordinate_rule(kind, basis), flattened_rule],
+    ids=["coordinate", "flattened"],
+)
+Make = Callable[[str, str, Sequence[int]], Rule]
 
 
 def proposals(rule: Rule, tasks: TaskBatch, start: Weights, steps: int = 4) -> list[Proposal]:
@@ -94,15 +123,15 @@ def relabel(weights: Weights, orders: Sequence[Tensor]) -> Weights:
     return tuple(moved)
 
 
+@every_basis
 @pytest.mark.parametrize("kind", COORDINATE)
 @FEW
-@given(
-    sizes=st.lists(st.integers(1, 5), min_size=3, max_size=5),
-    seed=seeds,
-)
-def test_relabelled_units_get_relabelled_proposals(kind: str, sizes: list[int], seed: int) -> None:
+@given(sizes=st.lists(st.integers(1, 5), min_size=3, max_size=5), seed=seeds)
+def test_relabelled_units_get_relabelled_proposals(
+    kind: str, basis: str, sizes: list[int], seed: int
+) -> None:
     tasks = regression(sizes, samples=4, seed=seed)
-    rule = coordinate_rule(kind)
+    rule = coordinate_rule(kind, basis)
     orders = [signed(k, seed=seed + k).argsort() for k in sizes[1:-1]]
     plain = proposals(rule, tasks, tasks.initial)
     other = proposals(rule, tasks, relabel(tasks.initial, orders))
@@ -117,9 +146,10 @@ def test_relabelled_units_get_relabelled_proposals(kind: str, sizes: list[int], 
             assert relative_error(mine, theirs) < 1e-9
 
 
+@every_basis
 @pytest.mark.parametrize("kind", COORDINATE)
-def test_one_coordinate_wise_rule_fits_any_network(kind: str) -> None:
-    rule = coordinate_rule(kind)
+def test_one_coordinate_wise_rule_fits_any_network(kind: str, basis: str) -> None:
+    rule = coordinate_rule(kind, basis)
     for sizes in ([5, 3, 2], [2, 7, 4], DEEP_SIZES, [3, 2, 4, 3, 2]):
         tasks = regression(sizes, samples=4, seed=0)
         for proposal in proposals(rule, tasks, tasks.initial):
@@ -134,13 +164,14 @@ def test_one_coordinate_wise_rule_fits_any_network(kind: str) -> None:
 
 
 @pytest.mark.parametrize("sizes", [SIZES, DEEP_SIZES], ids=["2 layers", "3 layers"])
-@pytest.mark.parametrize("make", [lambda kind, _: coordinate_rule(kind), flattened_rule])
+@every_basis
+@every_rule
 @pytest.mark.parametrize("kind", COORDINATE)
 def test_trajectories_side_by_side_do_not_meet(
-    kind: str, make: Callable[[str, Sequence[int]], Rule], sizes: list[int]
+    kind: str, make: Make, basis: str, sizes: list[int]
 ) -> None:
     tasks = regression(sizes, samples=4, seed=0, batch=3)
-    rule = make(kind, sizes)
+    rule = make(kind, basis, sizes)
     together = proposals(rule, tasks, tasks.initial)
     for b in range(3):
         alone = tasks.select(slice(b, b + 1))
@@ -149,11 +180,12 @@ def test_trajectories_side_by_side_do_not_meet(
                 assert relative_error(mine, theirs[b : b + 1]) < 1e-11
 
 
-@pytest.mark.parametrize("make", [lambda kind, _: coordinate_rule(kind), flattened_rule])
+@every_basis
+@every_rule
 @pytest.mark.parametrize("kind", COORDINATE)
-def test_rules_remember(kind: str, make: Callable[[str, Sequence[int]], Rule]) -> None:
+def test_rules_remember(kind: str, basis: str, make: Make) -> None:
     tasks = regression(SIZES, samples=4, seed=0)
-    rule = make(kind, SIZES)
+    rule = make(kind, basis, SIZES)
     observation = tasks.observe(tasks.initial)
     fresh = rule.initial_state(observation)
     first, state = rule.propose(observation, fresh)
@@ -198,17 +230,32 @@ def test_flattened_rules_have_the_papers_shapes(
 def test_flattened_rules_refuse_other_shapes(kind: str) -> None:
     tasks = regression([5, 4, 2], samples=4, seed=0)
     with pytest.raises(ShapeMismatchError, match="coordinate-wise rules fit any"):
-        flattened_rule(kind, SIZES).initial_state(tasks.observe(tasks.initial))
+        flattened_rule(kind, "entries", SIZES).initial_state(tasks.observe(tasks.initial))
+
+
+def test_stateful_input_is_the_gradient_and_the_features_of_layers() -> None:
+    tasks = regression(DEEP_SIZES, samples=4, seed=0)
+    shapes = [(out, fan_in) for fan_in, out in pairwise(DEEP_SIZES)]
+    at = Seen(tasks.observe(tasks.initial))
+    stateful, plain = StatefulGradient(), SignedLogGradient()
+    found = stateful(at)
+    assert found.shape == (2, stateful.size(shapes))
+    assert plain.size(shapes) == sum(out * fan_in for out, fan_in in shapes)
+    assert torch.equal(found[:, : plain.size(shapes)], plain(at))
+    assert stateful.size(shapes) > plain.size(shapes)
 
 
 # Step sizes.
+
+TASKS = regression(SIZES, samples=4, seed=0)
+ANY = Seen(TASKS.observe(TASKS.initial))
 
 
 @FEW
 @given(z=st.floats(-30, 30), dtype=st.sampled_from([torch.float32, torch.float64]))
 def test_sigmoid_bound_stays_inside_with_a_gradient(z: float, dtype: torch.dtype) -> None:
     leaf = torch.tensor([z], dtype=dtype, requires_grad=True)
-    eta = Sigmoid(LOW, HIGH)(leaf)
+    eta = Sigmoid(LOW, HIGH)(leaf, ANY)
     rounding = 8 * torch.finfo(dtype).eps
     assert LOW * (1 - rounding) <= float(eta.detach()) <= HIGH * (1 + rounding)
     eta.sum().backward()
@@ -222,24 +269,74 @@ def test_sigmoid_bound_stays_inside_with_a_gradient(z: float, dtype: torch.dtype
 def test_sigmoid_bound_is_even_on_a_logarithmic_scale() -> None:
     z = torch.tensor([-1e3, 0.0, 1e3], dtype=torch.float64)
     wanted = torch.tensor([LOW, math.sqrt(LOW * HIGH), HIGH], dtype=torch.float64)
-    torch.testing.assert_close(Sigmoid(LOW, HIGH)(z), wanted)
+    torch.testing.assert_close(Sigmoid(LOW, HIGH)(z, ANY), wanted)
 
 
 def test_clamp_bound() -> None:
     z = torch.tensor([-1.0, 0.0, 1e-3, 7.0], dtype=torch.float64, requires_grad=True)
-    eta = Clamp(LOW, HIGH)(z)
+    eta = Clamp(LOW, HIGH)(z, ANY)
     assert eta.tolist() == [LOW, LOW, 1e-3, HIGH]
     eta.sum().backward()
     assert z.grad is not None
     assert z.grad.tolist() == [0, 0, 1, 0]
 
 
-@pytest.mark.parametrize("make", [lambda kind, _: coordinate_rule(kind), flattened_rule])
+def test_natural_bound_is_in_units_of_the_largest_safe_step() -> None:
+    safe = 1 / ANY.curvatures.max(1).values
+    bound = Natural(1e-12, 1e12)
+    z = torch.tensor([0.7, -3.0], dtype=torch.float64)
+    torch.testing.assert_close(bound(z, ANY), z.exp() * safe)
+    torch.testing.assert_close(bound(torch.full_like(z, bound.start), ANY), safe / 2)
+    small, large = (float(safe.min() * factor) for factor in (1e-3, 1e-2))
+    assert (Natural(small, large)(z, ANY) == large).all()
+    # The loss of a linear network descends at the safe step of any one layer.
+    linear = regression(SIZES, samples=4, seed=1, slope=1.0)
+    observation = linear.observe(linear.initial)
+    eta = bound(torch.zeros(2, dtype=torch.float64), Seen(observation))[:, None, None]
+    for layer, G in enumerate(observation.grads):
+        moved = list(linear.initial)
+        moved[layer] = moved[layer] - eta * G
+        assert (linear.loss(moved) < linear.loss(linear.initial)).all()
+
+
+@every_basis
+@pytest.mark.parametrize(
+    ("kind", "bound"),
+    [
+        ("coordinate", Sigmoid(LOW, HIGH)),
+        ("coordinate", Natural(LOW, HIGH)),
+        ("flattened", Sigmoid(LOW, HIGH)),
+        ("flattened", Natural(LOW, HIGH)),
+        ("flattened", Clamp(LOW, HIGH)),
+    ],
+)
+def test_an_untrained_step_size_is_where_its_bound_starts(
+    kind: str, bound: StepSizeBound, basis: str
+) -> None:
+    known = basis_of("step", basis)
+    shapes = [(out, fan_in) for fan_in, out in pairwise(SIZES)]
+    rule: Rule
+    if kind == "coordinate":
+        rule = CoordinateStepSizeGroupElementLSTM(known, 4, 0.1, 0, kind, bound)
+    else:
+        rule = StepSizeGroupElementLSTM(shapes, 4, StatefulGradient(), known, 0.1, 0, kind, bound)
+    rule.double()
+    observation = ANY.observation
+    proposal, _ = rule.propose(observation, rule.initial_state(observation))
+    assert proposal.updates is not None
+    found = -(proposal.updates[0] / observation.grads[0]).flatten(1)[:, 0]
+    start = torch.full((2,), bound.start, dtype=torch.float64)
+    torch.testing.assert_close(found, bound(start, ANY), rtol=0.3, atol=0)
+
+
+@every_basis
+@every_rule
 def test_step_size_rules_follow_the_gradient(
-    make: Callable[[str, Sequence[int]], Rule],
+    basis: str,
+    make: Make,
 ) -> None:
     tasks = regression(SIZES, samples=4, seed=0)
-    rule = make("step", SIZES)
+    rule = make("step", basis, SIZES)
     observation = tasks.observe(tasks.initial)
     proposal, _ = rule.propose(observation, rule.initial_state(observation))
     assert proposal.updates is not None

@@ -53,6 +53,89 @@ def test_a_model_that_is_no_chain_gets_updates_after_a_warning() -> None:
     assert all(bool(W.isfinite().all()) for W in weights(model))
 
 
+def one_step(model: nn.Module, kind: str, forget: bool = False) -> list[torch.Tensor]:
+    """Weights after a step of an update rule; ``forget`` the layers' inputs before it."""
+    x = torch.randn(4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    optimizer = metaopt.LearnedOptimizer(model, learned_rule(kind))
+    backward(model, x)
+    if forget:
+        chain = optimizer._stepper.chain
+        assert chain is not None
+        chain.inputs = [None] * len(chain.layers)
+    optimizer.step()
+    return weights(model)
+
+
+@pytest.mark.parametrize("kind", ["coordinate_directions_update", "lstm_directions_update"])
+def test_update_rules_see_the_inputs_of_a_chain_and_do_without_elsewhere(kind: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        seen, unseen = one_step(chain(), kind), one_step(chain(), kind, forget=True)
+        again = one_step(chain(), kind)
+    assert all(torch.equal(a, b) for a, b in zip(seen, again, strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(seen, unseen, strict=True))
+    assert all(bool(W.isfinite().all()) for W in (*seen, *unseen))
+
+
+def test_update_rules_go_on_where_layers_are_called_in_another_order() -> None:
+    class Backward(nn.Sequential):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for layer in reversed(self):
+                x = layer(x)
+            return x
+
+    def square() -> list[nn.Module]:
+        torch.manual_seed(0)
+        return [
+            nn.Linear(5, 5, bias=False),
+            nn.LeakyReLU(0.1),
+            nn.Linear(5, 5, bias=False),
+        ]
+
+    kind = "coordinate_directions_update"
+    found = one_step(Backward(*square()).double(), kind)
+    unseen = one_step(Backward(*square()).double(), kind, forget=True)
+    assert all(torch.equal(a, b) for a, b in zip(found, unseen, strict=True))
+
+
+def test_a_model_with_parameters_of_its_own_is_no_chain() -> None:
+    class Scaled(nn.Sequential):
+        def __init__(self) -> None:
+            super().__init__(*chain())
+            self.scale = nn.Parameter(torch.ones((), dtype=torch.float64))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.scale * super().forward(x)
+
+    with pytest.warns(UserWarning, match="parameters beside its layers"):
+        metaopt.LearnedOptimizer(Scaled(), learned_rule("coordinate_lstm"))
+    found = one_step(Scaled(), "coordinate_directions_update")
+    assert all(bool(W.isfinite().all()) for W in found)
+
+
+def test_the_inputs_of_layers_outlive_their_teleports() -> None:
+    """Where the action is not exact updates are those of the update rule alone, on all it sees."""
+    x = torch.randn(9, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    pair, alone = (
+        learned_rule("coordinate_directions"),
+        learned_rule("coordinate_directions_update"),
+    )
+    alone.optimizer.rules["update"].load_state_dict(pair.optimizer.rules["update"].state_dict())
+    results = []
+    for rule in (pair, alone):
+        model = chain()
+        optimizer = metaopt.LearnedOptimizer(model, rule)
+        for step in range(3):
+            backward(model, x)
+            if rule is pair and step == 0:
+                with pytest.warns(UserWarning, match="9 samples and 5 inputs"):
+                    optimizer.step()
+            else:
+                optimizer.step()
+        results.append(weights(model))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
 def test_frozen_and_unused_parameters_stay() -> None:
     model = convolutional()
     model[0].weight.requires_grad_(False)
@@ -149,6 +232,8 @@ def test_layers_called_in_another_order_are_an_error() -> None:
     with pytest.raises(ValueError, match="do not feed each other in order"):
         optimizer.step()
     assert all(torch.equal(a, b) for a, b in zip(before, weights(model), strict=True))
+    with pytest.raises(ValueError, match="do not feed each other in order"):
+        optimizer.step()
 
 
 def test_a_shared_rule_keeps_its_dtype() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -19,7 +20,17 @@ from metaopt.tasks import Observation, TaskBatch
 from metaopt.unroll import Observe, first_order, rollout, second_order, start, unroll
 from metaopt.windows import StepByStep
 
-KINDS = ["lstm", "lstm_step", "coordinate_lstm", "coordinate_lstm_step", "lstm_update"]
+KINDS = [
+    "lstm",
+    "lstm_step",
+    "coordinate_lstm",
+    "coordinate_lstm_step",
+    "lstm_update",
+    "lstm_directions",
+    "lstm_directions_step",
+    "coordinate_directions",
+    "coordinate_directions_step",
+]
 STEPS = 5
 
 
@@ -137,6 +148,31 @@ def test_first_order_meta_gradient_holds_features_constant(kind: str) -> None:
         return meta_loss(rule.optimizer, tasks, replay.replay)
 
     assert_matches_differences(rule.optimizer, evaluate)
+
+
+DEGENERATE = ("solved", "no last layer", "no weights")
+
+
+@pytest.mark.parametrize("case", DEGENERATE)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("observe", [first_order, second_order])
+@pytest.mark.parametrize("kind", ["coordinate_directions", "lstm_directions"])
+def test_meta_gradients_are_finite_where_something_is_zero(
+    kind: str, observe: Observe, dtype: torch.dtype, case: str
+) -> None:
+    rule = learned_rule(kind)
+    optimizer = rule.optimizer.to(dtype)
+    tasks = sample(rule.config.task, count=2)
+    emptied = {"no last layer": [1], "no weights": [0, 1]}.get(case, [])
+    weights = tuple(W * (layer not in emptied) for layer, W in enumerate(tasks.initial))
+    weights = tuple(W.to(dtype) for W in weights)
+    degenerate = TaskBatch(tasks.X.to(dtype), tasks.Y.to(dtype), weights, tasks.s)
+    if case == "solved":
+        degenerate = replace(degenerate, Y=degenerate.outputs(weights))
+    loss = meta_loss(optimizer, degenerate, observe)
+    assert loss.isfinite()
+    loss.backward()
+    assert gradient_of(optimizer).isfinite().all()
 
 
 def gradient_of(module: torch.nn.Module) -> Tensor:

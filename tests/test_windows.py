@@ -17,8 +17,10 @@ from metaopt.windows import Differentiated, Record, Replayed, Run, StepByStep
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
+DIRECTIONS = UPDATE | {"basis": "directions"}
 CONFIGS = {
     "pair": tiny_config(UPDATE_AND_TELEPORT, {}, steps=5, unroll=2, outer_steps=8),
+    "directions": tiny_config({"update": DIRECTIONS, "teleport": DIRECTIONS}, {}, outer_steps=5),
     "update": tiny_config(steps=4, unroll=3, outer_steps=5),
     "adam": tiny_config(
         {"update": {"kind": "adam", "lr": 0.1}, "teleport": UPDATE_AND_TELEPORT["teleport"]},

@@ -6,8 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from metaopt.schema import Name, Seed, Text
-from metaopt.schema_types import Positive, PositiveFloat
+from metaopt.schema_types import Name, Positive, PositiveFloat, Seed, Text
 
 Overrides = dict[Text, Any]
 Share = Annotated[float, Field(gt=0, le=1)]
