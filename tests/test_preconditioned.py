@@ -73,6 +73,7 @@ def test_without_an_update_the_weights_come_back(sizes: list[int], samples: int)
     T = tuple(signed(2, k, k, seed=10 + k) for k in sizes[1:-1])
     zero = tuple(torch.zeros_like(W) for W in tasks.initial)
     optimizer = around(Given(zero), Given(generators=T), ThroughData())
+    assert optimizer.engine is not None
     moved, _ = optimizer.engine.teleport(tasks.initial, T, tasks)
     taken = stepped(optimizer, tasks)
     assert taken.report is not None
@@ -149,6 +150,7 @@ def test_drift_and_change_of_loss_are_those_of_both_teleports() -> None:
     proposal, _ = optimizer.propose(state.observation, state.optimizer)
     assert proposal.generators is not None
     engine = optimizer.engine
+    assert engine is not None
     moved, there = engine.teleport(tasks.initial, proposal.generators, tasks)
     update, _ = optimizer.propose_alone("update", tasks.observe(moved), state.optimizer)
     assert update.updates is not None

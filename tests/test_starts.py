@@ -22,8 +22,7 @@ from metaopt.rules import (
     LocalUpdateLSTM,
     Rule,
 )
-from metaopt.rules.coordinate import HEAD_BOUND
-from metaopt.rules.directions import Basis, InformedSteps, NaturalSteps, Whitening
+from metaopt.rules.directions import HEAD_BOUND, Basis, InformedSteps, NaturalSteps, Whitening
 from metaopt.rules.features import Seen
 from metaopt.rules.flattened import StatefulGradient
 from metaopt.symmetry import BoundedNorm, Exponential, Refuse, TeleportEngine, ThroughData
