@@ -32,6 +32,7 @@ from metaopt.distributed import World
 from metaopt.errors import UserError
 from metaopt.evaluate import unseen_tasks
 from metaopt.meta_train import MetaTrainer
+from metaopt.optimum import rank_bound
 from metaopt.schema import EvalConfig
 from metaopt.statistics import resamples
 
@@ -125,8 +126,14 @@ def test_the_least_loss_is_reached_and_no_weights_are_below_it() -> None:
 
 def test_the_least_loss_of_other_families() -> None:
     assert not least_losses(config.load(EvalConfig, "eval.yaml", ["tasks=5"])).any()
-    with pytest.raises(UserError, match="samples"):
-        least_losses(config.load(EvalConfig, "eval.yaml", [*NARROW, "task.inputs=5"]))
+    # With more samples than inputs it is searched for; no loss is below the bound by rank.
+    inexact = config.load(EvalConfig, "eval.yaml", [*NARROW, "task.inputs=5"])
+    tasks = unseen_tasks(inexact, CPU, World())
+    found = least_losses(inexact)
+    assert (found > rank_bound(tasks).numpy() - 1e-9).all()
+    assert (found < tasks.loss(tasks.initial).numpy()).all()
+    with pytest.raises(UserError, match="two layers"):
+        least_losses(config.load(EvalConfig, "eval.yaml", [*NARROW, "task.layers=3"]))
 
 
 @pytest.mark.parametrize(("steps", "unroll", "outer_steps"), [(4, 2, 4), (8, 3, 7), (5, 5, 3)])
@@ -143,7 +150,7 @@ def test_budgets_are_what_meta_training_uses(steps: int, unroll: int, outer_step
 def test_unequal_budgets_are_refused(tmp_path: Path) -> None:
     Planner(study_config(), tmp_path).check_budgets()
     more = "controls=[{name: more, config: coordinate_update.yaml, group: coordinate, "
-    unequal = study_config(more + "set: {meta.batch: 9}}]")
+    unequal = study_config(more + "set: {meta.batch: 9}}]", "bars=[]")
     with pytest.raises(UserError, match=r"trajectories of coordinate_update_tele are .* of more "):
         Planner(unequal, tmp_path).check_budgets()
 
