@@ -8,32 +8,16 @@ correcting pathologies in the training of learned optimizers*, arXiv 1810.10180 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 
 from metaopt.streams import Stream, uniforms
-from metaopt.tasks import TaskBatch
-
-
-class TaskSource(Protocol):
-    """What tasks are drawn from, by index."""
-
-    def sample(
-        self,
-        stream: Stream,
-        seed: int,
-        start: int,
-        count: int,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
-    ) -> TaskBatch:
-        """Tasks ``start`` .. ``start + count - 1`` of a stream."""
+from metaopt.tasks import TaskBatch, TaskFamily
 
 
 @dataclass(frozen=True)
-class Rescaled:
-    """Tasks of a source with data and initial weights of other magnitudes.
+class Rescaled(TaskFamily):
+    """Tasks of a family with data and initial weights of other magnitudes.
 
         X -> c_X X,   Y -> c_Y Y,   W_l -> c_l W_l   (initial),   log c uniform on [-r, r)
 
@@ -41,29 +25,18 @@ class Rescaled:
     under the factors keeps its bits.
 
     Args:
-        source: of the tasks.
+        family: of the tasks.
         log_range: r.
     """
 
-    source: TaskSource
+    family: TaskFamily
     log_range: float
 
-    def sample(
-        self,
-        stream: Stream,
-        seed: int,
-        start: int,
-        count: int,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
-    ) -> TaskBatch:
-        """Tasks ``start`` .. ``start + count - 1`` of a stream, rescaled in float64 and cast."""
-        tasks = self.source.sample(stream, seed, start, count, torch.float64)
+    def drawn(self, stream: Stream, seed: int, start: int, count: int) -> TaskBatch:
+        """The tasks of the family, rescaled."""
+        tasks = self.family.drawn(stream, seed, start, count)
         tensors = (tasks.X, tasks.Y, *tasks.initial)
         draws = torch.from_numpy(uniforms(Stream.RESCALING, seed, start, count, len(tensors)))
         factors = ((2 * draws - 1) * self.log_range).exp()
-        X, Y, *initial = (
-            (factors[:, i, None, None] * tensor).to(device, dtype)
-            for i, tensor in enumerate(tensors)
-        )
+        X, Y, *initial = (factors[:, i, None, None] * tensor for i, tensor in enumerate(tensors))
         return TaskBatch(X, Y, tuple(initial), tasks.s)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from metaopt.augment import Rescaled, TaskSource
+from metaopt.augment import Rescaled
 from metaopt.averaging import Average, ExponentialAverage, NoAverage
 from metaopt.build_rules import rule
 from metaopt.classical import GradientTeleport
@@ -30,9 +30,7 @@ from metaopt.optimizers import LBFGS, Adam, GradientDescent, MetaOptimizer, Mome
 from metaopt.pes import PersistentES
 from metaopt.preconditioned import PreconditionedOptimizer, as_constant, differentiated
 from metaopt.references import KFAC, SolveLast, WhitenLast
-from metaopt.rules import (
-    Rule,
-)
+from metaopt.rules import Rule
 from metaopt.rules.affine import AffineModule
 from metaopt.rules.products import TF32, BFloat16, Full
 from metaopt.schema import (
@@ -69,7 +67,7 @@ from metaopt.symmetry import (
     ThroughData,
     Unguarded,
 )
-from metaopt.tasks import RegressionFamily, layer_shapes
+from metaopt.tasks import RegressionFamily, TaskFamily, layer_shapes
 from metaopt.unroll import Observe, first_order, second_order
 from metaopt.windows import Replayed, StepByStep, Windows
 
@@ -94,7 +92,7 @@ def task_family(config: TaskConfig) -> RegressionFamily:
     return RegressionFamily(config)
 
 
-def training_tasks(config: TrainConfig) -> TaskSource:
+def training_tasks(config: TrainConfig) -> TaskFamily:
     """What training tasks are drawn from: the task family, rescaled where that is asked for."""
     family = task_family(config.task)
     return Rescaled(family, config.meta.rescale) if config.meta.rescale > 0 else family

@@ -13,6 +13,7 @@ names the same tasks in every dtype and on every device.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -135,6 +136,11 @@ class TaskBatch:
             self.X[index], self.Y[index], tuple(W[index] for W in self.initial), self.s
         )
 
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> TaskBatch:
+        """The same tasks elsewhere, or in another precision."""
+        X, Y, *initial = (tensor.to(device, dtype) for tensor in (self.X, self.Y, *self.initial))
+        return TaskBatch(X, Y, tuple(initial), self.s)
+
 
 def layer_shapes(task: TaskConfig) -> tuple[tuple[int, int], ...]:
     """(out, in) of each layer of the network that a task configuration describes."""
@@ -151,15 +157,8 @@ def _distribute(u: Tensor, distribution: Distribution) -> Tensor:
             return torch.special.ndtri(u.clamp(min=math.ldexp(1.0, -54)))
 
 
-@dataclass(frozen=True)
-class RegressionFamily:
-    """Regression tasks with shapes and distributions of a ``TaskConfig``.
-
-    Uniform draws are on [0, 1), as in the paper. Gaussian draws are standard normal for data; for
-    weights they have variance 1 / fan_in.
-    """
-
-    config: TaskConfig
+class TaskFamily(ABC):
+    """What tasks are drawn from, by their index in a stream."""
 
     def sample(
         self,
@@ -174,6 +173,25 @@ class RegressionFamily:
 
         Returns a ``TaskBatch`` with B = count. Equal arguments give equal bits.
         """
+        return self.drawn(stream, seed, start, count).to(device, dtype)
+
+    @abstractmethod
+    def drawn(self, stream: Stream, seed: int, start: int, count: int) -> TaskBatch:
+        """These tasks in float64 on the CPU."""
+
+
+@dataclass(frozen=True)
+class RegressionFamily(TaskFamily):
+    """Regression tasks with shapes and distributions of a ``TaskConfig``.
+
+    Uniform draws are on [0, 1), as in the paper. Gaussian draws are standard normal for data; for
+    weights they have variance 1 / fan_in.
+    """
+
+    config: TaskConfig
+
+    def drawn(self, stream: Stream, seed: int, start: int, count: int) -> TaskBatch:
+        """Data and initial weights of each task from one row of the stream."""
         task = self.config
         shapes = [
             (task.inputs, task.samples),
@@ -186,9 +204,8 @@ class RegressionFamily:
             part.reshape(count, *shape)
             for part, shape in zip(draws.split(sizes, dim=1), shapes, strict=True)
         ]
-        data = [_distribute(part, task.data) for part in parts[:2]]
+        X, Y = (_distribute(part, task.data) for part in parts[:2])
         weights = [_distribute(part, task.weights) for part in parts[2:]]
         if task.weights == "gaussian":
             weights = [W / math.sqrt(W.shape[-1]) for W in weights]
-        X, Y, *initial = (part.to(device, dtype) for part in (*data, *weights))
-        return TaskBatch(X, Y, tuple(initial), LeakyReLU(task.slope))
+        return TaskBatch(X, Y, tuple(weights), LeakyReLU(task.slope))
