@@ -23,7 +23,7 @@ from benchmarks.study.compared import Compared, RunOf, best_hand_made, ratios
 from benchmarks.study.config import StudyConfig, smoked
 from benchmarks.study.jobs import alone
 from benchmarks.study.least import excess, least_losses
-from benchmarks.study.plan import Planner, budget
+from benchmarks.study.plan import Planner, Point, budget
 from benchmarks.study.ship import ship
 from benchmarks.study.study import Study
 from benchmarks.study.tables import BEGIN, END, ablations, tables, write_readme
@@ -158,10 +158,11 @@ def test_unequal_budgets_are_refused(tmp_path: Path) -> None:
 def test_a_row_is_a_configuration_with_overrides(tmp_path: Path) -> None:
     study = study_config("families.narrow={width: 10}")
     planner, row = Planner(study, tmp_path), study.row("lstm_update_tele_narrow")
-    run = planner.training(row, 7, share=0.25, factor=2.0)
+    run = planner.training(row, 7, share=0.25, point=Point(2.0, 0.3))
     whole = planner.training(row, 7).settings
     assert run.settings.task.width == 10
     assert (run.settings.seed, run.settings.name) == (7, row.name)
+    assert run.settings.rules.by_name()["update"].free == 0.3
     assert run.settings.meta.outer_steps == whole.meta.outer_steps // 4
     for place, rule in run.settings.rules.by_name().items():
         assert rule.outer_lr == pytest.approx(2 * whole.rules.by_name()[place].outer_lr)
@@ -264,8 +265,8 @@ def test_the_smoke_writes_everything(smoked_study: tuple[Path, str]) -> None:
     assert found["costs"]["as_planned"]
     assert found["costs"]["training"] > 0
     for row in found["rows"].values():
-        scores = {float(factor): run["score"] for factor, run in row["search"].items()}
-        assert row["factor"] == min(scores, key=lambda factor: scores[factor])
+        best = min(row["search"], key=lambda run: run["score"])
+        assert row["chosen"] == {"factor": best["factor"], "free": 0.1}
     assert (out / "tables.md").read_text() == tables(found)
     levers = json.loads((out / "ablations.json").read_text())
     assert (out / "ablations.md").read_text() == ablations(levers)

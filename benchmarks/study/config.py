@@ -39,14 +39,16 @@ class Row(_Model):
 
 
 class Search(_Model):
-    """The search that every row gets.
+    """The search that every row gets: a grid.
 
     Attributes:
         factors: on all outer learning rates of a row.
-        share: of its outer steps, for each factor.
+        free: the ``free`` of the rule that moves its weights, ``update`` or ``step_teleport``.
+        share: of its outer steps, for each point of the grid.
     """
 
     factors: Annotated[list[PositiveFloat], Field(min_length=1)] = [1.0]
+    free: Annotated[list[PositiveFloat], Field(min_length=1)] = [1.0]
     share: Share = 0.25
 
 

@@ -158,6 +158,19 @@ class Training:
 
 
 @dataclass(frozen=True)
+class Point:
+    """A point of the search.
+
+    Attributes:
+        factor: on the outer learning rates.
+        free: of the rule that moves the weights; None for that of the row.
+    """
+
+    factor: float = 1.0
+    free: float | None = None
+
+
+@dataclass(frozen=True)
 class Planner:
     """Makes trainings of rows.
 
@@ -174,7 +187,7 @@ class Planner:
         row: Row,
         seed: int,
         share: float = 1.0,
-        factor: float = 1.0,
+        point: Point = Point(),
         ablation: str = "",
         changed: Mapping[str, Any] | None = None,
     ) -> Training:
@@ -184,7 +197,7 @@ class Planner:
             row: what is trained.
             seed: of meta-training.
             share: of its outer steps.
-            factor: on its outer learning rates.
+            point: of the search.
             ablation: its name, if it is one.
             changed: what the ablation changes.
         """
@@ -192,14 +205,17 @@ class Planner:
         task = {f"task.{key}": value for key, value in self.study.families[row.train].items()}
         layers = (self.study.groups[row.group], row.set, task, self.study.training_set)
         fields: dict[str, Any] = {}
-        for layer in (*layers, changed or {}):
+        for layer in layers:
             fields |= layer
-        fields |= {"name": name, "seed": seed}
+        if point.free is not None:
+            rules = self._load(row, fields).rules
+            fields[f"rules.{'update' if rules.update else 'step_teleport'}.free"] = point.free
+        fields |= {**(changed or {}), "name": name, "seed": seed}
         settings = self._load(row, fields)
         fields |= {"meta.outer_steps": max(1, round(share * settings.meta.outer_steps))}
         for place, rule in settings.rules.by_name().items():
             if hasattr(rule, "outer_lr"):
-                fields[f"rules.{place}.outer_lr"] = float(f"{factor * rule.outer_lr:.6g}")
+                fields[f"rules.{place}.outer_lr"] = float(f"{point.factor * rule.outer_lr:.6g}")
         return Training(name, row.config, _sets(fields), self.out)
 
     def _load(self, row: Row, fields: Mapping[str, Any]) -> TrainConfig:
@@ -208,20 +224,22 @@ class Planner:
         except UserError as error:
             raise UserError(f"row {row.name}: {error}") from None
 
-    def searched(self, row: Row) -> dict[float, Training]:
-        """The runs of the search, by factor; none where there is nothing to choose."""
-        search = self.study.search
-        if len(search.factors) == 1:
+    def searched(self, row: Row) -> dict[Point, Training]:
+        """The runs of the search; none where there is nothing to choose."""
+        share, points = self.study.search.share, self._points()
+        if len(points) == 1:
             return {}
         seed = self.study.seeds[0]
-        return {factor: self.training(row, seed, search.share, factor) for factor in search.factors}
+        return {point: self.training(row, seed, share, point) for point in points}
 
-    def chosen(self, row: Row) -> float:
-        """The factor with the best score, once the search was run."""
+    def chosen(self, row: Row) -> Point:
+        """The point with the best score, once the search was run."""
         runs = self.searched(row)
-        if not runs:
-            return self.study.search.factors[0]
-        return min(runs, key=lambda factor: runs[factor].score())
+        return min(runs, key=lambda point: runs[point].score()) if runs else self._points()[0]
+
+    def _points(self) -> list[Point]:
+        search = self.study.search
+        return [Point(factor, free) for free in search.free for factor in search.factors]
 
     def check_budgets(self) -> dict[str, Budget]:
         """The budget of each row; raises ``UserError`` where a group's are not equal."""

@@ -54,9 +54,9 @@ class Study:
         self._train(runs, "search")
 
     def trainings(self, row: Row) -> list[Training]:
-        """One a seed, at the factor that the search chose."""
-        factor = self.planner.chosen(row)
-        return [self.planner.training(row, seed, factor=factor) for seed in self.settings.seeds]
+        """One a seed, at the point that the search chose."""
+        point = self.planner.chosen(row)
+        return [self.planner.training(row, seed, point=point) for seed in self.settings.seeds]
 
     def ablated(self, ablation: Ablation | None, row: Row) -> Training:
         """An ablation of a row, or with None the row itself, at the budget of ablations."""

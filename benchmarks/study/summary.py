@@ -121,11 +121,11 @@ def _row(study: Study, name: str) -> dict[str, Any]:
         "config": runs[0].settings.model_dump(mode="json"),
         "parameters": sum(prod(tensor.shape) for tensor in learned.tensors.values()),
         "budget": asdict(budget(runs[0].settings)),
-        "factor": study.planner.chosen(row),
-        "search": {
-            f"{factor:g}": {"score": run.score(), **_run(run)}
-            for factor, run in study.planner.searched(row).items()
-        },
+        "chosen": asdict(study.planner.chosen(row)),
+        "search": [
+            {**asdict(point), "score": run.score(), **_run(run)}
+            for point, run in study.planner.searched(row).items()
+        ],
         "runs": [_run(run) for run in runs],
     }
 
@@ -154,7 +154,7 @@ def _costs(study: Study, rows: Mapping[str, Any], families: Mapping[str, Any]) -
     )
     return {
         "training": sum(run["seconds"] for row in rows.values() for run in row["runs"]),
-        "search": sum(run["seconds"] for row in rows.values() for run in row["search"].values()),
+        "search": sum(run["seconds"] for row in rows.values() for run in row["search"]),
         "evaluation": evaluated,
         "as_planned": all(
             run["inner_steps"] == row["budget"]["inner_steps"]

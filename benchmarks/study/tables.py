@@ -232,25 +232,26 @@ def pairs(found: dict[str, Any]) -> str:
 def _search_lines(found: dict[str, Any]) -> str:
     search = found["config"]["search"]
     return (
-        f"Factors on all outer learning rates of a row, each tried at seed "
-        f"{found['config']['seeds'][0]} with {search['share']:g} of the outer steps; the mean log "
-        f"validation loss over the steps chooses."
+        f"Factors on all outer learning rates of a row, and `free` of the rule that moves the "
+        f"weights, all pairs of them tried at seed {found['config']['seeds'][0]} with "
+        f"{search['share']:g} of the outer steps; the mean log validation loss over the steps "
+        f"chooses."
     )
 
 
 def search(found: dict[str, Any]) -> str:
-    """Scores by factor."""
-    factors = [f"{factor:g}" for factor in found["config"]["search"]["factors"]]
-    rows = [
-        [
-            name,
-            *(f"{row['search'][f]['score']:.3f}" for f in factors),
-            f"{row['factor']:g}",
-        ]
-        for name, row in found["rows"].items()
-        if row["search"]
-    ]
-    return markdown_table(["row", *(f"x {factor}" for factor in factors), "chosen"], rows)
+    """Scores by factor, a row of the table for each ``free``."""
+    grid = found["config"]["search"]
+    rows = []
+    for name, row in found["rows"].items():
+        scores = {(run["factor"], run["free"]): f"{run['score']:.3f}" for run in row["search"]}
+        for free in grid["free"] if scores else []:
+            cells = [scores[factor, free] for factor in grid["factors"]]
+            is_chosen = free == row["chosen"]["free"]
+            chosen = f"x {row['chosen']['factor']:g}" if is_chosen else ""
+            rows.append([name, f"{free:g}", *cells, chosen])
+    factors = [f"x {factor:g}" for factor in grid["factors"]]
+    return markdown_table(["row", "free", *factors, "chosen"], rows)
 
 
 def costs(found: dict[str, Any]) -> str:
@@ -259,7 +260,7 @@ def costs(found: dict[str, Any]) -> str:
     for name, row in found["rows"].items():
         budget = row["budget"]
         seconds = sum(run["seconds"] for run in row["runs"])
-        searched = sum(run["seconds"] for run in row["search"].values())
+        searched = sum(run["seconds"] for run in row["search"])
         rows.append(
             [
                 name,
