@@ -24,11 +24,11 @@ from metaopt.checkpoint import make_folder, write_atomically
 from metaopt.contenders import Contender, baseline_contenders, learned_contenders, numbered
 from metaopt.distributed import World
 from metaopt.errors import UserError
+from metaopt.events import overlay_runs
+from metaopt.figure import convergence_figure
 from metaopt.optimizers import Optimizer
 from metaopt.report import (
-    convergence_figure,
     curves_csv,
-    overlay_runs,
     results_table,
     teleport_table,
     tuning_lines,
@@ -283,6 +283,6 @@ def _report(
     )
     figure = convergence_figure(by_name, learned_names, title)
     write_atomically(folder / "convergence.png", figure)
-    overlay_runs(folder / "tensorboard", by_name)
+    overlay_runs(folder / "tensorboard", by_name, figure)
     parts = [results_table(found), teleport_table(found), tuning_lines(found), f"results: {folder}"]
     return "\n\n".join(part for part in parts if part)

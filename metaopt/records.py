@@ -11,9 +11,9 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
+from metaopt.events import RunWriter
 from metaopt.meta_train import MetaTrainer, Window
 from metaopt.pace import Pace
-from metaopt.report import RunWriter
 from metaopt.statistics import clean, geomean
 from metaopt.unroll import TeleportTrace
 
@@ -56,7 +56,11 @@ class FirstRecords(Records):
         self._folder = folder
         self._trainer = trainer
         self._clock = clock
-        self._writer = RunWriter(folder, purge_step=progress.outer_step + 1)
+        self._writer = RunWriter(
+            folder,
+            purge_step=progress.outer_step + 1,
+            config=trainer.config.model_dump(mode="json"),
+        )
         self._metrics = (folder / METRICS_FILE).open("a", buffering=1, encoding="utf-8")
         self._bar = tqdm(
             total=trainer.config.meta.outer_steps,

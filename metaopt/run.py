@@ -29,12 +29,13 @@ from metaopt.checkpoint import (
 from metaopt.config import ConfigError, to_yaml
 from metaopt.distributed import World
 from metaopt.errors import ProcessLostError, StoppedError
+from metaopt.events import RunWriter
 from metaopt.learned import load
 from metaopt.meta_train import MetaTrainer
 from metaopt.pace import Pace
 from metaopt.profiling import NoProfile, Profile
 from metaopt.records import BEST_FILE, METRICS_FILE, FirstRecords, Records
-from metaopt.report import RunWriter, validation_table
+from metaopt.report import validation_table
 from metaopt.schema import TrainConfig
 from metaopt.signals import CAUGHT, Signals
 

@@ -105,6 +105,9 @@ def test_tensorboard_shows_gradient_norms_not_weight_norms(trained: Path) -> Non
     assert {"train/meta_loss", "train/skipped", "grad_norm/update", "grad_norm/teleport"} <= tags
     assert {"teleport/norm_mean", "teleport/drift_max", "validation/loss_at_0008"} <= tags
     assert events.Tags()["histograms"]
+    assert {"custom_scalars__config__", "_hparams_/session_start_info"} <= set(
+        events.summary_metadata
+    )
     logged = [event.value for event in events.Scalars("train/meta_loss")]
     folder = trained / "runs" / "coordinate_update_tele"
     written = [row["meta_loss"] for row in rows(folder) if "inner_steps" in row]
@@ -152,6 +155,13 @@ def test_evaluation_follows_the_contract(trained: Path) -> None:
         events = EventAccumulator(str(folder / "tensorboard" / name))
         events.Reload()
         assert len(events.Scalars("loss/geomean")) == 23
+        seconds = found["optimizers"][name]["seconds_per_step"]
+        by_time = [event.step for event in events.Scalars("loss_by_microsecond/log10_geomean")]
+        assert by_time == [round(1e6 * seconds * step) for step in range(23)]
+    together = EventAccumulator(str(folder / "tensorboard"))
+    together.Reload()
+    assert together.Tags()["images"] == ["convergence"]
+    assert "custom_scalars__config__" in together.summary_metadata
     for name in found["optimizers"]:
         assert name in done.stdout
 

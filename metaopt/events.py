@@ -1,0 +1,155 @@
+"""What TensorBoard shows: meta-training runs, and optimizers of an evaluation side by side.
+
+Its tab *Custom scalars* answers questions in one place (``TRAINING``, ``COMPARISON``); *HParams*
+puts runs beside each other by their configurations; *Images* has the convergence figure.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.tensorboard import SummaryWriter
+
+from metaopt.report import table_steps
+
+Array = NDArray[np.float64]
+
+EPOCH = 1_700_000_000.0
+"""Wall-clock time at which all overlaid curves begin."""
+
+TRAINING = {
+    "meta-training": {
+        "does it learn? (meta-loss)": ["Multiline", [r"train/meta_loss"]],
+        "how good is it? (validation loss at inner steps)": ["Multiline", [r"validation/loss_at"]],
+        "is it stable? (meta-gradient norms)": ["Multiline", [r"grad_norm/"]],
+        "were outer steps skipped?": ["Multiline", [r"train/skipped"]],
+        "what do teleports do?": ["Multiline", [r"teleport/"]],
+        "outer learning rates": ["Multiline", [r"outer_lr/"]],
+        "how fast is it? (trajectories a second)": ["Multiline", [r"trajectories_per_second"]],
+    }
+}
+"""Layout of a meta-training run."""
+
+COMPARISON = {
+    "optimizers on the same unseen tasks": {
+        "log10 loss by inner step, 95 % interval": [
+            "Margin",
+            ["loss/log10_geomean", "loss/log10_low", "loss/log10_high"],
+        ],
+        "log10 loss by microsecond": ["Multiline", [r"loss_by_microsecond/log10_geomean"]],
+    }
+}
+"""Layout of an evaluation."""
+
+
+class RunWriter:
+    """TensorBoard events of a meta-training run.
+
+    Args:
+        folder: of the run.
+        purge_step: events from this outer step on, of a part that was killed, are hidden.
+        config: what the run is configured with, nested, for the table of runs.
+    """
+
+    def __init__(self, folder: Path, purge_step: int, config: Mapping[str, Any]) -> None:
+        self._writer = SummaryWriter(str(folder), purge_step=purge_step, flush_secs=10)
+        self._writer.add_custom_scalars(TRAINING)
+        self._config = flat(config)
+        self._last: float | None = None
+
+    @staticmethod
+    def files(folder: Path) -> list[Path]:
+        """The event files of a run."""
+        return sorted(folder.glob("events.out.tfevents.*"))
+
+    def outer_step(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Scalars of one outer step."""
+        for name, value in scalars.items():
+            self._writer.add_scalar(name, value, step)
+
+    def validation(
+        self, step: int, curve: Sequence[float], final: Array, teleports: Mapping[str, Array]
+    ) -> None:
+        """The validation curve at a few inner steps, and histograms.
+
+        Args:
+            step: outer step.
+            curve: geometric-mean loss by inner step.
+            final: losses of all tasks at the last inner step.
+            teleports: arrays [steps, tasks] by name, to be seen as histograms.
+        """
+        self._last = curve[-1]
+        for inner in table_steps(len(curve) - 1):
+            self._writer.add_scalar(f"validation/loss_at_{inner:04d}", curve[inner], step)
+        arrays = {"log10_final_loss": np.log10(final)}
+        arrays |= {f"teleport_{name}": values for name, values in teleports.items()}
+        for name, values in arrays.items():
+            finite = values[np.isfinite(values)]
+            if finite.size:
+                self._writer.add_histogram(f"validation/{name}", finite, step)
+
+    def close(self) -> None:
+        """Write what is left, and the run's row in the table of runs."""
+        if self._last is not None:
+            # "." for the folder itself: it would else be a run beside the one that it describes.
+            self._writer.add_hparams(
+                self._config, {"validation/last_loss": self._last}, run_name="."
+            )
+        self._writer.close()
+
+
+def flat(config: Mapping[str, Any]) -> dict[str, bool | str | float | int]:
+    """Nested fields by their dotted names; what is not set, or is a list, as text."""
+    found: dict[str, bool | str | float | int] = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            found |= {f"{name}.{key}": inner for key, inner in flat(value).items()}
+        else:
+            found[name] = value if isinstance(value, bool | str | float | int) else str(value)
+    return found
+
+
+def overlay_runs(folder: Path, curves: Mapping[str, Mapping[str, Array]], figure: bytes) -> None:
+    """One TensorBoard run for each optimizer, so that their curves lie over each other.
+
+    Args:
+        folder: gets the layout and the figure, and a folder for each optimizer; events of an
+            earlier evaluation go.
+        curves: for each optimizer ``geomean``, ``low``, ``high`` by inner step, and ``seconds``.
+        figure: the convergence figure, a PNG.
+    """
+    # Slow to import, and nothing that training needs.
+    from matplotlib.image import imread
+
+    for run in (folder, *folder.glob("*")):
+        for old in RunWriter.files(run):
+            old.unlink()
+    together = SummaryWriter(str(folder))
+    together.add_custom_scalars(COMPARISON)
+    pixels = imread(io.BytesIO(figure), format="png")
+    together.add_image("convergence", pixels[..., :3], dataformats="HWC")
+    together.close()
+    for name, curve in curves.items():
+        writer = SummaryWriter(str(folder / re.sub(r"[^\w(),@#+ -]", "_", name)))
+        for step, loss in enumerate(curve["geomean"]):
+            seconds = float(curve["seconds"][step])
+            # log10, since TensorBoard's axes are linear until told otherwise.
+            scalars = {
+                "loss/geomean": loss,
+                "loss/log10_geomean": np.log10(loss),
+                "loss/log10_low": np.log10(curve["low"][step]),
+                "loss/log10_high": np.log10(curve["high"][step]),
+            }
+            # All runs begin at one wall-clock time: TensorBoard's axis "relative" shows seconds.
+            for tag, value in scalars.items():
+                writer.add_scalar(tag, value, step, EPOCH + seconds)
+            writer.add_scalar(
+                "loss_by_microsecond/log10_geomean", np.log10(loss), round(1e6 * seconds)
+            )
+        writer.close()
