@@ -1,13 +1,23 @@
-"""Small models of many kinds, as users bring them, with data and a loss for each."""
+"""Small models of many kinds, as users bring them, and steps on them."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
+import pytest
 import torch
+from cases import learned_rule, train_config
 from torch import Tensor, nn
 from torch.nn import functional
+
+from metaopt import LearnedOptimizer, LearnedRule
+from metaopt.optimizers import MetaOptimizer
+from metaopt.rules import Rule
+
+UPDATES = "coordinate_directions_update"
 
 
 @dataclass
@@ -92,4 +102,37 @@ def chain() -> Problem:
     return Problem(model, torch.randn(4, 5), torch.arange(4) % 3)
 
 
-REAL: list[Callable[[], Problem]] = [convolutional, perceptron, transformer]
+every_model = pytest.mark.parametrize(
+    "make", [convolutional, perceptron, transformer], ids=lambda make: make.__name__
+)
+
+
+def hand_made(rule: Rule) -> LearnedRule:
+    """A rule whose updates are known."""
+    return LearnedRule(MetaOptimizer({"update": rule}, None), train_config(UPDATES))
+
+
+def equal(some: list[Tensor], others: list[Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(some, others, strict=True))
+
+
+def take_steps(problem: Problem, optimizer: torch.optim.Optimizer, steps: int) -> None:
+    for _ in range(steps):
+        problem.backward()
+        optimizer.step()
+
+
+def stepped(make: Callable[[], Problem], rule: Any = None, **options: Any) -> Problem:
+    """After a step, in float64."""
+    problem = make().to(torch.float64)
+    rule = learned_rule(UPDATES) if rule is None else rule
+    take_steps(problem, LearnedOptimizer(problem.model, rule, **options), 1)
+    return problem
+
+
+def saved(state: Any) -> Any:
+    """Through a file that runs no code."""
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)

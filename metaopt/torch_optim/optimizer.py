@@ -102,7 +102,9 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 raise ValueError(f"{name}: found {group[name]}, expected a number of at least 0")
         # torch adds the first groups from within its own constructor.
         if hasattr(self, "_stepper"):
+            before = self.in_order()[0]
             self._prepare()
+            self._hand_over(before, self.in_order()[0])
 
     def _prepare(self) -> None:
         """Everything that follows from rule, model and groups."""
@@ -158,6 +160,13 @@ class LearnedOptimizer(torch.optim.Optimizer):
         weights = [p.detach().to(self.dtype) for p in parameters]
         for p, state in zip(parameters, self._stepper.initial_states(weights), strict=True):
             self.state[p] = state | self.state[p]
+
+    def _hand_over(self, before: Tensor, first: Tensor) -> None:
+        """What belongs to all parameters goes to the one that is the first now."""
+        if first is not before:
+            state = self.state[before]
+            shared = [key for key in state if self._stepper.layout.is_shared(key)]
+            self.state[first].update({key: state.pop(key) for key in shared})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]

@@ -69,6 +69,12 @@ class Layout:
                 own[0][key] = tensor
         return own
 
+    def is_shared(self, key: str) -> bool:
+        """Whether what a parameter's state has under this key belongs to all of them."""
+        rule, _, kind = key.partition(".")
+        own = rule in self._by_column or (rule in self._one_each and kind in {"m", "v"})
+        return bool(kind) and not own
+
     def together(self, own: Sequence[Mapping[str, Tensor]]) -> State:
         """The state of all rules."""
         state: State = {}

@@ -83,11 +83,14 @@ class Stepper:
         return self.layout.apart(self.optimizer.initial_rule_states(observation))
 
     def turn_teleports_off(self, why: str) -> None:
-        """From now on the update rule acts alone."""
-        if "update" not in self.optimizer.rules:
+        """From now on there are updates alone, of the update rule if there is one of its own."""
+        rules = self.optimizer.rules
+        if "update" in rules:
+            rules = {"update": rules["update"]}
+        elif self.chain is None:
             raise ValueError(f"this rule proposes steps from generator features, but {why}")
         self.teleports_off = why
-        self.optimizer = MetaOptimizer({"update": self.optimizer.rules["update"]}, None)
+        self.optimizer = MetaOptimizer(rules, None)
 
     def _warn_and_turn_off(self, why: str) -> None:
         self.turn_teleports_off(why)
