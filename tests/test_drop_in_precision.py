@@ -50,14 +50,15 @@ def test_half_precision_trains(make: Callable[[], Problem], dtype: torch.dtype) 
     assert {W.dtype for W in problem.weights()} == {dtype}
 
 
-def test_autocast_does_not_reach_the_rule() -> None:
+@pytest.mark.parametrize(
+    ("make", "kind"), [(models.perceptron, UPDATES), (models.chain, "coordinate_directions")]
+)
+def test_autocast_does_not_reach_the_rule(make: Callable[[], Problem], kind: str) -> None:
     results = []
     for inside in (True, False):
-        problem = models.perceptron()
-        optimizer = metaopt.LearnedOptimizer(problem.model, learned_rule(UPDATES))
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = problem.loss()
-        loss.backward()
+        problem = make()
+        optimizer = metaopt.LearnedOptimizer(problem.model, learned_rule(kind))
+        problem.backward()
         with torch.autocast("cpu", torch.bfloat16, enabled=inside):
             optimizer.step()
         results.append(problem.weights())
