@@ -119,12 +119,19 @@ class MetaOptimizer(nn.Module, Optimizer):
     ) -> Step:
         """Update first, teleport after it."""
         proposal, state = self.propose(observation, state)
+        weights, report = self.carry_out(weights, proposal, data)
+        return Step(weights, state, report)
+
+    def carry_out(
+        self, weights: Weights, proposal: Proposal, data: TeleportData
+    ) -> tuple[Weights, TeleportReport | None]:
+        """What a proposal makes of the weights, and the report of its teleport, if it has one."""
         report = None
         if proposal.updates is not None:
             weights = tuple(W + f for W, f in zip(weights, proposal.updates, strict=True))
         if proposal.generators is not None and self.engine is not None:
             weights, report = self.engine.teleport(weights, proposal.generators, data)
-        return Step(weights, state, report)
+        return weights, report
 
 
 class GradientDescent(Rule):

@@ -50,6 +50,16 @@ def _groups(h: Tensor, *tensors: Tensor | None) -> Iterator[tuple[Any, ...]]:
         yield tuple(None if t is None else t[group] for t in (h, *tensors))
 
 
+def _slices(h: Tensor, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """A group, one block of which may be large, with so many rows at a time as fit."""
+    rows = h.shape[-1]
+    is_small = h.dim() == 2 or h.device.type != "cpu" or 4 * h.numel() <= GROUP_ELEMENTS
+    size = rows if is_small else max(1, rows * GROUP_ELEMENTS // (4 * h.numel()))
+    for first in range(0, rows, size):
+        rows_here = slice(first, first + size)
+        yield tuple(t[..., rows_here] for t in (h, *tensors))
+
+
 def _advance(
     z: Tensor, gates: Tensor, c: Tensor, c_new: Tensor, tanh_c: Tensor, h_new: Tensor
 ) -> None:
@@ -145,9 +155,10 @@ class _Cell(torch.autograd.Function):
 def _cell_without_graph(affine: Affine, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
     """The same cell, keeping nothing for a backward pass."""
     h_new, c_new = torch.empty_like(h), torch.empty_like(c)
-    for h_, x_, c_, c_new_, h_new_ in _groups(h, x, c, c_new, h_new):
-        z = affine.in_passing(x_, h_)
-        _advance(z, z, c_, c_new_, torch.empty_like(c_), h_new_)
+    for group in _groups(h, x, c, c_new, h_new):
+        for h_, x_, c_, c_new_, h_new_ in _slices(*group):
+            z = affine.in_passing(x_, h_)
+            _advance(z, z, c_, c_new_, torch.empty_like(c_), h_new_)
     return h_new, c_new
 
 

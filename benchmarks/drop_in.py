@@ -1,0 +1,231 @@
+"""What a step of the learned optimizer costs in a user's loop, beside ``torch.optim.Adam``.
+
+    python -m benchmarks.drop_in [--smoke] [--device cpu|cuda|cuda:N] [--json FILE] [--page FILE]
+
+On two models of about a million parameters: a two-layer perceptron with biases, which allows no
+teleports, and the same without biases, a chain that allows them. Each optimizer takes ``step()`` on
+gradients that are there already:
+
+- seconds, medians over rounds in which each optimizer has its turn, after one to warm up, and those
+  of the model's own forward and backward pass beside them;
+- bytes of state for a parameter, which stay between steps;
+- bytes for a parameter that the largest step takes beyond that while it runs, as in
+  ``benchmarks.memory``.
+
+The cost of a teleport is the row of the pair less that of the same update rule alone. It is paid at
+every step that teleports.
+
+The table goes between the markers of ``--page``, by default ``docs/drop_in.md``, or with
+``--smoke`` (a model of a few hundred parameters, to see that it works) to no page at all.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from benchmarks import machine
+from benchmarks.memory import in_use, peak_bytes
+from benchmarks.output import add_arguments, write_between, write_json
+from benchmarks.timing import Side, compare
+from metaopt import LearnedOptimizer, LearnedRule, cli, learned
+from metaopt.distributed import World
+from metaopt.optimizers import MetaOptimizer
+from metaopt.report import markdown_table
+
+ROOT = Path(__file__).resolve().parent.parent
+PRETRAINED = ROOT / "checkpoints" / "pretrained"
+PAGE = ROOT / "docs" / "drop_in.md"
+LR = 1e-4
+"""Small, since gradients stay the same."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """Of the models, and of the measurement.
+
+    Attributes:
+        inputs: of the first layer, and outputs of the last.
+        hidden: units.
+        samples: in the batch; at most as many as inputs.
+        repeats: rounds.
+    """
+
+    inputs: int
+    hidden: int
+    samples: int
+    repeats: int
+
+
+FULL = Size(inputs=512, hidden=1024, samples=256, repeats=5)
+SMOKE = Size(inputs=12, hidden=16, samples=8, repeats=1)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One optimizer on one model.
+
+    Attributes:
+        model: its name.
+        optimizer: its name, or what else was measured.
+        parameters: of the model.
+        seconds: for a step.
+        state_bytes: between steps.
+        peak_bytes: beyond that, within a step.
+    """
+
+    model: str
+    optimizer: str
+    parameters: int
+    seconds: float
+    state_bytes: int
+    peak_bytes: int
+
+
+class Trained:
+    """A model with gradients, and an optimizer made for it.
+
+    Args:
+        size: of the model.
+        bias: whether its layers have biases.
+        make: the optimizer for a model.
+        device: where it is.
+    """
+
+    def __init__(
+        self,
+        size: Size,
+        bias: bool,
+        make: Callable[[nn.Module], torch.optim.Optimizer],
+        device: torch.device,
+    ) -> None:
+        torch.manual_seed(0)
+        self.model = nn.Sequential(
+            nn.Linear(size.inputs, size.hidden, bias=bias),
+            nn.LeakyReLU(0.1),
+            nn.Linear(size.hidden, size.inputs, bias=bias),
+        ).to(device)
+        self.x = torch.randn(size.samples, size.inputs, device=device)
+        self.optimizer = make(self.model)
+        self.evaluate()
+
+    def evaluate(self) -> None:
+        """One forward and backward pass."""
+        self.optimizer.zero_grad()
+        self.model(self.x).square().mean().backward()
+
+    @property
+    def parameters(self) -> int:
+        """How many the model has."""
+        return sum(p.numel() for p in self.model.parameters())
+
+    @property
+    def state_bytes(self) -> int:
+        """Of all tensors in the optimizer's state."""
+        states = self.optimizer.state.values()
+        return sum(tensor.nbytes for state in states for tensor in state.values())
+
+
+def adam(model: nn.Module) -> torch.optim.Optimizer:
+    """The yardstick."""
+    return torch.optim.Adam(model.parameters(), lr=LR)
+
+
+def learned_by(rule: LearnedRule) -> Callable[[nn.Module], torch.optim.Optimizer]:
+    """The learned optimizer of a rule."""
+    return lambda model: LearnedOptimizer(model, rule, lr=LR)
+
+
+def updates_of(rule: LearnedRule) -> LearnedRule:
+    """The update rule of a pair alone."""
+    alone = MetaOptimizer({"update": rule.optimizer.rules["update"]}, None)
+    return LearnedRule(alone, rule.config)
+
+
+def rows(size: Size, device: torch.device) -> list[Row]:
+    """All measurements, a model after the other."""
+    update = learned.load(PRETRAINED / "coordinate_update.safetensors")
+    pair = learned.load(PRETRAINED / "coordinate_update_tele.safetensors")
+    of_models = {
+        "two layers with biases": (True, {"Adam": adam, update.name: learned_by(update)}),
+        "chain": (
+            False,
+            {
+                "Adam": adam,
+                f"{pair.name}, its updates alone": learned_by(updates_of(pair)),
+                pair.name: learned_by(pair),
+            },
+        ),
+    }
+    found = []
+    for model, (bias, makers) in of_models.items():
+        trained = {name: Trained(size, bias, make, device) for name, make in makers.items()}
+        found += _of_model(model, trained, device, size.repeats)
+    return found
+
+
+def _of_model(
+    model: str, trained: dict[str, Trained], device: torch.device, repeats: int
+) -> list[Row]:
+    passes = "forward and backward"
+    sides = {name: Side(one.optimizer.step, 1.0) for name, one in trained.items()}
+    first = next(iter(trained.values()))
+    times = compare({passes: Side(first.evaluate, 1.0), **sides}, device, repeats)
+    found = [Row(model, passes, first.parameters, times[passes], 0, 0)]
+    for name, one in trained.items():
+        peak, _ = peak_bytes(one.optimizer.step, device, in_use(device))
+        found.append(Row(model, name, one.parameters, times[name], one.state_bytes, max(peak, 0)))
+    return found
+
+
+def table(found: Sequence[Row]) -> str:
+    """For people."""
+    adams = {row.model: row.seconds for row in found if row.optimizer == "Adam"}
+    header = ["model", "parameters", "", "ms a step", "times Adam", "state B", "peak B"]
+    lines = [
+        [
+            row.model,
+            f"{row.parameters:,}",
+            row.optimizer,
+            f"{1e3 * row.seconds:.3g}",
+            f"{row.seconds / adams[row.model]:.3g}",
+            f"{row.state_bytes / row.parameters:.0f}",
+            f"{row.peak_bytes / row.parameters:.0f}",
+        ]
+        for row in found
+    ]
+    by_name = {row.optimizer: row for row in found}
+    alone, pair = [*by_name.values()][-2:]
+    teleport = (
+        f"A teleport: {1e3 * (pair.seconds - alone.seconds):.3g} ms and "
+        f"{(pair.state_bytes - alone.state_bytes) / pair.parameters:.0f} bytes of state for a "
+        f"parameter of the model, beyond the updates."
+    )
+    return f"{markdown_table(header, lines)}\n\n{teleport}"
+
+
+def main(world: World) -> None:
+    """Measure, print, write the page."""
+    parser = argparse.ArgumentParser(description="The cost of a step beside Adam's.")
+    add_arguments(parser)
+    parser.add_argument("--smoke", action="store_true", help="a tiny model, and no page")
+    parser.add_argument("--page", type=Path, metavar="FILE", help="default docs/drop_in.md")
+    arguments = parser.parse_args()
+    device = cli.device(arguments.device, world)
+    found = rows(SMOKE if arguments.smoke else FULL, device)
+    text = f"{machine.measure(device).lines()}; bytes are for a parameter\n\n{table(found)}"
+    print(text)
+    page = arguments.page or (None if arguments.smoke else PAGE)
+    if page is not None:
+        write_between(page, "drop-in table", text)
+    if arguments.json is not None:
+        write_json(arguments.json, [asdict(row) for row in found])
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,118 @@
+"""What of a rule's state belongs to which parameter.
+
+    [1, hidden, P]  of a coordinate-wise update rule   ->  [hidden, *shape] for each parameter
+    m_i, v_i        of a hand-made update rule         ->  m, v for each parameter
+    all else        (flattened rules, teleporters)     ->  kept with the first parameter
+
+so that a state goes where its parameter goes: into another group, into a ``state_dict``, or nowhere
+while the parameter has no gradient. Whole and parts share their memory.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from metaopt.optimizers import Adam, MetaOptimizer, Momentum
+from metaopt.rules import CoordinateUpdateLSTM, State
+
+_ONE_EACH = re.compile(r"(?P<kind>[mv])(?P<index>\d+)")
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """A tensor of all parameters, and the parts that it was cut into."""
+
+    whole: Tensor
+    parts: tuple[Tensor, ...]
+
+
+class Layout:
+    """The state of all rules, cut into states of single parameters and put together again.
+
+    Args:
+        optimizer: whose rules they are.
+        shapes: of the parameters, in the order of the rules.
+    """
+
+    def __init__(self, optimizer: MetaOptimizer, shapes: Sequence[torch.Size]) -> None:
+        self.shapes = tuple(shapes)
+        self.counts = [shape.numel() for shape in shapes]
+        rules = optimizer.rules.items()
+        self._by_column = {name for name, r in rules if isinstance(r, CoordinateUpdateLSTM)}
+        self._one_each = {name for name, r in rules if isinstance(r, Adam | Momentum)}
+        self._cuts: dict[str, _Cut] = {}
+
+    def apart(self, state: State) -> list[State]:
+        """A state for each parameter."""
+        own: list[State] = [{} for _ in self.shapes]
+        for key, tensor in state.items():
+            rule, _, name = key.partition(".")
+            numbered = _ONE_EACH.fullmatch(name)
+            if rule in self._by_column:
+                columns = tensor.split(self.counts, dim=2)
+                parts = tuple(
+                    part.reshape(-1, *shape)
+                    for part, shape in zip(columns, self.shapes, strict=True)
+                )
+                self._cuts[key] = _Cut(tensor, parts)
+                for one, part in zip(own, parts, strict=True):
+                    one[key] = part
+            elif rule in self._one_each and numbered is not None:
+                index = int(numbered["index"])
+                own[index][f"{rule}.{numbered['kind']}"] = tensor.reshape(self.shapes[index])
+            else:
+                own[0][key] = tensor
+        return own
+
+    def is_shared(self, key: str) -> bool:
+        """Whether what a parameter's state has under this key belongs to all of them."""
+        rule, _, kind = key.partition(".")
+        own = rule in self._by_column or (rule in self._one_each and kind in {"m", "v"})
+        return bool(kind) and not own
+
+    def together(self, own: Sequence[Mapping[str, Tensor]]) -> State:
+        """The state of all rules."""
+        state: State = {}
+        for key in own[0]:
+            rule, _, kind = key.partition(".")
+            if rule in self._by_column:
+                state[key] = self._whole(key, tuple(one[key] for one in own))
+            elif rule in self._one_each and kind in {"m", "v"}:
+                for index, one in enumerate(own):
+                    state[f"{key}{index}"] = as_matrix(one[key])
+            else:
+                state[key] = own[0][key]
+        return state
+
+    def _whole(self, key: str, parts: tuple[Tensor, ...]) -> Tensor:
+        cut = self._cuts.get(key)
+        # Those of the step before are still the columns of one tensor.
+        if cut is not None and all(a is b for a, b in zip(parts, cut.parts, strict=True)):
+            return cut.whole
+        return torch.cat([part.reshape(1, part.shape[0], -1) for part in parts], dim=2)
+
+    def kept(self, old: State, new: State, active: Sequence[bool]) -> State:
+        """The new state for active parameters, the old one for the others."""
+        if all(active):
+            return new
+        flags = torch.tensor(active)
+        columns = flags.repeat_interleave(torch.tensor(self.counts))
+        state = dict(new)
+        for key, tensor in new.items():
+            rule, _, name = key.partition(".")
+            numbered = _ONE_EACH.fullmatch(name)
+            if rule in self._by_column:
+                state[key] = torch.where(columns.to(tensor.device), tensor, old[key])
+            elif rule in self._one_each and numbered is not None:
+                state[key] = tensor if active[int(numbered["index"])] else old[key]
+        return state
+
+
+def as_matrix(parameter: Tensor) -> Tensor:
+    """[out, ..] -> [1, out, rest]: what rules see of a parameter of any shape."""
+    return parameter.reshape(1, parameter.shape[0] if parameter.dim() else 1, -1)

@@ -1,0 +1,190 @@
+"""One step of a meta-optimizer on the parameters of a model, plain or differentiable.
+
+    w' = g . (w + lr (f - weight_decay w)),   g = exp(r T),   r the smallest lr of all groups
+
+with updates f and generators T from the rules. lr = 1 and weight_decay = 0 give the step that the
+rules were meta-trained with; lr = 0 leaves everything where it is.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metaopt.network import Weights
+from metaopt.optimizers import MetaOptimizer
+from metaopt.rules import InformedUpdateLSTM, Proposal, State
+from metaopt.symmetry import InexactActionError
+from metaopt.tasks import Observation
+from metaopt.torch_optim.chain import Chain, ModelData
+from metaopt.torch_optim.states import Layout, as_matrix
+
+Rate = float | Tensor
+
+
+@dataclass(frozen=True)
+class Rates:
+    """The options of one parameter's group.
+
+    Attributes:
+        lr: factor on its updates.
+        weight_decay: decoupled, in units of lr.
+    """
+
+    lr: Rate
+    weight_decay: Rate
+
+
+class Stepper:
+    """One inner step on the parameters of a model.
+
+    Args:
+        optimizer: the meta-optimizer.
+        found: the model as a chain, or why it is none.
+        parameters: the trainable ones, in the order of the rules.
+
+    Attributes:
+        chain: the model as a chain, or None.
+        teleports_off: why teleports were turned off on the way, or None.
+
+    Raises:
+        ValueError: where the rule cannot work on this model.
+    """
+
+    def __init__(
+        self, optimizer: MetaOptimizer, found: Chain | str, parameters: Sequence[Tensor]
+    ) -> None:
+        if optimizer.gradients_per_step != 1:
+            raise ValueError(
+                f"this rule takes {optimizer.gradients_per_step:g} gradients a step, at weights of "
+                f"its own choice (teleporter.order: around), and a torch.optim.Optimizer is given "
+                f"one: use a rule with teleporter.order: after"
+            )
+        self.optimizer = optimizer
+        self.layout = Layout(optimizer, [parameter.shape for parameter in parameters])
+        self.chain = found if isinstance(found, Chain) else None
+        self.teleports_off: str | None = None
+        self._data: ModelData | None = None
+        if isinstance(found, str):
+            if any(isinstance(rule, InformedUpdateLSTM) for rule in optimizer.rules.values()):
+                raise ValueError(f"this rule reads products of layers' inputs, but {found}")
+            if optimizer.engine is not None:
+                self._warn_and_turn_off(found)
+
+    def initial_states(self, weights: Sequence[Tensor]) -> list[State]:
+        """The state of each parameter before the first step."""
+        matrices = tuple(as_matrix(W) for W in weights)
+        observation = Observation(matrices, matrices, (), None)
+        return self.layout.apart(self.optimizer.initial_rule_states(observation))
+
+    def turn_teleports_off(self, why: str) -> None:
+        """From now on there are updates alone, of the update rule if there is one of its own."""
+        rules = self.optimizer.rules
+        if "update" in rules:
+            rules = {"update": rules["update"]}
+        elif self.chain is None:
+            raise ValueError(f"this rule proposes steps from generator features, but {why}")
+        self.teleports_off = why
+        self.optimizer = MetaOptimizer(rules, None)
+
+    def _warn_and_turn_off(self, why: str) -> None:
+        self.turn_teleports_off(why)
+        warnings.warn(f"updates only, no teleports: {why}", stacklevel=5)
+
+    def step(
+        self,
+        weights: Sequence[Tensor],
+        grads: Sequence[Tensor | None],
+        loss: Tensor | None,
+        rates: Sequence[Rates],
+        states: Sequence[State],
+        differentiate_features: bool,
+    ) -> tuple[list[Tensor], list[State]]:
+        """New weights and states; those without a gradient stay.
+
+        Args:
+            weights: the parameters in the rule's dtype, in the order of the constructor.
+            grads: of the same shapes, or None.
+            loss: scalar, or None.
+            rates: of each parameter.
+            states: of each parameter.
+            differentiate_features: second order.
+        """
+        active = [G is not None for G in grads]
+        if self.optimizer.engine is not None and not all(active):
+            self._warn_and_turn_off("some of its weights have no gradient")
+        matrices = tuple(as_matrix(W) for W in weights)
+        observation = Observation(
+            weights=matrices,
+            # For the others gradient 0 holds the place.
+            grads=tuple(
+                torch.zeros_like(W) if G is None else as_matrix(G)
+                for W, G in zip(matrices, grads, strict=True)
+            ),
+            inputs=() if self.chain is None else self._layer_inputs(self.chain),
+            loss=None if loss is None else loss.reshape(1),
+        )
+        if not differentiate_features:
+            observation = observation.detach()
+        old = self.layout.together(states)
+        proposal, new = self.optimizer.propose(observation, old)
+        moved = self._carry_out(matrices, proposal, rates)
+        stepped = [
+            W_new.reshape(W.shape) if G is not None else W
+            for W_new, W, G in zip(moved, weights, grads, strict=True)
+        ]
+        return stepped, self.layout.apart(self.layout.kept(old, new, active))
+
+    def _carry_out(self, weights: Weights, proposal: Proposal, rates: Sequence[Rates]) -> Weights:
+        assert proposal.updates is not None
+        updates = tuple(
+            rate.lr * (f - rate.weight_decay * W)
+            for f, W, rate in zip(proposal.updates, weights, rates, strict=True)
+        )
+        smallest = min(rate.lr for rate in rates)
+        generators = proposal.generators
+        if generators is not None:
+            # exp 0 moves the weights too, by rounding.
+            generators = None if smallest == 0 else tuple(smallest * T for T in generators)
+        data: Any = None if self.optimizer.engine is None else self._data
+        moved, _ = self.optimizer.carry_out(weights, Proposal(updates, generators), data)
+        return moved
+
+    def _layer_inputs(self, chain: Chain) -> tuple[Tensor, ...]:
+        """Those of the last forward pass; what they are good for is checked when they change."""
+        inputs = chain.layer_inputs()
+        engine = self.optimizer.engine
+        if not inputs:
+            if engine is not None:
+                raise RuntimeError(
+                    "teleporting needs a forward pass of the model before step(), and hooks on it: "
+                    "make the optimizer before a compiled model is called"
+                )
+            return ()
+        X = inputs[0].detach()
+        before = self._data
+        if before is not None and torch.equal(X, before.X):
+            return inputs
+        if not chain.is_fed_in_order():
+            if engine is not None:
+                raise ValueError(
+                    "the layers of this model do not feed each other in order; teleporting would "
+                    "change what it computes"
+                )
+            return ()
+        self._data = ModelData(X, chain.s)
+        if engine is not None:
+            if before is not None and engine.action.needs_data:
+                # Exact on one mini-batch, the action would change the outputs on all others.
+                self._warn_and_turn_off("the data changes from step to step")
+                return inputs
+            try:
+                engine.check(self._data, tuple(as_matrix(layer.weight) for layer in chain.layers))
+            except InexactActionError as error:
+                self._warn_and_turn_off(str(error))
+        return inputs

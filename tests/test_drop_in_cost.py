@@ -1,0 +1,31 @@
+"""The benchmark of a drop-in step counts what is there."""
+
+from __future__ import annotations
+
+import torch
+
+from benchmarks.drop_in import SMOKE, rows, table
+
+
+def test_bytes_of_state_are_those_of_the_networks() -> None:
+    found = {(row.model, row.optimizer): row for row in rows(SMOKE, torch.device("cpu"))}
+    for (model, name), row in found.items():
+        inputs, hidden = SMOKE.inputs, SMOKE.hidden
+        biases = 0 if model == "chain" else inputs + hidden
+        assert row.parameters == 2 * inputs * hidden + biases
+        assert row.seconds > 0
+        tensors = 2 if biases == 0 else 4
+        # Two cells of 20 in float32, h and c of each, for each entry.
+        of_entry = 2 * 2 * 20 * 4
+        if name == "Adam":
+            # Two means, and a count of steps for each tensor.
+            assert row.state_bytes == 8 * row.parameters + 4 * tensors
+        elif name.endswith(("(update)", "alone")):
+            assert row.state_bytes == of_entry * row.parameters
+        elif name.endswith("tele)"):
+            assert row.state_bytes == of_entry * (row.parameters + hidden**2)
+        else:
+            assert row.state_bytes == 0
+    lines = table([*found.values()]).splitlines()
+    assert len(lines) == len(found) + 4
+    assert lines[-1].startswith("A teleport: ")
