@@ -20,6 +20,7 @@ BOTTOM = {
     "signals",
     "statistics",
     "streams",
+    "tables",
 }
 APART = {"config", "schema", "schema_meta", "schema_types", "checkpoint", "report"}
 RULES_TASKS_SYMMETRY = {"rules", "tasks", "symmetry"}
