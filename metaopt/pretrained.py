@@ -15,20 +15,9 @@ import json
 import re
 from pathlib import Path
 
+from metaopt import checkpoint
 from metaopt._version import __version__
-from metaopt.checkpoint import (
-    FORMAT,
-    FORMAT_VERSION,
-    Checkpoint,
-    CheckpointError,
-    write_atomically,
-)
-from metaopt.checkpoint import (
-    read as read_file,
-)
-from metaopt.checkpoint import (
-    write as write_file,
-)
+from metaopt.checkpoint import Checkpoint, CheckpointError
 from metaopt.errors import UserError
 from metaopt.model_card import card
 
@@ -49,8 +38,8 @@ def write(folder: Path, content: Checkpoint) -> None:
     """
     text = card(content, str(folder))
     described = {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
+        "format": checkpoint.FORMAT,
+        "format_version": checkpoint.FORMAT_VERSION,
         "library_name": "metaopt",
         "metaopt_version": __version__,
         "config": content.config,
@@ -58,9 +47,9 @@ def write(folder: Path, content: Checkpoint) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / CONFIG_FILE).unlink(missing_ok=True)
-        write_file(folder / MODEL_FILE, content)
-        write_atomically(folder / CONFIG_FILE, json.dumps(described, indent=1).encode())
-        write_atomically(folder / CARD_FILE, text.encode())
+        checkpoint.write(folder / MODEL_FILE, content)
+        checkpoint.write_atomically(folder / CONFIG_FILE, json.dumps(described, indent=1).encode())
+        checkpoint.write_atomically(folder / CARD_FILE, text.encode())
     except OSError as error:
         raise UserError(f"{folder}: no folder can be written there ({error.strerror})") from None
 
@@ -78,13 +67,13 @@ def read(source: str | Path) -> tuple[Path, Checkpoint]:
     if not path.exists() and isinstance(source, str) and _is_hub_id(source):
         path = _downloaded(source)
     if not path.is_dir():
-        return path, read_file(path)
+        return path, checkpoint.read(path)
     if not (path / MODEL_FILE).is_file():
         raise CheckpointError(
             f"{path / MODEL_FILE}: no such file; expected a folder that save_pretrained wrote, or "
             f"the path of a file (a run's is optimizer.safetensors)"
         )
-    content = read_file(path / MODEL_FILE)
+    content = checkpoint.read(path / MODEL_FILE)
     _require_agreement(path / CONFIG_FILE, content)
     return path / MODEL_FILE, content
 

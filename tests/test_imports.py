@@ -22,7 +22,7 @@ BOTTOM = {
     "streams",
     "tables",
 }
-APART = {"config", "schema", "schema_meta", "schema_types", "checkpoint", "report"}
+APART = {"config", "schema", "schema_meta", "schema_task", "schema_types", "checkpoint", "report"}
 RULES_TASKS_SYMMETRY = {"rules", "tasks", "symmetry"}
 ORDER = [RULES_TASKS_SYMMETRY, {"optimizers"}, {"unroll"}, {"meta_train", "evaluate"}]
 HOUSE = set().union(*ORDER)

@@ -14,7 +14,7 @@ import yaml
 from test_checkpoint import RULES, learned, proposed
 
 import metaopt
-from metaopt import checkpoint, cli, inspect, pretrained
+from metaopt import checkpoint, cli, inspect
 from metaopt.checkpoint import CheckpointError
 from metaopt.errors import UserError
 from metaopt.learned import LearnedRule
@@ -133,7 +133,6 @@ def test_a_save_that_fails_leaves_a_whole_rule(
         whole(path, content)
 
     monkeypatch.setattr(checkpoint, "write_atomically", failing_write)
-    monkeypatch.setattr(pretrained, "write_atomically", failing_write)
     with pytest.raises(UserError) as caught:
         new.save_pretrained(tmp_path)
     one_line(caught, str(tmp_path), "No space left")
