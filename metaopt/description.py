@@ -9,7 +9,7 @@ from torch import Tensor
 
 from metaopt.checkpoint import Checkpoint
 from metaopt.config import check
-from metaopt.schema import TrainConfig
+from metaopt.schema import TaskConfig, TrainConfig
 from metaopt.tables import printable
 
 Rows = list[tuple[str, str]]
@@ -43,7 +43,7 @@ def rows(content: Checkpoint, source: str) -> Rows:
         *_of_rules(config, content.tensors),
         ("parameters", _size(content.tensors)),
         ("teleporter", _fields(config.teleporter) if config.teleporter else "none"),
-        ("tasks", _fields(config.task)),
+        ("tasks", _fields(config.task, *_task_fields(config.task))),
         ("outer loop", _fields(config.meta, "batch", "outer_steps", "steps", "unroll", "loss")),
         ("dtype", config.dtype),
         ("training", numbers or "not in the file"),
@@ -68,6 +68,11 @@ def _of_rules(config: TrainConfig, tensors: dict[str, Tensor]) -> Iterator[tuple
     for name, rule in config.rules.by_name().items():
         own = {key: t for key, t in tensors.items() if key.startswith(f"networks.{name}.")}
         yield f"rules.{name}", f"{_fields(rule)}: {_size(own)}"
+
+
+def _task_fields(task: TaskConfig) -> tuple[str, ...]:
+    """Those that say something; all, where none are named."""
+    return ("family", "options") if task.is_own else ()
 
 
 def _size(tensors: dict[str, Tensor]) -> str:

@@ -84,14 +84,24 @@ def fresh_weights(module: nn.Module, generator: np.random.Generator) -> dict[str
     """New weights for ``module``, by its own initialisation, for ``torch.func.functional_call``.
 
     Args:
-        module: whose parts have ``reset_parameters``, as those of ``torch.nn`` do.
+        module: whose parts have ``reset_parameters``, as those of ``torch.nn`` do; it is called.
         generator: what they depend on; torch's global one is left as it was.
+
+    Raises:
+        ValueError: where a part has parameters and no way to draw them anew.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(generator.integers(2**63)))
-        for part in module.modules():
-            if callable(reset := getattr(part, "reset_parameters", None)):
+        for name, part in module.named_modules():
+            # Attention has the private one alone.
+            reset = getattr(part, "reset_parameters", getattr(part, "_reset_parameters", None))
+            if callable(reset):
                 reset()
+            elif any(True for _ in part.parameters(recurse=False)):
+                raise ValueError(
+                    f"{type(part).__name__} {name!r} has parameters, but no reset_parameters to "
+                    f"draw them anew"
+                )
         return {name: p.detach().clone() for name, p in module.named_parameters()}
 
 
@@ -184,22 +194,19 @@ _HERE = os.path.dirname(__file__)
 def _module(name: str, source: str) -> Any:
     if (here := os.getcwd()) not in sys.path:
         sys.path.append(here)
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        # Else the module is there, and something that it imports is not.
-        if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
-            raise UserError(
-                f"{source}: no module {error.name} on Python's path or in {here}"
-            ) from None
-        failed: Exception = error
-    except Exception as error:
-        failed = error
 
-    def fail() -> Any:
-        raise failed
+    def load() -> Any:
+        try:
+            return importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            # Else the module is there, and something that it imports is not.
+            if error.name is not None and f"{name}.".startswith(f"{error.name}."):
+                raise UserError(
+                    f"{source}: no module {error.name} on Python's path or in {here}"
+                ) from None
+            raise
 
-    return asked(source, "importing it", fail)
+    return asked(source, "importing it", load)
 
 
 def _are_tensors(value: Any) -> bool:

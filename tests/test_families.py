@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -269,6 +270,17 @@ def test_fresh_weights_follow_the_modules_own_initialisation() -> None:
     assert not torch.equal(found["0.weight"], other["0.weight"])
     assert float(found["0.weight"].abs().max()) <= 1 / math.sqrt(3)
     assert torch.equal(found["2.weight"], torch.ones(4))
+
+
+def test_fresh_weights_know_attention_and_refuse_what_they_cannot_draw() -> None:
+    attention = nn.MultiheadAttention(4, 2)
+    found, other = (metaopt.fresh_weights(attention, np.random.default_rng(s)) for s in (0, 1))
+    assert not torch.equal(found["in_proj_weight"], other["in_proj_weight"])
+    assert not torch.equal(found["out_proj.weight"], other["out_proj.weight"])
+    own = nn.Module()
+    own.register_parameter("scale", nn.Parameter(torch.randn(3)))
+    with pytest.raises(ValueError, match=r"'inner'.*reset_parameters"):
+        metaopt.fresh_weights(nn.Sequential(OrderedDict(inner=own)), np.random.default_rng(0))
 
 
 # Meta-training.

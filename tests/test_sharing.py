@@ -11,13 +11,15 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from support import UPDATE, tiny_config
 from test_checkpoint import RULES, learned, proposed
 
 import metaopt
-from metaopt import checkpoint, cli, inspect
+from metaopt import build, checkpoint, cli, inspect
 from metaopt.checkpoint import CheckpointError
 from metaopt.errors import UserError
 from metaopt.learned import LearnedRule
+from metaopt.schema import TaskConfig
 
 SHIPPED = sorted((Path(__file__).parent.parent / "checkpoints/pretrained").glob("*.safetensors"))
 AT_STEP = {"geomean": 0.5, "ci95": [0.25, 0.75]}
@@ -274,6 +276,18 @@ def test_folders_are_described_as_their_model_is(
     assert described[0] == described[1]
     assert "Apache-2.0" in described[0]
     assert "narrow (width 10)" in described[0]
+
+
+def test_of_a_users_family_its_name_and_options_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rule = learned("update alone")
+    task = TaskConfig(family="never.imported:Here", options={"width": 3})
+    config = tiny_config({"update": UPDATE}).model_copy(update={"task": task})
+    LearnedRule(build.meta_optimizer(config), config, rule.training).save(tmp_path / "a")
+    assert run_inspect(str(tmp_path / "a"), monkeypatch=monkeypatch) == 0
+    row = next(line for line in capsys.readouterr().out.splitlines() if "never.imported" in line)
+    assert row.split(maxsplit=1) == ["tasks", "family never.imported:Here, options {'width': 3}"]
 
 
 def test_control_characters_never_reach_the_terminal(
