@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from metaopt.schema_types import Model as _Model
 from metaopt.schema_types import Size
@@ -48,6 +54,12 @@ class TaskConfig(_Model):
         "uniform", "initial weights: uniform on [0, 1), or normal with variance 1 / fan_in"
     )
     data: Distribution = _field("uniform", "X and Y: uniform on [0, 1), or standard normal")
+
+    @model_serializer(mode="wrap")
+    def _without_empty_options(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A family without options is written as before there were any: caches and states fit."""
+        written: dict[str, Any] = handler(self)
+        return {name: v for name, v in written.items() if name != "options" or v is not None}
 
     @property
     def is_own(self) -> bool:

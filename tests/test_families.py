@@ -500,6 +500,17 @@ def test_references_are_not_for_families_that_keep_their_network_to_themselves(
     assert_one_line(capsys.readouterr().err, "K-FAC", "only the loss")
 
 
+@pytest.mark.parametrize("options", [None, {}, {"width": 3, "slope": 0.1, "deep": True, "a": None}])
+def test_options_are_kept_and_families_without_any_are_written_as_ever(
+    options: dict[str, Any] | None,
+) -> None:
+    config = TaskConfig(family="my_tasks:Mine", options=options)
+    written = config.model_dump(mode="json")
+    assert ("options" in written) == (options is not None)
+    assert check(TaskConfig, json.loads(json.dumps(written)), "again") == config
+    assert "options" not in json.loads(TaskConfig().model_dump_json())
+
+
 def test_the_familys_name_is_all_that_a_configuration_is_checked_for() -> None:
     assert TaskConfig(family="never.imported:Here").is_own
 
@@ -511,16 +522,24 @@ def test_the_example_of_the_documentation_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     page = (Path(__file__).parent.parent / "docs" / "tasks.md").read_text(encoding="utf-8")
-    code, configuration = (
-        page.split(f"```{language}\n")[1].split("```")[0] for language in ("python", "yaml")
+    code, training, evaluation = (
+        page.split(f"```{language}\n")[place].split("```")[0]
+        for language, place in (("python", 1), ("yaml", 1), ("yaml", 2))
     )
     (tmp_path / "my_tasks.py").write_text(code)
-    (tmp_path / "moons.yaml").write_text(configuration)
+    (tmp_path / "moons.yaml").write_text(training)
+    (tmp_path / "moons_eval.yaml").write_text(evaluation)
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.delitem(sys.modules, "my_tasks", raising=False)
     sets = ["meta={batch: 2, outer_steps: 2, steps: 4, unroll: 2}", "validation.tasks=2"]
     arguments = [part for value in sets for part in ("--set", value)]
     arguments = ["--config", "moons.yaml", *arguments]
     assert run_here("train_meta.py", arguments, tmp_path, monkeypatch) == 0
-    monkeypatch.delitem(sys.modules, "my_tasks")
     assert "runs/moons/optimizer.safetensors" in capsys.readouterr().out
+    sets = ["tasks=2", "steps=3", "tuning.tasks=2", "bootstrap=5", "baselines=[Momentum]"]
+    arguments = [part for value in sets for part in ("--set", value)]
+    arguments += ["--checkpoints", "runs/moons/optimizer.safetensors"]
+    arguments = ["--config", "moons_eval.yaml", *arguments]
+    assert run_here("eval_meta.py", arguments, tmp_path, monkeypatch) == 0
+    monkeypatch.delitem(sys.modules, "my_tasks")
+    assert "| Momentum" in capsys.readouterr().out
