@@ -99,7 +99,7 @@ def _unseen_section(family: str, of: Unseen) -> str:
     closing = f"Diverged: {of.diverged} of {of.tasks} tasks."
     if of.teleport is not None:
         numbers = ", ".join(f"{name} {value:.3g}" for name, value in of.teleport.items())
-        closing += printable(f" Teleports: {numbers}.")
+        closing += printable(f" Teleports: {numbers}.").replace("_", " ")
     return (
         f"{title}: loss{above}, geometric mean over {of.tasks} unseen tasks (seed {of.task_seed}):"
         f"\n\n{markdown_table(['inner step', 'loss', '95 % interval'], rows)}\n\n{closing}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 from metaopt.checkpoint import Checkpoint
 from metaopt.description import name_of, rows
 from metaopt.figures import figures, unseen_sections, validation_section
-from metaopt.tables import markdown_table
 
 _CARD = """---
 license: {licence}
@@ -58,18 +57,18 @@ def card(content: Checkpoint, source: str) -> str:
         ConfigError: where its configuration or its figures are none; one line.
     """
     found = figures(content.validation, source)
-    about = [[name, _cell(text)] for name, text in rows(content, source)]
+    about = (f"- **{name}**: {_literal(text)}" for name, text in rows(content, source))
     return _CARD.format(
         licence=content.licence.lower(),
-        name=_cell(name_of(content, source)),
-        about=markdown_table(["what", ""], about),
+        name=_literal(name_of(content, source)),
+        about="\n".join(about),
         validation=validation_section(found),
         unseen="\n\n".join(unseen_sections(found)),
     )
 
 
-def _cell(text: str) -> str:
-    """Text that stays in its cell, and starts nothing of Markdown's or HTML's."""
-    for mark in ("\\", "|", "`", "<", "*", "["):
+def _literal(text: str) -> str:
+    """Text that Markdown shows as it is."""
+    for mark in ("\\", "`", "<", "*", "["):
         text = text.replace(mark, f"\\{mark}")
     return text

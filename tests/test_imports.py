@@ -14,6 +14,7 @@ BOTTOM = {
     "_version",
     "distributed",
     "errors",
+    "families",
     "horizon",
     "network",
     "pace",
@@ -23,6 +24,7 @@ BOTTOM = {
     "tables",
 }
 APART = {"config", "schema", "schema_meta", "schema_task", "schema_types", "checkpoint", "report"}
+APART |= {"description", "figures", "model_card", "pretrained"}
 RULES_TASKS_SYMMETRY = {"rules", "tasks", "symmetry"}
 ORDER = [RULES_TASKS_SYMMETRY, {"optimizers"}, {"unroll"}, {"meta_train", "evaluate"}]
 HOUSE = set().union(*ORDER)
