@@ -308,31 +308,30 @@ def _measure(tasks: TaskBatch, stop: Stop) -> Measured:
         "condition undone": undone.condition,
         "gradient norm undone": undone.gradient_norm,
     }
+    alignment |= _gains(before, "gradient before", "gradient gain", alignment)
     for name, damping, curvature, direction in before.newton():
-        weights, outputs = before.descent_cosines(curvature, direction)
         shaped = _shaped(direction, stop.weights)
         pulled = flat(carried(tasks, gone.action, gone.element, gone.before, shaped))
-        gain = alignment[name, damping, "gradient after"] - weights
-        gain_in_outputs = alignment[name, damping, "gradient after, in outputs"] - outputs
-        alignment |= {
-            (name, damping, "gradient before"): weights,
-            (name, damping, "gradient before, in outputs"): outputs,
-            (name, damping, "gradient gain"): gain,
-            (name, damping, "gradient gain, in outputs"): gain_in_outputs,
-            (name, damping, "update carried"): cosine(curvature.part(update), pulled),
-        }
+        alignment[name, damping, "update carried"] = cosine(curvature.part(update), pulled)
+    alignment |= _gains(undone, "gradient undone", "gradient total gain", alignment)
     for name, damping, curvature, direction in undone.newton():
-        weights, outputs = undone.descent_cosines(curvature, direction)
-        gain = alignment[name, damping, "gradient after"] - weights
-        gain_in_outputs = alignment[name, damping, "gradient after, in outputs"] - outputs
-        alignment |= {
-            (name, damping, "gradient undone"): weights,
-            (name, damping, "gradient undone, in outputs"): outputs,
-            (name, damping, "gradient total gain"): gain,
-            (name, damping, "gradient total gain, in outputs"): gain_in_outputs,
-            (name, damping, "update undone"): cosine(curvature.part(returned), direction),
-        }
+        along = cosine(curvature.part(returned), direction)
+        alignment[name, damping, "update undone"] = along
     return Measured(state, alignment)
+
+
+def _gains(
+    point: _Point, own: str, gain: str, alignment: Mapping[Key, Tensor]
+) -> dict[Key, Tensor]:
+    """Cosines of the gradient with Newton's at a point, and by how much those after are larger."""
+    found = {}
+    for name, damping, curvature, direction in point.newton():
+        cosines = point.descent_cosines(curvature, direction)
+        for where, here in zip(("", ", in outputs"), cosines, strict=True):
+            after = alignment[name, damping, f"gradient after{where}"]
+            found[name, damping, f"{own}{where}"] = here
+            found[name, damping, f"{gain}{where}"] = after - here
+    return found
 
 
 def _change(tasks: TaskBatch, weights: Weights, update: Weights) -> Tensor:

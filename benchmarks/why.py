@@ -272,6 +272,12 @@ def main(world: World) -> None:
     make_folder(arguments.out)
     first = learned.load(arguments.checkpoints[0]).config
     contenders = numbered(learned_contenders(arguments.checkpoints, device, True, world))
+    for contender, path in zip(contenders, arguments.checkpoints, strict=True):
+        if contender.optimizer.gradients_per_step != 1:
+            raise UserError(
+                f"{path}: field teleporter.order: found around, whose gradient is taken elsewhere; "
+                f"expected after"
+            )
     tasks = build.task_family(first.task).sample(
         Stream.TEST,
         arguments.task_seed,

@@ -34,6 +34,10 @@ widths = st.integers(1, 6)
 batches = st.integers(1, 3)
 seeds = st.integers(0, 2**31 - 1)
 slopes = st.sampled_from([0.05, 0.1, 0.5, 1.0])
+SIZES = [5, 4, 3]
+DEEP_SIZES = [4, 3, 5, 2]
+layer_sizes = st.lists(st.integers(1, 5), min_size=3, max_size=5)
+both_sizes = pytest.mark.parametrize("sizes", [SIZES, DEEP_SIZES], ids=["2 layers", "3 layers"])
 
 
 def signed(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support import FEW, regression, seeds, signed
+from support import DEEP_SIZES, FEW, SIZES, both_sizes, layer_sizes, regression, seeds, signed
 from torch import Tensor
 
 from metaopt.rules.directions import (
@@ -28,11 +28,7 @@ from metaopt.rules.directions import (
 from metaopt.rules.features import Seen
 from metaopt.tasks import TaskBatch
 
-SIZES = [5, 4, 3]
-DEEP_SIZES = [4, 3, 5, 2]
 FREE = 0.5
-layer_sizes = st.lists(st.integers(1, 5), min_size=3, max_size=5)
-both_sizes = pytest.mark.parametrize("sizes", [SIZES, DEEP_SIZES], ids=["2 layers", "3 layers"])
 NATURAL, INFORMED, WHITENING = NaturalSteps(FREE), InformedSteps(FREE), Whitening(FREE)
 EVERY = [NATURAL, INFORMED, WHITENING, UpdateEntries(FREE), GeneratorEntries(FREE)]
 every_basis = pytest.mark.parametrize("basis", EVERY, ids=lambda basis: type(basis).__name__)

@@ -7,7 +7,17 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support import FEW, regression, relative_error, seeds, signed
+from support import (
+    DEEP_SIZES,
+    FEW,
+    SIZES,
+    both_sizes,
+    layer_sizes,
+    regression,
+    relative_error,
+    seeds,
+    signed,
+)
 from torch import Tensor
 
 from metaopt.network import LeakyReLU, Weights, forward
@@ -34,11 +44,8 @@ from metaopt.rules.features import (
 )
 from metaopt.tasks import Observation, TaskBatch
 
-SIZES = [5, 4, 3]
-DEEP_SIZES = [4, 3, 5, 2]
 SCALE_FREE = [layer_features, update_features, informed_features, generator_features]
 EVERY = [*SCALE_FREE, step_size_features]
-layer_sizes = st.lists(st.integers(1, 5), min_size=3, max_size=5)
 every_feature = pytest.mark.parametrize("features", EVERY, ids=lambda f: f.__name__)
 every_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 
@@ -131,7 +138,7 @@ def test_feature_formulas() -> None:
     assert float(spread(torch.eye(3, dtype=torch.float64) * 7)) == pytest.approx(0, abs=1e-15)
 
 
-@pytest.mark.parametrize("sizes", [SIZES, DEEP_SIZES], ids=["2 layers", "3 layers"])
+@both_sizes
 def test_features_stand_in_the_stated_order(sizes: list[int]) -> None:
     tasks = regression(sizes, samples=4, seed=0)
     observation = tasks.observe(tasks.initial)
@@ -200,7 +207,7 @@ def test_features_stand_in_the_stated_order(sizes: list[int]) -> None:
         torch.testing.assert_close(column, logs[:, i + 1 : i + 2].expand_as(column))
 
 
-@pytest.mark.parametrize("sizes", [SIZES, DEEP_SIZES], ids=["2 layers", "3 layers"])
+@both_sizes
 def test_informed_features_are_those_of_updates_and_gradients_by_products(
     sizes: list[int],
 ) -> None:

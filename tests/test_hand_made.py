@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from support import UPDATE_AND_TELEPORT, regression, speak_up, tiny_config
+from support import DEEP_SIZES, SIZES, UPDATE_AND_TELEPORT, regression, speak_up, tiny_config
 from torch import Tensor
 
 from metaopt import build
@@ -15,8 +15,6 @@ from metaopt.unroll import rollout
 
 LOW, HIGH = 1e-7, 5e-3
 COORDINATE = ("update", "group", "step")
-SIZES = [5, 4, 3]
-DEEP_SIZES = [4, 3, 5, 2]
 
 
 # Hand-made rules, and how rules compose.

@@ -8,7 +8,17 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support import FEW, regression, relative_error, seeds, signed, speak_up
+from support import (
+    DEEP_SIZES,
+    FEW,
+    SIZES,
+    both_sizes,
+    regression,
+    relative_error,
+    seeds,
+    signed,
+    speak_up,
+)
 from torch import Tensor
 
 from metaopt import build
@@ -42,8 +52,6 @@ from metaopt.tasks import TaskBatch
 LOW, HIGH = 1e-7, 5e-3
 COORDINATE = ("update", "group", "step")
 every_basis = pytest.mark.parametrize("basis", ["entries", "directions"])
-SIZES = [5, 4, 3]
-DEEP_SIZES = [4, 3, 5, 2]
 
 
 def basis_of(kind: str, basis: str) -> Basis:
@@ -163,7 +171,7 @@ def test_one_coordinate_wise_rule_fits_any_network(kind: str, basis: str) -> Non
             assert all(tensor.abs().sum() > 0 for tensor in tensors(proposal))
 
 
-@pytest.mark.parametrize("sizes", [SIZES, DEEP_SIZES], ids=["2 layers", "3 layers"])
+@both_sizes
 @every_basis
 @every_rule
 @pytest.mark.parametrize("kind", COORDINATE)

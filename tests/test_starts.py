@@ -9,8 +9,7 @@ from itertools import pairwise
 import pytest
 import torch
 from hypothesis import given
-from hypothesis import strategies as st
-from support import FEW, regression, relative_error, seeds, signed
+from support import FEW, SIZES, both_sizes, layer_sizes, regression, relative_error, seeds, signed
 
 from metaopt.optimizers import GradientDescent, MetaOptimizer
 from metaopt.rules import (
@@ -28,11 +27,7 @@ from metaopt.rules.flattened import StatefulGradient
 from metaopt.symmetry import BoundedNorm, Exponential, Refuse, TeleportEngine, ThroughData
 from metaopt.tasks import TaskBatch
 
-SIZES = [5, 4, 3]
-DEEP_SIZES = [4, 3, 5, 2]
 HIDDEN, SCALE = 4, 0.1
-layer_sizes = st.lists(st.integers(1, 5), min_size=3, max_size=5)
-both_sizes = pytest.mark.parametrize("sizes", [SIZES, DEEP_SIZES], ids=["2 layers", "3 layers"])
 NATURAL, INFORMED, WHITENING = NaturalSteps(0.5), InformedSteps(0.5), Whitening(0.5)
 
 

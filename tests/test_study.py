@@ -104,6 +104,22 @@ def test_claims_are_met_in_each_seed_or_not_at_all() -> None:
     assert [row["what"] for row in rows[5:]] == ["tasks diverged"] * 2
 
 
+def test_a_claim_whose_row_or_rival_was_left_out_is_not_met() -> None:
+    bars = [
+        "{row: coordinate_update, below: {1: 4}}",
+        "{row: coordinate_update, against: hand-made, below: {1: 1}}",
+        "{row: coordinate_update_tele, against: coordinate_update, below: {1: 1}}",
+    ]
+    study = study_config("seeds=[0, 1]", f"bars=[{', '.join(bars)}]")
+    rows = [row for row in checked(study, {"default": [PAIR]}, INDEX) if row["step"] == 1]
+    assert [row["what"] for row in rows] == [
+        "loss",
+        "ratio to hand-made",
+        "ratio to coordinate_update",
+    ]
+    assert [(row["found"], row["met_in_each"]) for row in rows] == [({}, False)] * 3
+
+
 NARROW = ["tasks=5", "dtype=float64", "task.width=3", "task.samples=7", "task.inputs=9"]
 
 

@@ -57,6 +57,8 @@ def main(world: World) -> None:
         if arguments.write_readme or arguments.ship:
             raise UserError("--smoke: its figures mean nothing; leave out --write-readme, --ship")
         settings = config.check(StudyConfig, smoked(settings), f"{arguments.config} with --smoke")
+    if arguments.ablations and arguments.ship:
+        raise UserError("--ship: the ablations are not shipped; leave out --ablations")
     if arguments.write_readme and not arguments.ablations:
         require_markers(ROOT / "README.md")
     default = "runs/study_smoke" if arguments.smoke else "runs/study"

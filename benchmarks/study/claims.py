@@ -18,10 +18,9 @@ def checked(study: StudyConfig, contenders: Contenders, index: Index) -> list[di
     rows = []
     for bar in study.bars:
         named = {contender.name: contender for contender in contenders[bar.family]}
-        if bar.row in named:
-            for step, bound in sorted(bar.below.items()):
-                if step <= study.steps:
-                    rows += _checked(bar, step, bound, named, index)
+        for step, bound in sorted(bar.below.items()):
+            if step <= study.steps:
+                rows.append(_checked(bar, step, bound, named, index))
     for family, of_family in contenders.items():
         for contender in of_family:
             if contender.kind == "learned":
@@ -31,26 +30,30 @@ def checked(study: StudyConfig, contenders: Contenders, index: Index) -> list[di
 
 def _checked(
     bar: Bar, step: int, bound: float, named: Mapping[str, Compared], index: Index
-) -> list[dict[str, Any]]:
-    row = named[bar.row]
+) -> dict[str, Any]:
+    """A bar at a step; one whose row or rival was left out has nothing found, and is not met."""
+    row = named.get(bar.row)
     if bar.against is None:
+        if row is None:
+            return _row(bar.family, bar.row, "loss", step, f"at most {bound:g}", {}, {})
         found = {
             str(run.seed): curve(run.losses, index)["at"].get(str(step)) for run in row.runs
         } | {"all": curve(row.over_seeds(), index)["at"].get(str(step))}
         values = {seed: (at["geomean"], at["ci95"]) for seed, at in found.items() if at}
         met = {seed: value <= bound for seed, (value, _) in values.items()}
-        return [_row(bar.family, bar.row, "loss", step, f"at most {bound:g}", values, met)]
+        return _row(bar.family, bar.row, "loss", step, f"at most {bound:g}", values, met)
     if bar.against == HAND_MADE:
         rival = best_hand_made(list(named.values()), step)
     else:
         rival = named.get(bar.against)
-    if rival is None:
-        return []
+    if row is None or rival is None:
+        what = f"ratio to {bar.against}"
+        return _row(bar.family, bar.row, what, step, f"below {bound:g}", {}, {})
     of_step = [pair for pair in ratios(row, rival, index) if pair["step"] == step]
     values = {pair["seed"]: (pair["ratio"], pair["ci95"]) for pair in of_step}
     met = {seed: interval[1] < bound for seed, (_, interval) in values.items()}
     name = rival.label if bar.against != HAND_MADE else f"best hand-made ({rival.name})"
-    return [_row(bar.family, bar.row, f"ratio to {name}", step, f"below {bound:g}", values, met)]
+    return _row(bar.family, bar.row, f"ratio to {name}", step, f"below {bound:g}", values, met)
 
 
 def _health(study: StudyConfig, family: str, contender: Compared) -> list[dict[str, Any]]:
@@ -114,5 +117,5 @@ def _row(
         "found": {seed: {"value": value, "ci95": ci} for seed, (value, ci) in values.items()},
         "met": dict(met),
         # In every seed; the worst seed against the best is shown, and not asked for.
-        "met_in_each": all(met[seed] for seed in met if seed != "worst/best"),
+        "met_in_each": bool(met) and all(met[seed] for seed in met if seed != "worst/best"),
     }

@@ -19,8 +19,8 @@ from metaopt.statistics import diverged, geomean, geomean_interval
 
 Array = NDArray[np.float64]
 Index = NDArray[np.int64]
-HAND_MADE = ("GD", "Momentum", "Adam", "L-BFGS")
-"""The first-order methods that the claims are against."""
+FIRST_ORDER = ("GD", "Momentum", "Adam", "L-BFGS")
+"""The hand-made methods that the claims are against."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Compared:
     @property
     def hand_made(self) -> bool:
         """Whether a bar may be held against it."""
-        return self.kind == "baseline" and self.name.partition("@")[0] in HAND_MADE
+        return self.kind == "baseline" and self.name.partition("@")[0] in FIRST_ORDER
 
 
 def shown_steps(steps: int) -> list[int]:

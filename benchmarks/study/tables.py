@@ -46,22 +46,22 @@ def _spread_line() -> str:
 
 def spread(found: dict[str, Any], family: str) -> str:
     """A row for each optimizer, with the range over its seeds."""
-    contenders = found["families"][family]["contenders"]
     steps = [str(step) for step in found["steps_shown"]]
     rows = []
-    for kind in _KINDS:
-        for entry in _of_kind(contenders, kind):
-            runs = entry["runs"]
-            cells = []
-            for step in steps:
-                values = [run["at"][step]["geomean"] for run in runs]
-                over = entry["over_seeds"]["at"][step]["geomean"] if len(runs) > 1 else values[0]
-                ends = f" ({min(values):.2g} to {max(values):.2g})" if len(runs) > 1 else ""
-                cells.append(f"{over:.3g}{ends}")
-            timed = max(1e3 * run["seconds_per_step"] for run in runs)
-            diverged = str(sum(run["diverged"] for run in runs))
-            rows.append([entry["label"], kind, *cells, diverged, f"{timed:.2g}"])
-    return markdown_table(["optimizer", "kind", *steps, "diverged", "ms/step"], rows)
+    for entry in _in_order(found, family):
+        runs = entry["runs"]
+        cells = []
+        for step in steps:
+            values = [run["at"][step]["geomean"] for run in runs]
+            over = entry["over_seeds"]["at"][step]["geomean"] if len(runs) > 1 else values[0]
+            ends = f" ({min(values):.2g} to {max(values):.2g})" if len(runs) > 1 else ""
+            cells.append(f"{over:.3g}{ends}")
+        timed = max(1e3 * run["seconds_per_step"] for run in runs)
+        diverged = str(sum(run["diverged"] for run in runs))
+        gradients = f"{runs[0]['gradients_per_step']:g}"
+        rows.append([entry["label"], entry["kind"], *cells, diverged, gradients, f"{timed:.2g}"])
+    header = ["optimizer", "kind", *steps, "diverged", "gradients/step", "ms/step"]
+    return markdown_table(header, rows)
 
 
 def claims_in_short(found: dict[str, Any]) -> str:
@@ -79,8 +79,9 @@ def claims_in_short(found: dict[str, Any]) -> str:
             for seed in map(str, found["config"]["seeds"])
             if (at := claim["found"].get(seed)) is not None
         ]
+        said = ", ".join(values) or "nothing, left out"
         lines.append(
-            f"- {claim['family']}, {label}, {claim['what']}{step}: found {', '.join(values)}, "
+            f"- {claim['family']}, {label}, {claim['what']}{step}: found {said}, "
             f"asked {claim['bar']}"
         )
     return "\n".join(lines)
@@ -127,27 +128,27 @@ def _interval(ci: list[float]) -> str:
 
 def losses(found: dict[str, Any], family: str) -> str:
     """A row for each seed, and one over seeds."""
-    contenders = found["families"][family]["contenders"]
     steps = [str(step) for step in found["steps_shown"]]
     rows = []
-    for kind in _KINDS:
-        for entry in _of_kind(contenders, kind):
-            several = len(entry["runs"]) > 1
-            for run in entry["runs"]:
-                seed = "" if run["seed"] is None else f" #{run['seed']}"
-                cells = [f"{run['at'][step]['geomean']:.3g}" for step in steps]
-                if not several:
-                    cells = [_with_interval(run["at"][step]) for step in steps]
-                timed = f"{1e3 * run['seconds_per_step']:.2g}"
-                rows.append([entry["label"] + seed, *cells, str(run["diverged"]), timed])
-            if several:
-                cells = [_with_interval(entry["over_seeds"]["at"][step]) for step in steps]
-                rows.append([f"**{entry['label']}, over seeds**", *cells, "", ""])
+    for entry in _in_order(found, family):
+        several = len(entry["runs"]) > 1
+        for run in entry["runs"]:
+            seed = "" if run["seed"] is None else f" #{run['seed']}"
+            cells = [f"{run['at'][step]['geomean']:.3g}" for step in steps]
+            if not several:
+                cells = [_with_interval(run["at"][step]) for step in steps]
+            timed = f"{1e3 * run['seconds_per_step']:.2g}"
+            rows.append([entry["label"] + seed, *cells, str(run["diverged"]), timed])
+        if several:
+            cells = [_with_interval(entry["over_seeds"]["at"][step]) for step in steps]
+            rows.append([f"**{entry['label']}, over seeds**", *cells, "", ""])
     return markdown_table(["optimizer", *steps, "diverged", "ms/step"], rows)
 
 
-def _of_kind(contenders: dict[str, Any], kind: str) -> Iterable[dict[str, Any]]:
-    return [entry for entry in contenders.values() if entry["kind"] == kind]
+def _in_order(found: dict[str, Any], family: str) -> Iterable[dict[str, Any]]:
+    """The contenders of a family, learned ones before controls before hand-made ones."""
+    contenders = found["families"][family]["contenders"].values()
+    return (entry for kind in _KINDS for entry in contenders if entry["kind"] == kind)
 
 
 def _with_interval(at: dict[str, Any]) -> str:
