@@ -19,8 +19,8 @@ import torch
 from benchmarks.timing import synchronize
 from benchmarks.work import Work
 from metaopt.meta_train import MetaTrainer
-from metaopt.report import markdown_table
 from metaopt.symmetry import TeleportEngine
+from metaopt.tables import markdown_table
 from metaopt.tasks import RegressionFamily, TaskBatch
 
 DRAW = "drawing tasks"

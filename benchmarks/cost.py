@@ -34,7 +34,7 @@ from benchmarks.timing import median_seconds, seconds
 from benchmarks.work import Piece, Work
 from metaopt import cli
 from metaopt.distributed import World
-from metaopt.report import markdown_table
+from metaopt.tables import markdown_table
 
 CONFIGS = ("lstm_update_tele.yaml", "coordinate_update_tele.yaml")
 BATCH = 16

@@ -36,7 +36,7 @@ from benchmarks.timing import Side, compare
 from metaopt import LearnedOptimizer, LearnedRule, cli, learned
 from metaopt.distributed import World
 from metaopt.optimizers import MetaOptimizer
-from metaopt.report import markdown_table
+from metaopt.tables import markdown_table
 
 ROOT = Path(__file__).resolve().parent.parent
 PRETRAINED = ROOT / "checkpoints" / "pretrained"

@@ -24,8 +24,8 @@ from metaopt import cli
 from metaopt.checkpoint import make_folder, write_atomically
 from metaopt.distributed import World
 from metaopt.network import LeakyReLU, Weights
-from metaopt.report import markdown_table
 from metaopt.symmetry import Exponential, FixedNorm, Refuse, TeleportEngine, ThroughData
+from metaopt.tables import markdown_table
 from metaopt.tasks import TaskBatch
 
 Array = NDArray[np.float64]

@@ -38,12 +38,12 @@ from metaopt.distributed import World
 from metaopt.errors import UserError
 from metaopt.evaluate import TUNED_BASELINES, Outcome, run_contender
 from metaopt.optimizers import MetaOptimizer
-from metaopt.report import markdown_table
 from metaopt.rules.base import ShapeMismatchError
 from metaopt.schema import EvalConfig, TaskConfig, TeleporterConfig
 from metaopt.statistics import diverged, geomean
 from metaopt.streams import Stream
 from metaopt.symmetry import InexactActionError
+from metaopt.tables import markdown_table
 from metaopt.tasks import layer_shapes
 
 PRETRAINED = Path(__file__).resolve().parent.parent / "checkpoints" / "pretrained"

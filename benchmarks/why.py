@@ -42,11 +42,11 @@ from metaopt.contenders import Contender, learned_contenders, numbered
 from metaopt.distributed import World
 from metaopt.errors import UserError
 from metaopt.optimizers import MetaOptimizer
-from metaopt.report import markdown_table
 from metaopt.rules.base import ShapeMismatchError
 from metaopt.statistics import clean
 from metaopt.streams import Stream
 from metaopt.symmetry import InexactActionError
+from metaopt.tables import markdown_table
 from metaopt.tasks import TaskBatch
 from metaopt.unroll import TeleportTrace, rollout
 

@@ -1,7 +1,16 @@
 """metaopt: learned optimizers that exploit parameter-space symmetry."""
 
 from metaopt._version import __version__
+from metaopt.families import Family, Task, fresh_weights
 from metaopt.learned import LearnedRule, load
 from metaopt.torch_optim import LearnedOptimizer
 
-__all__ = ["LearnedOptimizer", "LearnedRule", "__version__", "load"]
+__all__ = [
+    "Family",
+    "LearnedOptimizer",
+    "LearnedRule",
+    "Task",
+    "__version__",
+    "fresh_weights",
+    "load",
+]

@@ -16,7 +16,7 @@ from metaopt.tasks import TaskBatch, TaskFamily
 
 
 @dataclass(frozen=True)
-class Rescaled(TaskFamily):
+class Rescaled(TaskFamily[TaskBatch]):
     """Tasks of a family with data and initial weights of other magnitudes.
 
         X -> c_X X,   Y -> c_Y Y,   W_l -> c_l W_l   (initial),   log c uniform on [-r, r)
@@ -29,7 +29,7 @@ class Rescaled(TaskFamily):
         log_range: r.
     """
 
-    family: TaskFamily
+    family: TaskFamily[TaskBatch]
     log_range: float
 
     def drawn(self, stream: Stream, seed: int, start: int, count: int) -> TaskBatch:

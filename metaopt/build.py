@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from metaopt import families
 from metaopt.augment import Rescaled
 from metaopt.averaging import Average, ExponentialAverage, NoAverage
 from metaopt.build_rules import rule
@@ -24,6 +25,7 @@ from metaopt.horizon import (
     LogUniform,
     RandomPairs,
 )
+from metaopt.loss_tasks import LossFamily
 from metaopt.meta_loss import LogLoss, LogOfLast, MetaLoss, Normalised, SumOfLosses
 from metaopt.network import LeakyReLU
 from metaopt.optimizers import LBFGS, Adam, GradientDescent, MetaOptimizer, Momentum, Optimizer
@@ -87,15 +89,22 @@ _PRODUCTS = {"full": Full, "tf32": TF32, "bfloat16": BFloat16}
 _TRUNCATIONS = {"even": Even, "random": RandomPairs}
 
 
-def task_family(config: TaskConfig) -> RegressionFamily:
-    """The task family of a configuration."""
-    return RegressionFamily(config)
+def task_family(config: TaskConfig) -> TaskFamily[Any]:
+    """The task family of a configuration: of ``TaskBatch``, or of ``LossTasks`` of a user's class.
+
+    Raises:
+        UserError: one line, where a user's class is not there or does not keep the protocol.
+    """
+    if not config.is_own:
+        return RegressionFamily(config)
+    family = LossFamily(families.make(config.family, config.options or {}), config.family)
+    family.check()
+    return family
 
 
-def training_tasks(config: TrainConfig) -> TaskFamily:
+def training_tasks(family: TaskFamily[Any], config: MetaConfig) -> TaskFamily[Any]:
     """What training tasks are drawn from: the task family, rescaled where that is asked for."""
-    family = task_family(config.task)
-    return Rescaled(family, config.meta.rescale) if config.meta.rescale > 0 else family
+    return Rescaled(family, config.rescale) if config.rescale > 0 else family
 
 
 def lengths(config: MetaConfig, seed: int) -> Lengths:
@@ -129,24 +138,25 @@ def meta_loss(config: MetaConfig) -> MetaLoss:
             return SumOfLosses()
 
 
-def windows(
-    config: MetaConfig, optimizer: MetaOptimizer, device: torch.device, seed: int
-) -> Windows:
+def windows(config: TrainConfig, optimizer: MetaOptimizer, device: torch.device) -> Windows:
     """What runs truncation windows and differentiates them: on a CUDA device, CUDA graphs.
 
+    A user's tasks are observed anew in every step, with a mini-batch of its own: no graph holds it.
+
     Args:
-        config: the outer loop.
+        config: of the run.
         optimizer: whose parameters are phi.
         device: where it computes.
-        seed: of perturbations of phi.
     """
-    of_window = (optimizer, observe(config), meta_loss(config))
-    match config.estimator:
+    meta = config.meta
+    of_window = (optimizer, observe(meta), meta_loss(meta))
+    match meta.estimator:
         case PersistentESConfig(sigma=sigma, pairs=pairs):
-            return PersistentES(*of_window, sigma, pairs, seed)
+            return PersistentES(*of_window, sigma, pairs, config.seed)
         case GradientConfig():
             step_by_step = StepByStep(*of_window)
-    return Replayed(step_by_step) if device.type == "cuda" else step_by_step
+    recordable = device.type == "cuda" and not config.task.is_own
+    return Replayed(step_by_step) if recordable else step_by_step
 
 
 def average(config: MetaConfig, optimizer: MetaOptimizer) -> Average:

@@ -7,7 +7,8 @@ A learned optimizer is one safetensors file: tensors, and in its header the meta
     metaopt_version   of the package that wrote it
     config            JSON, the full resolved configuration
     training          JSON, seeds and how far meta-training had gone
-    validation        JSON, the validation curve at that point
+    validation        JSON, the validation curve at that point, and figures on unseen tasks
+    licence           SPDX identifier; MIT where an older file says nothing
 
 The state from which a run resumes is a second file, read with ``weights_only``.
 """
@@ -17,6 +18,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +34,10 @@ from metaopt.errors import UserError
 
 FORMAT = "metaopt"
 FORMAT_VERSION = "1"
+LICENCE = "MIT"
+"""Of this package, and so of what it ships; the fields of a file without one are older than it."""
 _JSON_FIELDS = ("config", "training", "validation")
+_SPDX = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]*")
 
 
 class CheckpointError(UserError):
@@ -48,12 +53,16 @@ class Checkpoint:
         config: the full configuration as plain data.
         training: seeds, outer step, trajectories.
         validation: validation figures.
+        licence: SPDX identifier.
+        metaopt_version: of the package that wrote it.
     """
 
     tensors: dict[str, Tensor]
     config: dict[str, Any]
     training: dict[str, Any]
     validation: dict[str, Any]
+    licence: str = LICENCE
+    metaopt_version: str = __version__
 
 
 def make_folder(folder: Path) -> None:
@@ -93,7 +102,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def write(path: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint, atomically."""
+    """Write a checkpoint, atomically, as of this version of the package."""
     metadata = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -101,9 +110,19 @@ def write(path: Path, checkpoint: Checkpoint) -> None:
         "config": json.dumps(checkpoint.config),
         "training": json.dumps(checkpoint.training),
         "validation": json.dumps(checkpoint.validation),
+        "licence": require_licence(checkpoint.licence, str(path)),
     }
     tensors = {name: tensor.contiguous().cpu() for name, tensor in checkpoint.tensors.items()}
     write_atomically(path, _ordered(safetensors.torch.save(tensors, metadata)))
+
+
+def require_licence(licence: str, source: str) -> str:
+    """The licence itself; raises ``CheckpointError`` where it is no SPDX identifier."""
+    if not _SPDX.fullmatch(licence):
+        raise CheckpointError(
+            f"{source}: field licence: found {licence!r:.60}, expected an SPDX identifier, e.g. MIT"
+        )
+    return licence
 
 
 def _ordered(content: bytes) -> bytes:
@@ -155,7 +174,12 @@ def read(path: str | Path) -> Checkpoint:
                 f"{path}: metadata field {field}: found {metadata.get(field)!r:.60}, "
                 f"expected a JSON object"
             )
-    return Checkpoint(tensors, **parsed)
+    return Checkpoint(
+        tensors,
+        **parsed,
+        licence=require_licence(metadata.get("licence", LICENCE), str(path)),
+        metaopt_version=metadata.get("metaopt_version", "?"),
+    )
 
 
 def write_state(path: Path, state: dict[str, Any]) -> None:

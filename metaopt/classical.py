@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import torch
 
 from metaopt.network import Weights, forward
-from metaopt.optimizers import Optimizer, Step
+from metaopt.optimizers import Optimizer, Step, with_known_network
 from metaopt.symmetry import Generators, TeleportData, TeleportEngine, TeleportReport, drift
-from metaopt.tasks import Observation, TaskBatch
+from metaopt.tasks import Observation, TaskBatch, Tasks
 
 GRADIENTS_PER_ASCENT = 3.0
 """The gradient at w' and, through it backwards, D: twice as much again."""
@@ -67,10 +67,11 @@ class GradientTeleport(Optimizer):
         self.engine = engine
         self.gradients_per_step = 1 + GRADIENTS_PER_ASCENT * ascents / every
 
-    def initial_state(self, tasks: TaskBatch, observation: Observation) -> _Run:
+    def initial_state(self, tasks: Tasks, observation: Observation) -> _Run:
         """The tasks, whose gradient is needed beside the observation, and t = 0."""
-        self.engine.check(tasks, observation.weights)
-        return _Run(tasks, 0)
+        known = with_known_network(tasks)
+        self.engine.check(known, observation.weights)
+        return _Run(known, 0)
 
     def step(
         self, weights: Weights, observation: Observation, state: _Run, data: TeleportData

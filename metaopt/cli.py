@@ -1,4 +1,4 @@
-"""What both scripts share: arguments, devices and exit statuses.
+"""What all commands share: arguments, devices and exit statuses.
 
 0 success, 2 a mistake of the user's (one line), 130 Ctrl-C, 143 SIGTERM, 1 anything else.
 """
@@ -25,9 +25,14 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{self.prog}: {message}; see --help")
 
 
+def plain_parser(description: str, prog: str | None = None) -> argparse.ArgumentParser:
+    """A parser without options; ``prog`` is how the command is called, if not by its file."""
+    return _Parser(description=description, prog=prog)
+
+
 def parser(description: str) -> argparse.ArgumentParser:
     """A parser with the options that both scripts have."""
-    made = _Parser(description=description)
+    made = plain_parser(description)
     made.add_argument(
         "--set",
         action="append",

@@ -25,21 +25,16 @@ from metaopt.contenders import Contender, baseline_contenders, learned_contender
 from metaopt.distributed import World
 from metaopt.errors import UserError
 from metaopt.events import overlay_runs
-from metaopt.figure import convergence_figure
 from metaopt.optimizers import Optimizer
-from metaopt.report import (
-    curves_csv,
-    results_table,
-    teleport_table,
-    tuning_lines,
-)
+from metaopt.plot import convergence_figure
+from metaopt.report import curves_csv, results_table, teleport_table, tuning_lines
 from metaopt.rules.base import ShapeMismatchError
 from metaopt.schema import EvalConfig
 from metaopt.shares import gathered
 from metaopt.statistics import CEILING, clean, diverged, geomean, geomean_interval, resamples
 from metaopt.streams import Stream
 from metaopt.symmetry import InexactActionError
-from metaopt.tasks import TaskBatch
+from metaopt.tasks import TaskBatch, Tasks
 from metaopt.unroll import TeleportTrace, rollout
 
 Array = NDArray[np.float64]
@@ -66,7 +61,7 @@ class Outcome:
     teleport: dict[str, float] | None
 
 
-def run_contender(contender: Contender, tasks: TaskBatch, steps: int, world: World) -> Outcome:
+def run_contender(contender: Contender, tasks: Tasks, steps: int, world: World) -> Outcome:
     """One batched run, timed after a short warm-up.
 
     Args:
@@ -84,10 +79,10 @@ def run_contender(contender: Contender, tasks: TaskBatch, steps: int, world: Wor
     for misfit in misfits:
         if misfit is not None:
             raise misfit
-    _wait(tasks.X.device)
+    _wait(tasks.initial[0].device)
     began = time.perf_counter()
     own_losses, own_teleports = rollout(tasks, contender.optimizer, steps)
-    _wait(tasks.X.device)
+    _wait(tasks.initial[0].device)
     seconds = max(world.gather(time.perf_counter() - began))
     losses, teleports = gathered(world, own_losses, own_teleports)
     return Outcome(
@@ -99,7 +94,7 @@ def run_contender(contender: Contender, tasks: TaskBatch, steps: int, world: Wor
 
 
 def _misfit(
-    optimizer: Optimizer, tasks: TaskBatch, steps: int
+    optimizer: Optimizer, tasks: Tasks, steps: int
 ) -> ShapeMismatchError | InexactActionError | None:
     """Why an optimizer does not fit the tasks, if it does not."""
     try:
@@ -134,7 +129,7 @@ def unseen_tasks(config: EvalConfig, device: torch.device, world: World) -> Task
 
 
 def evaluate(
-    config: EvalConfig, contenders: Sequence[Contender], tasks: TaskBatch, world: World
+    config: EvalConfig, contenders: Sequence[Contender], tasks: Tasks, world: World
 ) -> list[Outcome]:
     """All contenders on the same test tasks; those that do not fit are left out with a line."""
     outcomes = []
@@ -278,9 +273,9 @@ def _report(
     write_atomically(folder / "results.json", json.dumps(found, indent=1, allow_nan=False).encode())
     write_atomically(folder / "curves.csv", curves_csv(by_name))
     learned_names = [o.contender.name for o in outcomes if o.contender.kind == "learned"]
-    title = (
-        f"{config.tasks} unseen tasks, width {config.task.width}: geometric mean and 95 % interval"
-    )
+    task = config.task
+    what = task.family if task.is_own else f"width {task.width}"
+    title = f"{config.tasks} unseen tasks, {what}: geometric mean and 95 % interval"
     figure = convergence_figure(by_name, learned_names, title)
     write_atomically(folder / "convergence.png", figure)
     overlay_runs(folder / "tensorboard", by_name, figure)

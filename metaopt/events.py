@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.tensorboard import SummaryWriter
 
-from metaopt.report import table_steps
+from metaopt.tables import table_steps
 
 Array = NDArray[np.float64]
 

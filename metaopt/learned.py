@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from metaopt import build, checkpoint
-from metaopt.checkpoint import Checkpoint, CheckpointError
+from metaopt import build, checkpoint, pretrained
+from metaopt.checkpoint import LICENCE, Checkpoint, CheckpointError
 from metaopt.config import ConfigError, check
 from metaopt.optimizers import MetaOptimizer
 from metaopt.schema import TrainConfig
@@ -23,13 +23,16 @@ class LearnedRule:
         optimizer: the meta-optimizer, rules and teleport engine.
         config: the configuration that it was meta-trained with.
         training: seeds, outer step and trajectories of meta-training.
-        validation: the validation curve, ``{"outer_step", "val_loss_geomean"}``.
+        validation: the validation curve, ``{"outer_step", "val_loss_geomean"}``, and under
+            ``test`` figures on unseen tasks by family (``figures.Unseen``).
+        licence: SPDX identifier of the terms on which it is shared.
     """
 
     optimizer: MetaOptimizer
     config: TrainConfig
     training: dict[str, Any] = field(default_factory=dict)
     validation: dict[str, Any] = field(default_factory=dict)
+    licence: str = LICENCE
 
     @property
     def name(self) -> str:
@@ -38,23 +41,43 @@ class LearnedRule:
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, atomically."""
+        checkpoint.write(Path(path), self._content())
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write a folder to share, in the layout of Hugging Face (``pretrained``).
+
+        ``config.json``, ``model.safetensors`` and a model card ``README.md``; other files in the
+        folder stay. Whoever loads it meanwhile gets the old rule or the new one.
+
+        Raises:
+            UserError: where the folder cannot be written, or ``validation`` or ``licence`` are
+                none; one line.
+        """
+        pretrained.write(Path(folder), self._content())
+
+    def _content(self) -> Checkpoint:
         tensors = dict(self.optimizer.state_dict())
         config = self.config.model_dump(mode="json")
-        content = Checkpoint(tensors, config, self.training, self.validation)
-        checkpoint.write(Path(path), content)
+        return Checkpoint(tensors, config, self.training, self.validation, self.licence)
 
 
 def load(path: str | Path, device: torch.device | str = "cpu") -> LearnedRule:
     """Read a learned optimizer; runs no code from the file.
 
     Args:
-        path: a file written by ``train_meta.py`` or ``LearnedRule.save``.
+        path: a file written by ``train_meta.py`` or ``LearnedRule.save``; a folder written by
+            ``LearnedRule.save_pretrained``; or, as text, the id ``owner/name`` of such a folder on
+            the Hugging Face hub. The hub is asked only where there is nothing here of that name.
         device: where its parameters go.
 
     Raises:
         CheckpointError: one line that says what is wrong with the file.
     """
-    content = checkpoint.read(path)
+    return restore(*pretrained.read(path), device)
+
+
+def restore(path: Path, content: Checkpoint, device: torch.device | str = "cpu") -> LearnedRule:
+    """The learned optimizer of a checkpoint that was read; ``path`` names it in errors."""
     try:
         config = check(TrainConfig, content.config, f"{path}: metadata field config")
         # On the meta device shapes cost nothing, whatever sizes the file claims.
@@ -76,7 +99,7 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> LearnedRule:
     tensors = {name: tensor.clone() for name, tensor in content.tensors.items()}
     optimizer.load_state_dict(tensors, assign=True)
     optimizer.to(device)
-    return LearnedRule(optimizer, config, content.training, content.validation)
+    return LearnedRule(optimizer, config, content.training, content.validation, content.licence)
 
 
 def _describe(shape_and_dtype: tuple[tuple[int, ...], torch.dtype] | None) -> str:

@@ -32,7 +32,7 @@ from metaopt.learned import LearnedRule
 from metaopt.outer_schedule import schedule
 from metaopt.schema import TrainConfig
 from metaopt.streams import Stream
-from metaopt.tasks import TaskBatch
+from metaopt.tasks import Tasks
 from metaopt.unroll import InnerState, TeleportTrace, resume, rollout, start
 
 
@@ -102,10 +102,11 @@ class MetaTrainer:
         self.share = self.world.share(config.meta.batch, "meta.batch")
         validation_share = self.world.share(config.validation.tasks, "validation.tasks")
         self.optimizer = build.meta_optimizer(config).to(self.device)
-        self.training_tasks = build.training_tasks(config)
+        family = build.task_family(config.task)
+        self.training_tasks = build.training_tasks(family, config.meta)
         self.lengths = build.lengths(config.meta, config.seed)
         self.observe = build.observe(config.meta)
-        self.windows = build.windows(config.meta, self.optimizer, self.device, config.seed)
+        self.windows = build.windows(config, self.optimizer, self.device)
         self.average = build.average(config.meta, self.optimizer)
         learned = {name: rule for name, rule in self.optimizer.rules.items() if _learns(rule)}
         self.networks = {name: list(rule.parameters()) for name, rule in learned.items()}
@@ -114,10 +115,10 @@ class MetaTrainer:
             [{"params": self.networks[name], "lr": self.base_lr[name]} for name in learned],
             fused=True,
         )
-        self.tasks: TaskBatch | None = None
+        self.tasks: Tasks | None = None
         self.inner: InnerState | None = None
         self.windows_left: list[int] = []
-        validation_tasks = build.task_family(config.task).sample(
+        validation_tasks = family.sample(
             Stream.VALIDATION, config.seed, 0, config.validation.tasks, self.dtype, self.device
         )
         self.validation_tasks = validation_tasks.select(validation_share)
@@ -248,7 +249,7 @@ class MetaTrainer:
         }
         return LearnedRule(self.average.optimizer, self.config, training, validation)
 
-    def _trajectories(self) -> tuple[TaskBatch, InnerState]:
+    def _trajectories(self) -> tuple[Tasks, InnerState]:
         meta, progress = self.config.meta, self.progress
         if self.tasks is None or self.inner is None or not self.windows_left:
             number, done = progress.drawn // meta.batch, progress.outer_step / meta.outer_steps
@@ -258,7 +259,7 @@ class MetaTrainer:
             self.inner = start(self.tasks, self.optimizer, self.observe)
         return self.tasks, self.inner
 
-    def _training_tasks(self, first: int) -> TaskBatch:
+    def _training_tasks(self, first: int) -> Tasks:
         """This process's share of a meta-batch of tasks that all processes draw alike."""
         seed, batch = self.config.seed, self.config.meta.batch
         source, dtype = self.training_tasks, self.dtype

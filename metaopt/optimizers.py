@@ -19,8 +19,14 @@ from torch import nn
 
 from metaopt.network import Weights
 from metaopt.rules import Proposal, Rule, State
-from metaopt.symmetry import Generators, TeleportData, TeleportEngine, TeleportReport
-from metaopt.tasks import Observation, TaskBatch
+from metaopt.symmetry import (
+    Generators,
+    InexactActionError,
+    TeleportData,
+    TeleportEngine,
+    TeleportReport,
+)
+from metaopt.tasks import Observation, TaskBatch, Tasks
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,7 @@ class Optimizer(ABC):
     gradients_per_step: float = 1.0
 
     @abstractmethod
-    def initial_state(self, tasks: TaskBatch, observation: Observation) -> Any:
+    def initial_state(self, tasks: Tasks, observation: Observation) -> Any:
         """The state before the first step from ``observation.weights``."""
 
     @abstractmethod
@@ -59,6 +65,20 @@ class Optimizer(ABC):
             state: from ``initial_state`` or the step before.
             data: what teleports are carried through.
         """
+
+
+def with_known_network(tasks: Tasks) -> TaskBatch:
+    """The tasks, for what needs their network and targets beside gradients.
+
+    Raises:
+        InexactActionError: where they are of a family that keeps both to itself.
+    """
+    if not isinstance(tasks, TaskBatch):
+        raise InexactActionError(
+            "teleports and references need to know the network of the tasks, as that of "
+            "leaky_relu_regression; of a family of your own only the loss is known"
+        )
+    return tasks
 
 
 class MetaOptimizer(nn.Module, Optimizer):
@@ -79,10 +99,10 @@ class MetaOptimizer(nn.Module, Optimizer):
         self.rules = dict(rules)
         self.engine = engine
 
-    def initial_state(self, tasks: TaskBatch, observation: Observation) -> State:
+    def initial_state(self, tasks: Tasks, observation: Observation) -> State:
         """The states of all rules, keyed ``rule.tensor``."""
         if self.engine is not None:
-            self.engine.check(tasks, observation.weights)
+            self.engine.check(with_known_network(tasks), observation.weights)
         return self.initial_rule_states(observation)
 
     def initial_rule_states(self, observation: Observation) -> State:
@@ -242,7 +262,7 @@ class LBFGS(Optimizer):
     def __init__(self, history: int) -> None:
         self.history = history
 
-    def initial_state(self, tasks: TaskBatch, observation: Observation) -> list[_TaskSolver]:
+    def initial_state(self, tasks: Tasks, observation: Observation) -> list[_TaskSolver]:
         """One solver a task."""
         return [
             _TaskSolver(
@@ -273,7 +293,7 @@ class _TaskSolver:
     answered from memory and not counted.
     """
 
-    def __init__(self, task: TaskBatch, start: Weights, history: int) -> None:
+    def __init__(self, task: Tasks, start: Weights, history: int) -> None:
         self._task = task
         self._parameters = [W.detach().clone().requires_grad_() for W in start]
         self._torch = torch.optim.LBFGS(

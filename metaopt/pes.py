@@ -32,7 +32,7 @@ from metaopt.meta_loss import MetaLoss
 from metaopt.optimizers import MetaOptimizer
 from metaopt.rules import Rule
 from metaopt.streams import Stream, uniforms
-from metaopt.tasks import Observation, TaskBatch
+from metaopt.tasks import Observation, Tasks
 from metaopt.unroll import InnerState, Observe, unroll
 from metaopt.windows import Differentiated, Windows
 
@@ -68,9 +68,9 @@ class PersistentES(Windows):
         self._parameters = [p for p in optimizer.parameters() if p.requires_grad]
         self._taken = 0
         self._xi = self._flat().new_zeros(pairs, len(self._flat()))
-        self._tasks: tuple[TaskBatch, TaskBatch] | None = None
+        self._tasks: tuple[Tasks, Tasks] | None = None
 
-    def __call__(self, tasks: TaskBatch, inner: InnerState, steps: int) -> Differentiated:
+    def __call__(self, tasks: Tasks, inner: InnerState, steps: int) -> Differentiated:
         """K = ``steps`` inner steps from ``inner``, and the estimate of the meta-gradient.
 
         Args:
@@ -106,7 +106,7 @@ class PersistentES(Windows):
         self._taken = state["taken"]
         self._xi = state["xi"].to(self._xi)
 
-    def _window(self, tasks: TaskBatch, inner: InnerState, steps: int) -> Differentiated:
+    def _window(self, tasks: Tasks, inner: InnerState, steps: int) -> Differentiated:
         after, unrolled = unroll(tasks, self._optimizer, inner, steps, self._observe)
         summary = {} if unrolled.teleports is None else unrolled.teleports.summary()
         return Differentiated(after, self._meta_loss(inner.loss, unrolled.losses), summary)
@@ -119,7 +119,7 @@ class PersistentES(Windows):
         normal = torch.special.ndtri(u.clamp(min=math.ldexp(1.0, -54)))
         return (self._sigma * normal).to(self._xi)
 
-    def _once(self, tasks: TaskBatch) -> TaskBatch:
+    def _once(self, tasks: Tasks) -> Tasks:
         """Each task once; kept, for the decompositions of its data."""
         if self._tasks is None or self._tasks[0] is not tasks:
             self._tasks = tasks, tasks.select(slice(0, None, self.copies))

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from metaopt.network import Weights, forward
-from metaopt.optimizers import Optimizer, Step
+from metaopt.optimizers import Optimizer, Step, with_known_network
 from metaopt.symmetry import (
     GroupElement,
     LayerPair,
@@ -25,7 +25,7 @@ from metaopt.symmetry import (
     ThroughData,
     drift,
 )
-from metaopt.tasks import Observation, TaskBatch
+from metaopt.tasks import Observation, Tasks
 
 
 class SolveLast(Optimizer):
@@ -34,10 +34,11 @@ class SolveLast(Optimizer):
     Of least norm where H has not full row rank.
     """
 
-    def initial_state(self, tasks: TaskBatch, observation: Observation) -> Tensor:
+    def initial_state(self, tasks: Tasks, observation: Observation) -> Tensor:
         """The solution W_L, [B, m, k]."""
+        Y = with_known_network(tasks).Y
         H = observation.inputs[-1]
-        return (tasks.Y.double() @ torch.linalg.pinv(H.double())).to(H.dtype)
+        return (Y.double() @ torch.linalg.pinv(H.double())).to(H.dtype)
 
     def step(
         self, weights: Weights, observation: Observation, state: Tensor, data: TeleportData
@@ -77,10 +78,11 @@ class WhitenLast(Optimizer):
     def __init__(self) -> None:
         self.action = ThroughData()
 
-    def initial_state(self, tasks: TaskBatch, observation: Observation) -> int:
+    def initial_state(self, tasks: Tasks, observation: Observation) -> int:
         """t = 0; raises ``InexactActionError`` where the shapes say that H' is not g H."""
+        s = with_known_network(tasks).s
         A = observation.inputs[-2]
-        self.action.require_exact(tasks.s, samples=A.shape[-1], inputs=A.shape[-2])
+        self.action.require_exact(s, samples=A.shape[-1], inputs=A.shape[-2])
         return 0
 
     def step(
@@ -142,8 +144,9 @@ class KFAC(Optimizer):
         self.lr = lr
         self.damping = damping
 
-    def initial_state(self, tasks: TaskBatch, observation: Observation) -> None:
+    def initial_state(self, tasks: Tasks, observation: Observation) -> None:
         """Nothing to remember."""
+        with_known_network(tasks)
 
     def step(
         self, weights: Weights, observation: Observation, state: None, data: TeleportData

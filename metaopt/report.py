@@ -4,45 +4,15 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from metaopt.tables import markdown_table, table_steps
+
 Array = NDArray[np.float64]
-
-TABLE_STEPS = (0, 1, 5, 10, 20, 50, 100)
-"""Inner steps that tables show, with the last one."""
-
-
-def table_steps(last: int) -> list[int]:
-    """The inner steps that a table of ``last`` steps shows."""
-    return sorted({step for step in TABLE_STEPS if step < last} | {last})
-
-
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table whose columns are aligned on the terminal too."""
-    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
-
-    def line(cells: Sequence[str]) -> str:
-        padded = (
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
-        )
-        return f"| {' | '.join(padded)} |"
-
-    rule = ["-" * width if i == 0 else "-" * (width - 1) + ":" for i, width in enumerate(widths)]
-    return "\n".join([line(header), line(rule), *(line(row) for row in rows)])
-
-
-def validation_table(curve: Sequence[float]) -> str:
-    """Geometric-mean validation loss at a few inner steps."""
-    steps = table_steps(len(curve) - 1)
-    return markdown_table(
-        ["inner step", *map(str, steps)],
-        [["validation loss", *(f"{curve[step]:.3g}" for step in steps)]],
-    )
 
 
 def results_table(found: dict[str, Any]) -> str:

@@ -35,9 +35,9 @@ from metaopt.meta_train import MetaTrainer
 from metaopt.pace import Pace
 from metaopt.profiling import NoProfile, Profile
 from metaopt.records import BEST_FILE, METRICS_FILE, FirstRecords, Records
-from metaopt.report import validation_table
 from metaopt.schema import TrainConfig
 from metaopt.signals import CAUGHT, Signals
+from metaopt.tables import validation_table
 
 STATE_FILE = "state.pt"
 CONFIG_FILE = "config.yaml"

@@ -11,32 +11,15 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from metaopt.schema_meta import MetaConfig
+from metaopt.schema_task import ONLY_THE_LOSS
+from metaopt.schema_task import TaskConfig as TaskConfig
 from metaopt.schema_types import Decay, Name, Positive, PositiveFloat, Seed, Size, Text
 from metaopt.schema_types import Model as _Model
 from metaopt.schema_types import described as _field
 from metaopt.schema_types import required as _required
 
-Distribution = Literal["uniform", "gaussian"]
 DtypeName = Literal["float32", "float64"]
 ProductsName = Literal["full", "tf32", "bfloat16"]
-
-
-class TaskConfig(_Model):
-    """The task family."""
-
-    family: Literal["leaky_relu_regression"] = _field("leaky_relu_regression", "kind of tasks")
-    layers: Annotated[int, Field(ge=2, le=100)] = _field(2, "number of weight matrices")
-    width: Size = _field(20, "k, units of each hidden layer")
-    inputs: Size = _field(20, "n, rows of X")
-    outputs: Size = _field(20, "m, rows of Y")
-    samples: Size = _field(20, "N, columns of X and Y")
-    slope: Annotated[float, Field(gt=0, le=1)] = _field(
-        0.1, "negative slope of LeakyReLU; 1 makes the network linear"
-    )
-    weights: Distribution = _field(
-        "uniform", "initial weights: uniform on [0, 1), or normal with variance 1 / fan_in"
-    )
-    data: Distribution = _field("uniform", "X and Y: uniform on [0, 1), or standard normal")
 
 
 class _Learned(_Model):
@@ -265,6 +248,16 @@ class TrainConfig(_Model):
             )
         return self
 
+    @model_validator(mode="after")
+    def _own_family(self) -> TrainConfig:
+        if not self.task.is_own:
+            return self
+        if self.teleporter is not None or not isinstance(self.rules.update, CoordinateConfig):
+            raise ValueError(f"rules: {ONLY_THE_LOSS} rules.update of kind coordinate_lstm alone")
+        if self.meta.rescale > 0:
+            raise ValueError("meta.rescale: a family of your own is sampled as it is; leave it 0")
+        return self
+
 
 Grid = dict[str, Annotated[list[PositiveFloat | Positive | Literal[0]], Field(min_length=1)]]
 
@@ -281,6 +274,8 @@ HYPERPARAMETERS: dict[str, tuple[str, ...]] = {
 }
 # Those that know more than first-order methods do.
 REFERENCES = ("K-FAC", "solve W2", "whiten W2")
+# Those that need to know the network of the tasks.
+_KNOWING = ("GD+teleport", *REFERENCES)
 
 
 def parse_baseline(name: str) -> tuple[str, int | None]:
@@ -346,4 +341,6 @@ class EvalConfig(_Model):
             base, _ = parse_baseline(name)
             if HYPERPARAMETERS[base] and base not in self.tuning.grids:
                 raise ValueError(f"tuning.grids has no entry for {base}, which baselines asks for")
+            if self.task.is_own and base in _KNOWING:
+                raise ValueError(f"baselines: {ONLY_THE_LOSS} others than {base}")
         return self

@@ -39,11 +39,21 @@ class Stream(IntEnum):
     HORIZON = 6
     PERTURBATION = 7
     RANDOM_GENERATORS = 8
+    MINIBATCH = 9
 
 
 def generator(stream: Stream, seed: int, block: int = 0) -> np.random.Generator:
     """A generator at 256-bit block ``block`` of ``stream`` under a non-negative ``seed``."""
     return np.random.Generator(np.random.Philox(key=seed, counter=[block, 0, int(stream), 0]))
+
+
+def item_generator(stream: Stream, seed: int, index: int) -> np.random.Generator:
+    """A generator for item ``index`` of a stream, whatever number of draws the item takes.
+
+    Each has 2^64 blocks of its own, none of which ``generator`` reaches.
+    """
+    counter = [0, index + 1, int(stream), 0]
+    return np.random.Generator(np.random.Philox(key=seed, counter=counter))
 
 
 def uniforms(
@@ -92,6 +102,22 @@ def fingerprints(rows: Tensor, seed: int) -> tuple[Tensor, Tensor]:
     key = (seed & _MASK, seed >> 32)
     low, high, *_ = philox((bits, 0, place, int(Stream.RANDOM_GENERATORS)), key)
     return low.sum(1) & _MASK, high.sum(1) & _MASK
+
+
+def choices(keys: Tensor, position: int, count: int, below: int) -> Tensor:
+    """Whole numbers in [0, below), all equally likely up to 2^-32 below: int64 [B, count].
+
+    Args:
+        keys: two words of 32 bits for each row, int64 [B, 2]; row b depends on them and on
+            ``position`` alone.
+        position: of the draw, in [0, 2^32).
+        count: numbers a row.
+        below: at most 2^31.
+    """
+    blocks = torch.arange(-(-count // _WORDS_PER_BLOCK), device=keys.device)
+    stream = torch.full_like(blocks, int(Stream.MINIBATCH))
+    words = philox((blocks, position, stream, 0), (keys[:, :1], keys[:, 1:]))
+    return (torch.stack(words, dim=2).flatten(1)[:, :count] * below) >> 32
 
 
 def normals(key: tuple[Tensor, Tensor], position: Tensor, count: int) -> Tensor:

@@ -17,12 +17,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Generic, Self, TypeVar
 
 import torch
 from torch import Tensor
 
 from metaopt.network import Forward, LeakyReLU, Weights, forward, pseudo_inverse
-from metaopt.schema import Distribution, TaskConfig
+from metaopt.schema_task import Distribution, TaskConfig
 from metaopt.streams import Stream, uniforms
 
 
@@ -62,8 +63,62 @@ def regression_loss(outputs: Tensor, Y: Tensor) -> Tensor:
     return 0.5 * (outputs - Y).square().sum(dim=(-2, -1))
 
 
+class Tasks(ABC):
+    """B tasks side by side: all that the inner loop, and optimizers without teleports, ask of them.
+
+    Attributes:
+        initial: the weights that each trajectory starts from, each [B, out, in].
+    """
+
+    initial: Weights
+
+    @property
+    def size(self) -> int:
+        """B."""
+        return self.initial[0].shape[0]
+
+    def at(self, step: int) -> Self:
+        """The tasks as inner step ``step`` observes them: with its mini-batch, where there is one.
+
+        Equal steps of equal tasks give equal bits, whatever came before.
+        """
+        return self
+
+    @abstractmethod
+    def observe(self, weights: Weights) -> Observation:
+        """Loss and exact gradient at ``weights``, differentiable (one gradient evaluation)."""
+
+    @abstractmethod
+    def loss(self, weights: Weights) -> Tensor:
+        """L(w) on all data, [B]."""
+
+    def judged(self, weights: Weights, observed: Tensor) -> Tensor:
+        """What validation and evaluation report of ``weights``, [B].
+
+        Args:
+            weights: w.
+            observed: L(w) as it was observed there.
+        """
+        return observed
+
+    @abstractmethod
+    def repeated(self, times: int) -> Self:
+        """Each task ``times`` times in a row."""
+
+    @abstractmethod
+    def select(self, index: slice) -> Self:
+        """The tasks of a slice of the batch."""
+
+    @abstractmethod
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> Self:
+        """The same tasks elsewhere, or in another precision."""
+
+
+T = TypeVar("T", bound=Tasks)
+
+
 @dataclass(frozen=True)
-class TaskBatch:
+class TaskBatch(Tasks):
     """B regression tasks side by side, with the weights that each trajectory starts from.
 
     Attributes:
@@ -77,11 +132,6 @@ class TaskBatch:
     Y: Tensor
     initial: Weights
     s: LeakyReLU
-
-    @property
-    def size(self) -> int:
-        """B."""
-        return self.X.shape[0]
 
     @cached_property
     def X_pinv(self) -> Tensor:
@@ -157,7 +207,7 @@ def _distribute(u: Tensor, distribution: Distribution) -> Tensor:
             return torch.special.ndtri(u.clamp(min=math.ldexp(1.0, -54)))
 
 
-class TaskFamily(ABC):
+class TaskFamily(ABC, Generic[T]):
     """What tasks are drawn from, by their index in a stream."""
 
     def sample(
@@ -168,20 +218,20 @@ class TaskFamily(ABC):
         count: int,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
-    ) -> TaskBatch:
+    ) -> T:
         """Tasks ``start`` .. ``start + count - 1`` of a stream.
 
-        Returns a ``TaskBatch`` with B = count. Equal arguments give equal bits.
+        Returns them side by side, B = count. Equal arguments give equal bits.
         """
         return self.drawn(stream, seed, start, count).to(device, dtype)
 
     @abstractmethod
-    def drawn(self, stream: Stream, seed: int, start: int, count: int) -> TaskBatch:
-        """These tasks in float64 on the CPU."""
+    def drawn(self, stream: Stream, seed: int, start: int, count: int) -> T:
+        """These tasks on the CPU, as they are drawn: in float64, those of this package."""
 
 
 @dataclass(frozen=True)
-class RegressionFamily(TaskFamily):
+class RegressionFamily(TaskFamily[TaskBatch]):
     """Regression tasks with shapes and distributions of a ``TaskConfig``.
 
     Uniform draws are on [0, 1), as in the paper. Gaussian draws are standard normal for data; for

@@ -25,7 +25,7 @@ from metaopt.schema import HYPERPARAMETERS, EvalConfig, parse_baseline
 from metaopt.statistics import geomean
 from metaopt.streams import Stream
 from metaopt.symmetry import InexactActionError
-from metaopt.tasks import TaskBatch
+from metaopt.tasks import Tasks
 from metaopt.unroll import rollout
 
 
@@ -65,7 +65,7 @@ def tune(config: EvalConfig, device: torch.device, cache: Path, world: World) ->
     """
     known = world.on_first(lambda: _read(cache))
     chosen = []
-    tasks: TaskBatch | None = None
+    tasks: Tasks | None = None
     for name in config.baselines:
         base, step = parse_baseline(name)
         step = config.steps if step is None else step
@@ -87,7 +87,7 @@ def tune(config: EvalConfig, device: torch.device, cache: Path, world: World) ->
     return chosen
 
 
-def _tasks(config: EvalConfig, device: torch.device, world: World) -> TaskBatch:
+def _tasks(config: EvalConfig, device: torch.device, world: World) -> Tasks:
     """This process's share of the tasks to tune on."""
     drawn = build.task_family(config.task).sample(
         Stream.VALIDATION,
@@ -100,9 +100,7 @@ def _tasks(config: EvalConfig, device: torch.device, world: World) -> TaskBatch:
     return drawn.select(world.share(config.tuning.tasks, "tuning.tasks"))
 
 
-def _search(
-    config: EvalConfig, base: str, step: int, tasks: TaskBatch, world: World
-) -> dict[str, Any]:
+def _search(config: EvalConfig, base: str, step: int, tasks: Tasks, world: World) -> dict[str, Any]:
     settings = list(candidates(config.tuning.grid(base), HYPERPARAMETERS[base]))
     final = []
     bar = tqdm(

@@ -31,7 +31,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -40,8 +40,8 @@ from torch.autograd.function import once_differentiable
 from metaopt.network import Weights
 from metaopt.optimizers import Optimizer
 from metaopt.rules.affine import one_window
-from metaopt.symmetry import TeleportReport
-from metaopt.tasks import Observation, TaskBatch, cut, regression_loss
+from metaopt.symmetry import TeleportData, TeleportReport
+from metaopt.tasks import Observation, TaskBatch, Tasks, cut, regression_loss
 
 
 class _LossWithGradient(torch.autograd.Function):
@@ -60,11 +60,11 @@ class _LossWithGradient(torch.autograd.Function):
         return (None, *(scale * G for G in gradients), *(None for _ in gradients))
 
 
-Observe = Callable[[TaskBatch, Weights], tuple[Tensor, Observation]]
+Observe = Callable[[Tasks, Weights], tuple[Tensor, Observation]]
 """(tasks, w) -> (L(w) as the meta-loss sees it [B], the observation as the rules see it)."""
 
 
-def first_order(tasks: TaskBatch, weights: Weights) -> tuple[Tensor, Observation]:
+def first_order(tasks: Tasks, weights: Weights) -> tuple[Tensor, Observation]:
     """The observation is constant; the loss carries grad L(w), computed once, to w."""
     with torch.no_grad():
         observation = tasks.observe(cut(weights))
@@ -73,11 +73,22 @@ def first_order(tasks: TaskBatch, weights: Weights) -> tuple[Tensor, Observation
     return loss, observation
 
 
-def second_order(tasks: TaskBatch, weights: Weights) -> tuple[Tensor, Observation]:
+def second_order(tasks: Tasks, weights: Weights) -> tuple[Tensor, Observation]:
     """Loss and observation are both differentiated."""
     observation = tasks.observe(weights)
     assert observation.loss is not None
     return observation.loss, observation
+
+
+def judged(tasks: Tasks, weights: Weights) -> tuple[Tensor, Observation]:
+    """The observation is what an optimizer is shown; the loss what it is judged by, without graph.
+
+    They differ where tasks show mini-batches, or keep data apart to be judged on.
+    """
+    with torch.no_grad():
+        observation = tasks.observe(weights)
+        assert observation.loss is not None
+        return tasks.judged(weights, observation.loss), observation
 
 
 TRACED_TOGETHER = 10
@@ -154,21 +165,21 @@ class Unrolled:
 
 
 def resume(
-    tasks: TaskBatch, step: int, weights: Weights, optimizer_state: Any, observe: Observe
+    tasks: Tasks, step: int, weights: Weights, optimizer_state: Any, observe: Observe
 ) -> InnerState:
     """The inner state at given weights and optimizer state (one gradient evaluation)."""
-    loss, observation = observe(tasks, weights)
+    loss, observation = observe(tasks.at(step), weights)
     return InnerState(step, weights, loss, observation, optimizer_state)
 
 
-def start(tasks: TaskBatch, optimizer: Optimizer, observe: Observe = first_order) -> InnerState:
+def start(tasks: Tasks, optimizer: Optimizer, observe: Observe = first_order) -> InnerState:
     """The inner state at the tasks' own initial weights."""
     state = resume(tasks, 0, tasks.initial, None, observe)
     return replace(state, optimizer=optimizer.initial_state(tasks, state.observation))
 
 
 def unroll(
-    tasks: TaskBatch,
+    tasks: Tasks,
     optimizer: Optimizer,
     state: InnerState,
     steps: int,
@@ -189,9 +200,11 @@ def unroll(
     losses: list[Tensor] = []
     reports: list[TeleportReport] = []
     traces: list[TeleportTrace] = []
+    # An optimizer that needs what these tasks do not have said so in ``initial_state``.
+    data = cast(TeleportData, tasks)
     with one_window():
         for _ in range(steps):
-            taken = optimizer.step(state.weights, state.observation, state.optimizer, tasks)
+            taken = optimizer.step(state.weights, state.observation, state.optimizer, data)
             state = resume(tasks, state.step + 1, taken.weights, taken.state, observe)
             losses.append(state.loss)
             if taken.report is not None:
@@ -204,8 +217,9 @@ def unroll(
     return state, Unrolled(torch.stack(losses), _joined(traces) if traces else None)
 
 
-def _trace(reports: list[TeleportReport], tasks: TaskBatch, losses: list[Tensor]) -> TeleportTrace:
+def _trace(reports: list[TeleportReport], tasks: Tasks, losses: list[Tensor]) -> TeleportTrace:
     """The trace of the last steps, from their reports and all losses so far."""
+    assert isinstance(tasks, TaskBatch)
     with torch.no_grad():
         report = TeleportReport.stack(reports)
         losses_after = torch.stack(losses[-len(reports) :])
@@ -227,15 +241,13 @@ def _joined(traces: list[TeleportTrace]) -> TeleportTrace:
     return TeleportTrace(*(torch.cat(column) for column in columns))
 
 
-def rollout(
-    tasks: TaskBatch, optimizer: Optimizer, steps: int
-) -> tuple[Tensor, TeleportTrace | None]:
+def rollout(tasks: Tasks, optimizer: Optimizer, steps: int) -> tuple[Tensor, TeleportTrace | None]:
     """Whole trajectories from the tasks' own initial weights, without a graph.
 
     Returns:
-        L(w_0) .. L(w_steps), [steps + 1, B], and the teleports on the way.
+        L(w_0) .. L(w_steps), [steps + 1, B], as the tasks judge it; and the teleports on the way.
     """
     with torch.no_grad():
-        state = start(tasks, optimizer)
-        _, unrolled = unroll(tasks, optimizer, state, steps)
+        state = start(tasks, optimizer, judged)
+        _, unrolled = unroll(tasks, optimizer, state, steps, judged)
         return torch.cat([state.loss[None], unrolled.losses]), unrolled.teleports

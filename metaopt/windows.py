@@ -19,7 +19,7 @@ from torch import Tensor
 from metaopt.meta_loss import MetaLoss
 from metaopt.optimizers import MetaOptimizer
 from metaopt.rules import State
-from metaopt.tasks import TaskBatch
+from metaopt.tasks import TaskBatch, Tasks
 from metaopt.unroll import InnerState, Observe, resume, unroll
 
 WARM_UP = 3
@@ -52,7 +52,7 @@ class Windows(ABC):
     copies: int = 1
 
     @abstractmethod
-    def __call__(self, tasks: TaskBatch, inner: InnerState, steps: int) -> Differentiated:
+    def __call__(self, tasks: Tasks, inner: InnerState, steps: int) -> Differentiated:
         """K = ``steps`` inner steps from ``inner``, and the meta-gradient of their losses."""
 
     def state(self) -> dict[str, Any]:
@@ -79,7 +79,7 @@ class StepByStep(Windows):
     observe: Observe
     meta_loss: MetaLoss
 
-    def __call__(self, tasks: TaskBatch, inner: InnerState, steps: int) -> Differentiated:
+    def __call__(self, tasks: Tasks, inner: InnerState, steps: int) -> Differentiated:
         """K = ``steps`` inner steps from ``inner``, and the meta-gradient of their losses."""
         self.optimizer.zero_grad()
         after, unrolled = unroll(tasks, self.optimizer, inner, steps, self.observe)
@@ -123,8 +123,9 @@ class Replayed(Windows):
         self._record = record
         self._recordings: dict[int, _Recording] = {}
 
-    def __call__(self, tasks: TaskBatch, inner: InnerState, steps: int) -> Differentiated:
+    def __call__(self, tasks: Tasks, inner: InnerState, steps: int) -> Differentiated:
         """K = ``steps`` inner steps from ``inner``, and the meta-gradient of their losses."""
+        assert isinstance(tasks, TaskBatch)
         recording = self._recordings.get(steps)
         if recording is None:
             recording = _Recording(self._windows, self._record, tasks, inner, steps)

@@ -8,7 +8,6 @@ import pytest
 import torch
 from support import tiny_config
 
-from metaopt import build
 from metaopt.augment import Rescaled
 from metaopt.meta_train import MetaTrainer
 from metaopt.schema import TrainConfig
@@ -66,10 +65,10 @@ def test_training_tasks_are_rescaled_and_no_others() -> None:
     assert torch.equal(run.validation_tasks.X, plain.validation_tasks.X)
     run.outer_step()
     plain.outer_step()
-    assert run.tasks is not None
-    assert plain.tasks is not None
+    assert isinstance(run.tasks, TaskBatch)
+    assert isinstance(plain.tasks, TaskBatch)
     assert float(log_factors(plain.tasks, run.tasks).abs().min()) > 0
-    assert isinstance(build.training_tasks(without()), RegressionFamily)
+    assert isinstance(plain.training_tasks, RegressionFamily)
 
 
 def without() -> TrainConfig:
@@ -80,7 +79,7 @@ def test_it_resumes_on_the_same_tasks() -> None:
     first, rest = (MetaTrainer(CONFIG, torch.device("cpu")) for _ in range(2))
     first.outer_step()
     rest.restore(first.state())
-    assert first.tasks is not None
-    assert rest.tasks is not None
+    assert isinstance(first.tasks, TaskBatch)
+    assert isinstance(rest.tasks, TaskBatch)
     assert torch.equal(first.tasks.Y, rest.tasks.Y)
     assert first.outer_step() == rest.outer_step()

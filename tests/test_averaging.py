@@ -15,6 +15,7 @@ from metaopt import build, load
 from metaopt.averaging import ExponentialAverage
 from metaopt.meta_train import MetaTrainer
 from metaopt.optimizers import MetaOptimizer
+from metaopt.tasks import TaskBatch
 
 CPU = torch.device("cpu")
 
@@ -51,7 +52,7 @@ def test_a_skipped_step_is_not_in_it() -> None:
     run = trainer(average=0.5)
     run.outer_step()
     before = phi(run.average.optimizer)
-    assert run.tasks is not None
+    assert isinstance(run.tasks, TaskBatch)
     run.tasks.X.fill_(torch.inf)
     assert run.outer_step().skipped
     assert torch.equal(phi(run.average.optimizer), before)

@@ -14,14 +14,17 @@ BOTTOM = {
     "_version",
     "distributed",
     "errors",
+    "families",
     "horizon",
     "network",
     "pace",
     "signals",
     "statistics",
     "streams",
+    "tables",
 }
-APART = {"config", "schema", "schema_meta", "schema_types", "checkpoint", "report"}
+APART = {"config", "schema", "schema_meta", "schema_task", "schema_types", "checkpoint", "report"}
+APART |= {"description", "figures", "model_card", "pretrained"}
 RULES_TASKS_SYMMETRY = {"rules", "tasks", "symmetry"}
 ORDER = [RULES_TASKS_SYMMETRY, {"optimizers"}, {"unroll"}, {"meta_train", "evaluate"}]
 HOUSE = set().union(*ORDER)

@@ -20,7 +20,7 @@ from metaopt.optimizers import MetaOptimizer
 from metaopt.pes import PersistentES
 from metaopt.rules import Proposal, Rule, State
 from metaopt.streams import Stream, uniforms
-from metaopt.tasks import Observation
+from metaopt.tasks import Observation, TaskBatch
 from metaopt.unroll import first_order, start, unroll
 from metaopt.windows import StepByStep
 
@@ -163,8 +163,8 @@ def test_a_process_takes_all_copies_of_its_trajectories() -> None:
     second.restore(copy.deepcopy(run.state()))
     assert run.inner is not None
     assert second.inner is not None
-    assert second.tasks is not None
-    assert run.tasks is not None
+    assert isinstance(second.tasks, TaskBatch)
+    assert isinstance(run.tasks, TaskBatch)
     assert torch.equal(second.tasks.X, run.tasks.X[4:])
     for mine, theirs in zip(second.inner.weights, run.inner.weights, strict=True):
         assert torch.equal(mine, theirs[4:])
@@ -190,5 +190,5 @@ def test_no_graph_is_kept_and_teleports_are_summed_up() -> None:
     assert window.teleports.keys() >= {"norm_mean", "drift_max"}
     assert run.inner is not None
     assert not any(W.requires_grad for W in run.inner.weights)
-    plain = build.windows(tiny_config().meta, run.optimizer, CPU, 0)
+    plain = build.windows(tiny_config(), run.optimizer, CPU)
     assert plain.copies == 1

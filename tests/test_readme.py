@@ -6,7 +6,8 @@ import re
 from pathlib import Path
 
 from metaopt.config_table import tables
-from metaopt.report import TABLE_STEPS, results_table, teleport_table
+from metaopt.report import results_table, teleport_table
+from metaopt.tables import TABLE_STEPS
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -16,7 +16,7 @@ from metaopt import build
 from metaopt.meta_loss import LogLoss, LogOfLast, MetaLoss, Normalised, SumOfLosses
 from metaopt.network import Weights
 from metaopt.optimizers import MetaOptimizer
-from metaopt.tasks import Observation, TaskBatch
+from metaopt.tasks import Observation, TaskBatch, Tasks
 from metaopt.unroll import Observe, first_order, rollout, second_order, start, unroll
 from metaopt.windows import StepByStep
 
@@ -87,7 +87,7 @@ class Replay:
         self.recorded: list[Observation] = []
         self._pending: Iterator[Observation] | None = None
 
-    def record(self, tasks: TaskBatch, weights: Weights) -> tuple[Tensor, Observation]:
+    def record(self, tasks: Tasks, weights: Weights) -> tuple[Tensor, Observation]:
         loss, observation = first_order(tasks, weights)
         self.recorded.append(observation)
         return loss, observation
@@ -95,12 +95,12 @@ class Replay:
     def rewind(self) -> None:
         self._pending = iter(self.recorded)
 
-    def replay(self, tasks: TaskBatch, weights: Weights) -> tuple[Tensor, Observation]:
+    def replay(self, tasks: Tasks, weights: Weights) -> tuple[Tensor, Observation]:
         assert self._pending is not None
         return tasks.loss(weights), next(self._pending)
 
 
-def meta_loss(optimizer: MetaOptimizer, tasks: TaskBatch, observe: Observe) -> Tensor:
+def meta_loss(optimizer: MetaOptimizer, tasks: Tasks, observe: Observe) -> Tensor:
     _, unrolled = unroll(tasks, optimizer, start(tasks, optimizer, observe), STEPS, observe)
     return LogLoss(1e-9)(tasks.loss(tasks.initial), unrolled.losses)
 

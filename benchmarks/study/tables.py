@@ -8,7 +8,7 @@ from typing import Any
 
 from metaopt.checkpoint import write_atomically
 from metaopt.errors import UserError
-from metaopt.report import markdown_table
+from metaopt.tables import markdown_table
 
 BEGIN, END = "<!-- study table -->", "<!-- end study table -->"
 _KINDS = ("learned", "control", "baseline", "reference")

@@ -1,0 +1,43 @@
+"""Tables in Markdown that are aligned on the terminal too."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+TABLE_STEPS = (0, 1, 5, 10, 20, 50, 100)
+"""Inner steps that tables show, with the last one."""
+
+
+def table_steps(last: int) -> list[int]:
+    """The inner steps that a table of ``last`` steps shows."""
+    return sorted({step for step in TABLE_STEPS if step < last} | {last})
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table whose columns are aligned on the terminal too."""
+    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = (
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        )
+        return f"| {' | '.join(padded)} |"
+
+    rule = ["-" * width if i == 0 else "-" * (width - 1) + ":" for i, width in enumerate(widths)]
+    return "\n".join([line(header), line(rule), *(line(row) for row in rows)])
+
+
+def validation_table(curve: Sequence[float]) -> str:
+    """Geometric-mean validation loss at a few inner steps."""
+    steps = table_steps(len(curve) - 1)
+    return markdown_table(
+        ["inner step", *map(str, steps)],
+        [["validation loss", *(f"{curve[step]:.3g}" for step in steps)]],
+    )
+
+
+def printable(value: Any) -> str:
+    """The value as one line of text without control characters: files come from anywhere."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(value))

@@ -1,0 +1,348 @@
+"""Sharing: folders in the layout of Hugging Face, the hub only when it is meant, inspection."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from support import UPDATE, tiny_config
+from test_checkpoint import RULES, learned, proposed
+
+import metaopt
+from metaopt import build, checkpoint, cli, inspect
+from metaopt.checkpoint import CheckpointError
+from metaopt.errors import UserError
+from metaopt.learned import LearnedRule
+from metaopt.schema import TaskConfig
+
+SHIPPED = sorted((Path(__file__).parent.parent / "checkpoints/pretrained").glob("*.safetensors"))
+AT_STEP = {"geomean": 0.5, "ci95": [0.25, 0.75]}
+UNSEEN = {
+    "tasks": 1024,
+    "task_seed": 5,
+    "task": {"width": 10},
+    "least_loss_mean": 1.5,
+    "loss_geomean_above_least": {"1": AT_STEP, "100": {"geomean": 0.125, "ci95": [0.1, 0.2]}},
+    "diverged": 3,
+    "teleport": {"norm_mean": 0.25},
+}
+
+
+def with_figures() -> LearnedRule:
+    """A rule with figures on unseen tasks."""
+    rule = learned()
+    return replace(rule, validation=rule.validation | {"test": {"narrow": UNSEEN}})
+
+
+def assert_same(one: LearnedRule, other: LearnedRule) -> None:
+    assert one.config == other.config
+    assert one.training == other.training
+    assert one.validation == other.validation
+    assert one.licence == other.licence
+    for mine, theirs in zip(proposed(one), proposed(other), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def one_line(error: pytest.ExceptionInfo[UserError], *words: str) -> str:
+    message = str(error.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+    return message
+
+
+# Folders.
+
+
+@pytest.mark.parametrize("kind", list(RULES))
+def test_a_folder_gives_the_rule_back(kind: str, tmp_path: Path) -> None:
+    saved = replace(learned(kind), licence="Apache-2.0")
+    saved.save_pretrained(tmp_path / "rule")
+    assert_same(metaopt.load(tmp_path / "rule"), saved)
+    assert_same(metaopt.load(str(tmp_path / "rule")), saved)
+    names = {path.name for path in (tmp_path / "rule").iterdir()}
+    assert names == {"config.json", "model.safetensors", "README.md"}
+
+
+def test_the_model_of_a_folder_is_a_checkpoint_by_itself(tmp_path: Path) -> None:
+    saved = learned()
+    saved.save_pretrained(tmp_path)
+    saved.save(tmp_path / "alone.safetensors")
+    whole = (tmp_path / "model.safetensors").read_bytes()
+    assert whole == (tmp_path / "alone.safetensors").read_bytes()
+
+
+def test_config_json_is_the_configuration(tmp_path: Path) -> None:
+    saved = learned()
+    saved.save_pretrained(tmp_path)
+    described = json.loads((tmp_path / "config.json").read_text())
+    assert described["config"] == saved.config.model_dump(mode="json")
+    assert described["metaopt_version"] == metaopt.__version__
+
+
+def test_the_card_has_front_matter_and_the_figures(tmp_path: Path) -> None:
+    with_figures().save_pretrained(tmp_path)
+    _, front, body = (tmp_path / "README.md").read_text().split("---\n", 2)
+    matter = yaml.safe_load(front)
+    assert matter["license"] == "mit"
+    assert matter["library_name"] == "metaopt"
+    assert "metaopt.load(" in body
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in body.splitlines()]
+    assert ["1", "0.5", "0.25 to 0.75"] in rows
+    assert ["100", "0.125", "0.1 to 0.2"] in rows
+    assert ["validation loss", "2", "1"] in rows
+    assert "Diverged: 3 of 1024 tasks" in body
+
+
+def test_a_card_without_figures_says_so(tmp_path: Path) -> None:
+    replace(learned(), validation={}).save_pretrained(tmp_path)
+    card = (tmp_path / "README.md").read_text()
+    assert "No validation figures" in card
+    assert "No figures on unseen tasks" in card
+
+
+def test_config_of_another_rule_is_refused(tmp_path: Path) -> None:
+    learned("update alone").save_pretrained(tmp_path)
+    described = (tmp_path / "config.json").read_bytes()
+    learned("flattened pair").save_pretrained(tmp_path)
+    metaopt.load(tmp_path)
+    (tmp_path / "config.json").write_bytes(described)
+    with pytest.raises(CheckpointError) as caught:
+        metaopt.load(tmp_path)
+    one_line(caught, "config.json", "field config")
+    (tmp_path / "config.json").unlink()
+    assert metaopt.load(tmp_path).config == learned("flattened pair").config
+
+
+@pytest.mark.parametrize("failing", range(3))
+def test_a_save_that_fails_leaves_a_whole_rule(
+    failing: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = learned("update alone"), learned("flattened pair")
+    old.save_pretrained(tmp_path)
+    written, whole = [], checkpoint.write_atomically
+
+    def failing_write(path: Path, content: bytes) -> None:
+        written.append(path)
+        if len(written) > failing:
+            raise OSError(28, "No space left on device")
+        whole(path, content)
+
+    monkeypatch.setattr(checkpoint, "write_atomically", failing_write)
+    with pytest.raises(UserError) as caught:
+        new.save_pretrained(tmp_path)
+    one_line(caught, str(tmp_path), "No space left")
+    assert_same(metaopt.load(tmp_path), old if failing == 0 else new)
+
+
+@pytest.mark.parametrize("licence", ["", "MIT\nfoo: bar", "see LICENSE"])
+def test_a_licence_is_an_identifier(licence: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        replace(learned(), licence=licence).save_pretrained(tmp_path)
+    one_line(caught, "licence", "MIT")
+
+
+def test_folders_without_a_model_and_files_in_the_way_are_told(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        metaopt.load(tmp_path)
+    one_line(caught, str(tmp_path), "model.safetensors", "optimizer.safetensors")
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError) as in_the_way:
+        learned().save_pretrained(tmp_path / "file")
+    one_line(in_the_way, str(tmp_path / "file"))
+
+
+# The hub.
+
+
+class Hub:
+    """Stands in for ``huggingface_hub``: remembers what it was asked."""
+
+    def __init__(self, answer: Path | Exception) -> None:
+        self.answer = answer
+        self.asked: list[tuple[str, list[str]]] = []
+
+    def snapshot_download(self, repo_id: str, *, allow_patterns: list[str]) -> str:
+        self.asked.append((repo_id, allow_patterns))
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return str(self.answer)
+
+
+def use_hub(monkeypatch: pytest.MonkeyPatch, folder: Path, answer: Path | Exception) -> Hub:
+    hub = Hub(answer)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    monkeypatch.chdir(folder)
+    return hub
+
+
+def test_a_hub_id_is_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved = learned()
+    saved.save_pretrained(tmp_path / "cache")
+    hub = use_hub(monkeypatch, tmp_path, tmp_path / "cache")
+    assert_same(metaopt.load("someone/some-rule"), saved)
+    assert hub.asked == [("someone/some-rule", ["model.safetensors", "config.json"])]
+
+
+def test_the_hub_is_asked_for_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved = learned()
+    saved.save_pretrained(tmp_path / "owner" / "rule")
+    saved.save(tmp_path / "owner" / "file.safetensors")
+    hub = use_hub(monkeypatch, tmp_path, RuntimeError("contacted"))
+    assert_same(metaopt.load("owner/rule"), saved)
+    assert_same(metaopt.load("owner/file.safetensors"), saved)
+    for missing in ("owner/other", "other/rule.safetensors", "a/b/c", "rule", "/owner/rule", ""):
+        with pytest.raises(CheckpointError):
+            metaopt.load(missing)
+    with pytest.raises(CheckpointError):
+        metaopt.load(Path("another/rule"))
+    assert hub.asked == []
+
+
+@pytest.mark.parametrize(
+    "error", [ConnectionError("no route\nto host"), OSError(101, "unreachable"), ValueError("401")]
+)
+def test_a_hub_out_of_reach_is_told_in_one_line(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_hub(monkeypatch, tmp_path, error)
+    with pytest.raises(CheckpointError) as caught:
+        metaopt.load("someone/some-rule")
+    one_line(caught, "someone/some-rule", type(error).__name__, "hub")
+
+
+def test_without_the_extra_it_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError) as caught:
+        metaopt.load("someone/some-rule")
+    one_line(caught, "someone/some-rule", "metaopt[hub]")
+    learned().save_pretrained(tmp_path / "rule")
+    assert metaopt.load("rule").name == "tiny"
+
+
+# Inspection.
+
+
+def run_inspect(*arguments: str, monkeypatch: pytest.MonkeyPatch) -> object:
+    monkeypatch.setattr(sys, "argv", ["inspect.py", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        cli.run(inspect.main)
+    return ended.value.code
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_what_ships_is_described(
+    path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_inspect(str(path), monkeypatch=monkeypatch) == 0
+    out = capsys.readouterr().out
+    rule = metaopt.load(path)
+    count = sum(parameter.numel() for parameter in rule.optimizer.parameters())
+    figures = rule.validation["test"]["default"]
+    at_20 = figures["loss_geomean_above_least"]["20"]["geomean"]
+    for wanted in (
+        rule.name,
+        "MIT",
+        f"{count:,} numbers",
+        f"seed {rule.config.seed}",
+        rule.training["command"],
+        rule.training["commit"],
+        f"{rule.validation['val_loss_geomean'][20]:.3g}",
+        f"{at_20:.3g}",
+        f"of {figures['tasks']} tasks",
+    ):
+        assert wanted in out
+    for name, tensor in rule.optimizer.state_dict().items():
+        assert any(name in line and str([*tensor.shape]) in line for line in out.splitlines())
+
+
+def test_folders_are_described_as_their_model_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    replace(with_figures(), licence="Apache-2.0").save_pretrained(tmp_path)
+    described = []
+    for source in (tmp_path, tmp_path / "model.safetensors"):
+        assert run_inspect(str(source), monkeypatch=monkeypatch) == 0
+        described.append(capsys.readouterr().out)
+    assert described[0] == described[1]
+    assert "Apache-2.0" in described[0]
+    assert "narrow (width 10)" in described[0]
+
+
+def test_of_a_users_family_its_name_and_options_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rule = learned("update alone")
+    task = TaskConfig(family="never.imported:Here", options={"width": 3})
+    config = tiny_config({"update": UPDATE}).model_copy(update={"task": task})
+    LearnedRule(build.meta_optimizer(config), config, rule.training).save(tmp_path / "a")
+    assert run_inspect(str(tmp_path / "a"), monkeypatch=monkeypatch) == 0
+    row = next(line for line in capsys.readouterr().out.splitlines() if "never.imported" in line)
+    assert row.split(maxsplit=1) == ["tasks", "family never.imported:Here, options {'width': 3}"]
+
+
+def test_control_characters_never_reach_the_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    odd = "\x1b[31mred\x07\nnew line"
+    rule = with_figures()
+    training = {"command": odd, "commit": odd, odd: odd}
+    config = rule.config.model_copy(update={"label": odd})
+    unseen = {odd: UNSEEN | {"task": {odd: odd}, "teleport": {odd: 1.0}}}
+    validation = rule.validation | {"test": unseen}
+    LearnedRule(rule.optimizer, config, training, validation).save(tmp_path / "odd.safetensors")
+    assert run_inspect(str(tmp_path / "odd.safetensors"), monkeypatch=monkeypatch) == 0
+    out = capsys.readouterr().out
+    assert "red" in out
+    assert all(line.isprintable() for line in out.split("\n"))
+    assert not any(line.startswith("new line") for line in out.split("\n"))
+
+
+def _with_validation(**validation: Any) -> LearnedRule:
+    return replace(learned(), validation=validation)
+
+
+@pytest.mark.parametrize(
+    ("rule", "words"),
+    [
+        (_with_validation(val_loss_geomean="low"), ["validation", "val_loss_geomean", "low"]),
+        (_with_validation(test={"default": {}}), ["validation", "test.default.tasks", "missing"]),
+        (_with_validation(test=[1]), ["validation", "test"]),
+    ],
+    ids=["curve", "family", "list"],
+)
+def test_figures_that_are_none_end_in_one_line(
+    rule: LearnedRule,
+    words: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = tmp_path / "rule.safetensors"
+    rule.save(path)
+    assert run_inspect(str(path), monkeypatch=monkeypatch) == 2
+    told = capsys.readouterr().err.strip()
+    assert "\n" not in told
+    for word in (str(path), *words):
+        assert word in told
+    assert metaopt.load(path).validation == rule.validation
+    with pytest.raises(UserError):
+        rule.save_pretrained(tmp_path / "folder")
+    assert not (tmp_path / "folder").exists()
+
+
+@pytest.mark.parametrize("arguments", [[], ["nowhere.safetensors"], ["--frobnicate", "x"]])
+def test_mistakes_in_inspection_end_in_one_line(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_inspect(*arguments, monkeypatch=monkeypatch) == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
