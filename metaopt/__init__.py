@@ -2,6 +2,16 @@
 
 from metaopt._version import __version__
 from metaopt.learned import LearnedRule, load
+from metaopt.models import Symmetries, Symmetry, symmetries, teleport
 from metaopt.torch_optim import LearnedOptimizer
 
-__all__ = ["LearnedOptimizer", "LearnedRule", "__version__", "load"]
+__all__ = [
+    "LearnedOptimizer",
+    "LearnedRule",
+    "Symmetries",
+    "Symmetry",
+    "__version__",
+    "load",
+    "symmetries",
+    "teleport",
+]

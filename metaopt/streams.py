@@ -39,6 +39,7 @@ class Stream(IntEnum):
     HORIZON = 6
     PERTURBATION = 7
     RANDOM_GENERATORS = 8
+    ELEMENTS = 9
 
 
 def generator(stream: Stream, seed: int, block: int = 0) -> np.random.Generator:
