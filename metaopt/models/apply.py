@@ -57,6 +57,12 @@ def teleport(
     chosen = find_symmetries(model) if symmetries is None else Symmetries(symmetries)
     if not chosen and symmetries is None:
         warnings.warn(f"nothing is teleported: {chosen}", stacklevel=2)
+    assumed = [str(symmetry) for symmetry in chosen if symmetry.assumes]
+    if assumed and symmetries is None:
+        warnings.warn(
+            f"not checked, see metaopt.symmetries(model, example): {'; '.join(assumed)}",
+            stacklevel=2,
+        )
     found = touches(model, chosen, norm, seed)
     if optimizer is not None:
         POLICIES[state](optimizer, model, found)

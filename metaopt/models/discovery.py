@@ -16,7 +16,8 @@ from torch import fx, nn
 
 from metaopt.models.attention import inside_attention, inside_transformer_layer
 from metaopt.models.groups import Group, Skipped, Slot, Symmetry, largest
-from metaopt.models.layers import CONVOLUTIONS, NORMS, makes, norm_passage, reads
+from metaopt.models.layers import NORMS, convolved_axes, makes, norm_passage, reads
+from metaopt.models.obstacles import tampered
 from metaopt.models.operations import MODULES, Layout, Order, Passage, is_shape, rule_of
 from metaopt.models.trace import Trace
 
@@ -129,6 +130,8 @@ class Finder:
         module, path = self._module(user), str(user.target)
         if module is None or path in self.trace.opaque:
             return False
+        if (reason := tampered(module)) is not None:
+            raise _BlockedError(f"'{path}' reads it, and {reason}")
         read = reads(module, path, user, node, layout, size)
         if read is None:
             return False
@@ -161,8 +164,9 @@ class Finder:
         while node.args and isinstance(node.args[0], fx.Node):
             node = node.args[0]
             module = self._module(node)
-            if module is not None and type(module) in CONVOLUTIONS:
-                return Layout(-CONVOLUTIONS[type(module)] - 1)
+            dims = None if module is None else convolved_axes(module)
+            if dims is not None:
+                return Layout(-dims - 1)
             if type(module) in NORMS:
                 continue
             rule = rule_of(node, module)
@@ -205,6 +209,10 @@ def _inside(module: nn.Module, path: str) -> Iterator[Symmetry | Skipped]:
         yield from inside_attention(module, path)
         return
     if type(module) in TRANSFORMER_LAYERS:
+        odd = [f"'{name}': {why}" for name, m in module.named_modules() if (why := tampered(m))]
+        yield from (Skipped(path, reason) for reason in odd)
+        if odd:
+            return
         yield from inside_transformer_layer(module, path)
     for name, child in module.named_children():
         below = f"{path}.{name}" if path else name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -61,6 +62,7 @@ def _agreed(model: nn.Module, seen: list[Trace], permutations: bool) -> Symmetri
     """What every trace shows that has anything to do with the modules concerned."""
     obstacles = Obstacles(model, seen)
     views = [list(Finder(model, trace, permutations).found()) for trace in seen]
+    partial = "forward is called with its required arguments alone" if seen[0].partial else ""
     kept: list[Symmetry] = []
     skipped = [entry for view in views for entry in view if isinstance(entry, Skipped)]
     for symmetry in dict.fromkeys(s for view in views for s in view if isinstance(s, Symmetry)):
@@ -75,8 +77,12 @@ def _agreed(model: nn.Module, seen: list[Trace], permutations: bool) -> Symmetri
         elif obstacle is not None:
             skipped.append(Skipped(symmetry.modules[0], obstacle))
         else:
-            kept.append(symmetry)
+            kept.append(replace(symmetry, assumes=_joined(symmetry.assumes, partial)))
     return Symmetries(kept, dict.fromkeys(skipped))
+
+
+def _joined(*notes: str) -> str:
+    return " and ".join(filter(None, notes))
 
 
 def _without_calls(model: nn.Module, seen: list[Trace]) -> list[Skipped]:

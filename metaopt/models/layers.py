@@ -66,6 +66,11 @@ class Read:
     allows: frozenset[Group] = ALL
 
 
+def convolved_axes(module: nn.Module) -> int | None:
+    """How many axes a convolution runs over; None for other modules."""
+    return CONVOLUTIONS.get(type(module)) or TRANSPOSED.get(type(module))
+
+
 def _weight_and_bias(module: nn.Module, path: str, axis: int) -> tuple[Slot, ...]:
     weight = Slot(path, "weight", axis)
     return (weight,) if getattr(module, "bias", None) is None else (weight, Slot(path, "bias", 0))
@@ -157,7 +162,7 @@ def reads(
         return None
     if kind is nn.Linear:
         return _linear_reads(module, path, layout, size)
-    dims = CONVOLUTIONS.get(kind) or TRANSPOSED.get(kind)
+    dims = convolved_axes(module)
     if dims is None or layout != Layout(-dims - 1) or module.in_channels != size:
         return None
     allows = ALL if module.groups == 1 else SCALES

@@ -43,6 +43,16 @@ def shared_memory(model: nn.Module) -> dict[str, str]:
     return shared
 
 
+def tampered(module: nn.Module) -> str | None:
+    """Whether a module computes what its class says: a reason why not, or None."""
+    if "forward" in module.__dict__:
+        return "its forward is replaced on the instance"
+    hooks = [hook for kind in FORWARD_HOOKS for hook in getattr(module, kind).values()]
+    if not all(_only_observes(hook) for hook in hooks):
+        return "its forward hooks may change what it computes"
+    return None
+
+
 def _only_observes(hook: Callable[..., Any]) -> bool:
     """The hooks of this package record what they see and change nothing."""
     while isinstance(hook, partial):
@@ -70,13 +80,8 @@ class Obstacles:
 
     def of_module(self, path: str) -> str | None:
         """Why a module must stay as it is, or None."""
-        module = self.model.get_submodule(path)
-        if "forward" in module.__dict__:
-            return f"the forward of '{path}' is replaced on the instance"
-        hooks = [hook for kind in FORWARD_HOOKS for hook in getattr(module, kind).values()]
-        if not all(_only_observes(hook) for hook in hooks):
-            return f"'{path}' has forward hooks, which may change what it computes"
-        return None
+        reason = tampered(self.model.get_submodule(path))
+        return None if reason is None else f"'{path}': {reason}"
 
     def of_tensor(self, slot: Slot) -> str | None:
         """Why the tensor of a slot must stay as it is, or None."""

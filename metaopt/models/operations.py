@@ -102,13 +102,13 @@ def upsampling(node: fx.Node, module: Any, layout: Layout) -> Passage | None:
     return Passage(layout, ALL) if layout.axis < -1 else None
 
 
-def _merged(layout: Layout) -> Passage:
-    """All axes but the first become one."""
+def _merged(layout: Layout, assumes: str = "") -> Passage:
+    """All axes but the first become one; images are taken to come in batches."""
     if layout.order is not Order.UNITS:
         return Passage(layout, ALL)
     if layout.axis == -1:
         return Passage(Layout(-1, Order.POSITIONS_UNITS), ALL)
-    return Passage(Layout(-1, Order.UNITS_POSITIONS), ALL, assumes="its images come in batches")
+    return Passage(Layout(-1, Order.UNITS_POSITIONS), ALL, assumes=assumes)
 
 
 def flatten(node: fx.Node, module: Any, layout: Layout) -> Passage | None:
@@ -132,7 +132,8 @@ def view(node: fx.Node, module: Any, layout: Layout) -> Passage | None:
     is_batch = batch == -1 or (isinstance(batch, fx.Node) and _is_batch_size(batch))
     if not is_batch or not isinstance(features, int) or batch == features:
         return None
-    return _merged(layout)
+    # Entries of a row are then taken from one image only if a row is as long as an image.
+    return _merged(layout, f"an image has {features} entries" if batch == -1 else "")
 
 
 def _is_batch_size(node: fx.Node) -> bool:
@@ -172,13 +173,9 @@ def mean(node: fx.Node, module: Any, layout: Layout) -> Passage | None:
     if not isinstance(dims, tuple | list) or layout.axis == -1:
         return None
     spatial = -layout.axis - 1
-    if sorted(dims, key=str) == sorted(range(-spatial, 0), key=str):
-        assumes = ""
-    elif sorted(dims, key=str) == sorted(range(2, 2 + spatial), key=str):
-        assumes = "its images come in batches"
-    else:
+    if set(dims) not in ({*range(-spatial, 0)}, {*range(2, 2 + spatial)}):
         return None
-    return Passage(layout if keepdim else Layout(-1), ALL, assumes=assumes)
+    return Passage(layout if keepdim else Layout(-1), ALL)
 
 
 HOMOGENEOUS = elementwise(CHANNELWISE)

@@ -6,12 +6,14 @@ A module whose own ``forward`` cannot be traced becomes one node that nothing is
 
 Tracing runs the model's Python code on stand-ins. Its parameters are exchanged for tensors without
 data meanwhile, so that a number computed from them outside of the trace is noticed, and what
-``forward`` keeps on the modules is put back as it was.
+``forward`` keeps on the modules is put back as it was. Code that draws random numbers of its own
+may take another way the next time, and counts as not traceable.
 """
 
 from __future__ import annotations
 
 import inspect
+import random
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -20,6 +22,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.func import functional_call
@@ -135,15 +138,27 @@ def _first_line(error: Exception) -> str:
     return lines[0] if lines else type(error).__name__
 
 
+def _random_states() -> tuple[Any, ...]:
+    """Of torch, Python and numpy, to compare and to restore."""
+    name, words, *rest = np.random.get_state(legacy=True)
+    return torch.get_rng_state().tolist(), random.getstate(), (name, tuple(words), *rest)
+
+
 @contextmanager
 def _as_it_was(model: nn.Module, training: bool) -> Iterator[None]:
-    """All modules in one mode; afterwards their attributes are what they were."""
+    """All modules in one mode; afterwards they, and the random numbers, are what they were."""
     kept = {module: dict(module.__dict__) for module in model.modules()}
+    draws = _random_states()
     try:
         for module in kept:
             module.training = training
         yield
+        if _random_states() != draws:
+            raise UntraceableError("it draws random numbers outside of the trace")
     finally:
+        torch.set_rng_state(torch.tensor(draws[0], dtype=torch.uint8))
+        random.setstate(draws[1])
+        np.random.set_state(draws[2])
         for module, attributes in kept.items():
             module.__dict__.clear()
             module.__dict__.update(attributes)
