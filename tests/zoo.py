@@ -1,4 +1,4 @@
-"""Small models of many architectures, each with an input, what must be found and what left alone."""
+"""Small models of many architectures: what must be found in them, and what left alone."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 
 @dataclass(frozen=True)
@@ -65,10 +65,10 @@ class FunctionalCNN(nn.Module):
         self.fc2 = nn.Linear(width, 5)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.max_pool2d(F.relu(self.conv1(x)), 2)
-        x = F.avg_pool2d(F.leaky_relu(self.conv2(x), 0.2), 2)
+        x = functional.max_pool2d(functional.relu(self.conv1(x)), 2)
+        x = functional.avg_pool2d(functional.leaky_relu(self.conv2(x), 0.2), 2)
         x = x.view(x.size(0), -1)
-        x = F.dropout(torch.relu(self.fc1(x)), 0.3, self.training)
+        x = functional.dropout(torch.relu(self.fc1(x)), 0.3, self.training)
         return self.fc2(x * 0.5)
 
 
@@ -85,7 +85,7 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.inp(x)
-        x = x + self.fc2(F.relu(self.fc1(self.norm(x))))
+        x = x + self.fc2(functional.relu(self.fc1(self.norm(x))))
         return self.head(x)
 
 
@@ -104,7 +104,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         h = self.norm1(x)
         x = x + self.attention(h, h, h, attn_mask=mask, need_weights=False)[0]
-        return x + self.fc2(self.drop(F.relu(self.fc1(self.norm2(x)))))
+        return x + self.fc2(self.drop(functional.relu(self.fc1(self.norm2(x)))))
 
 
 class CrossAttention(nn.Module):
@@ -137,7 +137,7 @@ class Tied(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         x = self.embedding(tokens)
-        return self.head(self.norm(x + self.fc2(F.relu(self.fc1(x)))))
+        return self.head(self.norm(x + self.fc2(functional.relu(self.fc1(x)))))
 
 
 class Reused(nn.Module):
@@ -151,9 +151,9 @@ class Reused(nn.Module):
         self.out = nn.Linear(width, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.inp(x))
-        x = F.relu(self.again(F.relu(self.again(x))))
-        return self.out(F.relu(self.mid(x)))
+        x = functional.relu(self.inp(x))
+        x = functional.relu(self.again(functional.relu(self.again(x))))
+        return self.out(functional.relu(self.mid(x)))
 
 
 class Scaled(nn.Module):
@@ -176,7 +176,7 @@ class Branching(nn.Module):
         self.fc2 = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = F.relu(self.fc1(x))
+        h = functional.relu(self.fc1(x))
         if h.sum() > 0:
             h = h + 1
         return self.fc2(h)
@@ -194,8 +194,8 @@ class Heads(nn.Module):
         self.end = nn.Linear(width, 2)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        h = F.relu(self.trunk(x))
-        late = F.relu(self.late(x))
+        h = functional.relu(self.trunk(x))
+        late = functional.relu(self.late(x))
         extra = (late,) if self.training else ()
         return (self.first(h), self.second(h), self.end(late), *extra)
 
@@ -221,7 +221,7 @@ class Reading(nn.Module):
         self.fc2 = nn.Linear(width, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.relu(self.fc1(x))) + self.fc1.weight.sum()
+        return self.fc2(functional.relu(self.fc1(x))) + self.fc1.weight.sum()
 
 
 class Recurrent(nn.Module):
@@ -236,7 +236,7 @@ class Recurrent(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = self.lstm(self.inp(x))[0]
-        return self.fc2(F.relu(self.fc1(hidden)))
+        return self.fc2(functional.relu(self.fc1(hidden)))
 
 
 class Pooled(nn.Module):
@@ -251,7 +251,7 @@ class Pooled(nn.Module):
         self.fc = nn.Linear(8, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.depthwise(F.relu(self.conv1(x))))
+        x = functional.relu(self.depthwise(functional.relu(self.conv1(x))))
         x = self.norm(self.grouped(x)).relu()
         return self.fc(x.mean(dim=(2, 3)))
 
@@ -330,7 +330,7 @@ def _image_autoencoder(width: int) -> nn.Module:
     )
 
 
-def _encoder_layer(width: int, norm_first: bool) -> nn.Module:
+def _encoder_layer(width: int, norm_first: bool) -> nn.TransformerEncoderLayer:
     return nn.TransformerEncoderLayer(6, 2, width, 0.1, batch_first=True, norm_first=norm_first)
 
 
