@@ -6,6 +6,8 @@ import copy
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,6 +25,7 @@ import metaopt
 from metaopt.models import Group, Slot, Symmetries, Symmetry
 from metaopt.models.movement import tensor_at
 
+ROOT = Path(__file__).resolve().parent.parent
 MOVING = [name for name, specimen in ZOO.items() if specimen.found]
 every_specimen = pytest.mark.parametrize("name", ZOO)
 every_moving = pytest.mark.parametrize("name", MOVING)
@@ -201,7 +204,9 @@ def test_generators_have_the_norm_asked_for() -> None:
         model.get_parameter("0.weight").copy_(torch.eye(5))
     small = 1e-4
     g = _teleported(model, small).get_parameter("0.weight")
-    assert float(torch.linalg.matrix_norm(g - torch.eye(5))) == pytest.approx(small, rel=1e-3)
+    assert float(torch.linalg.matrix_norm(g.detach() - torch.eye(5))) == pytest.approx(
+        small, rel=1e-3
+    )
 
 
 def test_residual_stream_is_untouched() -> None:
@@ -444,6 +449,17 @@ def test_left_alone(spoil: Callable[[nn.Sequential], None], reason: str) -> None
     assert all(torch.equal(tensor, before[path]) for path, tensor in model.state_dict().items())
 
 
+def test_hooks_of_this_package_only_look() -> None:
+    def record(module: nn.Module, inputs: tuple[Tensor, ...]) -> None: ...
+
+    model = _pair()
+    for layer in model:
+        layer.register_forward_pre_hook(partial(record))
+    assert not _found(model)
+    record.__module__ = "metaopt.torch_optim"
+    assert _found(model) == ["positive scaling: 0 -> 2"]
+
+
 def test_parameters_in_one_vector_are_not_tied() -> None:
     model = _pair()
     vector = nn.utils.parameters_to_vector(model.parameters()).detach()
@@ -542,3 +558,10 @@ def test_list_prints_and_edits() -> None:
     found.pop(0)
     assert isinstance(found, list)
     assert len(metaopt.teleport(ZOO["block"].model(), symmetries=found)) == 4
+
+
+def test_the_page_prints_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (ROOT / "docs" / "symmetries.md").read_text(encoding="utf-8")
+    code, printed = (page.split(f"```{kind}\n")[1].split("```")[0] for kind in ("python", "text"))
+    exec(compile(code, "symmetries.md", "exec"), {})
+    assert capsys.readouterr().out == printed
