@@ -19,6 +19,14 @@ from metaopt.models.groups import SCALES, Group, Skipped, Slot, Symmetry, larges
 from metaopt.models.operations import Layout
 
 ROLES = ("query", "key", "value")
+PARTS: dict[str, type[nn.Module]] = {
+    "self_attn": nn.MultiheadAttention,
+    "multihead_attn": nn.MultiheadAttention,
+    "linear1": nn.Linear,
+    "dropout": nn.Dropout,
+    "linear2": nn.Linear,
+}
+"""The types of the parts of a transformer layer, which users may exchange."""
 
 
 def _is_packed(attention: nn.MultiheadAttention) -> bool:
@@ -78,6 +86,11 @@ def inside_transformer_layer(layer: Any, path: str) -> Iterator[Symmetry | Skipp
     layers of the feed-forward block.
     """
     prefix = f"{path}." if path else ""
+    for name, kind in PARTS.items():
+        part = getattr(layer, name, None)
+        if part is not None and type(part) is not kind:
+            yield Skipped(path, f"its {name} is a {type(part).__name__}, which is not known here")
+            return
     readers = {"norm1": role_slots(layer.self_attn, f"{prefix}self_attn", [0, 1, 2])}
     last = "norm2"
     if isinstance(layer, nn.TransformerDecoderLayer):
@@ -111,8 +124,6 @@ def _has(module: nn.Module, name: str) -> bool:
 
 
 def _feed_forward(layer: Any, prefix: str) -> Symmetry | Skipped:
-    if not type(layer.linear1) is type(layer.linear2) is nn.Linear:
-        return Skipped(f"{prefix}linear1", "the feed-forward block is not of nn.Linear layers")
     is_module = isinstance(layer.activation, nn.Module)
     table: Any = operations.MODULES if is_module else operations.FUNCTIONS
     rule = table.get(type(layer.activation) if is_module else layer.activation)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import partial
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
 from metaopt.models.groups import Slot
-from metaopt.models.trace import FORWARD_HOOKS, Trace
+from metaopt.models.trace import Trace, tampered
 
 PLAIN = (Tensor, nn.Parameter, nn.Buffer)
 
@@ -41,23 +39,6 @@ def shared_memory(model: nn.Module) -> dict[str, str]:
         if next_device != device or stop > end:
             device, end, owner = next_device, stop, path
     return shared
-
-
-def tampered(module: nn.Module) -> str | None:
-    """Whether a module computes what its class says: a reason why not, or None."""
-    if "forward" in module.__dict__:
-        return "its forward is replaced on the instance"
-    hooks = [hook for kind in FORWARD_HOOKS for hook in getattr(module, kind).values()]
-    if not all(_only_observes(hook) for hook in hooks):
-        return "its forward hooks may change what it computes"
-    return None
-
-
-def _only_observes(hook: Callable[..., Any]) -> bool:
-    """The hooks of this package record what they see and change nothing."""
-    while isinstance(hook, partial):
-        hook = hook.func
-    return str(getattr(hook, "__module__", "")).startswith("metaopt.")
 
 
 class Obstacles:

@@ -160,7 +160,8 @@ def is_shape(node: fx.Node) -> bool:
 
 def scalar_multiple(node: fx.Node, module: Any, layout: Layout) -> Passage | None:
     """x c, c x, x / c for a number c."""
-    is_number = all(isinstance(factor, int | float) for factor in node.args[1:])
+    factors = [factor for factor in node.args if not isinstance(factor, fx.Node)]
+    is_number = len(factors) == 1 and isinstance(factors[0], int | float)
     return Passage(layout, ALL) if is_number else None
 
 

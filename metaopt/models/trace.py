@@ -12,14 +12,17 @@ may take another way the next time, and counts as not traceable.
 
 from __future__ import annotations
 
+import dis
 import inspect
 import random
+import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -68,6 +71,23 @@ def is_leaf(module: nn.Module) -> bool:
     return module.__module__.startswith("torch.nn.") and not isinstance(module, nn.Sequential)
 
 
+def _only_observes(hook: Callable[..., Any]) -> bool:
+    """The hooks of this package record what they see and change nothing."""
+    while isinstance(hook, partial):
+        hook = hook.func
+    return str(getattr(hook, "__module__", "")).startswith("metaopt.")
+
+
+def tampered(module: nn.Module) -> str | None:
+    """Whether a module computes what its class says: a reason why not, or None."""
+    if "forward" in module.__dict__:
+        return "its forward is replaced on the instance"
+    hooks = [hook for kind in FORWARD_HOOKS for hook in getattr(module, kind).values()]
+    if not all(_only_observes(hook) for hook in hooks):
+        return "its forward hooks may change what it computes"
+    return None
+
+
 class _Tracer(fx.Tracer):
     """fx's tracer, with opaque modules, buffers as nodes and a choice of arguments.
 
@@ -93,6 +113,9 @@ class _Tracer(fx.Tracer):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Any:
+        if not is_leaf(m) and any(getattr(m, kind) for kind in FORWARD_HOOKS):
+            # Entering it would run the hooks on stand-ins, which they may keep.
+            self.opaque.setdefault(self.path_of_module(m), "it has forward hooks")
         try:
             return super().call_module(m, forward, args, kwargs)
         except _RetraceError:
@@ -101,6 +124,12 @@ class _Tracer(fx.Tracer):
             # The model's code may raise anything when it meets a stand-in.
             self.opaque[self.path_of_module(m)] = _first_line(error)
             raise _RetraceError from error
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        # The frames below: this one, that of ``Proxy.__bool__``, and the code of the model.
+        if _is_assertion(sys._getframe(2)):
+            return True
+        return super().to_bool(obj)
 
     def create_arg(self, a: Any) -> Any:
         is_tensor = isinstance(a, Tensor) and not isinstance(a, nn.Parameter)
@@ -119,6 +148,14 @@ class _Tracer(fx.Tracer):
                 for parameter, argument in zip(parameters, arguments, strict=True)
             ]
         return function, arguments
+
+
+def _is_assertion(frame: FrameType) -> bool:
+    """Whether a frame is testing the condition of an ``assert``, which holds or ends the call."""
+    ahead = [i for i in dis.get_instructions(frame.f_code) if i.offset >= frame.f_lasti][:4]
+    names = " ".join(f"{i.opname} {i.argrepr}" for i in ahead)
+    jump, _, then = names.partition("IF_TRUE")
+    return then != "" and jump.count("JUMP") == 1 and "ASSERTION" in then.upper()
 
 
 def _place(parameter: inspect.Parameter) -> int:
