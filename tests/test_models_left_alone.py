@@ -166,6 +166,39 @@ def test_every_way_of_calling_counts() -> None:
     assert "added to another value" in reason_for(found, "fc1")
 
 
+class _Keywords(_Optional):
+    """Passes on what it is given."""
+
+    def forward(self, x: Tensor, **rest: Any) -> Tensor:  # type: ignore[override]
+        return super().forward(x, **rest)
+
+
+class _Many(_Optional):
+    """Takes its input from a tuple."""
+
+    def forward(self, *inputs: Tensor) -> Tensor:  # type: ignore[override]
+        return self.fc2(functional.relu(self.fc1(inputs[0])))
+
+
+class _Leaking(_Optional):
+    """Gives a layer what tracing cannot see."""
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        (weight, *_) = self.fc1.parameters()
+        return self.fc2(functional.relu(self.fc1(x)) + self.fc2(weight.mT @ weight.new_ones(6, 6)))
+
+
+@pytest.mark.parametrize(
+    ("model", "names"),
+    [(_Keywords(), ["fc1 -> fc2"]), (_Many(), ["fc1 -> fc2"]), (_Leaking(), [])],
+    ids=["keywords", "many", "leaking"],
+)
+def test_forms_of_forward(model: nn.Module, names: list[str]) -> None:
+    found = metaopt.symmetries(model)
+    assert [symmetry.name for symmetry in found] == names
+    assert names or "computes with parameters" in reason_for(found, "")
+
+
 class _Random(_Optional):
     """Takes another way now and then."""
 

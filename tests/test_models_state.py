@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 from zoo import ZOO, Specimen
 
 import metaopt
+from benchmarks import teleport_state
 from metaopt.models import Group
 
 
@@ -126,3 +127,14 @@ def test_unknown_state_is_refused_before_anything_moves() -> None:
     with pytest.raises(ValueError, match="transport, reset, found 'keep'"):
         metaopt.teleport(model, optimizer=_sgd(model), state="keep")
     assert not differ(model, before)
+
+
+def test_policies_agree_where_nothing_moves_but_for_what_a_reset_forgets() -> None:
+    make = teleport_state.OPTIMIZERS["SGD 0.02, momentum 0.9"]
+    moved, forgotten, left = (
+        teleport_state.losses_after(make, policy, 1e-6, seed=0)
+        for policy in teleport_state.POLICIES
+    )
+    assert moved == pytest.approx(left, rel=1e-4)
+    assert moved[0] == pytest.approx(forgotten[0], rel=1e-4)
+    assert moved[5] != pytest.approx(forgotten[5], rel=1e-4)

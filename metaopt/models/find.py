@@ -62,7 +62,11 @@ def _agreed(model: nn.Module, seen: list[Trace], permutations: bool) -> Symmetri
     """What every trace shows that has anything to do with the modules concerned."""
     obstacles = Obstacles(model, seen)
     views = [list(Finder(model, trace, permutations).found()) for trace in seen]
-    partial = "forward is called with its required arguments alone" if seen[0].partial else ""
+    partial = (
+        "forward is called with its required arguments alone"
+        if any(t.partial for t in seen)
+        else ""
+    )
     kept: list[Symmetry] = []
     skipped = [entry for view in views for entry in view if isinstance(entry, Skipped)]
     for symmetry in dict.fromkeys(s for view in views for s in view if isinstance(s, Symmetry)):

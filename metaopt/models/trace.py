@@ -20,7 +20,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from types import FrameType
 from typing import Any
@@ -122,7 +122,10 @@ class _Tracer(fx.Tracer):
             raise
         except Exception as error:
             # The model's code may raise anything when it meets a stand-in.
-            self.opaque[self.path_of_module(m)] = _first_line(error)
+            path = self.path_of_module(m)
+            if self.is_leaf_module(m, path):
+                raise
+            self.opaque[path] = _first_line(error)
             raise _RetraceError from error
 
     def to_bool(self, obj: fx.Proxy) -> bool:
@@ -144,7 +147,7 @@ class _Tracer(fx.Tracer):
         if self.defaults:
             parameters = sorted(inspect.signature(root_fn).parameters.values(), key=_place)
             arguments = [
-                argument if parameter.default is parameter.empty else parameter.default
+                _default(parameter, argument)
                 for parameter, argument in zip(parameters, arguments, strict=True)
             ]
         return function, arguments
@@ -156,6 +159,15 @@ def _is_assertion(frame: FrameType) -> bool:
     names = " ".join(f"{i.opname} {i.argrepr}" for i in ahead)
     jump, _, then = names.partition("IF_TRUE")
     return then != "" and jump.count("JUMP") == 1 and "ASSERTION" in then.upper()
+
+
+def _default(parameter: inspect.Parameter, argument: Any) -> Any:
+    """What a parameter of ``forward`` is if it is not given; the argument where it must be."""
+    if parameter.kind is parameter.VAR_POSITIONAL:
+        return ()
+    if parameter.kind is parameter.VAR_KEYWORD:
+        return {}
+    return argument if parameter.default is parameter.empty else parameter.default
 
 
 def _place(parameter: inspect.Parameter) -> int:
@@ -268,7 +280,7 @@ def traces(model: nn.Module) -> list[Trace]:
     if "forward" in model.__dict__:
         raise UntraceableError("its forward is replaced on the instance")
     signature = inspect.signature(type(model).forward).parameters.values()
-    has_options = any(parameter.default is not parameter.empty for parameter in signature)
+    has_options = any(_default(parameter, parameter) is not parameter for parameter in signature)
     found = []
     for training in (True, False):
         trace = partial(_trace, model, training)
@@ -277,12 +289,17 @@ def traces(model: nn.Module) -> list[Trace]:
 
 
 def _with_and_without_options(trace: Callable[[bool], Trace]) -> list[Trace]:
-    """Both traces; the one with all arguments is left out where it shows less."""
-    required = trace(True)
-    try:
-        everything = trace(False)
-    except UntraceableError:
-        everything = None
-    if everything is None or not set(everything.opaque) <= set(required.opaque):
-        return [Trace(required.graph, required.opaque, required.calls, required.read, True)]
-    return [required, everything]
+    """Those that there are; the one with all arguments is left out where it shows less."""
+    found: dict[bool, Trace] = {}
+    for defaults in (True, False):
+        try:
+            found[defaults] = trace(defaults)
+        except UntraceableError as error:
+            reason = error
+    if not found:
+        raise reason
+    if True in found and (
+        False not in found or not set(found[False].opaque) <= set(found[True].opaque)
+    ):
+        return [replace(found[True], partial=True)]
+    return list(found.values())
