@@ -3,14 +3,19 @@
 from metaopt._version import __version__
 from metaopt.families import Family, Task, fresh_weights
 from metaopt.learned import LearnedRule, load
+from metaopt.models import Symmetries, Symmetry, symmetries, teleport
 from metaopt.torch_optim import LearnedOptimizer
 
 __all__ = [
     "Family",
     "LearnedOptimizer",
     "LearnedRule",
+    "Symmetries",
+    "Symmetry",
     "Task",
     "__version__",
     "fresh_weights",
     "load",
+    "symmetries",
+    "teleport",
 ]

@@ -39,7 +39,8 @@ class Stream(IntEnum):
     HORIZON = 6
     PERTURBATION = 7
     RANDOM_GENERATORS = 8
-    MINIBATCH = 9
+    ELEMENTS = 9
+    MINIBATCH = 10
 
 
 def generator(stream: Stream, seed: int, block: int = 0) -> np.random.Generator:

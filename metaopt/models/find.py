@@ -1,0 +1,104 @@
+"""``symmetries(model)``: what all traces of a model agree on and nothing stands against."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from metaopt.models.check import deviations
+from metaopt.models.discovery import Finder
+from metaopt.models.groups import Skipped, Symmetries, Symmetry
+from metaopt.models.obstacles import Obstacles
+from metaopt.models.operations import MODULES
+from metaopt.models.trace import Trace, UntraceableError, is_leaf, traces
+
+
+def plain(model: nn.Module) -> nn.Module:
+    """The module that ``torch.compile`` wrapped, or the model itself."""
+    inner = getattr(model, "_orig_mod", None)
+    return inner if isinstance(inner, nn.Module) else model
+
+
+def symmetries(model: nn.Module, example: Any = None, permutations: bool = False) -> Symmetries:
+    """The symmetries of a model that need no data: elements of these groups leave its outputs.
+
+    Which module feeds which is known from ``torch.fx`` traces in training and in evaluation mode;
+    what they do not show, and what is shared, frozen, hooked or unknown, is left alone and listed
+    in ``skipped`` with the reason. The model stays as it is.
+
+    Args:
+        model: any module.
+        example: inputs (a tensor, a tuple of arguments or a mapping of keyword arguments) on which
+            each symmetry is tried on a copy of the model, in both modes; those that change the
+            outputs are skipped. Wanted where a symmetry is printed with an ``[if ...]``.
+        permutations: list permutations of hidden units too, which move nothing beyond labels.
+
+    Returns:
+        A list to print and to edit; see ``Symmetry`` and ``teleport``.
+    """
+    model = plain(model)
+    try:
+        seen = traces(model)
+    except UntraceableError as error:
+        reason = f"{type(model).__name__} cannot be traced, so nothing is known: {error}"
+        return Symmetries([], [Skipped("", reason)])
+    result = _agreed(model, seen, permutations)
+    result.skipped += _without_calls(model, seen)
+    if example is None or not result:
+        return result
+    changes = deviations(model, result, example)
+    untrue = [
+        Skipped(s.modules[0], f"{s.name}: changes the outputs on the example by {change:.1e}")
+        for s, change in zip(result, changes, strict=True)
+        if change
+    ]
+    kept = [s for s, change in zip(result, changes, strict=True) if not change]
+    return Symmetries(kept, result.skipped + untrue)
+
+
+def _agreed(model: nn.Module, seen: list[Trace], permutations: bool) -> Symmetries:
+    """What every trace shows that has anything to do with the modules concerned."""
+    obstacles = Obstacles(model, seen)
+    views = [list(Finder(model, trace, permutations).found()) for trace in seen]
+    partial = (
+        "forward is called with its required arguments alone"
+        if any(t.partial for t in seen)
+        else ""
+    )
+    kept: list[Symmetry] = []
+    skipped = [entry for view in views for entry in view if isinstance(entry, Skipped)]
+    for symmetry in dict.fromkeys(s for view in views for s in view if isinstance(s, Symmetry)):
+        is_everywhere = all(
+            symmetry in view or not any(trace.reaches(path) for path in symmetry.modules)
+            for trace, view in zip(seen, views, strict=True)
+        )
+        obstacle = obstacles.of_slots(symmetry.slots)
+        if not is_everywhere:
+            reason = "it is used in another way in training, in evaluation or with other arguments"
+            skipped.append(Skipped(symmetry.modules[0], reason))
+        elif obstacle is not None:
+            skipped.append(Skipped(symmetry.modules[0], obstacle))
+        else:
+            kept.append(replace(symmetry, assumes=_joined(symmetry.assumes, partial)))
+    return Symmetries(kept, dict.fromkeys(skipped))
+
+
+def _joined(*notes: str) -> str:
+    return " and ".join(filter(None, notes))
+
+
+def _without_calls(model: nn.Module, seen: list[Trace]) -> list[Skipped]:
+    """Modules with parameters of their own that no trace shows as a call."""
+    found = []
+    for path, module in model.named_modules():
+        has_own = any(True for _ in module.parameters(recurse=False))
+        if not has_own or type(module) in MODULES:
+            continue
+        if not any(trace.reaches(path) for trace in seen):
+            reason = "forward never calls it"
+            if not is_leaf(module):
+                reason = f"the parameters of {type(module).__name__} are read by code of its own"
+            found.append(Skipped(path, reason))
+    return found

@@ -1,0 +1,140 @@
+"""Teleports of real models: gradients and optimizer state move by the inverse transpose."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from teleports import (
+    differ,
+    every_moving,
+)
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from zoo import ZOO, Specimen
+
+import metaopt
+from benchmarks import teleport_state
+from metaopt.models import Group
+
+
+def _loss(model: nn.Module, x: Tensor) -> Tensor:
+    leaves = pytree.tree_leaves(model(x))
+    return torch.stack([(y - 1).square().sum() for y in leaves]).sum()
+
+
+@every_moving
+def test_gradients_move_to_those_at_the_new_weights(name: str) -> None:
+    specimen = ZOO[name]
+    model = specimen.model().double().eval()
+    x = specimen.inputs(dtype=torch.float64)
+    _loss(model, x).backward()
+    metaopt.teleport(model, 1.0, 2, metaopt.symmetries(model))
+    carried = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    model.zero_grad()
+    _loss(model, x).backward()
+    wanted = [p.grad for p in model.parameters() if p.grad is not None]
+    for found, gradient in zip(carried, wanted, strict=True):
+        torch.testing.assert_close(found, gradient, rtol=1e-9, atol=1e-9)
+
+
+def _sgd(model: nn.Module, lr: float = 0.0) -> torch.optim.Optimizer:
+    return torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
+
+
+def _adam(model: nn.Module, lr: float = 0.0) -> torch.optim.Optimizer:
+    return torch.optim.Adam(model.parameters(), lr=lr, amsgrad=True)
+
+
+def _adagrad(model: nn.Module, lr: float = 0.0) -> torch.optim.Optimizer:
+    return torch.optim.Adagrad(model.parameters(), lr=lr)
+
+
+def _steps(
+    model: nn.Module, optimizer: torch.optim.Optimizer, specimen: Specimen, first: int = 0
+) -> None:
+    for seed in range(first, first + 3):
+        optimizer.zero_grad()
+        _loss(model, specimen.inputs(seed, dtype=torch.float64)).backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("make", [_sgd, _adam, _adagrad], ids=["sgd", "adam", "adagrad"])
+@pytest.mark.parametrize("name", ["autoencoder", "block", "cnn", "grouped"])
+def test_transported_state_is_that_of_gradients_at_the_new_weights(
+    name: str, make: Callable[[nn.Module], torch.optim.Optimizer]
+) -> None:
+    # With a learning rate of 0 the state is that of several batches at one point.
+    specimen = ZOO[name]
+    model = specimen.model().double().eval()
+    optimizer = make(model)
+    _steps(model, optimizer, specimen)
+    found = metaopt.symmetries(model)
+    metaopt.teleport(model, 1.0, 2, found, optimizer=optimizer)
+    fresh = make(model)
+    _steps(model, fresh, specimen)
+    general = {slot.path for s in found if s.group is Group.LINEAR for slot in s.slots}
+    compared = 0
+    for path, parameter in model.named_parameters():
+        if make is not _sgd and path in general:
+            assert parameter not in optimizer.state
+            continue
+        for key, wanted in fresh.state[parameter].items():
+            torch.testing.assert_close(optimizer.state[parameter][key], wanted)
+            compared += 1
+    assert compared
+
+
+@pytest.mark.parametrize("make", [_sgd, _adam], ids=["sgd", "adam"])
+def test_training_commutes_with_permutations(
+    make: Callable[[nn.Module, float], torch.optim.Optimizer],
+) -> None:
+    specimen = ZOO["cnn 1d"]
+    first = specimen.model().double().eval()
+    found = [s for s in metaopt.symmetries(first, permutations=True) if s.group == "permutation"]
+    optimizer = make(first, 1e-3)
+    _steps(first, optimizer, specimen)
+    second = copy.deepcopy(first)
+    other = make(second, 1e-3)
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    metaopt.teleport(first, 1.0, 0, found, optimizer=optimizer)
+    _steps(first, optimizer, specimen, first=5)
+    _steps(second, other, specimen, first=5)
+    metaopt.teleport(second, 1.0, 0, found)
+    for w, v in zip(first.parameters(), second.parameters(), strict=True):
+        torch.testing.assert_close(w, v, rtol=1e-9, atol=1e-9)
+
+
+def test_reset_forgets_the_state_of_what_moves_alone() -> None:
+    specimen = ZOO["residual"]
+    model = specimen.model().double()
+    optimizer = _sgd(model)
+    _steps(model, optimizer, specimen)
+    found = metaopt.teleport(model, optimizer=optimizer, state="reset")
+    moved = {slot.path for s in found for slot in s.slots}
+    kept = {path for path, p in model.named_parameters() if p in optimizer.state}
+    assert moved
+    assert kept == {path for path, _ in model.named_parameters()} - moved
+
+
+def test_unknown_state_is_refused_before_anything_moves() -> None:
+    model = ZOO["mlp"].model()
+    before = copy.deepcopy(model)
+    with pytest.raises(ValueError, match=r"found Rprop: use state='reset'"):
+        metaopt.teleport(model, optimizer=torch.optim.Rprop(model.parameters()))
+    with pytest.raises(ValueError, match="transport, reset, found 'keep'"):
+        metaopt.teleport(model, optimizer=_sgd(model), state="keep")
+    assert not differ(model, before)
+
+
+def test_policies_agree_where_nothing_moves_but_for_what_a_reset_forgets() -> None:
+    make = teleport_state.OPTIMIZERS["SGD 0.02, momentum 0.9"]
+    moved, forgotten, left = (
+        teleport_state.losses_after(make, policy, 1e-6, seed=0)
+        for policy in teleport_state.POLICIES
+    )
+    assert moved == pytest.approx(left, rel=1e-4)
+    assert moved[0] == pytest.approx(forgotten[0], rel=1e-4)
+    assert moved[5] != pytest.approx(forgotten[5], rel=1e-4)
