@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from cases import learned_rule
+from models import UPDATES
 from teleports import (
     differ,
     every_moving,
@@ -17,6 +19,7 @@ from zoo import ZOO, Specimen
 
 import metaopt
 from benchmarks import teleport_state
+from metaopt import build
 from metaopt.models import Group
 
 
@@ -50,6 +53,10 @@ def _adam(model: nn.Module, lr: float = 0.0) -> torch.optim.Optimizer:
 
 def _adagrad(model: nn.Module, lr: float = 0.0) -> torch.optim.Optimizer:
     return torch.optim.Adagrad(model.parameters(), lr=lr)
+
+
+def _learned(model: nn.Module, lr: float = 0.0) -> torch.optim.Optimizer:
+    return metaopt.LearnedOptimizer(model, learned_rule(UPDATES), lr=lr)
 
 
 def _steps(
@@ -87,7 +94,7 @@ def test_transported_state_is_that_of_gradients_at_the_new_weights(
     assert compared
 
 
-@pytest.mark.parametrize("make", [_sgd, _adam], ids=["sgd", "adam"])
+@pytest.mark.parametrize("make", [_sgd, _adam, _learned], ids=["sgd", "adam", "learned"])
 def test_training_commutes_with_permutations(
     make: Callable[[nn.Module, float], torch.optim.Optimizer],
 ) -> None:
@@ -117,6 +124,28 @@ def test_reset_forgets_the_state_of_what_moves_alone() -> None:
     kept = {path for path, p in model.named_parameters() if p in optimizer.state}
     assert moved
     assert kept == {path for path, _ in model.named_parameters()} - moved
+
+
+@pytest.mark.parametrize("state", ["transport", "reset"])
+@pytest.mark.parametrize("kind", [UPDATES, "adam"])
+def test_learned_states_are_reset_but_for_relabellings(kind: str, state: str) -> None:
+    specimen = ZOO["mlp"]
+    model = specimen.model().double()
+    config = learned_rule(kind).config
+    rules = config.rules.model_copy(update={"teleport": None})
+    config = config.model_copy(update={"rules": rules, "teleporter": None})
+    rule = metaopt.LearnedRule(build.meta_optimizer(config), config)
+    optimizer = metaopt.LearnedOptimizer(model, rule, lr=1e-3)
+    _steps(model, optimizer, specimen)
+    stated = {path for path, p in model.named_parameters() if optimizer.state[p]}
+    found = metaopt.teleport(model, optimizer=optimizer, state=state)
+    moved = {slot.path for s in found for slot in s.slots}
+    kept = {path for path, p in model.named_parameters() if optimizer.state.get(p)}
+    # Adam counts its steps once for all parameters.
+    assert kept == (set() if kind == "adam" else stated - moved)
+    assert moved
+    _steps(model, optimizer, specimen)
+    assert all(bool(p.isfinite().all()) for p in model.parameters())
 
 
 def test_unknown_state_is_refused_before_anything_moves() -> None:

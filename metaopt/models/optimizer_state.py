@@ -9,18 +9,24 @@ of the gradient, which no optimizer here keeps: the state of those parameters is
 included, so that Adam's correction of its bias starts again. (Coupled weight decay adds weights to
 the gradient, and these move by a and not by a^-T: there the transport is as good as the decay is
 small.)
+
+The states of a learned rule's LSTMs are no known function of gradients. A coordinate-wise rule
+treats all hidden units alike, so that its states are relabelled with them; under any other element
+those of moved parameters are reset. Where some state belongs to all parameters together (that of
+teleporters and flattened rules) all of it is reset.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer
 
-from metaopt.models.elements import Touch
+from metaopt.models.elements import Relabelling, Touch
 from metaopt.models.movement import Touches, tensor_at
+from metaopt.torch_optim import LearnedOptimizer
 
 DEGREES: dict[type[Optimizer], dict[str, int]] = {
     SGD: {"momentum_buffer": 1},
@@ -32,7 +38,9 @@ DEGREES: dict[type[Optimizer], dict[str, int]] = {
 
 
 def reset(optimizer: Optimizer, model: nn.Module, found: Touches) -> None:
-    """Forget the state of every parameter that is moved."""
+    """Forget the state of every parameter that is moved, and what belongs to all together."""
+    if found and isinstance(optimizer, LearnedOptimizer) and optimizer.shared_state():
+        optimizer.state.clear()
     for path in found:
         optimizer.state.pop(tensor_at(model, path), None)
 
@@ -44,19 +52,56 @@ def transport(optimizer: Optimizer, model: nn.Module, found: Touches) -> None:
     Raises:
         ValueError: for an optimizer of which it is not known what its state is.
     """
-    degrees = _degrees(optimizer)
+    if isinstance(optimizer, LearnedOptimizer):
+        if optimizer.shared_state():
+            return reset(optimizer, model, found)
+        of_parameter: OfParameter = _relabelled
+    else:
+        of_parameter = _by_degree(optimizer)
     for path, steps in found.items():
-        state = optimizer.state.get(tensor_at(model, path), {})
-        new = {
-            name: _moved(state[name].double(), steps, degree)
-            for name, degree in degrees.items()
-            if isinstance(state.get(name), Tensor)
-        }
-        if any(value is None for value in new.values()):
-            optimizer.state.pop(tensor_at(model, path))
+        parameter = tensor_at(model, path)
+        state = optimizer.state.get(parameter, {})
+        new = of_parameter(parameter, state, steps)
+        if new is None:
+            optimizer.state.pop(parameter, None)
             continue
         for name, value in new.items():
             state[name].copy_(value)
+    return None
+
+
+Moved = dict[str, Tensor] | None
+"""The state of a parameter after a teleport; None where it is to be forgotten."""
+OfParameter = Callable[[Tensor, Mapping[str, Tensor], list[Touch]], Moved]
+
+
+def _by_degree(optimizer: Optimizer) -> OfParameter:
+    degrees = _degrees(optimizer)
+
+    def moved(parameter: Tensor, state: Mapping[str, Tensor], steps: list[Touch]) -> Moved:
+        found: dict[str, Tensor] = {}
+        for name, degree in degrees.items():
+            if isinstance(state.get(name), Tensor):
+                value = _moved(state[name].double(), steps, degree)
+                if value is None:
+                    return None
+                found[name] = value
+        return found
+
+    return moved
+
+
+def _relabelled(parameter: Tensor, state: Mapping[str, Tensor], steps: list[Touch]) -> Moved:
+    """States [hidden, *shape], and what has the parameter's shape, relabelled."""
+    if not all(isinstance(touch.element, Relabelling) for touch in steps):
+        return None
+    found: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        parts = tensor.reshape(-1, *parameter.shape).unbind()
+        for touch in steps:
+            parts = tuple(touch.weights(part) for part in parts)
+        found[name] = torch.stack(parts).reshape(tensor.shape)
+    return found
 
 
 def _degrees(optimizer: Optimizer) -> dict[str, int]:

@@ -139,6 +139,11 @@ class LearnedOptimizer(torch.optim.Optimizer):
         """All parameters, in the order in which rules see them."""
         return [self.param_groups[g]["params"][i] for g, i in self.places]
 
+    def shared_state(self) -> list[str]:
+        """The keys of the state that belongs to all parameters together."""
+        first = self.state[self.in_order()[0]]
+        return [key for key in first if self._stepper.layout.is_shared(key)]
+
     def chain_of(self, model: nn.Module, keep_graph: bool = False) -> Chain | str:
         """The model, or a copy of it, as a chain, or why it is none.
 
