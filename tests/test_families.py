@@ -516,30 +516,3 @@ def test_the_familys_name_is_all_that_a_configuration_is_checked_for() -> None:
 
 
 # The page that explains it.
-
-
-def test_the_example_of_the_documentation_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    page = (Path(__file__).parent.parent / "docs" / "tasks.md").read_text(encoding="utf-8")
-    code, training, evaluation = (
-        page.split(f"```{language}\n")[place].split("```")[0]
-        for language, place in (("python", 1), ("yaml", 1), ("yaml", 2))
-    )
-    (tmp_path / "my_tasks.py").write_text(code)
-    (tmp_path / "moons.yaml").write_text(training)
-    (tmp_path / "moons_eval.yaml").write_text(evaluation)
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.delitem(sys.modules, "my_tasks", raising=False)
-    sets = ["meta={batch: 2, outer_steps: 2, steps: 4, unroll: 2}", "validation.tasks=2"]
-    arguments = [part for value in sets for part in ("--set", value)]
-    arguments = ["--config", "moons.yaml", *arguments]
-    assert run_here("train_meta.py", arguments, tmp_path, monkeypatch) == 0
-    assert "runs/moons/optimizer.safetensors" in capsys.readouterr().out
-    sets = ["tasks=2", "steps=3", "tuning.tasks=2", "bootstrap=5", "baselines=[Momentum]"]
-    arguments = [part for value in sets for part in ("--set", value)]
-    arguments += ["--checkpoints", "runs/moons/optimizer.safetensors"]
-    arguments = ["--config", "moons_eval.yaml", *arguments]
-    assert run_here("eval_meta.py", arguments, tmp_path, monkeypatch) == 0
-    monkeypatch.delitem(sys.modules, "my_tasks")
-    assert "| Momentum" in capsys.readouterr().out
