@@ -10,6 +10,16 @@ from typing import Any
 from metaopt.checkpoint import write_atomically
 from metaopt.errors import UserError
 
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def in_repository(origin: dict[str, Any]) -> dict[str, Any]:
+    """Where a contender comes from, a checkpoint of the repository by its path in it."""
+    if "checkpoint" not in origin:
+        return origin
+    path = Path(origin["checkpoint"]).resolve()
+    return origin | {"checkpoint": str(path.relative_to(ROOT) if ROOT in path.parents else path)}
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """``--device`` and ``--json``."""

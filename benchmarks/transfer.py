@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from benchmarks.output import write_between, write_json
+from benchmarks.output import in_repository, write_between, write_json
 from benchmarks.study.least import Array, excess, least_losses
 from metaopt import build, cli, learned
 from metaopt.checkpoint import make_folder
@@ -255,7 +255,7 @@ def rows(
             zero=zero,
             optimizer=contender.name,
             kind=contender.kind,
-            origin=contender.origin,
+            origin=in_repository(contender.origin),
         )
         try:
             outcome = in_pieces(contender, config, device)

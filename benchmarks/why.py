@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.alignment import Measured, measure, stops
-from benchmarks.output import write_between, write_json
+from benchmarks.output import in_repository, write_between, write_json
 from benchmarks.why_figure import figure
 from metaopt import build, cli, learned
 from metaopt.checkpoint import make_folder, write_atomically
@@ -110,7 +110,7 @@ def studied(contender: Contender, tasks: TaskBatch, steps: int) -> dict[str, Any
         for stop in stops(tasks, contender.optimizer, stop_steps(steps))
     ]
     return {
-        "origin": contender.origin,
+        "origin": in_repository(contender.origin),
         "loss": [positive(row) for row in clean(losses.double().cpu().numpy())],
         "teleports": None if trace is None else _teleports(trace),
         "stops": [_stop(step, found) for step, found in measured],
