@@ -270,8 +270,9 @@ def smoked_study(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 def test_the_smoke_writes_everything(smoked_study: tuple[Path, str]) -> None:
     out, said = smoked_study
     found: dict[str, Any] = json.loads((out / "study.json").read_text())
-    assert list(found["families"]) == ["default", "narrow"]
-    pairs = {"default": "coordinate_update_tele", "narrow": "coordinate_update_tele_narrow"}
+    assert list(found["families"]) == ["default", "signed", "narrow"]
+    pairs = dict.fromkeys(["default", "signed"], "coordinate_update_tele")
+    pairs["narrow"] = "coordinate_update_tele_narrow"
     for family, about in found["families"].items():
         entry = about["contenders"][pairs[family]]
         assert [run["seed"] for run in entry["runs"]] == [0, 1]
