@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -113,6 +112,6 @@ def run(main: Callable[[World], None]) -> NoReturn:
         status, line = 130, "interrupted"
     else:
         world.close()
-        sys.exit(0)
+        world.leave(0)
     world.part(" ".join(line.split()))
-    sys.exit(status)
+    world.leave(status)
