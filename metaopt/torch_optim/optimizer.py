@@ -141,8 +141,10 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     def shared_state(self) -> list[str]:
         """The keys of the state that belongs to all parameters together."""
-        first = self.state[self.in_order()[0]]
-        return [key for key in first if self._stepper.layout.is_shared(key)]
+        return self._shared_of(self.in_order()[0])
+
+    def _shared_of(self, parameter: Tensor) -> list[str]:
+        return [key for key in self.state[parameter] if self._stepper.layout.is_shared(key)]
 
     def chain_of(self, model: nn.Module, keep_graph: bool = False) -> Chain | str:
         """The model, or a copy of it, as a chain, or why it is none.
@@ -169,8 +171,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
     def _hand_over(self, before: Tensor, first: Tensor) -> None:
         """What belongs to all parameters goes to the one that is the first now."""
         if first is not before:
-            state = self.state[before]
-            shared = [key for key in state if self._stepper.layout.is_shared(key)]
+            state, shared = self.state[before], self._shared_of(before)
             self.state[first].update({key: state.pop(key) for key in shared})
 
     @torch.no_grad()
