@@ -25,7 +25,7 @@ from torch.func import grad_and_value, vmap
 
 from metaopt.errors import UserError
 from metaopt.families import Family, Task, asked, check_task
-from metaopt.network import Weights
+from metaopt.network import Weights, as_matrices
 from metaopt.streams import Stream, choices, item_generator
 from metaopt.tasks import Observation, TaskFamily, Tasks
 
@@ -144,7 +144,7 @@ class LossFamily(TaskFamily[LossTasks]):
         return LossTasks(
             family=self.own,
             shapes=shapes,
-            initial=tuple(_as_matrices(W.detach()) for W in initial),
+            initial=tuple(as_matrices(W.detach()) for W in initial),
             data=_stacked([task.data for task in tasks]),
             test=_stacked([task.test for task in tasks]),
             shared=self.own.shared,
@@ -199,8 +199,3 @@ def _layout(task: Task) -> dict[str, list[int]]:
 
 def _stacked(tasks: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
     return tuple(torch.stack(column) for column in zip(*tasks, strict=True))
-
-
-def _as_matrices(W: Tensor) -> Tensor:
-    """[B, ..] as [B, out, rest]; numbers as [B, 1, 1]."""
-    return W.reshape(W.shape[0], W.shape[1] if W.dim() > 1 else 1, -1)

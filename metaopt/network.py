@@ -19,6 +19,12 @@ Weights = tuple[Tensor, ...]
 """One matrix a layer, each [B, out, in]."""
 
 
+def as_matrices(parameters: Tensor) -> Tensor:
+    """[B, out, ..] -> [B, out, rest], and numbers [B] -> [B, 1, 1]: parameters of any shape."""
+    out = parameters.shape[1] if parameters.dim() > 1 else 1
+    return parameters.reshape(parameters.shape[0], out, -1)
+
+
 @dataclass(frozen=True)
 class LeakyReLU:
     """s(z) = z where z > 0, slope z elsewhere; a bijection since 0 < slope <= 1.

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from metaopt.network import as_matrices
 from metaopt.optimizers import Adam, MetaOptimizer, Momentum
 from metaopt.rules import CoordinateUpdateLSTM, State
 
@@ -115,4 +116,4 @@ class Layout:
 
 def as_matrix(parameter: Tensor) -> Tensor:
     """[out, ..] -> [1, out, rest]: what rules see of a parameter of any shape."""
-    return parameter.reshape(1, parameter.shape[0] if parameter.dim() else 1, -1)
+    return as_matrices(parameter[None])
