@@ -31,14 +31,13 @@ from torch import nn
 
 from benchmarks import machine
 from benchmarks.memory import in_use, peak_bytes
-from benchmarks.output import add_arguments, write_between, write_json
+from benchmarks.output import ROOT, add_arguments, write_between, write_json
 from benchmarks.timing import Side, compare
 from metaopt import LearnedOptimizer, LearnedRule, cli, learned
 from metaopt.distributed import World
 from metaopt.optimizers import MetaOptimizer
 from metaopt.tables import markdown_table
 
-ROOT = Path(__file__).resolve().parent.parent
 PRETRAINED = ROOT / "checkpoints" / "pretrained"
 PAGE = ROOT / "docs" / "drop_in.md"
 LR = 1e-4

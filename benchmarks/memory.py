@@ -27,11 +27,11 @@ from pathlib import Path
 import torch
 
 from benchmarks.limits import Cost, too_much
+from benchmarks.output import ROOT
 from benchmarks.timing import seconds
 from benchmarks.work import Piece, Work
 
 STATUS = Path("/proc/self/status")
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def measured(pieces: Sequence[Piece], device: torch.device, power: float = 1.0) -> dict[int, Cost]:

@@ -11,6 +11,7 @@ from metaopt.checkpoint import write_atomically
 from metaopt.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
+PRETRAINED = ROOT / "checkpoints" / "pretrained"
 
 
 def in_repository(origin: dict[str, Any]) -> dict[str, Any]:

@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from benchmarks.output import in_repository, write_between, write_json
+from benchmarks.output import PRETRAINED, in_repository, write_between, write_json
 from benchmarks.study.least import Array, excess, least_losses
 from metaopt import build, cli, learned
 from metaopt.checkpoint import make_folder
@@ -46,7 +46,6 @@ from metaopt.symmetry import InexactActionError
 from metaopt.tables import markdown_table
 from metaopt.tasks import layer_shapes
 
-PRETRAINED = Path(__file__).resolve().parent.parent / "checkpoints" / "pretrained"
 ROWS = 2**17
 SHOWN = (0, 10, 20, 50, 100, 1000)
 """Inner steps of the table, as far as a setting goes."""

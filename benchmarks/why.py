@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.alignment import Measured, measure, stops
-from benchmarks.output import in_repository, write_between, write_json
+from benchmarks.output import PRETRAINED, in_repository, write_between, write_json
 from benchmarks.why_figure import figure
 from metaopt import build, cli, learned
 from metaopt.checkpoint import make_folder, write_atomically
@@ -50,7 +50,6 @@ from metaopt.tables import markdown_table
 from metaopt.tasks import TaskBatch
 from metaopt.unroll import TeleportTrace, rollout
 
-PRETRAINED = Path(__file__).resolve().parent.parent / "checkpoints" / "pretrained"
 CHECKPOINTS = tuple(
     PRETRAINED / f"{name}.safetensors" for name in ("coordinate_update_tele", "coordinate_update")
 )

@@ -13,7 +13,7 @@ from cases import learned_rule
 from cases import tasks as sample
 
 from benchmarks import transfer
-from benchmarks.output import in_repository
+from benchmarks.output import PRETRAINED, in_repository
 from benchmarks.transfer import (
     Setting,
     contenders,
@@ -201,7 +201,7 @@ def test_the_command_writes_rows_and_table(
 
 
 def test_origins_of_the_repository_name_no_machine() -> None:
-    found = in_repository({"checkpoint": str(transfer.PRETRAINED / "a.safetensors"), "seed": 0})
+    found = in_repository({"checkpoint": str(PRETRAINED / "a.safetensors"), "seed": 0})
     assert found == {"checkpoint": "checkpoints/pretrained/a.safetensors", "seed": 0}
     elsewhere = {"checkpoint": str(Path("/elsewhere/a.safetensors"))}
     assert in_repository(elsewhere) == elsewhere

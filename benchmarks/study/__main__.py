@@ -17,12 +17,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.output import PRETRAINED, ROOT
 from benchmarks.study import jobs
 from benchmarks.study.compared import Compared
 from benchmarks.study.config import Row, StudyConfig, smoked
 from benchmarks.study.evaluation import Evaluation
 from benchmarks.study.figure import figure
-from benchmarks.study.plan import ROOT
 from benchmarks.study.ship import ship
 from benchmarks.study.study import Study
 from benchmarks.study.summary import ablated, summarised
@@ -73,7 +73,7 @@ def main(world: World) -> None:
                 write_atomically(ROOT / "docs" / "study.md", tables(found).encode())
                 write_atomically(ROOT / "docs" / "study.png", figure(found))
             if arguments.ship:
-                for path in ship(study, found, ROOT / "checkpoints" / "pretrained"):
+                for path in ship(study, found, PRETRAINED):
                     world.say(f"shipped: {path}")
             world.say(f"\n{claims(found)}\n")
         if arguments.ablations or arguments.smoke:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from benchmarks.study.plan import ROOT
+from benchmarks.output import ROOT
 from metaopt.errors import ProcessLostError, StoppedError, UserError
 from metaopt.signals import CAUGHT, Signals
 

@@ -13,14 +13,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from benchmarks.output import ROOT
 from benchmarks.study.config import Row, StudyConfig
 from metaopt import build, checkpoint, config
 from metaopt.checkpoint import Checkpoint, CheckpointError
 from metaopt.errors import UserError
 from metaopt.records import BEST_FILE, LAST_FILE, METRICS_FILE, validation_score
 from metaopt.schema import TrainConfig
-
-ROOT = Path(__file__).resolve().parent.parent.parent
 
 _TAIL = 16384
 """Bytes at the end of ``metrics.jsonl`` that hold its last rows."""

@@ -8,11 +8,12 @@ from dataclasses import asdict
 from math import prod
 from typing import Any
 
+from benchmarks.output import ROOT
 from benchmarks.study.claims import checked
 from benchmarks.study.compared import Compared, Index, as_dict, ratios, shown_steps
 from benchmarks.study.evaluation import sha256
 from benchmarks.study.least import least_losses
-from benchmarks.study.plan import ROOT, Training, budget
+from benchmarks.study.plan import Training, budget
 from benchmarks.study.study import Study
 from metaopt._version import __version__
 from metaopt.checkpoint import read
