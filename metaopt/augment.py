@@ -7,12 +7,13 @@ correcting pathologies in the training of learned optimizers*, arXiv 1810.10180 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
 from metaopt.streams import Stream, uniforms
-from metaopt.tasks import TaskBatch, TaskFamily
+from metaopt.tasks import Hidden, TaskBatch, TaskFamily
 
 
 @dataclass(frozen=True)
@@ -40,3 +41,22 @@ class Rescaled(TaskFamily[TaskBatch]):
         factors = ((2 * draws - 1) * self.log_range).exp()
         X, Y, *initial = (factors[:, i, None, None] * tensor for i, tensor in enumerate(tensors))
         return TaskBatch(X, Y, tuple(initial), tasks.s)
+
+
+@dataclass(frozen=True)
+class Hiding:
+    """What is hidden from the rules, so that they learn to do without: for whole meta-batches.
+
+    Args:
+        shares: of the meta-batches, for each field of ``Observation`` that may be hidden.
+        seed: of the draws.
+    """
+
+    shares: Mapping[str, float]
+    seed: int
+
+    def of(self, number: int) -> Hidden:
+        """What is hidden in a meta-batch of trajectories, by its number from 0."""
+        draws = uniforms(Stream.HIDING, self.seed, number, 1, len(self.shares))[0]
+        shares = zip(self.shares.items(), draws, strict=True)
+        return frozenset(name for (name, share), draw in shares if draw < share)

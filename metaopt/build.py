@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from metaopt import families
-from metaopt.augment import Rescaled
+from metaopt.augment import Hiding, Rescaled
 from metaopt.averaging import Average, ExponentialAverage, NoAverage
 from metaopt.build_rules import rule
 from metaopt.classical import GradientTeleport
@@ -68,9 +68,10 @@ from metaopt.symmetry import (
     TeleportEngine,
     ThroughData,
     Unguarded,
+    UnitEngine,
 )
 from metaopt.tasks import RegressionFamily, TaskFamily, layer_shapes
-from metaopt.unroll import Observe, first_order, second_order
+from metaopt.unroll import Observe, first_order, held_out, second_order
 from metaopt.windows import Replayed, StepByStep, Windows
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -107,6 +108,11 @@ def training_tasks(family: TaskFamily[Any], config: MetaConfig) -> TaskFamily[An
     return Rescaled(family, config.rescale) if config.rescale > 0 else family
 
 
+def hiding(config: MetaConfig, seed: int) -> Hiding:
+    """What is hidden from the rules in which meta-batch."""
+    return Hiding({"loss": config.hide.loss, "inputs": config.hide.inputs}, seed)
+
+
 def lengths(config: MetaConfig, seed: int) -> Lengths:
     """How long the trajectories of meta-training are, and their windows."""
     match config.horizon:
@@ -121,8 +127,9 @@ def lengths(config: MetaConfig, seed: int) -> Lengths:
 
 
 def observe(config: MetaConfig) -> Observe:
-    """First or second order."""
-    return {1: first_order, 2: second_order}[config.order]
+    """First or second order, and whose losses are judged."""
+    by_order = {1: first_order, 2: second_order}[config.order]
+    return held_out(by_order) if config.objective == "held_out" else by_order
 
 
 def meta_loss(config: MetaConfig) -> MetaLoss:
@@ -166,13 +173,15 @@ def average(config: MetaConfig, optimizer: MetaOptimizer) -> Average:
     return ExponentialAverage(optimizer, config.average)
 
 
-def engine(config: TeleporterConfig, task: TaskConfig) -> TeleportEngine:
+def engine(config: TeleporterConfig, task: TaskConfig) -> TeleportEngine | UnitEngine:
     """The teleport engine of a configuration.
 
     Raises:
         ConfigError: where the action cannot be exact on these tasks, if it has to be.
     """
     limit = _LIMITS[config.limit](config.max_norm)
+    if config.action == "units":
+        return UnitEngine(limit)
     match config.element:
         case "exponential":
             element: Any = Exponential(limit.max_norm)
@@ -236,6 +245,8 @@ def _composed(config: TrainConfig, rules: Mapping[str, Rule]) -> MetaOptimizer:
                     "field teleporter.order: around needs rules.update and rules.teleport, found "
                     "rules.step_teleport"
                 )
+            # The configuration has refused units here.
+            assert isinstance(teleporter, TeleportEngine)
             look = {1: as_constant, 2: differentiated}[config.meta.order]
             return PreconditionedOptimizer(rules, teleporter, look)
 

@@ -11,10 +11,12 @@ from metaopt.rules import (
     CoordinateUpdateLSTM,
     GroupElementLSTM,
     InformedUpdateLSTM,
+    LayerUpdateLSTM,
     LocalUpdateLSTM,
     RandomGenerators,
     Rule,
     StepSizeGroupElementLSTM,
+    UnitScalingLSTM,
 )
 from metaopt.rules.directions import (
     GeneratorEntries,
@@ -33,9 +35,11 @@ from metaopt.schema import (
     FlattenedStepConfig,
     GradientDescentConfig,
     InformedConfig,
+    LayerConfig,
     MomentumConfig,
     RandomConfig,
     TaskConfig,
+    UnitConfig,
 )
 from metaopt.tasks import layer_shapes
 
@@ -91,6 +95,10 @@ def rule(name: str, config: Any, task: TaskConfig, seed: int) -> Rule:
             return InformedUpdateLSTM(
                 InformedSteps(config.free), config.hidden, config.scale, seed=seed, name=name
             )
+        case LayerConfig():
+            return LayerUpdateLSTM(config.hidden, config.scale, seed, name)
+        case UnitConfig():
+            return UnitScalingLSTM(config.hidden, config.scale, config.free, seed, name)
         case CoordinateConfig() | CoordinateStepConfig():
             return _COORDINATE[name](
                 basis=bases[config.basis](config.free),

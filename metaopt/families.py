@@ -22,7 +22,7 @@ import os
 import sys
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -58,10 +58,13 @@ class Family(ABC):
             for all of them.
         shared: tensors that all tasks have in common, handed to ``loss`` after the data of the
             task: a data set, of which ``data`` then holds row numbers.
+        symmetries: of the network, ``metaopt.symmetries(network)``, where rules are to teleport it;
+            its parameters' paths are then the names of ``Task.weights``.
     """
 
     batch: int | None = None
     shared: tuple[Tensor, ...] = ()
+    symmetries: Sequence[Any] = ()
 
     @abstractmethod
     def sample(self, generator: np.random.Generator) -> Task:

@@ -25,9 +25,11 @@ from torch.func import grad_and_value, vmap
 
 from metaopt.errors import UserError
 from metaopt.families import Family, Task, asked, check_task
+from metaopt.models.units import units_of
 from metaopt.network import Weights, as_matrices
 from metaopt.streams import Stream, choices, item_generator
-from metaopt.tasks import Observation, TaskFamily, Tasks
+from metaopt.tasks import NOTHING, Hidden, Observation, TaskFamily, Tasks
+from metaopt.units import Units
 
 Shapes = dict[str, torch.Size]
 
@@ -45,6 +47,8 @@ class LossTasks(Tasks):
         shared: without a batch axis.
         keys: of the mini-batches' streams, int64 [B, 2].
         seen: the mini-batch at hand, each [B, family.batch, ..]; empty for all data.
+        step: the inner step at hand.
+        units: the hidden units that may be scaled, or None where the family lists no symmetries.
     """
 
     family: Family
@@ -55,24 +59,30 @@ class LossTasks(Tasks):
     shared: tuple[Tensor, ...]
     keys: Tensor
     seen: tuple[Tensor, ...] = ()
+    step: int = 0
+    units: Units | None = None
+    hides: Hidden = NOTHING
 
     def at(self, step: int) -> Self:
         """The tasks with the mini-batch of inner step ``step``, if there are mini-batches."""
-        if self.family.batch is None:
-            return self
-        rows = choices(self.keys, step, self.family.batch, below=self.data[0].shape[1])
-        tasks = torch.arange(self.size, device=rows.device)[:, None]
-        return replace(self, seen=tuple(tensor[tasks, rows] for tensor in self.data))
+        seen = _rows(self.data, self.keys, step, self.family.batch)
+        return replace(self, seen=seen, step=step)
 
     def observe(self, weights: Weights) -> Observation:
         """Loss and exact gradient at ``weights``, on the mini-batch at hand."""
         over_tasks = vmap(grad_and_value(self._of_one), in_dims=(0, 0))
         grads, loss = over_tasks(weights, self.seen or self.data)
-        return Observation(weights, grads, inputs=(), loss=loss)
+        return Observation(weights, grads, inputs=(), loss=loss, units=self.units)
 
     def seen_loss(self, weights: Weights) -> Tensor:
         """L(w), [B], on the mini-batch at hand."""
         return vmap(self._of_one, in_dims=(0, 0))(weights, self.seen or self.data)
+
+    def held_out_loss(self, weights: Weights) -> Tensor:
+        """L(w), [B], on as many rows of ``test``, of a stream of their own."""
+        of_their_own = self.keys ^ 1
+        rows = _rows(self.test, of_their_own, self.step, self.family.batch)
+        return vmap(self._of_one, in_dims=(0, 0))(weights, rows or self.test)
 
     def loss(self, weights: Weights) -> Tensor:
         """L(w), [B], on all of what the tasks are judged on."""
@@ -101,7 +111,9 @@ class LossTasks(Tasks):
         def move(tensor: Tensor) -> Tensor:
             return tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype)
 
-        return replace(self._each(move), shared=tuple(map(move, self.shared)))
+        units = None if self.units is None else self.units.to(device)
+        shared = tuple(map(move, self.shared))
+        return replace(self._each(move), shared=shared, units=units)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Self:
         """The tasks with all that has a batch axis changed."""
@@ -111,6 +123,17 @@ class LossTasks(Tasks):
         )
         keys = change(self.keys)
         return replace(self, initial=initial, data=data, test=test, seen=seen, keys=keys)
+
+
+def _rows(
+    data: tuple[Tensor, ...], keys: Tensor, step: int, batch: int | None
+) -> tuple[Tensor, ...]:
+    """The mini-batch of each task at a step, each [B, batch, ..]; empty without mini-batches."""
+    if batch is None:
+        return ()
+    rows = choices(keys, step, batch, below=data[0].shape[1])
+    tasks = torch.arange(len(rows), device=rows.device)[:, None]
+    return tuple(tensor[tasks, rows] for tensor in data)
 
 
 @dataclass(frozen=True)
@@ -149,6 +172,7 @@ class LossFamily(TaskFamily[LossTasks]):
             test=_stacked([task.test for task in tasks]),
             shared=self.own.shared,
             keys=torch.stack(keys),
+            units=self._units(shapes),
         )
 
     def check(self) -> None:
@@ -174,6 +198,13 @@ class LossFamily(TaskFamily[LossTasks]):
                     f"{self._source}: the gradient of loss by weights[{name!r}] is not finite at "
                     f"the initial weights"
                 )
+
+    def _units(self, shapes: Shapes) -> Units | None:
+        """The hidden units of the symmetries that the family lists, if any can be scaled."""
+        try:
+            return units_of(self.own.symmetries, shapes)
+        except ValueError as error:
+            raise UserError(f"{self._source}: symmetries: {error}") from None
 
     @property
     def _source(self) -> str:

@@ -105,6 +105,7 @@ class MetaTrainer:
         family = build.task_family(config.task)
         self.training_tasks = build.training_tasks(family, config.meta)
         self.lengths = build.lengths(config.meta, config.seed)
+        self.hiding = build.hiding(config.meta, config.seed)
         self.observe = build.observe(config.meta)
         self.windows = build.windows(config, self.optimizer, self.device)
         self.average = build.average(config.meta, self.optimizer)
@@ -264,7 +265,8 @@ class MetaTrainer:
         seed, batch = self.config.seed, self.config.meta.batch
         source, dtype = self.training_tasks, self.dtype
         drawn = source.sample(Stream.TRAIN, seed, first, batch, dtype, self.device)
-        return drawn.select(self.share).repeated(self.windows.copies)
+        share = drawn.select(self.share).repeated(self.windows.copies)
+        return share.hiding(self.hiding.of(first // batch))
 
 
 def _clip(parameters: list[torch.nn.Parameter], limit: float | None) -> Tensor:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from metaopt.network import Weights
 from metaopt.rules import Proposal, Rule, State
@@ -25,6 +25,8 @@ from metaopt.symmetry import (
     TeleportData,
     TeleportEngine,
     TeleportReport,
+    UnitEngine,
+    UnitReport,
 )
 from metaopt.tasks import Observation, TaskBatch, Tasks
 
@@ -41,7 +43,7 @@ class Step:
 
     weights: Weights
     state: Any
-    report: TeleportReport | None = None
+    report: TeleportReport | UnitReport | None = None
 
 
 class Optimizer(ABC):
@@ -90,7 +92,9 @@ class MetaOptimizer(nn.Module, Optimizer):
         engine: carries the generators out; None where no rule proposes any.
     """
 
-    def __init__(self, rules: Mapping[str, Rule], engine: TeleportEngine | None) -> None:
+    def __init__(
+        self, rules: Mapping[str, Rule], engine: TeleportEngine | UnitEngine | None
+    ) -> None:
         super().__init__()
         # A plain module as container: ModuleDict takes no key called "update".
         self.networks = nn.Module()
@@ -102,7 +106,8 @@ class MetaOptimizer(nn.Module, Optimizer):
     def initial_state(self, tasks: Tasks, observation: Observation) -> State:
         """The states of all rules, keyed ``rule.tensor``."""
         if self.engine is not None:
-            self.engine.check(with_known_network(tasks), observation.weights)
+            known: Any = with_known_network(tasks) if self.engine.needs_network else tasks
+            self.engine.check(known, observation.weights)
         return self.initial_rule_states(observation)
 
     def initial_rule_states(self, observation: Observation) -> State:
@@ -129,29 +134,56 @@ class MetaOptimizer(nn.Module, Optimizer):
         self, name: str, observation: Observation, state: State
     ) -> tuple[Proposal, State]:
         """What one rule proposes, and its part of the new state."""
-        prefix = f"{name}."
-        own = {key.removeprefix(prefix): v for key, v in state.items() if key.startswith(prefix)}
-        proposal, own = self.rules[name].propose(observation, own)
-        return proposal, {prefix + key: value for key, value in own.items()}
+        proposal, own = self.rules[name].propose(observation, _part(name, state))
+        return proposal, _named(name, own)
 
     def step(
         self, weights: Weights, observation: Observation, state: State, data: TeleportData
     ) -> Step:
         """Update first, teleport after it."""
         proposal, state = self.propose(observation, state)
-        weights, report = self.carry_out(weights, proposal, data)
-        return Step(weights, state, report)
+        return self.carry_out(weights, proposal, state, data)
 
-    def carry_out(
-        self, weights: Weights, proposal: Proposal, data: TeleportData
-    ) -> tuple[Weights, TeleportReport | None]:
-        """What a proposal makes of the weights, and the report of its teleport, if it has one."""
-        report = None
+    def carry_out(self, weights: Weights, proposal: Proposal, state: State, data: Any) -> Step:
+        """What a proposal makes of the weights and of the rules' states.
+
+        Args:
+            weights: w_t.
+            proposal: of all rules.
+            state: theirs, after proposing.
+            data: what the engine needs, ``TeleportData`` or ``UnitData``.
+        """
+        report: TeleportReport | UnitReport | None = None
         if proposal.updates is not None:
             weights = tuple(W + f for W, f in zip(weights, proposal.updates, strict=True))
         if proposal.generators is not None and self.engine is not None:
             weights, report = self.engine.teleport(weights, proposal.generators, data)
-        return weights, report
+        if isinstance(report, UnitReport):
+            for name, rule in self.rules.items():
+                scaled = rule.scaled(_part(name, state), report.t, report.log_factors)
+                state = state | _named(name, scaled)
+        return Step(weights, state, report)
+
+
+def _part(name: str, state: State) -> State:
+    """The part of a rule in the state of all."""
+    prefix = f"{name}."
+    return {key.removeprefix(prefix): v for key, v in state.items() if key.startswith(prefix)}
+
+
+def _named(name: str, own: State) -> State:
+    """The state of a rule as part of that of all."""
+    return {f"{name}.{key}": value for key, value in own.items()}
+
+
+def _over_factors(state: State, kinds: Mapping[str, int], log_factors: Weights) -> State:
+    """The tensors kind_l over exp(degree l), for each kind and its degree in the gradient."""
+    moved = {
+        f"{kind}{i}": state[f"{kind}{i}"] * (-degree * log).exp()
+        for kind, degree in kinds.items()
+        for i, log in enumerate(log_factors)
+    }
+    return state | moved
 
 
 class GradientDescent(Rule):
@@ -199,6 +231,10 @@ class Momentum(Rule):
             {f"m{i}": M for i, M in enumerate(m)},
         )
 
+    def scaled(self, state: State, t: Tensor, log_factors: Weights) -> State:
+        """m over exp(l)."""
+        return _over_factors(state, {"m": 1}, log_factors)
+
 
 class Adam(Rule):
     """m' = b1 m + (1 - b1) g,  v' = b2 v + (1 - b2) g^2,  f = -eta m^ / (sqrt(v^) + epsilon).
@@ -243,6 +279,10 @@ class Adam(Rule):
             root = (v / (1 - new["decay2"])).sqrt() + self.epsilon
             updates.append(-self.lr / (1 - new["decay1"]) * m / root)
         return Proposal(updates=tuple(updates)), new
+
+    def scaled(self, state: State, t: Tensor, log_factors: Weights) -> State:
+        """m over exp(l), v over exp(2 l)."""
+        return _over_factors(state, {"m": 1, "v": 2}, log_factors)
 
 
 _LINE_SEARCH_EVALUATIONS = 26

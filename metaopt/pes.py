@@ -180,7 +180,7 @@ def _across(states: Sequence[InnerState], rows: Rows, rules: Mapping[str, Rule])
     def made(values: Sequence[Any]) -> Any:
         if isinstance(values[0], tuple):
             return tuple(made(column) for column in zip(*values, strict=True))
-        return None if values[0] is None else rows(values, 0)
+        return rows(values, 0) if isinstance(values[0], Tensor) else values[0]
 
     observed = {
         field.name: made([getattr(state.observation, field.name) for state in states])

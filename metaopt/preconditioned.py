@@ -67,7 +67,7 @@ class PreconditionedOptimizer(MetaOptimizer):
         """One inner step on tasks, which can be observed a second time."""
         assert isinstance(data, TaskBatch)
         engine = self.engine
-        assert engine is not None
+        assert isinstance(engine, TeleportEngine)
         element, teleport_state = self.propose_alone("teleport", observation, state)
         assert element.generators is not None
         moved, there = engine.teleport(weights, element.generators, data)

@@ -22,14 +22,20 @@ DtypeName = Literal["float32", "float64"]
 ProductsName = Literal["full", "tf32", "bfloat16"]
 
 
-class _Learned(_Model):
+class _Network(_Model):
     hidden: Size = _field(20, "size of the two LSTM cells")
     scale: PositiveFloat = _field(1.0, "factor on the network's outputs")
     outer_lr: PositiveFloat = _required("outer learning rate (Adam) of this network")
+
+
+class _Frozen(_Model):
+    frozen: bool = _field(False, "a control: the network stays as it was initialised")
+
+
+class _Learned(_Network, _Frozen):
     free: PositiveFloat = _field(
         1.0, "factor on what outputs move without a direction that shapes it"
     )
-    frozen: bool = _field(False, "a control: the network stays as it was initialised")
 
 
 class _WithBasis(_Learned):
@@ -85,6 +91,23 @@ class InformedConfig(_Learned):
     )
 
 
+class LayerConfig(_Network, _Frozen):
+    """m1 parameter by parameter."""
+
+    kind: Literal["layer_lstm"] = _required(
+        "layer-wise update rule: one LSTM for all parameters, on statistics of mini-batches' "
+        "gradients; its outputs mix running means of them, and give step size and decay"
+    )
+
+
+class UnitConfig(_Learned):
+    """m2 hidden unit by hidden unit."""
+
+    kind: Literal["unit_lstm"] = _required(
+        "one LSTM for all hidden units, which are scaled one by one: for mini-batches"
+    )
+
+
 class FlattenedStepConfig(_Flattened, _StepSize):
     """The network of LSTM(lr,tele) on the flattened gradient."""
 
@@ -130,13 +153,14 @@ UpdateConfig = Annotated[
     FlattenedConfig
     | CoordinateConfig
     | InformedConfig
+    | LayerConfig
     | GradientDescentConfig
     | MomentumConfig
     | AdamConfig,
     Field(discriminator="kind"),
 ]
 GeneratorConfig = Annotated[
-    FlattenedConfig | CoordinateConfig | RandomConfig, Field(discriminator="kind")
+    FlattenedConfig | CoordinateConfig | UnitConfig | RandomConfig, Field(discriminator="kind")
 ]
 StepTeleportConfig = Annotated[
     FlattenedStepConfig | CoordinateStepConfig, Field(discriminator="kind")
@@ -145,6 +169,8 @@ LEARNED = (
     FlattenedConfig,
     CoordinateConfig,
     InformedConfig,
+    LayerConfig,
+    UnitConfig,
     FlattenedStepConfig,
     CoordinateStepConfig,
 )
@@ -182,8 +208,10 @@ class RulesConfig(_Model):
 class TeleporterConfig(_Model):
     """How generators move the weights."""
 
-    action: Literal["through_data", "linear", "scaling", "orthogonal"] = _field(
-        "through_data", "group action on each pair of adjacent layers"
+    action: Literal["through_data", "linear", "scaling", "orthogonal", "units"] = _field(
+        "through_data",
+        "group action on each pair of adjacent layers; or, with unit_lstm, on each hidden unit of "
+        "any network",
     )
     element: Literal["exponential", "cayley", "first_order"] = _field(
         "exponential", "generator to element; first_order is the paper's inexact pair"
@@ -195,7 +223,9 @@ class TeleporterConfig(_Model):
         "bounded",
         "generators smoothly below norm max_norm, cut off at it, or scaled to it (the paper)",
     )
-    max_norm: PositiveFloat = _field(1.0, "Frobenius norm of the limit")
+    max_norm: PositiveFloat = _field(
+        1.0, "Frobenius norm of the limit; for units the root mean square over them"
+    )
     guard: Literal["refuse", "shrink", "none"] = _field(
         "refuse", "what happens to a teleport that drifts too far"
     )
@@ -208,6 +238,13 @@ class TeleporterConfig(_Model):
     def _guarded(self) -> TeleporterConfig:
         if self.inexact == "guard" and self.guard == "none":
             raise ValueError("inexact: guard needs a guard, found guard: none")
+        if self.action == "units" and self.order == "around":
+            raise ValueError("action: units is for order: after, found around")
+        if self.action == "units" and (self.guard != "none" or self.element != "exponential"):
+            raise ValueError(
+                f"action: units is exact on any data: expected element: exponential and guard: "
+                f"none, found {self.element} and {self.guard}"
+            )
         if self.element == "cayley" and self.max_norm >= 2:
             raise ValueError(f"cayley needs max_norm below 2, found {self.max_norm}")
         return self
@@ -249,11 +286,31 @@ class TrainConfig(_Model):
         return self
 
     @model_validator(mode="after")
+    def _units(self) -> TrainConfig:
+        by_units = isinstance(self.rules.teleport, UnitConfig)
+        if self.teleporter is not None and by_units != (self.teleporter.action == "units"):
+            raise ValueError(
+                f"teleporter.action: units is what rules.teleport of kind unit_lstm needs, and "
+                f"nothing else; found {self.teleporter.action}"
+            )
+        if self.meta.hide.inputs > 0 and self.teleporter is not None and not by_units:
+            raise ValueError("meta.hide.inputs: this teleporter reads the layers' inputs; leave 0")
+        return self
+
+    @model_validator(mode="after")
     def _own_family(self) -> TrainConfig:
         if not self.task.is_own:
+            if self.meta.objective == "held_out":
+                raise ValueError(f"meta.objective: {self.task.family} keeps no data apart")
             return self
-        if self.teleporter is not None or not isinstance(self.rules.update, CoordinateConfig):
-            raise ValueError(f"rules: {ONLY_THE_LOSS} rules.update of kind coordinate_lstm alone")
+        update, teleport = self.rules.update, self.rules.teleport
+        if not isinstance(update, CoordinateConfig | LayerConfig | AdamConfig | MomentumConfig):
+            raise ValueError(
+                f"rules: {ONLY_THE_LOSS} rules.update of kind layer_lstm, coordinate_lstm, adam or "
+                f"momentum"
+            )
+        if not isinstance(teleport, UnitConfig | None):
+            raise ValueError(f"rules: {ONLY_THE_LOSS} rules.teleport of kind unit_lstm")
         if self.meta.rescale > 0:
             raise ValueError("meta.rescale: a family of your own is sampled as it is; leave it 0")
         return self

@@ -54,6 +54,18 @@ class PersistentESConfig(Model):
 EstimatorConfig = Annotated[GradientConfig | PersistentESConfig, Field(discriminator="kind")]
 
 
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class HideConfig(Model):
+    """What rules learn to do without."""
+
+    loss: Share = described(0.0, "share of the meta-batches in which rules are not told the loss")
+    inputs: Share = described(
+        0.0, "share of the meta-batches in which rules are not shown the inputs of layers"
+    )
+
+
 class MetaConfig(Model):
     """The outer loop."""
 
@@ -78,6 +90,11 @@ class MetaConfig(Model):
         "over a window: mean of log(loss + epsilon), that of the last step alone, mean of losses "
         "as shares of the loss at its start, or the paper's sum",
     )
+    objective: Literal["observed", "held_out"] = described(
+        "observed",
+        "whose losses: those that are observed, or those of a sample of the tasks' `test`",
+    )
+    hide: HideConfig = described(HideConfig(), "what rules learn to do without")
     epsilon: PositiveFloat = described(1e-9, "added to losses, except in the sum")
     schedule: Literal["cosine", "constant"] = described("cosine", "of the outer learning rates")
     final_lr: Annotated[float, Field(gt=0, le=1)] = described(

@@ -41,6 +41,8 @@ class Stream(IntEnum):
     RANDOM_GENERATORS = 8
     ELEMENTS = 9
     MINIBATCH = 10
+    HIDING = 11
+    SPLIT = 12
 
 
 def generator(stream: Stream, seed: int, block: int = 0) -> np.random.Generator:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Generic, Self, TypeVar
 
@@ -25,6 +25,7 @@ from torch import Tensor
 from metaopt.network import Forward, LeakyReLU, Weights, forward, pseudo_inverse
 from metaopt.schema_task import Distribution, TaskConfig
 from metaopt.streams import Stream, uniforms
+from metaopt.units import Units
 
 
 @dataclass(frozen=True)
@@ -36,12 +37,14 @@ class Observation:
         grads: grad_{W_l} L, of the same shapes.
         inputs: the layer inputs A_0 .. A_{L-1}, each [B, n_l, N].
         loss: [B], or None where the caller does not know it.
+        units: the hidden units that may be scaled, or None where they are not known.
     """
 
     weights: Weights
     grads: Weights
     inputs: tuple[Tensor, ...]
     loss: Tensor | None
+    units: Units | None = None
 
     def detach(self) -> Observation:
         """The same observation as a constant."""
@@ -50,7 +53,13 @@ class Observation:
             grads=cut(self.grads),
             inputs=cut(self.inputs),
             loss=None if self.loss is None else self.loss.detach(),
+            units=self.units,
         )
+
+
+Hidden = frozenset[str]
+"""Names of fields of ``Observation``, of ``loss`` and ``inputs``."""
+NOTHING: Hidden = frozenset()
 
 
 def cut(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -68,9 +77,11 @@ class Tasks(ABC):
 
     Attributes:
         initial: the weights that each trajectory starts from, each [B, out, in].
+        hides: what the rules are not shown of them (``augment.Hiding``).
     """
 
     initial: Weights
+    hides: Hidden = NOTHING
 
     @property
     def size(self) -> int:
@@ -91,6 +102,31 @@ class Tasks(ABC):
     @abstractmethod
     def loss(self, weights: Weights) -> Tensor:
         """L(w) on all data, [B]."""
+
+    def hiding(self, hides: Hidden) -> Self:
+        """The same tasks, with that hidden from the rules."""
+        return replace(self, hides=hides) if hides != self.hides else self  # type: ignore[type-var]
+
+    def shown(self, observation: Observation) -> Observation:
+        """What the rules are shown of an observation: all but what is hidden from them."""
+        return replace(
+            observation,
+            loss=None if "loss" in self.hides else observation.loss,
+            inputs=() if "inputs" in self.hides else observation.inputs,
+        )
+
+    @property
+    def units(self) -> Units | None:
+        """The hidden units that may be scaled, or None where they are not known."""
+        return None
+
+    def seen_loss(self, weights: Weights) -> Tensor:
+        """L(w), [B], on the data at hand."""
+        return self.loss(weights)
+
+    def held_out_loss(self, weights: Weights) -> Tensor:
+        """L(w), [B], differentiable, on a sample of data that no step is shown."""
+        raise NotImplementedError("these tasks keep no data apart")
 
     def judged(self, weights: Weights, observed: Tensor) -> Tensor:
         """What validation and evaluation report of ``weights``, [B].
@@ -132,6 +168,13 @@ class TaskBatch(Tasks):
     Y: Tensor
     initial: Weights
     s: LeakyReLU
+    hides: Hidden = NOTHING
+
+    @cached_property
+    def units(self) -> Units:
+        """Rows of W_l, read by columns of W_{l+1}."""
+        shapes = [(W.shape[1], W.shape[2]) for W in self.initial]
+        return Units.of_chain(shapes).to(self.X.device)
 
     @cached_property
     def X_pinv(self) -> Tensor:
@@ -159,6 +202,7 @@ class TaskBatch(Tasks):
             grads=self._gradient(weights, passed),
             inputs=passed.inputs,
             loss=regression_loss(passed.outputs, self.Y),
+            units=self.units,
         )
 
     def _gradient(self, weights: Weights, passed: Forward) -> Weights:
@@ -178,18 +222,17 @@ class TaskBatch(Tasks):
         X, Y, *initial = (
             tensor.repeat_interleave(times, dim=0) for tensor in (self.X, self.Y, *self.initial)
         )
-        return TaskBatch(X, Y, tuple(initial), self.s)
+        return replace(self, X=X, Y=Y, initial=tuple(initial))
 
     def select(self, index: slice) -> TaskBatch:
         """The tasks of a slice of the batch."""
-        return TaskBatch(
-            self.X[index], self.Y[index], tuple(W[index] for W in self.initial), self.s
-        )
+        initial = tuple(W[index] for W in self.initial)
+        return replace(self, X=self.X[index], Y=self.Y[index], initial=initial)
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> TaskBatch:
         """The same tasks elsewhere, or in another precision."""
         X, Y, *initial = (tensor.to(device, dtype) for tensor in (self.X, self.Y, *self.initial))
-        return TaskBatch(X, Y, tuple(initial), self.s)
+        return replace(self, X=X, Y=Y, initial=tuple(initial))
 
 
 def layer_shapes(task: TaskConfig) -> tuple[tuple[int, int], ...]:

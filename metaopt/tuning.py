@@ -26,7 +26,7 @@ from metaopt.statistics import geomean
 from metaopt.streams import Stream
 from metaopt.symmetry import InexactActionError
 from metaopt.tasks import Tasks
-from metaopt.unroll import rollout
+from metaopt.unroll import last_loss
 
 
 @dataclass(frozen=True)
@@ -107,8 +107,8 @@ def _search(config: EvalConfig, base: str, step: int, tasks: Tasks, world: World
         settings, desc=f"tuning {base} for step {step}", leave=False, disable=not world.first
     )
     for values in bar:
-        curve, _ = rollout(tasks, build.hand_made(base, values), step)
-        final.append(curve[-1].double().cpu())
+        found = last_loss(tasks, build.hand_made(base, values), step)
+        final.append(found.double().cpu())
     whole = torch.cat(world.gather(torch.stack(final)), dim=1)
     losses = [float(geomean(of_setting.numpy())) for of_setting in whole]
     best = min(range(len(settings)), key=losses.__getitem__)

@@ -40,7 +40,7 @@ from torch.autograd.function import once_differentiable
 from metaopt.network import Weights
 from metaopt.optimizers import Optimizer
 from metaopt.rules.affine import one_window
-from metaopt.symmetry import TeleportData, TeleportReport
+from metaopt.symmetry import TeleportData, TeleportReport, UnitReport
 from metaopt.tasks import Observation, TaskBatch, Tasks, cut, regression_loss
 
 
@@ -78,6 +78,16 @@ def second_order(tasks: Tasks, weights: Weights) -> tuple[Tensor, Observation]:
     observation = tasks.observe(weights)
     assert observation.loss is not None
     return observation.loss, observation
+
+
+def held_out(observe: Observe) -> Observe:
+    """The observation as ``observe`` makes it, the loss that of data which no step was shown."""
+
+    def apart(tasks: Tasks, weights: Weights) -> tuple[Tensor, Observation]:
+        _, observation = observe(tasks, weights)
+        return tasks.held_out_loss(weights), observation
+
+    return apart
 
 
 def judged(tasks: Tasks, weights: Weights) -> tuple[Tensor, Observation]:
@@ -168,8 +178,15 @@ def resume(
     tasks: Tasks, step: int, weights: Weights, optimizer_state: Any, observe: Observe
 ) -> InnerState:
     """The inner state at given weights and optimizer state (one gradient evaluation)."""
-    loss, observation = observe(tasks.at(step), weights)
-    return InnerState(step, weights, loss, observation, optimizer_state)
+    return _observed(tasks.at(step), step, weights, optimizer_state, observe)
+
+
+def _observed(
+    tasks: Tasks, step: int, weights: Weights, optimizer_state: Any, observe: Observe
+) -> InnerState:
+    """The inner state on tasks as they are at that step."""
+    loss, observation = observe(tasks, weights)
+    return InnerState(step, weights, loss, tasks.shown(observation), optimizer_state)
 
 
 def start(tasks: Tasks, optimizer: Optimizer, observe: Observe = first_order) -> InnerState:
@@ -198,14 +215,16 @@ def unroll(
         The state at t + K, still attached to the graph, and the losses on the way.
     """
     losses: list[Tensor] = []
-    reports: list[TeleportReport] = []
+    reports: list[TeleportReport | UnitReport] = []
     traces: list[TeleportTrace] = []
-    # An optimizer that needs what these tasks do not have said so in ``initial_state``.
-    data = cast(TeleportData, tasks)
+    seen = tasks.at(state.step)
     with one_window():
         for _ in range(steps):
+            # An optimizer that needs what these tasks do not have said so in ``initial_state``.
+            data = cast(TeleportData, seen)
             taken = optimizer.step(state.weights, state.observation, state.optimizer, data)
-            state = resume(tasks, state.step + 1, taken.weights, taken.state, observe)
+            seen = tasks.at(state.step + 1)
+            state = _observed(seen, state.step + 1, taken.weights, taken.state, observe)
             losses.append(state.loss)
             if taken.report is not None:
                 reports.append(taken.report)
@@ -217,11 +236,20 @@ def unroll(
     return state, Unrolled(torch.stack(losses), _joined(traces) if traces else None)
 
 
-def _trace(reports: list[TeleportReport], tasks: Tasks, losses: list[Tensor]) -> TeleportTrace:
+def _trace(
+    reports: list[TeleportReport | UnitReport], tasks: Tasks, losses: list[Tensor]
+) -> TeleportTrace:
     """The trace of the last steps, from their reports and all losses so far."""
+    of_units = [report for report in reports if isinstance(report, UnitReport)]
+    if of_units:
+        norm, drift, log_ratio = (
+            torch.stack([getattr(report, name) for report in of_units])
+            for name in ("norm", "drift", "log_ratio")
+        )
+        return TeleportTrace(norm, drift, torch.zeros_like(norm, dtype=torch.bool), log_ratio)
     assert isinstance(tasks, TaskBatch)
     with torch.no_grad():
-        report = TeleportReport.stack(reports)
+        report = TeleportReport.stack([r for r in reports if isinstance(r, TeleportReport)])
         losses_after = torch.stack(losses[-len(reports) :])
         tiny = torch.finfo(losses_after.dtype).tiny
         losses_before = regression_loss(report.outputs_before, tasks.Y)
@@ -251,3 +279,11 @@ def rollout(tasks: Tasks, optimizer: Optimizer, steps: int) -> tuple[Tensor, Tel
         state = start(tasks, optimizer, judged)
         _, unrolled = unroll(tasks, optimizer, state, steps, judged)
         return torch.cat([state.loss[None], unrolled.losses]), unrolled.teleports
+
+
+def last_loss(tasks: Tasks, optimizer: Optimizer, steps: int) -> Tensor:
+    """L(w_steps), [B], as the tasks judge it: the last of ``rollout``'s, and judged but once."""
+    with torch.no_grad():
+        state = start(tasks, optimizer)
+        state, _ = unroll(tasks, optimizer, state, steps)
+        return tasks.at(steps).judged(state.weights, state.loss)

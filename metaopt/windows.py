@@ -19,7 +19,8 @@ from torch import Tensor
 from metaopt.meta_loss import MetaLoss
 from metaopt.optimizers import MetaOptimizer
 from metaopt.rules import State
-from metaopt.tasks import TaskBatch, Tasks
+from metaopt.symmetry import TeleportEngine
+from metaopt.tasks import Hidden, TaskBatch, Tasks
 from metaopt.unroll import InnerState, Observe, resume, unroll
 
 WARM_UP = 3
@@ -109,9 +110,9 @@ def cuda_graph(run: Run) -> tuple[Differentiated, Callable[[], None]]:
 
 
 class Replayed(Windows):
-    """Windows recorded once for each length, then replayed.
+    """Windows recorded once for each length (and what is hidden from the rules), then replayed.
 
-    What a replay returns is overwritten by the next replay of a window of that length.
+    What a replay returns is overwritten by the next replay of a window of that kind.
 
     Args:
         windows: what is recorded.
@@ -121,15 +122,16 @@ class Replayed(Windows):
     def __init__(self, windows: StepByStep, record: Record = cuda_graph) -> None:
         self._windows = windows
         self._record = record
-        self._recordings: dict[int, _Recording] = {}
+        self._recordings: dict[tuple[int, Hidden], _Recording] = {}
 
     def __call__(self, tasks: Tasks, inner: InnerState, steps: int) -> Differentiated:
         """K = ``steps`` inner steps from ``inner``, and the meta-gradient of their losses."""
         assert isinstance(tasks, TaskBatch)
-        recording = self._recordings.get(steps)
+        kind = steps, tasks.hides
+        recording = self._recordings.get(kind)
         if recording is None:
             recording = _Recording(self._windows, self._record, tasks, inner, steps)
-            self._recordings[steps] = recording
+            self._recordings[kind] = recording
         return recording.replay(tasks, inner)
 
 
@@ -148,7 +150,8 @@ class _Recording:
         steps: int,
     ) -> None:
         engine = windows.optimizer.engine
-        self._needs_inverse = engine is not None and engine.action.needs_data
+        # An engine that knows of units alone reads no data.
+        self._needs_inverse = isinstance(engine, TeleportEngine) and engine.action.needs_data
         self._tasks = replace(tasks, X=tasks.X.clone(), Y=tasks.Y.clone())
         if self._needs_inverse:
             # Filled from the tasks at hand: the decomposition behind it cannot be recorded.

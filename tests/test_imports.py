@@ -22,6 +22,7 @@ BOTTOM = {
     "statistics",
     "streams",
     "tables",
+    "units",
 }
 APART = {"config", "schema", "schema_meta", "schema_task", "schema_types", "checkpoint", "report"}
 APART |= {"description", "figures", "model_card", "pretrained"}

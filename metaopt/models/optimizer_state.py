@@ -10,15 +10,19 @@ included, so that Adam's correction of its bias starts again. (Coupled weight de
 the gradient, and these move by a and not by a^-T: there the transport is as good as the decay is
 small.)
 
-The states of a learned rule's LSTMs are no known function of gradients. A coordinate-wise rule
-treats all hidden units alike, so that its states are relabelled with them; under any other element
-those of moved parameters are reset. Where some state belongs to all parameters together (that of
-teleporters and flattened rules) all of it is reset.
+A learned rule says what its state is (``rules.Kept``). Its means of gradients and of their squares
+move as above; what a layer-wise LSTM knows of a whole parameter stays. The states of a
+coordinate-wise LSTM are no known function of gradients: as it treats all hidden units alike they
+are relabelled with them, and under any other element those of moved parameters are reset. Where
+some state belongs to all parameters together (that of teleporters and flattened rules) all of it is
+reset.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +30,7 @@ from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer
 
 from metaopt.models.elements import Relabelling, Touch
 from metaopt.models.movement import Touches, tensor_at
-from metaopt.torch_optim import LearnedOptimizer
+from metaopt.rules import Kept
 
 DEGREES: dict[type[Optimizer], dict[str, int]] = {
     SGD: {"momentum_buffer": 1},
@@ -37,9 +41,20 @@ DEGREES: dict[type[Optimizer], dict[str, int]] = {
 """Optimizer -> name of a tensor of its state -> its degree in the gradient."""
 
 
+@runtime_checkable
+class Learned(Protocol):
+    """An optimizer with a learned rule: it knows what its state is."""
+
+    def shared_state(self) -> list[str]:
+        """The keys of the state that belongs to all parameters together."""
+
+    def kept(self, key: str) -> Kept | None:
+        """What a tensor in a parameter's state belongs to; None for a copy of the parameter."""
+
+
 def reset(optimizer: Optimizer, model: nn.Module, found: Touches) -> None:
     """Forget the state of every parameter that is moved, and what belongs to all together."""
-    if found and isinstance(optimizer, LearnedOptimizer) and optimizer.shared_state():
+    if found and isinstance(optimizer, Learned) and optimizer.shared_state():
         optimizer.state.clear()
     for path in found:
         optimizer.state.pop(tensor_at(model, path), None)
@@ -52,10 +67,10 @@ def transport(optimizer: Optimizer, model: nn.Module, found: Touches) -> None:
     Raises:
         ValueError: for an optimizer of which it is not known what its state is.
     """
-    if isinstance(optimizer, LearnedOptimizer):
+    if isinstance(optimizer, Learned):
         if optimizer.shared_state():
             return reset(optimizer, model, found)
-        of_parameter: OfParameter = _relabelled
+        of_parameter: OfParameter = partial(_by_kind, optimizer)
     else:
         of_parameter = _by_degree(optimizer)
     for path, steps in found.items():
@@ -91,17 +106,38 @@ def _by_degree(optimizer: Optimizer) -> OfParameter:
     return moved
 
 
-def _relabelled(parameter: Tensor, state: Mapping[str, Tensor], steps: list[Touch]) -> Moved:
-    """States [hidden, *shape], and what has the parameter's shape, relabelled."""
-    if not all(isinstance(touch.element, Relabelling) for touch in steps):
-        return None
+def _by_kind(
+    optimizer: Learned, parameter: Tensor, state: Mapping[str, Tensor], steps: list[Touch]
+) -> Moved:
+    """States [any, *shape] of entries, and what has the parameter's shape, by what they are."""
     found: dict[str, Tensor] = {}
-    for name, tensor in state.items():
-        parts = tensor.reshape(-1, *parameter.shape).unbind()
-        for touch in steps:
-            parts = tuple(touch.weights(part) for part in parts)
-        found[name] = torch.stack(parts).reshape(tensor.shape)
+    for key, tensor in state.items():
+        kept = optimizer.kept(key)
+        if kept is Kept.TENSORS:
+            continue
+        parts = []
+        for part in tensor.reshape(-1, *parameter.shape).double().unbind():
+            moved = _of_kind(part, kept, steps)
+            if moved is None:
+                return None
+            parts.append(moved)
+        found[key] = torch.stack(parts).reshape(tensor.shape)
     return found
+
+
+def _of_kind(part: Tensor, kept: Kept | None, steps: list[Touch]) -> Tensor | None:
+    match kept:
+        case Kept.GRADIENTS:
+            return _moved(part, steps, 1)
+        case Kept.SQUARES:
+            return _moved(part, steps, 2)
+        case Kept.ENTRIES:
+            if not all(isinstance(touch.element, Relabelling) for touch in steps):
+                return None
+    # Relabelled, or a copy of the weights: as the weights are.
+    for touch in steps:
+        part = touch.weights(part)
+    return part
 
 
 def _degrees(optimizer: Optimizer) -> dict[str, int]:

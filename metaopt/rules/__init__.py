@@ -1,6 +1,6 @@
 """Learned rules: features, LSTMs for updates, group elements and step sizes."""
 
-from metaopt.rules.base import Proposal, Rule
+from metaopt.rules.base import Kept, Proposal, Rule
 from metaopt.rules.coordinate import (
     CoordinateGroupElementLSTM,
     CoordinateStepSizeGroupElementLSTM,
@@ -13,8 +13,10 @@ from metaopt.rules.flattened import (
     LocalUpdateLSTM,
     StepSizeGroupElementLSTM,
 )
+from metaopt.rules.layer import LayerUpdateLSTM
 from metaopt.rules.lstm import LSTM, Head, State
 from metaopt.rules.random_generators import RandomGenerators
+from metaopt.rules.unit import UnitScalingLSTM
 
 __all__ = [
     "LSTM",
@@ -25,10 +27,13 @@ __all__ = [
     "GroupElementLSTM",
     "Head",
     "InformedUpdateLSTM",
+    "Kept",
+    "LayerUpdateLSTM",
     "LocalUpdateLSTM",
     "Proposal",
     "RandomGenerators",
     "Rule",
     "State",
     "StepSizeGroupElementLSTM",
+    "UnitScalingLSTM",
 ]

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from enum import Enum
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from metaopt.network import Weights
@@ -28,11 +30,22 @@ class Proposal:
 
     Attributes:
         updates: f_l to be added to W_l, each [B, out, in], or None.
-        generators: T_l for each adjacent pair of layers, each [B, k_l, k_l], or None.
+        generators: T_l for each adjacent pair of layers, each [B, k_l, k_l]; or one diagonal t over
+            all hidden units, [B, K], where the engine scales units; or None.
     """
 
     updates: Weights | None = None
     generators: tuple[Tensor, ...] | None = None
+
+
+class Kept(Enum):
+    """What a tensor of a rule's state belongs to, and how it moves when the weights teleport."""
+
+    ALL = "all parameters together"
+    TENSORS = "parameters, [B, any, L] with a column for each; stays under every element"
+    ENTRIES = "entries of parameters, [B, any, P]; moves under permutations alone"
+    GRADIENTS = "the same; linear in gradients, moves like them under every element"
+    SQUARES = "the same; linear in squares of gradients"
 
 
 class Rule(nn.Module, ABC):
@@ -45,6 +58,25 @@ class Rule(nn.Module, ABC):
     """
 
     batch_axis: ClassVar[int] = 0
+
+    def kept(self, name: str) -> Kept:
+        """What the state's tensor of this name belongs to."""
+        return Kept.ALL
+
+    def scaled(self, state: State, t: Tensor, log_factors: Weights) -> State:
+        """The state after the weights were multiplied by exp(l): that of gradients at exp(l) w.
+
+        Args:
+            state: of this rule.
+            t: logarithms of the factors of the hidden units, [B, K].
+            log_factors: l of each entry, shaped like the weights.
+        """
+        degrees = {Kept.GRADIENTS: 1, Kept.SQUARES: 2}
+        moving = {n: degrees[kept] for n in state if (kept := self.kept(n)) in degrees}
+        if not moving:
+            return state
+        rows = torch.cat([log.flatten(1) for log in log_factors], dim=1)[:, None]
+        return state | {n: state[n] * (-degree * rows).exp() for n, degree in moving.items()}
 
     @abstractmethod
     def initial_state(self, observation: Observation) -> State:

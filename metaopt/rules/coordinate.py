@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from metaopt.rules.base import Proposal, Rule
+from metaopt.rules.base import Kept, Proposal, Rule
 from metaopt.rules.directions import HEAD_BOUND, Basis
 from metaopt.rules.features import (
     GENERATOR_FEATURES,
@@ -85,6 +85,10 @@ class CoordinateUpdateLSTM(CoordinateRule):
 
     def __init__(self, basis: Basis, hidden: int, scale: float, seed: int, name: str) -> None:
         super().__init__(self.features, basis, hidden, scale, seed, name)
+
+    def kept(self, name: str) -> Kept:
+        """The cells' states are those of entries."""
+        return Kept.ENTRIES
 
     def initial_state(self, observation: Observation) -> State:
         """Zeros for every weight of every trajectory."""

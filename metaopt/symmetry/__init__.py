@@ -27,6 +27,7 @@ from metaopt.symmetry.generators import (
 )
 from metaopt.symmetry.guard import Generators, Guard, Guarded, Refuse, Shrink, Unguarded, drift
 from metaopt.symmetry.teleport import TeleportData, TeleportEngine, TeleportReport
+from metaopt.symmetry.units import UnitData, UnitEngine, UnitReport
 
 __all__ = [
     "Action",
@@ -55,6 +56,9 @@ __all__ = [
     "TeleportReport",
     "ThroughData",
     "Unguarded",
+    "UnitData",
+    "UnitEngine",
+    "UnitReport",
     "drift",
     "frobenius_norm",
     "permutation",

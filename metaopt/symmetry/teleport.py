@@ -128,6 +128,9 @@ class TeleportEngine:
             leaving it to the guard.
     """
 
+    needs_network = True
+    """Whether ``check`` and ``teleport`` take ``TeleportData``, not ``UnitData``."""
+
     def __init__(
         self,
         action: Action,

@@ -28,7 +28,7 @@ class DifferentiableLearnedOptimizer(higher.optim.DifferentiableOptimizer):
         self._loss: Tensor | None = None
         # Forward hooks belong to the functional copy of the model, which makes its own.
         found = other.chain_of(self._fmodel, keep_graph=True)
-        self._stepper = Stepper(other.meta_optimizer, found, other.in_order())
+        self._stepper = Stepper(other.meta_optimizer, found, other.units(), other.in_order())
 
     def step(self, loss: Tensor, *arguments: Any, **options: Any) -> Any:
         """One inner step from the loss of the functional model."""

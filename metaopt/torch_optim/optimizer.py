@@ -12,10 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from metaopt.learned import LearnedRule, load
+from metaopt.models.find import plain, symmetries
+from metaopt.models.units import units_of
 from metaopt.optimizers import MetaOptimizer
+from metaopt.rules import Kept
+from metaopt.symmetry import UnitEngine
 from metaopt.torch_optim.chain import Chain
-from metaopt.torch_optim.precision import unrounded, working_dtype, write
+from metaopt.torch_optim.precision import HALF, unrounded, working_dtype, write
 from metaopt.torch_optim.stepper import Rates, Stepper
+from metaopt.units import Units
 
 Parameters = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
 """What ``torch.optim`` takes: parameters, named parameters or groups."""
@@ -132,7 +137,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         if hasattr(self, "_stepper") and self._stepper.chain is not None:
             self._stepper.chain.release()
         found = "no model was given" if self.model is None else self.chain_of(self.model)
-        self._stepper = Stepper(self.meta_optimizer, found, parameters)
+        self._stepper = Stepper(self.meta_optimizer, found, self.units(), parameters)
         self._complete_states()
 
     def in_order(self) -> list[Tensor]:
@@ -145,6 +150,28 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     def _shared_of(self, parameter: Tensor) -> list[str]:
         return [key for key in self.state[parameter] if self._stepper.layout.is_shared(key)]
+
+    def kept(self, key: str) -> Kept | None:
+        """What a tensor in a parameter's state belongs to; None for what is no rule's."""
+        return self._stepper.layout.kept(key) if "." in key else None
+
+    def units(self) -> Units | str:
+        """The hidden units that the rule may scale, or why it may scale none."""
+        if not isinstance(self.meta_optimizer.engine, UnitEngine):
+            return "the rule scales no units"
+        if self.model is None:
+            return "no model was given"
+        parameters = self.in_order()
+        if any(p.dtype in HALF for p in parameters):
+            return "its weights are too coarse to carry out an exact action"
+        model = plain(self.model)
+        names = {id(p): name for name, p in model.named_parameters()}
+        shapes = {names[id(p)]: p.shape for p in parameters}
+        found = symmetries(model)
+        units = units_of(found, shapes)
+        if units is None:
+            return f"no hidden units can be scaled: {found}"
+        return units.to(parameters[0].device)
 
     def chain_of(self, model: nn.Module, keep_graph: bool = False) -> Chain | str:
         """The model, or a copy of it, as a chain, or why it is none.

@@ -1,8 +1,9 @@
 """What of a rule's state belongs to which parameter.
 
-    [1, hidden, P]  of a coordinate-wise update rule   ->  [hidden, *shape] for each parameter
-    m_i, v_i        of a hand-made update rule         ->  m, v for each parameter
-    all else        (flattened rules, teleporters)     ->  kept with the first parameter
+    [1, any, P]  of entries (``Kept``)              ->  [any, *shape] for each parameter
+    [1, any, L]  of parameters                      ->  [any] for each parameter
+    m_i, v_i     of a hand-made update rule         ->  m, v for each parameter
+    all else     (flattened rules, teleporters)     ->  kept with the first parameter
 
 so that a state goes where its parameter goes: into another group, into a ``state_dict``, or nowhere
 while the parameter has no gradient. Whole and parts share their memory.
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from metaopt.network import as_matrices
 from metaopt.optimizers import Adam, MetaOptimizer, Momentum
-from metaopt.rules import CoordinateUpdateLSTM, State
+from metaopt.rules import Kept, State
 
 _ONE_EACH = re.compile(r"(?P<kind>[mv])(?P<index>\d+)")
 
@@ -43,10 +44,24 @@ class Layout:
     def __init__(self, optimizer: MetaOptimizer, shapes: Sequence[torch.Size]) -> None:
         self.shapes = tuple(shapes)
         self.counts = [shape.numel() for shape in shapes]
-        rules = optimizer.rules.items()
-        self._by_column = {name for name, r in rules if isinstance(r, CoordinateUpdateLSTM)}
-        self._one_each = {name for name, r in rules if isinstance(r, Adam | Momentum)}
+        self._rules = dict(optimizer.rules)
+        self._one_each = {n for n, r in self._rules.items() if isinstance(r, Adam | Momentum)}
         self._cuts: dict[str, _Cut] = {}
+
+    def kept(self, key: str) -> Kept:
+        """What a tensor of a rule's state, keyed ``rule.name``, belongs to."""
+        rule, _, name = key.partition(".")
+        return self._rules[rule].kept(name)
+
+    def _columns(self, key: str) -> tuple[list[int], list[torch.Size]] | None:
+        """Columns of each parameter, and the shape of their parts; None where there are none."""
+        match self.kept(key):
+            case Kept.ALL:
+                return None
+            case Kept.TENSORS:
+                return [1] * len(self.shapes), [torch.Size()] * len(self.shapes)
+            case _:
+                return self.counts, list(self.shapes)
 
     def apart(self, state: State) -> list[State]:
         """A state for each parameter."""
@@ -54,11 +69,12 @@ class Layout:
         for key, tensor in state.items():
             rule, _, name = key.partition(".")
             numbered = _ONE_EACH.fullmatch(name)
-            if rule in self._by_column:
-                columns = tensor.split(self.counts, dim=2)
+            columns = self._columns(key)
+            if columns is not None:
+                counts, shapes = columns
                 parts = tuple(
                     part.reshape(-1, *shape)
-                    for part, shape in zip(columns, self.shapes, strict=True)
+                    for part, shape in zip(tensor.split(counts, dim=2), shapes, strict=True)
                 )
                 self._cuts[key] = _Cut(tensor, parts)
                 for one, part in zip(own, parts, strict=True):
@@ -73,16 +89,21 @@ class Layout:
     def is_shared(self, key: str) -> bool:
         """Whether what a parameter's state has under this key belongs to all of them."""
         rule, _, kind = key.partition(".")
-        own = rule in self._by_column or (rule in self._one_each and kind in {"m", "v"})
-        return bool(kind) and not own
+        is_own = rule in self._one_each and kind in {"m", "v"}
+        return bool(kind) and not is_own and self.kept(key) is Kept.ALL
 
     def together(self, own: Sequence[Mapping[str, Tensor]]) -> State:
         """The state of all rules."""
         state: State = {}
         for key in own[0]:
             rule, _, kind = key.partition(".")
-            if rule in self._by_column:
-                state[key] = self._whole(key, tuple(one[key] for one in own))
+            if not kind:
+                # Not of a rule (``precision``).
+                continue
+            columns = self._columns(key)
+            if columns is not None:
+                parts = tuple(one[key] for one in own)
+                state[key] = self._whole(key, parts, columns[0])
             elif rule in self._one_each and kind in {"m", "v"}:
                 for index, one in enumerate(own):
                     state[f"{key}{index}"] = as_matrix(one[key])
@@ -90,25 +111,27 @@ class Layout:
                 state[key] = own[0][key]
         return state
 
-    def _whole(self, key: str, parts: tuple[Tensor, ...]) -> Tensor:
+    def _whole(self, key: str, parts: tuple[Tensor, ...], counts: Sequence[int]) -> Tensor:
         cut = self._cuts.get(key)
         # Those of the step before are still the columns of one tensor.
         if cut is not None and all(a is b for a, b in zip(parts, cut.parts, strict=True)):
             return cut.whole
-        return torch.cat([part.reshape(1, part.shape[0], -1) for part in parts], dim=2)
+        matrices = [p.reshape(1, -1, count) for p, count in zip(parts, counts, strict=True)]
+        return torch.cat(matrices, dim=2)
 
-    def kept(self, old: State, new: State, active: Sequence[bool]) -> State:
+    def moved(self, old: State, new: State, active: Sequence[bool]) -> State:
         """The new state for active parameters, the old one for the others."""
         if all(active):
             return new
         flags = torch.tensor(active)
-        columns = flags.repeat_interleave(torch.tensor(self.counts))
         state = dict(new)
         for key, tensor in new.items():
             rule, _, name = key.partition(".")
             numbered = _ONE_EACH.fullmatch(name)
-            if rule in self._by_column:
-                state[key] = torch.where(columns.to(tensor.device), tensor, old[key])
+            columns = self._columns(key)
+            if columns is not None:
+                of_columns = flags.repeat_interleave(torch.tensor(columns[0]))
+                state[key] = torch.where(of_columns.to(tensor.device), tensor, old[key])
             elif rule in self._one_each and numbered is not None:
                 state[key] = tensor if active[int(numbered["index"])] else old[key]
         return state

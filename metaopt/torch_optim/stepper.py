@@ -17,12 +17,13 @@ import torch
 from torch import Tensor
 
 from metaopt.network import Weights
-from metaopt.optimizers import MetaOptimizer
+from metaopt.optimizers import MetaOptimizer, Step
 from metaopt.rules import InformedUpdateLSTM, Proposal, State
-from metaopt.symmetry import InexactActionError
+from metaopt.symmetry import InexactActionError, TeleportEngine, UnitEngine
 from metaopt.tasks import Observation
 from metaopt.torch_optim.chain import Chain, ModelData
 from metaopt.torch_optim.states import Layout, as_matrix
+from metaopt.units import Units
 
 Rate = float | Tensor
 
@@ -40,12 +41,28 @@ class Rates:
     weight_decay: Rate
 
 
+@dataclass(frozen=True)
+class ModelUnits:
+    """The hidden units of a model: a ``UnitData`` on which no loss can be evaluated.
+
+    Attributes:
+        units: that may be scaled.
+    """
+
+    units: Units
+
+    def seen_loss(self, weights: Weights) -> None:
+        """Not known: the model is called by its user alone."""
+        return
+
+
 class Stepper:
     """One inner step on the parameters of a model.
 
     Args:
         optimizer: the meta-optimizer.
         found: the model as a chain, or why it is none.
+        units: its hidden units, or why none can be scaled.
         parameters: the trainable ones, in the order of the rules.
 
     Attributes:
@@ -57,7 +74,11 @@ class Stepper:
     """
 
     def __init__(
-        self, optimizer: MetaOptimizer, found: Chain | str, parameters: Sequence[Tensor]
+        self,
+        optimizer: MetaOptimizer,
+        found: Chain | str,
+        units: Units | str,
+        parameters: Sequence[Tensor],
     ) -> None:
         if optimizer.gradients_per_step != 1:
             raise ValueError(
@@ -70,16 +91,25 @@ class Stepper:
         self.chain = found if isinstance(found, Chain) else None
         self.teleports_off: str | None = None
         self._data: ModelData | None = None
+        self.units = units if isinstance(units, Units) else None
+        if isinstance(units, str) and isinstance(optimizer.engine, UnitEngine):
+            self._warn_and_turn_off(units)
         if isinstance(found, str):
             if any(isinstance(rule, InformedUpdateLSTM) for rule in optimizer.rules.values()):
                 raise ValueError(f"this rule reads products of layers' inputs, but {found}")
-            if optimizer.engine is not None:
+            if isinstance(optimizer.engine, TeleportEngine):
                 self._warn_and_turn_off(found)
+
+    @property
+    def _through_data(self) -> TeleportEngine | None:
+        """The engine, where it works on the chain."""
+        engine = self.optimizer.engine
+        return engine if isinstance(engine, TeleportEngine) else None
 
     def initial_states(self, weights: Sequence[Tensor]) -> list[State]:
         """The state of each parameter before the first step."""
         matrices = tuple(as_matrix(W) for W in weights)
-        observation = Observation(matrices, matrices, (), None)
+        observation = Observation(matrices, matrices, (), None, self.units)
         return self.layout.apart(self.optimizer.initial_rule_states(observation))
 
     def turn_teleports_off(self, why: str) -> None:
@@ -116,7 +146,7 @@ class Stepper:
             differentiate_features: second order.
         """
         active = [G is not None for G in grads]
-        if self.optimizer.engine is not None and not all(active):
+        if self._through_data is not None and not all(active):
             self._warn_and_turn_off("some of its weights have no gradient")
         matrices = tuple(as_matrix(W) for W in weights)
         observation = Observation(
@@ -128,19 +158,27 @@ class Stepper:
             ),
             inputs=() if self.chain is None else self._layer_inputs(self.chain),
             loss=None if loss is None else loss.reshape(1),
+            units=self.units,
         )
         if not differentiate_features:
             observation = observation.detach()
         old = self.layout.together(states)
         proposal, new = self.optimizer.propose(observation, old)
-        moved = self._carry_out(matrices, proposal, rates)
+        taken = self._carry_out(matrices, proposal, new, rates, active)
         stepped = [
             W_new.reshape(W.shape) if G is not None else W
-            for W_new, W, G in zip(moved, weights, grads, strict=True)
+            for W_new, W, G in zip(taken.weights, weights, grads, strict=True)
         ]
-        return stepped, self.layout.apart(self.layout.kept(old, new, active))
+        return stepped, self.layout.apart(self.layout.moved(old, taken.state, active))
 
-    def _carry_out(self, weights: Weights, proposal: Proposal, rates: Sequence[Rates]) -> Weights:
+    def _carry_out(
+        self,
+        weights: Weights,
+        proposal: Proposal,
+        state: State,
+        rates: Sequence[Rates],
+        active: Sequence[bool],
+    ) -> Step:
         assert proposal.updates is not None
         updates = tuple(
             rate.lr * (f - rate.weight_decay * W)
@@ -151,14 +189,18 @@ class Stepper:
         if generators is not None:
             # exp 0 moves the weights too, by rounding.
             generators = None if smallest == 0 else tuple(smallest * T for T in generators)
-        data: Any = None if self.optimizer.engine is None else self._data
-        moved, _ = self.optimizer.carry_out(weights, Proposal(updates, generators), data)
-        return moved
+        data: Any = self._data
+        if self.units is not None and isinstance(self.optimizer.engine, UnitEngine):
+            data = ModelUnits(self.units)
+            if generators is not None and not all(active):
+                # A unit stays where any parameter that makes or reads it has no gradient.
+                generators = tuple(t * self.units.within(active).to(t) for t in generators)
+        return self.optimizer.carry_out(weights, Proposal(updates, generators), state, data)
 
     def _layer_inputs(self, chain: Chain) -> tuple[Tensor, ...]:
         """Those of the last forward pass; what they are good for is checked when they change."""
         inputs = chain.layer_inputs()
-        engine = self.optimizer.engine
+        engine = self._through_data
         if not inputs:
             if engine is not None:
                 raise RuntimeError(

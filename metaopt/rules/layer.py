@@ -1,0 +1,176 @@
+"""The layer-wise rule: one small LSTM for all parameters of a model, a row for each.
+
+    f_l = -s_l ((sum_d a_l^d m_l^d + a_l^g G_l) / root_l + a_l^w W_l)
+    (s_l, a_l) = head(h_l),   h_l = m1(statistics of parameter l, mean statistics of all, h_l)
+
+with m^d running means of the gradient at the decays ``DECAYS`` and root^2 that of its square, both
+corrected for their start as in Adam. The network sees no entries: what it says of a parameter are
+the size of its step, the mixture of gradients old and new, and the decay of its weights. So a step
+costs a few times Adam's, its state is four numbers an entry, and the same rule fits parameters of
+any shape. Its features need mini-batches' gradients alone; the loss is one more where it is known.
+
+Untrained, it is a step of the fast and the slow mean with 0.1 of decay, of size e / (64 + rest) for
+a parameter [out, rest]: wider layers, smaller steps.
+
+References:
+    Kingma and Ba, Adam: a method for stochastic optimization (2015).
+    Metz et al., Tasks, stability, architecture, and compute: training more effective learned
+    optimizers, and using them to train themselves, arXiv 2009.11243, for statistics by tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from metaopt.network import Weights
+from metaopt.rules.base import Kept, Proposal, Rule
+from metaopt.rules.clock import CLOCK_FEATURES, clock_features
+from metaopt.rules.directions import HEAD_BOUND
+from metaopt.rules.features import split_weights
+from metaopt.rules.lstm import LSTM, Head, State
+from metaopt.tasks import Observation
+
+DECAYS = (0.5, 0.9, 0.99)
+"""Of the running means of the gradient."""
+SQUARES_DECAY = 0.999
+LOSS_DECAY = 0.9
+
+MIXTURE = (0.4, 0.0, 0.6, 0.0)
+"""Untrained coefficients of the running means, and of the gradient itself."""
+WEIGHT_DECAY = 0.1
+"""Untrained, in units of the step."""
+FAN_OFFSET = 64
+LOG_STEP = 1.0
+"""Untrained, of the step times FAN_OFFSET + rest."""
+LOG_STEP_BOUNDS = (-8.0, 4.0)
+
+TINY = 1e-16
+"""Added to squares of gradients: those of inputs that are always 0 are 0."""
+SMALL_WEIGHT = 1e-3
+SMALL_LOSS = 1e-3
+SMALLEST_LOG = -6.0
+
+_MEANS = len(DECAYS)
+_OWN = (_MEANS + 1) + _MEANS + 3 + CLOCK_FEATURES + 2
+FEATURES = 2 * _OWN
+
+
+class LayerUpdateLSTM(Rule):
+    """m1 on statistics of whole parameters -> the coefficients of their updates.
+
+    Args:
+        hidden: size of the cells.
+        scale: factor on the outputs of the head.
+        seed: of the initialisation.
+        name: of the initialisation's stream.
+    """
+
+    def __init__(self, hidden: int, scale: float, seed: int, name: str) -> None:
+        super().__init__()
+        self.scale = scale
+        self.lstm = LSTM(FEATURES, hidden, seed, f"{name}/lstm")
+        self.head = Head(hidden, 1 + len(MIXTURE) + 1, seed, f"{name}/head", bound=HEAD_BOUND)
+
+    def kept(self, name: str) -> Kept:
+        """m and v are of entries; the rest, h, c, counts and the loss heard, of parameters."""
+        return {"m": Kept.GRADIENTS, "v": Kept.SQUARES}.get(name, Kept.TENSORS)
+
+    def initial_state(self, observation: Observation) -> State:
+        """Zeros: h and c [B, hidden, L]; three numbers [B, 1, L]; m [B, 3, P] and v [B, 1, P]."""
+        W = observation.weights
+        batch, entries = W[0].shape[0], sum(w[0].numel() for w in W)
+        numbers = {name: W[0].new_zeros(batch, 1, len(W)) for name in ("count", "loss", "heard")}
+        means = {"m": W[0].new_zeros(batch, _MEANS, entries)}
+        squares = {"v": W[0].new_zeros(batch, 1, entries)}
+        return self.lstm.initial_state(batch, len(W)) | numbers | means | squares
+
+    def propose(self, observation: Observation, state: State) -> tuple[Proposal, State]:
+        """Updates f."""
+        W, sizes = observation.weights, [w[0].numel() for w in observation.weights]
+        G, decays = _rows(observation.grads), state["m"].new_tensor(DECAYS)[:, None]
+        m = torch.lerp(G, state["m"], decays)
+        v = torch.lerp(G.square(), state["v"], SQUARES_DECAY)
+        count = state["count"] + 1
+        # What the means are short of for their start is made good for whole parameters, below.
+        steps = torch.cat([m, G], dim=1) / (v + TINY).sqrt()
+        start = torch.cat([1 - decays**count, torch.ones_like(count)], dim=1)
+        gain = (1 - SQUARES_DECAY**count).sqrt() / start
+
+        base = torch.cat([w.new_full((1, 1, 1), 1 / (FAN_OFFSET + w.shape[2])) for w in W], dim=2)
+        loss_features, heard = _hear(observation.loss, state)
+        own = torch.cat(
+            [
+                _statistics(steps, _rows(W), gain, base, sizes),
+                _is_vector(W).expand_as(count),
+                clock_features(count),
+                loss_features,
+            ],
+            dim=1,
+        )
+        features = torch.cat([own, own.mean(2, keepdim=True).expand_as(own)], dim=1)
+        h, cells = self.lstm(features, state)
+
+        z = self.scale * self.head(h)
+        size = base * (z[:, :1] + LOG_STEP).clamp(*LOG_STEP_BOUNDS).exp()
+        mixture = size * gain * (z[:, 1:-1] + z.new_tensor(MIXTURE)[:, None])
+        decay = size * WEIGHT_DECAY * (1 + z[:, -1:])
+        moved = [
+            torch.bmm(mixture[:, :, i, None].mT, part)[:, 0] + decay[:, :, i] * w.flatten(1)
+            for i, (part, w) in enumerate(zip(steps.split(sizes, dim=2), W, strict=True))
+        ]
+        updates = split_weights(-torch.cat(moved, dim=1), observation)
+        return Proposal(updates=updates), cells | heard | {"count": count, "m": m, "v": v}
+
+
+def _rows(weights: Weights) -> Tensor:
+    """All entries of a trajectory in one row, [B, 1, P]."""
+    return torch.cat([w.flatten(1) for w in weights], dim=1)[:, None]
+
+
+def _is_vector(weights: Weights) -> Tensor:
+    """1 for parameters of one column, [1, 1, L]; made without waiting for the device."""
+    flags = [w.new_full((1, 1, 1), float(w.shape[2] == 1)) for w in weights]
+    return torch.cat(flags, dim=2)
+
+
+def _statistics(
+    steps: Tensor, W: Tensor, gain: Tensor, base: Tensor, sizes: Sequence[int]
+) -> Tensor:
+    """Of each parameter, on logarithmic scales where they are sizes, [B, 4 + 3 + 2, L].
+
+    The root mean squares of the running means and of the gradient, over ``root``; the cosine of
+    each mean with the gradient; the untrained step over the weights, and the weights.
+
+    Args:
+        steps: means and gradient over ``root``, but for their start: [B, 4, P].
+        W: [B, 1, P].
+        gain: what makes their start good, [B, 4, L].
+        base: 1 / (FAN_OFFSET + rest), [1, 1, L].
+        sizes: entries of each parameter.
+    """
+    moments = torch.cat([steps.square(), steps[:, :-1] * steps[:, -1:], W.square()], dim=1)
+    mean = torch.stack([part.mean(2) for part in moments.split([*sizes], dim=2)], dim=2)
+    squares, products, weights = mean.split([_MEANS + 1, _MEANS, 1], dim=1)
+    rms = (squares + TINY).sqrt()
+    cosines = products / (rms[:, :-1] * rms[:, -1:])
+    weight = (weights + TINY).sqrt() + SMALL_WEIGHT
+    logs = ((gain * rms).log().clamp(min=SMALLEST_LOG), cosines)
+    return torch.cat([*logs, (base / weight).log(), weight.log()], dim=1)
+
+
+def _hear(loss: Tensor | None, state: State) -> tuple[Tensor, State]:
+    """Two features of the loss [B, 2, L], and what is kept of it.
+
+    Its logarithm over the running mean of it, and by itself; 0 where the loss is not known.
+    """
+    if loss is None:
+        nothing = torch.zeros_like(state["loss"]).expand(-1, 2, -1)
+        return nothing, {name: state[name] for name in ("loss", "heard")}
+    log = (loss + SMALL_LOSS).log()[:, None, None].expand_as(state["loss"])
+    mean, heard = torch.lerp(log, state["loss"], LOSS_DECAY), state["heard"] + 1
+    expected = mean / (1 - LOSS_DECAY**heard)
+    features = torch.cat([(log - expected).clamp(-3, 3), log / 3], dim=1)
+    return features, {"loss": mean, "heard": heard}
