@@ -28,7 +28,7 @@ from metaopt.events import overlay_runs
 from metaopt.optimizers import Optimizer
 from metaopt.plot import convergence_figure
 from metaopt.report import curves_csv, results_table, teleport_table, tuning_lines
-from metaopt.rules.base import ShapeMismatchError
+from metaopt.rules.base import ShapeMismatchError, UnknownInputsError
 from metaopt.schema import EvalConfig
 from metaopt.shares import gathered
 from metaopt.statistics import CEILING, clean, diverged, geomean, geomean_interval, resamples
@@ -42,6 +42,8 @@ Array = NDArray[np.float64]
 PAIR_STEPS = (1, 10, 20, 50, 100)
 TUNED_BASELINES = Path("runs/tuned_baselines.json")
 """Cache of tuned hyper-parameters, whatever folder the results go to."""
+MISFITS = (ShapeMismatchError, UnknownInputsError, InexactActionError)
+"""What an optimizer raises that does not fit the tasks."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ def run_contender(contender: Contender, tasks: Tasks, steps: int, world: World) 
         world: the processes that share the tasks.
 
     Raises:
-        ShapeMismatchError, InexactActionError: where it does not fit the tasks.
+        ShapeMismatchError, UnknownInputsError, InexactActionError: where it does not fit the tasks.
     """
     # The warm-up also makes what belongs to the tasks and not to a step, such as X^+.
     misfits = world.gather(_misfit(contender.optimizer, tasks, min(steps, 2)))
@@ -93,13 +95,11 @@ def run_contender(contender: Contender, tasks: Tasks, steps: int, world: World) 
     )
 
 
-def _misfit(
-    optimizer: Optimizer, tasks: Tasks, steps: int
-) -> ShapeMismatchError | InexactActionError | None:
+def _misfit(optimizer: Optimizer, tasks: Tasks, steps: int) -> Exception | None:
     """Why an optimizer does not fit the tasks, if it does not."""
     try:
         rollout(tasks, optimizer, steps)
-    except (ShapeMismatchError, InexactActionError) as error:
+    except MISFITS as error:
         return error
     return None
 
@@ -141,7 +141,7 @@ def evaluate(
             fitted.to(build.DTYPES[config.dtype])
         try:
             outcomes.append(run_contender(contender, tasks, config.steps, world))
-        except (ShapeMismatchError, InexactActionError) as error:
+        except MISFITS as error:
             world.say(f"left out: {contender.name}: {error}")
     if not outcomes:
         raise UserError("nothing is left to evaluate: no optimizer fits these tasks")

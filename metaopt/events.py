@@ -15,10 +15,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
 
 from metaopt.tables import table_steps
 
 Array = NDArray[np.float64]
+
+LAST_LOSS = "final/validation_loss"
+"""Tag of the loss in the table of runs: in the order of the alphabet the first of all metrics."""
 
 EPOCH = 1_700_000_000.0
 """Wall-clock time at which all overlaid curves begin."""
@@ -26,15 +30,27 @@ EPOCH = 1_700_000_000.0
 TRAINING = {
     "meta-training": {
         "does it learn? (meta-loss)": ["Multiline", [r"train/meta_loss"]],
-        "how good is it? (validation loss at inner steps)": ["Multiline", [r"validation/loss_at"]],
+        "how good is it? (log10 validation loss at inner steps)": [
+            "Multiline",
+            [r"validation/log10_loss_at"],
+        ],
         "is it stable? (meta-gradient norms)": ["Multiline", [r"grad_norm/"]],
         "were outer steps skipped?": ["Multiline", [r"train/skipped"]],
-        "what do teleports do?": ["Multiline", [r"teleport/"]],
         "outer learning rates": ["Multiline", [r"outer_lr/"]],
-        "how fast is it? (trajectories a second)": ["Multiline", [r"trajectories_per_second"]],
+        "how fast is it? (trajectories a second)": [
+            "Multiline",
+            [r"train/trajectories_per_second"],
+        ],
+        "how far do teleports go? (norm of generators)": ["Multiline", [r"teleport/norm_mean"]],
+        "are they exact? (largest drift)": ["Multiline", [r"teleport/drift_max"]],
+        "how many are refused? (share)": ["Multiline", [r"teleport/refused_share"]],
+        "does the loss live off drift? (signed log total)": [
+            "Multiline",
+            [r"teleport/drift_log_total_mean"],
+        ],
     }
 }
-"""Layout of a meta-training run."""
+"""Layout of a meta-training run: questions, and tags by patterns that fit from their beginning."""
 
 COMPARISON = {
     "optimizers on the same unseen tasks": {
@@ -42,7 +58,7 @@ COMPARISON = {
             "Margin",
             ["loss/log10_geomean", "loss/log10_low", "loss/log10_high"],
         ],
-        "log10 loss by microsecond": ["Multiline", [r"loss_by_microsecond/log10_geomean"]],
+        "log10 loss by time (microseconds)": ["Multiline", [r"loss_by_microsecond/log10_geomean"]],
     }
 }
 """Layout of an evaluation."""
@@ -61,7 +77,7 @@ class RunWriter:
         self._writer = SummaryWriter(str(folder), purge_step=purge_step, flush_secs=10)
         self._writer.add_custom_scalars(TRAINING)
         self._config = flat(config)
-        self._last: float | None = None
+        self._last: tuple[int, float] | None = None
 
     @staticmethod
     def files(folder: Path) -> list[Path]:
@@ -84,9 +100,13 @@ class RunWriter:
             final: losses of all tasks at the last inner step.
             teleports: arrays [steps, tasks] by name, to be seen as histograms.
         """
-        self._last = curve[-1]
+        self._last = step, curve[-1]
         for inner in table_steps(len(curve) - 1):
             self._writer.add_scalar(f"validation/loss_at_{inner:04d}", curve[inner], step)
+            if inner > 0:
+                # Beside the loss before the first step nothing else would be seen.
+                tag = f"validation/log10_loss_at_{inner:04d}"
+                self._writer.add_scalar(tag, np.log10(curve[inner]), step)
         arrays = {"log10_final_loss": np.log10(final)}
         arrays |= {f"teleport_{name}": values for name, values in teleports.items()}
         for name, values in arrays.items():
@@ -97,10 +117,13 @@ class RunWriter:
     def close(self) -> None:
         """Write what is left, and the run's row in the table of runs."""
         if self._last is not None:
-            # "." for the folder itself: it would else be a run beside the one that it describes.
-            self._writer.add_hparams(
-                self._config, {"validation/last_loss": self._last}, run_name="."
-            )
+            step, loss = self._last
+            self._writer.add_scalar(LAST_LOSS, loss, step)
+            # Without the first of the three, the list of columns: of several runs TensorBoard takes
+            # that of one, and where there is none it finds them all, those that differ first.
+            _, *row = hparams(self._config, {LAST_LOSS: loss})
+            for summary in row:
+                self._writer._get_file_writer().add_summary(summary)
         self._writer.close()
 
 

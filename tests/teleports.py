@@ -36,8 +36,10 @@ def change(before: list[Tensor], after: list[Tensor]) -> float:
 
 
 def teleported(model: nn.Module, *arguments: Any, **options: Any) -> nn.Module:
-    """A copy of the model, teleported."""
+    """A copy of the model, teleported by all that is listed, whatever it assumes of inputs."""
     other = copy.deepcopy(model)
+    if len(arguments) < 3:
+        options.setdefault("symmetries", metaopt.symmetries(model))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         metaopt.teleport(other, *arguments, **options)

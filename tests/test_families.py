@@ -24,6 +24,7 @@ from torch.nn import functional
 import metaopt
 from metaopt import build
 from metaopt.config import check
+from metaopt.learned import LearnedRule
 from metaopt.loss_tasks import LossFamily, LossTasks
 from metaopt.meta_train import MetaTrainer
 from metaopt.schema import TaskConfig, TrainConfig
@@ -316,6 +317,16 @@ from test_families import Logistic as Mine
 """
 
 
+def save_informed(path: Path) -> None:
+    """A rule that reads the inputs of layers, trained on tasks that have them."""
+    config = own_config()
+    del config["task"]
+    config["label"] = "informed"
+    config["rules"]["update"] = {"kind": "informed_lstm", "hidden": 3, "outer_lr": 1e-2}
+    checked = check(TrainConfig, config, "informed")
+    LearnedRule(build.meta_optimizer(checked), checked).save(path)
+
+
 def test_scripts_train_and_evaluate_on_a_users_family(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -350,11 +361,13 @@ def test_scripts_train_and_evaluate_on_a_users_family(
         "bootstrap=10",
     ]
     arguments = [part for value in sets for part in ("--set", value)]
-    arguments += ["--checkpoints", "runs/own/optimizer.safetensors", *paths]
+    save_informed(tmp_path / "informed.safetensors")
+    arguments += ["--checkpoints", "runs/own/optimizer.safetensors", *paths, "informed.safetensors"]
     assert run_here("eval_meta.py", arguments, tmp_path, monkeypatch) == 0
     out = capsys.readouterr().out
     assert "left out: LSTM(update):" in out
     assert "left out: coordinate LSTM(lr,tele):" in out
+    assert "left out: informed: it reads products of the layers' inputs" in out
     found = json.loads((tmp_path / "runs" / "eval" / "results.json").read_text())
     assert set(found["optimizers"]) == {"own", "GD", "L-BFGS"}
     assert found["family"] == "my_tasks:Mine"
@@ -474,6 +487,10 @@ def test_mistakes_in_a_family_end_in_one_line(
         (["task.width=30"], ["width", "options: {width: 30}"]),
         (["meta.rescale=0.5"], ["meta.rescale"]),
         (["rules.update.kind=lstm"], ["rules", "coordinate_lstm"]),
+        (
+            ["rules.update={kind: informed_lstm, outer_lr: 1}"],
+            ["rules", "only the loss", "coordinate_lstm"],
+        ),
         (["rules.teleport={kind: coordinate_lstm, outer_lr: 1}", "teleporter={}"], ["rules"]),
         (["task.family=leaky_relu_regression", "task.options={width: 3}"], ["options"]),
     ],
@@ -489,6 +506,23 @@ def test_mistakes_about_a_family_end_in_one_line(
     sets = [part for override in overrides for part in ("--set", override)]
     assert run_here("train_meta.py", ["--config", "mine.yaml", *sets], tmp_path, monkeypatch) == 2
     assert_one_line(capsys.readouterr().err, "mine.yaml", *words)
+
+
+def test_a_rule_that_reads_layer_inputs_alone_on_a_family_ends_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_informed(tmp_path / "informed.safetensors")
+    sets = [f"task.family={HERE}:Logistic", "baselines=[]", "tasks=2", "steps=2", "bootstrap=10"]
+    arguments = [part for value in sets for part in ("--set", value)]
+    arguments += ["--checkpoints", "informed.safetensors"]
+    assert run_here("eval_meta.py", arguments, tmp_path, monkeypatch) == 2
+    captured = capsys.readouterr()
+    assert captured.err.splitlines()[-1] == (
+        "nothing is left to evaluate: no optimizer fits these tasks"
+    )
+    assert "Traceback" not in captured.err
+    assert "left out: informed:" in captured.out
+    assert "only the loss is" in captured.out
 
 
 def test_references_are_not_for_families_that_keep_their_network_to_themselves(

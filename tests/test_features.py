@@ -21,6 +21,7 @@ from support import (
 from torch import Tensor
 
 from metaopt.network import LeakyReLU, Weights, forward
+from metaopt.rules.base import UnknownInputsError
 from metaopt.rules.features import (
     GENERATOR_FEATURES,
     INFORMED_FEATURES,
@@ -238,6 +239,15 @@ def test_without_inputs_or_loss_updates_have_features_still() -> None:
         assert torch.equal(found[:, :4], known[:, :4])
     for N, G in zip(seen.natural, whole.grads, strict=True):
         assert torch.equal(N, over_rms(G))
+
+
+def test_without_inputs_there_are_no_products() -> None:
+    tasks = regression(SIZES, samples=4, seed=0)
+    whole = tasks.observe(tasks.initial)
+    seen = Seen(Observation(whole.weights, whole.grads, (), whole.loss))
+    for features in (informed_features, generator_features, step_size_features):
+        with pytest.raises(UnknownInputsError, match="not known here"):
+            features(seen)
 
 
 # What features do not see.

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,7 +18,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import metaopt
-from metaopt import cli
+from metaopt import cli, events
 from metaopt.records import validation_score
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -98,17 +100,49 @@ def test_training_writes_what_the_contract_names(trained: Path) -> None:
     assert rule.validation["val_loss_geomean"] == best
 
 
+def charts(layout: dict[str, dict[str, list[Any]]]) -> list[list[str]]:
+    """The tags, or patterns of tags, of each chart of a layout."""
+    return [tags for category in layout.values() for _, tags in category.values()]
+
+
+def test_no_chart_of_the_training_layout_is_empty(trained: Path) -> None:
+    found = EventAccumulator(str(trained / "runs" / "coordinate_update_tele"))
+    found.Reload()
+    tags = found.Tags()["scalars"]
+    for patterns in charts(events.TRAINING):
+        # As TensorBoard does: from the beginning of the tag.
+        assert all(any(re.match(pattern, tag) for tag in tags) for pattern in patterns)
+    before, after = (
+        found.Scalars(f"validation/{name}_0008") for name in ("loss_at", "log10_loss_at")
+    )
+    assert [e.value for e in after] == pytest.approx([math.log10(e.value) for e in before])
+    assert "validation/log10_loss_at_0000" not in tags
+
+
+def test_the_table_of_runs_has_the_columns_of_all(trained: Path) -> None:
+    found = EventAccumulator(str(trained / "runs" / "coordinate_update_tele"))
+    found.Reload()
+    assert {"_hparams_/session_start_info", "_hparams_/session_end_info"} <= set(
+        found.summary_metadata
+    )
+    # It would say which columns there are, and TensorBoard takes that of the first run for all.
+    assert "_hparams_/experiment" not in found.summary_metadata
+    last = rows(trained / "runs" / "coordinate_update_tele")[-1]
+    (shown,) = found.Scalars("final/validation_loss")
+    assert shown.step == last["outer_step"] == 6
+    assert shown.value == pytest.approx(last["val_loss_geomean"][-1])
+    assert min(found.Tags()["scalars"]) == "final/validation_loss"
+
+
 def test_tensorboard_shows_gradient_norms_not_weight_norms(trained: Path) -> None:
-    events = EventAccumulator(str(trained / "runs" / "coordinate_update_tele"))
-    events.Reload()
-    tags = set(events.Tags()["scalars"])
+    found = EventAccumulator(str(trained / "runs" / "coordinate_update_tele"))
+    found.Reload()
+    tags = set(found.Tags()["scalars"])
     assert {"train/meta_loss", "train/skipped", "grad_norm/update", "grad_norm/teleport"} <= tags
     assert {"teleport/norm_mean", "teleport/drift_max", "validation/loss_at_0008"} <= tags
-    assert events.Tags()["histograms"]
-    assert {"custom_scalars__config__", "_hparams_/session_start_info"} <= set(
-        events.summary_metadata
-    )
-    logged = [event.value for event in events.Scalars("train/meta_loss")]
+    assert found.Tags()["histograms"]
+    assert "custom_scalars__config__" in found.summary_metadata
+    logged = [event.value for event in found.Scalars("train/meta_loss")]
     folder = trained / "runs" / "coordinate_update_tele"
     written = [row["meta_loss"] for row in rows(folder) if "inner_steps" in row]
     assert logged == pytest.approx(written, rel=1e-6)
@@ -152,11 +186,14 @@ def test_evaluation_follows_the_contract(trained: Path) -> None:
         assert (folder / name).stat().st_size > 0
     assert (folder / "convergence.png").read_bytes()[:4] == b"\x89PNG"
     for name in found["optimizers"]:
-        events = EventAccumulator(str(folder / "tensorboard" / name))
-        events.Reload()
-        assert len(events.Scalars("loss/geomean")) == 23
+        shown = EventAccumulator(str(folder / "tensorboard" / name))
+        shown.Reload()
+        assert len(shown.Scalars("loss/geomean")) == 23
+        assert {tag for tags in charts(events.COMPARISON) for tag in tags} <= {
+            *shown.Tags()["scalars"]
+        }
         seconds = found["optimizers"][name]["seconds_per_step"]
-        by_time = [event.step for event in events.Scalars("loss_by_microsecond/log10_geomean")]
+        by_time = [event.step for event in shown.Scalars("loss_by_microsecond/log10_geomean")]
         assert by_time == [round(1e6 * seconds * step) for step in range(23)]
     together = EventAccumulator(str(folder / "tensorboard"))
     together.Reload()

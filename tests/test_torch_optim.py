@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from cases import learned_rule
+from support import tiny_config
 from torch import nn
 
 import metaopt
-from metaopt.rules.base import ShapeMismatchError
+from metaopt import LearnedRule, build
+from metaopt.rules.base import ShapeMismatchError, UnknownInputsError
 
 
 def convolutional() -> nn.Sequential:
@@ -234,6 +236,21 @@ def test_layers_called_in_another_order_are_an_error() -> None:
     assert all(torch.equal(a, b) for a, b in zip(before, weights(model), strict=True))
     with pytest.raises(ValueError, match="do not feed each other in order"):
         optimizer.step()
+
+
+def test_a_rule_that_reads_layer_inputs_wants_a_forward_pass() -> None:
+    config = tiny_config({"update": {"kind": "informed_lstm", "outer_lr": 1e-3}}, dtype="float64")
+    model = chain()
+    optimizer = metaopt.LearnedOptimizer(model, LearnedRule(build.meta_optimizer(config), config))
+    before = weights(model)
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    with pytest.raises(UnknownInputsError, match="not known here"):
+        optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(before, weights(model), strict=True))
+    backward(model, torch.ones(4, 5, dtype=torch.float64))
+    optimizer.step()
+    assert all(not torch.equal(a, b) for a, b in zip(before, weights(model), strict=True))
 
 
 def test_a_shared_rule_keeps_its_dtype() -> None:

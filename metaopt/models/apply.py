@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from metaopt.models.find import plain
 from metaopt.models.find import symmetries as find_symmetries
-from metaopt.models.groups import Symmetries, Symmetry
+from metaopt.models.groups import Skipped, Symmetries, Symmetry
 from metaopt.models.movement import move, touches
 from metaopt.models.optimizer_state import POLICIES
 
@@ -30,12 +30,17 @@ def teleport(
     float64. Gradients that the parameters hold move by the inverse transpose, to what they would be
     at the new weights. The same seed with -norm undoes it.
 
+    Without a list, symmetries that rest on an assumption (``Symmetry.assumes``, printed as
+    ``[if ...]``) are left alone with a warning: if it were false, the outputs would change. With a
+    list, what is in it is applied; ``metaopt.symmetries(model, example=x)`` gives one that was
+    tried on inputs x.
+
     Args:
         model: whose parameters are moved.
         norm: of the generator of each symmetry (for attention: of each head).
         seed: of the stream that the generators are drawn from.
-        symmetries: those to apply, as ``metaopt.symmetries(model)`` gives them, or a part; found
-            from the model where None.
+        symmetries: those to apply, as ``metaopt.symmetries(model)`` gives them, or a part; where
+            None, those that are found from the model and assume nothing.
         optimizer: whose state moves too.
         state: ``transport`` moves what is linear in gradients by the inverse transpose and forgets
             what cannot be moved exactly; ``reset`` forgets the state of all moved parameters.
@@ -54,17 +59,27 @@ def teleport(
     if state not in POLICIES:
         raise ValueError(f"state must be one of {', '.join(POLICIES)}, found {state!r}")
     model = plain(model)
-    chosen = find_symmetries(model) if symmetries is None else Symmetries(symmetries)
-    if not chosen and symmetries is None:
-        warnings.warn(f"nothing is teleported: {chosen}", stacklevel=2)
-    assumed = [str(symmetry) for symmetry in chosen if symmetry.assumes]
-    if assumed and symmetries is None:
-        warnings.warn(
-            f"not checked, see metaopt.symmetries(model, example): {'; '.join(assumed)}",
-            stacklevel=2,
-        )
-    found = touches(model, chosen, norm, seed)
+    if symmetries is None:
+        found = find_symmetries(model)
+        left_alone = [_left_alone(symmetry) for symmetry in found if symmetry.assumes]
+        chosen = Symmetries([s for s in found if not s.assumes], found.skipped + left_alone)
+        if not chosen:
+            warnings.warn(f"nothing is teleported: {chosen}", stacklevel=2)
+        elif left_alone:
+            warnings.warn(f"left alone: {'; '.join(map(str, left_alone))}", stacklevel=2)
+    else:
+        chosen = Symmetries(symmetries)
+    touched = touches(model, chosen, norm, seed)
     if optimizer is not None:
-        POLICIES[state](optimizer, model, found)
-    move(model, found)
+        POLICIES[state](optimizer, model, touched)
+    move(model, touched)
     return chosen
+
+
+def _left_alone(symmetry: Symmetry) -> Skipped:
+    """One that rests on an assumption, and what to do about it."""
+    reason = (
+        f"{symmetry.name}: holds if {symmetry.assumes}; to move it, pass "
+        f"symmetries=metaopt.symmetries(model, example=x), which tries it on inputs x"
+    )
+    return Skipped(symmetry.modules[0], reason)

@@ -1,10 +1,16 @@
-"""Symmetries put to the test on an example: what changes the outputs is none."""
+"""Symmetries put to the test on an example: what changes the outputs is none.
+
+An example decides about a symmetry only if it would show a false one. Whether it does is seen from
+half of the symmetry, x -> g x without y -> g^-T y, which is none: where the outputs stay even so (a
+last layer of zeros, a precision too coarse for the change), nothing is decided.
+"""
 
 from __future__ import annotations
 
 import copy
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -50,6 +56,11 @@ def _deviation(model: nn.Module, chosen: Sequence[Symmetry], example: Any) -> fl
     return max((math.inf if math.isnan(change) else change for change in changes), default=0.0)
 
 
+def _tolerance(model: nn.Module) -> float:
+    """Of relative changes of outputs: the square root of the precision of the parameters."""
+    return max(torch.finfo(p.dtype).eps for p in model.parameters() if p.is_floating_point()) ** 0.5
+
+
 def deviations(model: nn.Module, symmetries: Sequence[Symmetry], example: Any) -> list[float]:
     """For each symmetry by how much it changes the outputs, where that is more than rounding.
 
@@ -61,9 +72,20 @@ def deviations(model: nn.Module, symmetries: Sequence[Symmetry], example: Any) -
     Returns:
         Relative changes; 0 within the square root of the precision of the parameters.
     """
-    precision = max(torch.finfo(p.dtype).eps for p in model.parameters() if p.is_floating_point())
-    tolerance = precision**0.5
+    tolerance = _tolerance(model)
     if _deviation(model, symmetries, example) <= tolerance:
         return [0.0] * len(symmetries)
     each = [_deviation(model, [symmetry], example) for symmetry in symmetries]
     return [change if change > tolerance else 0.0 for change in each]
+
+
+def would_show(model: nn.Module, symmetry: Symmetry, example: Any) -> bool:
+    """Whether the outputs on an example change under half of a symmetry.
+
+    Args:
+        model: copied; it stays as it is.
+        symmetry: of it.
+        example: as for ``deviations``.
+    """
+    half = replace(symmetry, outgoing=())
+    return _deviation(model, [half], example) > _tolerance(model)

@@ -7,12 +7,14 @@ from typing import Any
 
 from torch import nn
 
-from metaopt.models.check import deviations
+from metaopt.models.check import deviations, would_show
 from metaopt.models.discovery import Finder
 from metaopt.models.groups import Skipped, Symmetries, Symmetry
 from metaopt.models.obstacles import Obstacles
 from metaopt.models.operations import MODULES
 from metaopt.models.trace import Trace, UntraceableError, is_leaf, traces
+
+REQUIRED_ALONE = "forward is called with its required arguments alone"
 
 
 def plain(model: nn.Module) -> nn.Module:
@@ -32,7 +34,10 @@ def symmetries(model: nn.Module, example: Any = None, permutations: bool = False
         model: any module.
         example: inputs (a tensor, a tuple of arguments or a mapping of keyword arguments) on which
             each symmetry is tried on a copy of the model, in both modes; those that change the
-            outputs are skipped. Wanted where a symmetry is printed with an ``[if ...]``.
+            outputs are skipped. Wanted where a symmetry is printed with an ``[if ...]``: what that
+            says of inputs is then decided, for inputs like these, and no longer printed, unless the
+            outputs on the example do not depend on the units. That ``forward`` is called without
+            its optional arguments stays an assumption: an example is one call.
         permutations: list permutations of hidden units too, which move nothing beyond labels.
 
     Returns:
@@ -46,27 +51,33 @@ def symmetries(model: nn.Module, example: Any = None, permutations: bool = False
         return Symmetries([], [Skipped("", reason)])
     result = _agreed(model, seen, permutations)
     result.skipped += _without_calls(model, seen)
-    if example is None or not result:
-        return result
-    changes = deviations(model, result, example)
+    if example is not None and result:
+        result = _tried(model, result, example)
+    if any(trace.partial for trace in seen):
+        return Symmetries([_assuming(s, REQUIRED_ALONE) for s in result], result.skipped)
+    return result
+
+
+def _tried(model: nn.Module, found: Symmetries, example: Any) -> Symmetries:
+    """What an example leaves of symmetries, and of what they assume of inputs."""
+    changes = deviations(model, found, example)
     untrue = [
         Skipped(s.modules[0], f"{s.name}: changes the outputs on the example by {change:.1e}")
-        for s, change in zip(result, changes, strict=True)
+        for s, change in zip(found, changes, strict=True)
         if change
     ]
-    kept = [s for s, change in zip(result, changes, strict=True) if not change]
-    return Symmetries(kept, result.skipped + untrue)
+    kept = [
+        replace(s, assumes="") if s.assumes and would_show(model, s, example) else s
+        for s, change in zip(found, changes, strict=True)
+        if not change
+    ]
+    return Symmetries(kept, found.skipped + untrue)
 
 
 def _agreed(model: nn.Module, seen: list[Trace], permutations: bool) -> Symmetries:
     """What every trace shows that has anything to do with the modules concerned."""
     obstacles = Obstacles(model, seen)
     views = [list(Finder(model, trace, permutations).found()) for trace in seen]
-    partial = (
-        "forward is called with its required arguments alone"
-        if any(t.partial for t in seen)
-        else ""
-    )
     kept: list[Symmetry] = []
     skipped = [entry for view in views for entry in view if isinstance(entry, Skipped)]
     for symmetry in dict.fromkeys(s for view in views for s in view if isinstance(s, Symmetry)):
@@ -81,12 +92,13 @@ def _agreed(model: nn.Module, seen: list[Trace], permutations: bool) -> Symmetri
         elif obstacle is not None:
             skipped.append(Skipped(symmetry.modules[0], obstacle))
         else:
-            kept.append(replace(symmetry, assumes=_joined(symmetry.assumes, partial)))
+            kept.append(symmetry)
     return Symmetries(kept, dict.fromkeys(skipped))
 
 
-def _joined(*notes: str) -> str:
-    return " and ".join(filter(None, notes))
+def _assuming(symmetry: Symmetry, more: str) -> Symmetry:
+    """A symmetry that rests on one assumption more."""
+    return replace(symmetry, assumes=" and ".join(filter(None, [symmetry.assumes, more])))
 
 
 def _without_calls(model: nn.Module, seen: list[Trace]) -> list[Skipped]:

@@ -111,7 +111,7 @@ class Symmetry:
         outgoing: stretches that move by g^-T.
         blocks: elements side by side (heads), each with its own generator.
         allows: the groups that leave the outputs; ``group`` is one of them.
-        assumes: what the trace could not tell; "" where nothing is left open.
+        assumes: what neither the trace nor an example could tell; "" where nothing is left open.
 
     Raises:
         ValueError: where ``group`` is none of those allowed.

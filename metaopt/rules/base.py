@@ -24,6 +24,10 @@ class ShapeMismatchError(ValueError):
     """A rule was made for other shapes than those it is asked to work on."""
 
 
+class UnknownInputsError(ValueError):
+    """A rule reads the inputs of layers, and nobody here knows them."""
+
+
 @dataclass(frozen=True)
 class Proposal:
     """What a rule proposes for one inner step.

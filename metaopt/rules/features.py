@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from metaopt.network import Weights
+from metaopt.rules.base import UnknownInputsError
 from metaopt.statistics import FLOOR
 from metaopt.tasks import Observation
 
@@ -126,7 +127,15 @@ class Seen:
 
         H H^T, G2^T G2, G1 G1^T, W2^T G2 and its transpose, W2^T W2, W1 W1^T, each over its root
         mean square; (W1, W2) is the pair, (G1, G2) its gradients and H the activations between.
+
+        Raises:
+            UnknownInputsError: where H is not known.
         """
+        if not self.observation.inputs:
+            raise UnknownInputsError(
+                "it reads products of the layers' inputs, which are not known here (of a family "
+                "of your own only the loss is)"
+            )
         W, G = self.observation.weights, self.observation.grads
         pairs = []
         for layer in range(len(W) - 1):

@@ -214,6 +214,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
         Raises:
             RuntimeError: where gradients are sparse, or the model has moved to another device or
                 dtype since the optimizer was made.
+            UnknownInputsError: where the rule reads the inputs of layers, and there was no forward
+                pass of the model, or not of its layers in order.
         """
         loss = None
         if closure is not None:
