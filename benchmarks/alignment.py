@@ -40,7 +40,14 @@ from torch import Tensor
 from benchmarks.curvature import CURVATURES, Curvature, cosine, flat, jacobian
 from metaopt.network import Weights, forward
 from metaopt.optimizers import MetaOptimizer
-from metaopt.symmetry import Action, Generators, GroupElement, LayerPair
+from metaopt.symmetry import (
+    Action,
+    Generators,
+    GroupElement,
+    LayerPair,
+    TeleportEngine,
+    TeleportReport,
+)
 from metaopt.tasks import TaskBatch
 from metaopt.unroll import InnerState, start, unroll
 
@@ -130,10 +137,11 @@ def _teleport(
 ) -> Teleported | None:
     """The teleport that will end the next step, after the last one; None without teleports."""
     update, generators = _proposed(optimizer, state)
-    if generators is None or optimizer.engine is None:
+    if generators is None or not isinstance(optimizer.engine, TeleportEngine):
         return None
     before = tuple(W + f for W, f in zip(state.weights, update, strict=True))
     _, report = optimizer.engine.teleport(before, generators, tasks)
+    assert isinstance(report, TeleportReport)
     share = torch.where(report.refused, 0.0, report.scale)[:, None, None]
     (applied,) = report.generators
     element = optimizer.engine.to_element((share * applied).double())

@@ -71,7 +71,7 @@ from metaopt.symmetry import (
     UnitEngine,
 )
 from metaopt.tasks import RegressionFamily, TaskFamily, layer_shapes
-from metaopt.unroll import Observe, first_order, held_out, second_order
+from metaopt.unroll import Observe, as_judged, first_order, second_order
 from metaopt.windows import Replayed, StepByStep, Windows
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -129,7 +129,7 @@ def lengths(config: MetaConfig, seed: int) -> Lengths:
 def observe(config: MetaConfig) -> Observe:
     """First or second order, and whose losses are judged."""
     by_order = {1: first_order, 2: second_order}[config.order]
-    return held_out(by_order) if config.objective == "held_out" else by_order
+    return as_judged(by_order) if config.objective == "judged" else by_order
 
 
 def meta_loss(config: MetaConfig) -> MetaLoss:

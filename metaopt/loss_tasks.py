@@ -47,7 +47,6 @@ class LossTasks(Tasks):
         shared: without a batch axis.
         keys: of the mini-batches' streams, int64 [B, 2].
         seen: the mini-batch at hand, each [B, family.batch, ..]; empty for all data.
-        step: the inner step at hand.
         units: the hidden units that may be scaled, or None where the family lists no symmetries.
     """
 
@@ -59,14 +58,16 @@ class LossTasks(Tasks):
     shared: tuple[Tensor, ...]
     keys: Tensor
     seen: tuple[Tensor, ...] = ()
-    step: int = 0
     units: Units | None = None
     hides: Hidden = NOTHING
 
     def at(self, step: int) -> Self:
         """The tasks with the mini-batch of inner step ``step``, if there are mini-batches."""
-        seen = _rows(self.data, self.keys, step, self.family.batch)
-        return replace(self, seen=seen, step=step)
+        if self.family.batch is None:
+            return self
+        rows = choices(self.keys, step, self.family.batch, below=self.data[0].shape[1])
+        tasks = torch.arange(self.size, device=rows.device)[:, None]
+        return replace(self, seen=tuple(tensor[tasks, rows] for tensor in self.data))
 
     def observe(self, weights: Weights) -> Observation:
         """Loss and exact gradient at ``weights``, on the mini-batch at hand."""
@@ -77,12 +78,6 @@ class LossTasks(Tasks):
     def seen_loss(self, weights: Weights) -> Tensor:
         """L(w), [B], on the mini-batch at hand."""
         return vmap(self._of_one, in_dims=(0, 0))(weights, self.seen or self.data)
-
-    def held_out_loss(self, weights: Weights) -> Tensor:
-        """L(w), [B], on as many rows of ``test``, of a stream of their own."""
-        of_their_own = self.keys ^ 1
-        rows = _rows(self.test, of_their_own, self.step, self.family.batch)
-        return vmap(self._of_one, in_dims=(0, 0))(weights, rows or self.test)
 
     def loss(self, weights: Weights) -> Tensor:
         """L(w), [B], on all of what the tasks are judged on."""
@@ -123,17 +118,6 @@ class LossTasks(Tasks):
         )
         keys = change(self.keys)
         return replace(self, initial=initial, data=data, test=test, seen=seen, keys=keys)
-
-
-def _rows(
-    data: tuple[Tensor, ...], keys: Tensor, step: int, batch: int | None
-) -> tuple[Tensor, ...]:
-    """The mini-batch of each task at a step, each [B, batch, ..]; empty without mini-batches."""
-    if batch is None:
-        return ()
-    rows = choices(keys, step, batch, below=data[0].shape[1])
-    tasks = torch.arange(len(rows), device=rows.device)[:, None]
-    return tuple(tensor[tasks, rows] for tensor in data)
 
 
 @dataclass(frozen=True)

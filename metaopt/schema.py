@@ -300,8 +300,6 @@ class TrainConfig(_Model):
     @model_validator(mode="after")
     def _own_family(self) -> TrainConfig:
         if not self.task.is_own:
-            if self.meta.objective == "held_out":
-                raise ValueError(f"meta.objective: {self.task.family} keeps no data apart")
             return self
         update, teleport = self.rules.update, self.rules.teleport
         if not isinstance(update, CoordinateConfig | LayerConfig | AdamConfig | MomentumConfig):

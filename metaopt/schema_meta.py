@@ -90,9 +90,10 @@ class MetaConfig(Model):
         "over a window: mean of log(loss + epsilon), that of the last step alone, mean of losses "
         "as shares of the loss at its start, or the paper's sum",
     )
-    objective: Literal["observed", "held_out"] = described(
+    objective: Literal["observed", "judged"] = described(
         "observed",
-        "whose losses: those that are observed, or those of a sample of the tasks' `test`",
+        "whose losses: those that rules observe, or those that validation reports (of a family of "
+        "your own, on all of its `test`)",
     )
     hide: HideConfig = described(HideConfig(), "what rules learn to do without")
     epsilon: PositiveFloat = described(1e-9, "added to losses, except in the sum")

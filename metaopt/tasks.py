@@ -124,12 +124,8 @@ class Tasks(ABC):
         """L(w), [B], on the data at hand."""
         return self.loss(weights)
 
-    def held_out_loss(self, weights: Weights) -> Tensor:
-        """L(w), [B], differentiable, on a sample of data that no step is shown."""
-        raise NotImplementedError("these tasks keep no data apart")
-
     def judged(self, weights: Weights, observed: Tensor) -> Tensor:
-        """What validation and evaluation report of ``weights``, [B].
+        """What validation and evaluation report of ``weights``, [B]; differentiable.
 
         Args:
             weights: w.

@@ -80,14 +80,14 @@ def second_order(tasks: Tasks, weights: Weights) -> tuple[Tensor, Observation]:
     return observation.loss, observation
 
 
-def held_out(observe: Observe) -> Observe:
-    """The observation as ``observe`` makes it, the loss that of data which no step was shown."""
+def as_judged(observe: Observe) -> Observe:
+    """The observation as ``observe`` makes it; the loss, differentiable, as tasks are judged."""
 
-    def apart(tasks: Tasks, weights: Weights) -> tuple[Tensor, Observation]:
-        _, observation = observe(tasks, weights)
-        return tasks.held_out_loss(weights), observation
+    def judging(tasks: Tasks, weights: Weights) -> tuple[Tensor, Observation]:
+        loss, observation = observe(tasks, weights)
+        return tasks.judged(weights, loss), observation
 
-    return apart
+    return judging
 
 
 def judged(tasks: Tasks, weights: Weights) -> tuple[Tensor, Observation]:

@@ -26,6 +26,8 @@ FLAT = {"kind": "lstm", "hidden": 6, "gradient": "signed_log", "scale": 0.1, "ou
 COORDINATE = {"kind": "coordinate_lstm", "hidden": 5, "scale": 0.1, "outer_lr": 1e-3}
 FLAT_DIRECTIONS = FLAT | {"gradient": "stateful", "basis": "directions"}
 DIRECTIONS = COORDINATE | {"basis": "directions"}
+LAYER = {"kind": "layer_lstm", "hidden": 5, "outer_lr": 1e-3}
+UNITS = {"kind": "unit_lstm", "hidden": 5, "outer_lr": 1e-3}
 
 RULES: dict[str, dict[str, Any]] = {
     "lstm": {"update": FLAT, "teleport": FLAT},
@@ -41,19 +43,24 @@ RULES: dict[str, dict[str, Any]] = {
     "coordinate_directions_update": {"update": DIRECTIONS},
     "coordinate_directions_step": {"step_teleport": DIRECTIONS},
     "adam": {"update": {"kind": "adam", "lr": 0.05}, "teleport": COORDINATE},
+    "layer": {"update": LAYER},
+    "layer_units": {"update": LAYER, "teleport": UNITS},
+    "adam_units": {"update": {"kind": "adam", "lr": 0.05}, "teleport": UNITS},
 }
+BY_UNITS = {"action": "units", "guard": "none"}
 
 
 def train_config(kind: str, **sections: Any) -> TrainConfig:
     """A small configuration; ``sections`` add to or replace whole sections."""
     rules = RULES[kind]
+    teleporter = BY_UNITS if "units" in kind else {}
     data: dict[str, Any] = {
         "name": kind,
         "label": kind,
         "dtype": "float64",
         "task": TASK,
         "rules": rules,
-        "teleporter": {} if {"teleport", "step_teleport"} & rules.keys() else None,
+        "teleporter": teleporter if {"teleport", "step_teleport"} & rules.keys() else None,
     }
     return check(TrainConfig, data | sections, "test")
 
@@ -63,9 +70,7 @@ def learned_rule(kind: str, order: int = 1) -> LearnedRule:
     config = train_config(kind, meta={"order": order, "steps": 100})
     rule = LearnedRule(build.meta_optimizer(config), config)
     for own in rule.optimizer.rules.values():
-        amplify_head(
-            own, 20 if "coordinate" in kind or "directions" in kind or kind == "adam" else 2
-        )
+        amplify_head(own, 2 if kind.startswith("lstm") and "directions" not in kind else 20)
         if isinstance(own, StepSizeGroupElementLSTM):
             # The row of the step size starts small; here it has to be seen.
             with torch.no_grad():

@@ -14,7 +14,8 @@ from metaopt.config import CONFIG_FOLDER, ConfigError, load, to_yaml
 from metaopt.schema import AdamConfig, EvalConfig, FlattenedConfig, TrainConfig
 
 SHIPPED = sorted(CONFIG_FOLDER.rglob("*.yaml"))
-TRAINING = [path for path in SHIPPED if path.name not in ("eval.yaml", "study.yaml")]
+EVALUATION = [path for path in SHIPPED if path.name.startswith("eval")]
+TRAINING = [path for path in SHIPPED if path not in EVALUATION and path.name != "study.yaml"]
 BASE = "lstm_update_tele.yaml"
 BASE_CONTENT = (CONFIG_FOLDER / BASE).read_bytes()
 
@@ -116,12 +117,16 @@ def test_paper_recipe(file: str) -> None:
         ("meta.order=3", "meta.order", "less than or equal to 2"),
         ("meta.clip=.inf", "meta.clip", "finite"),
         ("rules.update.outer_lr=-1e-3", "rules.update.outer_lr", "greater than 0"),
-        ("rules.update.kind=sgd", "rules.update", "'coordinate_lstm', 'informed_lstm', 'gd'"),
+        ("rules.update.kind=sgd", "rules.update", "'informed_lstm', 'layer_lstm', 'gd'"),
         ("rules.update={kind: adam}", "rules.update.lr", "missing"),
         ("rules.update={kind: adam, lr: 1, beta1: 1}", "rules.update.beta1", "less than 1"),
         ("rules.update=null", "rules", "exactly one of update and step_teleport"),
         ("teleporter.action=rotation", "teleporter.action", "'through_data', 'linear'"),
         ("teleporter=null", "", "teleporter: give both or neither"),
+        ("teleporter.action=units", "teleporter", "guard: none, found exponential and"),
+        ("rules.teleport={kind: unit_lstm, outer_lr: 1}", "", "needs, and nothing else; found thr"),
+        ("meta.hide.inputs=0.5", "", "this teleporter reads the layers' inputs"),
+        ("meta.hide.loss=1.5", "meta.hide.loss", "less than or equal to 1"),
     ],
 )
 def test_mistakes_in_fields(tmp_path: Path, override: str, field: str, hint: str) -> None:
@@ -330,9 +335,9 @@ def test_overrides_that_are_none(override: str) -> None:
 # The resolved file.
 
 
-@pytest.mark.parametrize("path", [*TRAINING, CONFIG_FOLDER / "eval.yaml"], ids=_names)
+@pytest.mark.parametrize("path", [*TRAINING, *EVALUATION], ids=_names)
 def test_resolved_yaml_round_trips(path: Path, tmp_path: Path) -> None:
-    kind: Any = EvalConfig if path.name == "eval.yaml" else TrainConfig
+    kind: Any = EvalConfig if path in EVALUATION else TrainConfig
     config = load(kind, path)
     resolved = tmp_path / "config.yaml"
     resolved.write_text(to_yaml(config))

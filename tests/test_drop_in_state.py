@@ -43,6 +43,8 @@ def scheduled(
         *((models.chain, "coordinate_lstm", dtype) for dtype in DTYPES[:2]),
         (models.chain, "lstm_directions", torch.float32),
         (models.chain, "adam", torch.float32),
+        *((models.convolutional, "layer", dtype) for dtype in DTYPES),
+        *((models.transformer, "layer_units", dtype) for dtype in DTYPES[:2]),
     ],
 )
 def test_resumed_training_goes_on_bit_for_bit(

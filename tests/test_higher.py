@@ -40,6 +40,9 @@ def two_layers(initial: tuple[torch.Tensor, ...], slope: float) -> nn.Sequential
         "lstm_step",
         "coordinate_lstm_step",
         "adam",
+        "layer",
+        "layer_units",
+        "adam_units",
     ],
 )
 def test_higher_and_the_batched_unroll_agree(kind: str, order: int) -> None:
@@ -77,6 +80,9 @@ def test_higher_and_the_batched_unroll_agree(kind: str, order: int) -> None:
         "coordinate_lstm_update",
         "coordinate_directions",
         "lstm_directions_update",
+        "layer",
+        "layer_units",
+        "adam_units",
     ],
 )
 def test_plain_steps_with_a_closure_follow_the_unroll(kind: str) -> None:

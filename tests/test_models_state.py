@@ -94,7 +94,30 @@ def test_transported_state_is_that_of_gradients_at_the_new_weights(
     assert compared
 
 
-@pytest.mark.parametrize("make", [_sgd, _adam, _learned], ids=["sgd", "adam", "learned"])
+def _layer(model: nn.Module, lr: float = 0.0) -> torch.optim.Optimizer:
+    return metaopt.LearnedOptimizer(model, learned_rule("layer"), lr=lr)
+
+
+@pytest.mark.parametrize("name", ["cnn", "grouped", "prelu"])
+def test_the_means_of_a_learned_rule_are_transported(name: str) -> None:
+    specimen = ZOO[name]
+    model = specimen.model().double().eval()
+    optimizer = _layer(model)
+    _steps(model, optimizer, specimen)
+    found = [s for s in metaopt.symmetries(model) if s.group is Group.SCALING]
+    metaopt.teleport(model, 1.0, 2, found, optimizer=optimizer)
+    fresh = _layer(model)
+    _steps(model, fresh, specimen)
+    for parameter in model.parameters():
+        for key in ("update.m", "update.v", "update.count"):
+            wanted = fresh.state[parameter][key]
+            torch.testing.assert_close(optimizer.state[parameter][key], wanted)
+    assert found
+
+
+@pytest.mark.parametrize(
+    "make", [_sgd, _adam, _learned, _layer], ids=["sgd", "adam", "learned", "layer"]
+)
 def test_training_commutes_with_permutations(
     make: Callable[[nn.Module, float], torch.optim.Optimizer],
 ) -> None:

@@ -29,6 +29,7 @@ from metaopt.symmetry import (
     Refuse,
     Shrink,
     TeleportEngine,
+    TeleportReport,
     ThroughData,
     Unguarded,
 )
@@ -76,7 +77,7 @@ def test_without_an_update_the_weights_come_back(sizes: list[int], samples: int)
     assert optimizer.engine is not None
     moved, _ = optimizer.engine.teleport(tasks.initial, T, tasks)
     taken = stepped(optimizer, tasks)
-    assert taken.report is not None
+    assert isinstance(taken.report, TeleportReport)
     assert not taken.report.refused.any()
     for W, back, away in zip(tasks.initial, taken.weights, moved, strict=True):
         assert relative_error(back, W) < 1e-10
@@ -103,7 +104,7 @@ def test_a_refused_teleport_leaves_a_plain_step(guard: Guard) -> None:
     tasks = regression([5, 4, 3], samples=4, seed=0)
     T = (signed(2, 4, 4, seed=7),)
     taken = stepped(around(GradientDescent(0.01), Given(generators=T), ThroughData(), guard), tasks)
-    assert taken.report is not None
+    assert isinstance(taken.report, TeleportReport)
     assert taken.report.refused.all()
     observation = tasks.observe(tasks.initial)
     for W, old, G in zip(taken.weights, tasks.initial, observation.grads, strict=True):
@@ -129,7 +130,7 @@ def test_a_refused_way_back_leaves_the_weights_where_they_were() -> None:
     update = GradientDescent(0.01)
     free = stepped(around(update, Given(generators=T), ThroughData(), Unguarded()), tasks)
     taken = stepped(around(update, Given(generators=T), ThroughData(), RefusesTheSecond()), tasks)
-    assert taken.report is not None
+    assert isinstance(taken.report, TeleportReport)
     assert taken.report.refused.tolist() == [False, True]
     for W, old, other in zip(taken.weights, tasks.initial, free.weights, strict=True):
         assert torch.equal(W[0], other[0])

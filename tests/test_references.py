@@ -24,6 +24,7 @@ from metaopt.symmetry import (
     InexactActionError,
     Refuse,
     TeleportEngine,
+    TeleportReport,
     ThroughData,
 )
 from metaopt.tasks import TaskBatch
@@ -86,7 +87,7 @@ def test_whitening_makes_a_unit_step_solve(sizes: list[int]) -> None:
     torch.testing.assert_close(
         tasks.loss(taken.weights), tasks.loss(tasks.initial), rtol=1e-9, atol=0
     )
-    assert taken.report is not None
+    assert isinstance(taken.report, TeleportReport)
     assert float(taken.report.drift.max()) < 1e-10
     # What is reported is the generator of the element that acted.
     g = torch.matrix_exp(taken.report.generators[-1])

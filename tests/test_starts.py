@@ -24,7 +24,14 @@ from metaopt.rules import (
 from metaopt.rules.directions import HEAD_BOUND, Basis, InformedSteps, NaturalSteps, Whitening
 from metaopt.rules.features import Seen
 from metaopt.rules.flattened import StatefulGradient
-from metaopt.symmetry import BoundedNorm, Exponential, Refuse, TeleportEngine, ThroughData
+from metaopt.symmetry import (
+    BoundedNorm,
+    Exponential,
+    Refuse,
+    TeleportEngine,
+    TeleportReport,
+    ThroughData,
+)
 from metaopt.tasks import TaskBatch
 
 HIDDEN, SCALE = 4, 0.1
@@ -166,7 +173,7 @@ def test_fixed_coefficients_whiten_the_activations(sizes: list[int], kind: str) 
             last = observation.inputs[-1]
             conditions.append(torch.linalg.cond(last))
             taken = optimizer.step(weights, observation, state, tasks)
-            assert taken.report is not None
+            assert isinstance(taken.report, TeleportReport)
             assert not taken.report.refused.any()
             weights, state = taken.weights, taken.state
     assert (conditions[0] > 5).all()

@@ -30,6 +30,9 @@ KINDS = [
     "lstm_directions_step",
     "coordinate_directions",
     "coordinate_directions_step",
+    "layer",
+    "layer_units",
+    "adam_units",
 ]
 STEPS = 5
 

@@ -86,7 +86,11 @@ class UnitScalingLSTM(Rule):
         return Proposal(generators=(t,)), cells | {"squares": squares, "count": count}
 
     def scaled(self, state: State, t: Tensor, log_factors: Weights) -> State:
-        """Squares of gradients of what makes a unit over exp(2 t), of what reads it times that."""
+        """Squares of gradients of what makes a unit over exp(2 t), of what reads it times that.
+
+        Exact where those entries belong to no other unit; between three layers and more the other
+        factors of an entry are left to the running mean.
+        """
         both = torch.stack([t, -t], dim=1)
         return state | {"squares": state["squares"] * (-2 * both).exp()}
 

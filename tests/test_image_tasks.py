@@ -1,0 +1,107 @@
+"""Digits and MNIST as task families: which images who sees, and what judges trajectories."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_datasets import write_mnist
+from torch.nn import functional
+
+from metaopt import build
+from metaopt.config import CONFIG_FOLDER, load
+from metaopt.image_tasks import Images
+from metaopt.loss_tasks import LossFamily
+from metaopt.schema import EvalConfig, TrainConfig
+from metaopt.streams import Stream
+from metaopt.unroll import as_judged, last_loss, rollout, second_order
+
+
+def rows(family: Images, count: int = 3) -> list[tuple[set[int], set[int]]]:
+    generator = np.random.default_rng(0)
+    tasks = [family.sample(generator) for _ in range(count)]
+    return [(set(t.data[0].tolist()), set(t.test[0].tolist())) for t in tasks]
+
+
+def test_no_task_shows_an_unseen_image() -> None:
+    seen, unseen = Images(width=4), Images(width=4, unseen=True)
+    assert torch.equal(seen.shared[0], unseen.shared[0])
+    shown = set().union(*(data | test for data, test in rows(seen)))
+    judged = set().union(*(test for _, test in rows(unseen)))
+    assert len(judged) == 599
+    assert not shown & judged
+    for data, test in rows(seen) + rows(unseen):
+        assert not data & test
+        assert len(data) + len(test) >= 1198
+    trained = rows(unseen)[0][0]
+    assert trained == set(range(1198))
+
+
+def test_tasks_split_their_images_anew() -> None:
+    first, second = (test for _, test in rows(Images(width=4), 2))
+    assert first != second
+
+
+def test_the_loss_is_the_cross_entropy_of_the_network() -> None:
+    family = Images(width=4)
+    task = family.sample(np.random.default_rng(1))
+    W1, b1, W2, b2 = task.weights.values()
+    some = task.data[0][:20]
+    x, y = (tensor[some] for tensor in family.shared)
+    hidden = functional.leaky_relu(x @ W1.T + b1, 0.1)
+    wanted = functional.cross_entropy(hidden @ W2.T + b2, y)
+    torch.testing.assert_close(family.loss(dict(task.weights), (some,), *family.shared), wanted)
+
+
+def test_mnist_by_the_same_configuration(tmp_path: Path) -> None:
+    write_mnist(tmp_path, "train", 40, gzipped=False)
+    write_mnist(tmp_path, "t10k", 12, gzipped=True)
+    family = Images(width=3, path=str(tmp_path), unseen=True, judged=10)
+    (data, test), *_ = rows(family, 1)
+    assert data == set(range(40))
+    assert len(test) == 10
+    assert test <= set(range(40, 52))
+    override = f"task.options={{width: 3, path: {tmp_path}}}"
+    config = load(TrainConfig, "digits_update_tele.yaml", [override])
+    tasks = build.task_family(config.task).sample(Stream.TRAIN, 0, 0, 2)
+    losses, _ = rollout(tasks, build.meta_optimizer(config), 2)
+    assert losses.isfinite().all()
+    assert tasks.units is not None
+    assert tasks.units.sizes == (3,)
+
+
+def test_evaluation_is_at_another_width_on_unseen_images() -> None:
+    training = load(TrainConfig, "digits_update_tele.yaml").task.options
+    evaluation = load(EvalConfig, CONFIG_FOLDER / "eval_digits.yaml").task.options
+    assert training is not None
+    assert evaluation is not None
+    assert "unseen" not in training
+    assert evaluation["unseen"] is True
+    assert evaluation["width"] != training["width"]
+
+
+@pytest.mark.parametrize("unseen", [False, True])
+def test_judged_losses_are_differentiated(unseen: bool) -> None:
+    family = LossFamily(Images(width=3, unseen=unseen), "images")
+    tasks = family.sample(Stream.TRAIN, 0, 0, 2, torch.float64).at(0)
+    weights = tuple(W.clone().requires_grad_() for W in tasks.initial)
+    loss, observation = as_judged(second_order)(tasks, weights)
+    torch.testing.assert_close(loss, tasks.loss(tasks.initial))
+    assert observation.loss is not None
+    assert not torch.allclose(loss, observation.loss)
+    gradients = torch.autograd.grad(loss.sum(), weights)
+    direction = torch.ones_like(weights[1])
+    step = 1e-6
+    moved = [(*weights[:1], weights[1] + s * step * direction, *weights[2:]) for s in (1, -1)]
+    difference = (tasks.loss(moved[0]).sum() - tasks.loss(moved[1]).sum()) / (2 * step)
+    assert float(gradients[1].sum()) == pytest.approx(float(difference), rel=1e-5)
+
+
+def test_the_last_loss_is_that_of_the_whole_curve() -> None:
+    family = LossFamily(Images(width=3), "images")
+    tasks = family.sample(Stream.TRAIN, 0, 0, 2)
+    adam = build.hand_made("Adam", {"lr": 0.01, "beta1": 0.9, "beta2": 0.99})
+    losses, _ = rollout(tasks, adam, 4)
+    torch.testing.assert_close(last_loss(tasks, adam, 4), losses[-1])

@@ -1,0 +1,193 @@
+"""The layer-wise rule: its formula, what it can do without, and its state in a user's loop."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from cases import LAYER, learned_rule, train_config
+from cases import tasks as sample
+from support import signed
+from torch import Tensor
+
+from metaopt import build
+from metaopt.augment import Hiding
+from metaopt.meta_train import MetaTrainer
+from metaopt.network import Weights
+from metaopt.rules import Kept, LayerUpdateLSTM
+from metaopt.rules.layer import DECAYS, MIXTURE, SQUARES_DECAY, WEIGHT_DECAY
+from metaopt.tasks import Observation
+from metaopt.unroll import rollout
+
+
+def silent() -> LayerUpdateLSTM:
+    """A rule whose head says nothing."""
+    rule = LayerUpdateLSTM(hidden=4, scale=1.0, seed=0, name="update").double()
+    with torch.no_grad():
+        for parameter in rule.head.parameters():
+            parameter.zero_()
+    return rule
+
+
+def weights_and_gradients(step: int) -> tuple[Weights, Weights]:
+    shapes = [(4, 5), (4, 1), (3, 4), (1, 1)]
+    W = tuple(signed(2, *shape, seed=i) for i, shape in enumerate(shapes))
+    G = tuple(signed(2, *shape, seed=100 * step + i) for i, shape in enumerate(shapes))
+    return W, G
+
+
+def test_untrained_it_is_the_stated_mixture_of_means() -> None:
+    rule = silent()
+    W, _ = weights_and_gradients(0)
+    state = rule.initial_state(Observation(W, W, (), None))
+    history: list[Weights] = []
+    for step in range(1, 5):
+        _, G = weights_and_gradients(step)
+        history.append(G)
+        proposal, state = rule.propose(Observation(W, G, (), None), state)
+        assert proposal.updates is not None
+        for i, (w, f) in enumerate(zip(W, proposal.updates, strict=True)):
+
+            def mean(decay: float, values: list[Tensor], t: int = step) -> Tensor:
+                terms = [decay ** (t - 1 - s) * value for s, value in enumerate(values)]
+                return (1 - decay) * torch.stack(terms).sum(0) / (1 - decay**t)
+
+            own = [G_[i] for G_ in history]
+            root = mean(SQUARES_DECAY, [g.square() for g in own]).sqrt()
+            means = [*(mean(decay, own) for decay in DECAYS), own[-1]]
+            mixed = sum(a * m for a, m in zip(MIXTURE, means, strict=True))
+            size = math.e / (64 + w.shape[2])
+            wanted = -size * (mixed / root + WEIGHT_DECAY * w)
+            torch.testing.assert_close(f, wanted, rtol=1e-9, atol=1e-12)
+
+
+def test_parameters_may_come_in_any_order() -> None:
+    rule = learned_rule("layer").optimizer.rules["update"]
+    W, G = weights_and_gradients(1)
+    order = [2, 0, 3, 1]
+    loss = torch.tensor([0.3, 2.0]).double()
+    here, there = (
+        Observation(W, G, (), loss),
+        Observation(tuple(W[i] for i in order), tuple(G[i] for i in order), (), loss),
+    )
+    found = rule.propose(here, rule.initial_state(here))[0].updates
+    other = rule.propose(there, rule.initial_state(there))[0].updates
+    assert found is not None
+    assert other is not None
+    for i, place in enumerate(order):
+        torch.testing.assert_close(other[i], found[place], rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize("factor", [1e-2, 1e3])
+def test_the_scale_of_gradients_does_not_matter(factor: float) -> None:
+    rule = learned_rule("layer").optimizer.rules["update"]
+    W, G = weights_and_gradients(1)
+    updates = []
+    for scale in (1.0, factor):
+        seen = Observation(W, tuple(scale * g for g in G), (), None)
+        updates.append(rule.propose(seen, rule.initial_state(seen))[0].updates)
+    for a, b in zip(*updates, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-8)
+
+
+def test_inputs_that_are_always_zero_move_nothing_but_by_decay() -> None:
+    rule = silent()
+    W, G = weights_and_gradients(1)
+    dead = (G[0].clone(), *G[1:])
+    dead[0][:, :, 2] = 0
+    seen = Observation(W, dead, (), None)
+    proposal, _ = rule.propose(seen, rule.initial_state(seen))
+    assert proposal.updates is not None
+    wanted = -math.e / (64 + 5) * WEIGHT_DECAY * W[0][:, :, 2]
+    torch.testing.assert_close(proposal.updates[0][:, :, 2], wanted, rtol=1e-9, atol=0)
+
+
+def test_the_loss_is_heard_and_can_be_done_without() -> None:
+    rule = learned_rule("layer").optimizer.rules["update"]
+    W, G = weights_and_gradients(1)
+    told = Observation(W, G, (), torch.tensor([0.1, 5.0]).double())
+    silent_ = replace(told, loss=None)
+    state = rule.initial_state(told)
+    with_loss, heard = rule.propose(told, state)
+    without, unheard = rule.propose(silent_, state)
+    assert with_loss.updates is not None
+    assert without.updates is not None
+    assert float((with_loss.updates[0] - without.updates[0]).detach().norm()) > 1e-8
+    assert torch.equal(heard["heard"], torch.ones(2, 1, 4).double())
+    assert torch.equal(unheard["heard"], torch.zeros(2, 1, 4).double())
+    again, _ = rule.propose(silent_, unheard)
+    assert again.updates is not None
+
+
+def test_every_tensor_of_the_state_has_a_known_place() -> None:
+    rule = silent()
+    W, G = weights_and_gradients(1)
+    state = rule.initial_state(Observation(W, G, (), None))
+    entries = sum(w[0].numel() for w in W)
+    for name, tensor in state.items():
+        columns = len(W) if rule.kept(name) is Kept.TENSORS else entries
+        assert tensor.shape[0] == 2
+        assert tensor.shape[2] == columns
+
+
+# What is hidden in meta-training.
+
+
+def test_shares_of_meta_batches_are_hidden() -> None:
+    hiding = Hiding({"loss": 0.25, "inputs": 0.0}, seed=3)
+    found = [hiding.of(number) for number in range(400)]
+    share = sum("loss" in hidden for hidden in found) / len(found)
+    assert 0.17 < share < 0.33
+    assert not any("inputs" in hidden for hidden in found)
+    assert found == [hiding.of(number) for number in range(400)]
+    assert Hiding({"loss": 1.0, "inputs": 1.0}, 0).of(7) == {"loss", "inputs"}
+
+
+def test_rules_are_not_shown_what_is_hidden() -> None:
+    rule = learned_rule("coordinate_directions_update")
+    tasks = sample(rule.config.task, count=2)
+    shown, hidden = tasks.observe(tasks.initial), tasks.hiding(frozenset({"loss", "inputs"}))
+    assert tasks.shown(shown).loss is shown.loss
+    assert hidden.shown(shown).loss is None
+    assert hidden.shown(shown).inputs == ()
+    plain, _ = rollout(tasks, rule.optimizer, 3)
+    without, _ = rollout(hidden, rule.optimizer, 3)
+    assert torch.equal(plain[0], without[0])
+    assert not torch.equal(plain[-1], without[-1])
+    assert without.isfinite().all()
+
+
+def test_meta_training_hides_and_resumes_to_the_same_bits() -> None:
+    config = train_config(
+        "layer",
+        meta={"batch": 2, "outer_steps": 8, "steps": 4, "unroll": 2, "hide": {"loss": 0.5}},
+        validation={"every": 4, "tasks": 2},
+    )
+
+    def run() -> MetaTrainer:
+        return MetaTrainer(config, torch.device("cpu"))
+
+    whole, first = run(), run()
+    hidden = set()
+    for _ in range(8):
+        whole.outer_step()
+        assert whole.tasks is not None
+        hidden.add(whole.tasks.hides)
+    assert hidden == {frozenset(), frozenset({"loss"})}
+    for _ in range(3):
+        first.outer_step()
+    second = run()
+    second.restore(first.state())
+    for _ in range(5):
+        second.outer_step()
+    for a, b in zip(whole.optimizer.parameters(), second.optimizer.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_run_is_built_from_its_configuration() -> None:
+    config = train_config("layer")
+    rule = build.meta_optimizer(config).rules["update"]
+    assert isinstance(rule, LayerUpdateLSTM)
+    assert rule.lstm.hidden == LAYER["hidden"]
