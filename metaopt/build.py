@@ -25,16 +25,18 @@ from metaopt.horizon import (
     LogUniform,
     RandomPairs,
 )
+from metaopt.lbfgs import LBFGS
 from metaopt.loss_tasks import LossFamily
 from metaopt.meta_loss import LogLoss, LogOfLast, MetaLoss, Normalised, SumOfLosses
 from metaopt.network import LeakyReLU
-from metaopt.optimizers import LBFGS, Adam, GradientDescent, MetaOptimizer, Momentum, Optimizer
+from metaopt.optimizers import Adam, GradientDescent, MetaOptimizer, Momentum, Optimizer
 from metaopt.pes import PersistentES
 from metaopt.preconditioned import PreconditionedOptimizer, as_constant, differentiated
 from metaopt.references import KFAC, SolveLast, WhitenLast
 from metaopt.rules import Rule
 from metaopt.rules.affine import AffineModule
 from metaopt.rules.products import TF32, BFloat16, Full
+from metaopt.scheduled import CosineAdamW
 from metaopt.schema import (
     LEARNED,
     RandomConfig,
@@ -267,8 +269,14 @@ def _require_kept_norms(teleport: object, teleporter: TeleporterConfig) -> None:
         )
 
 
-def hand_made(name: str, values: Mapping[str, float]) -> Optimizer:
-    """A hand-made optimizer, by its name in ``schema.HYPERPARAMETERS``, and its settings."""
+def hand_made(name: str, values: Mapping[str, float], horizon: int) -> Optimizer:
+    """A hand-made optimizer.
+
+    Args:
+        name: in ``schema.HYPERPARAMETERS``.
+        values: of its hyper-parameters.
+        horizon: the step that it is judged at, for those with a schedule.
+    """
     match name:
         case "GD":
             return MetaOptimizer({"update": GradientDescent(**values)}, None)
@@ -276,6 +284,8 @@ def hand_made(name: str, values: Mapping[str, float]) -> Optimizer:
             return MetaOptimizer({"update": Momentum(**values)}, None)
         case "Adam":
             return MetaOptimizer({"update": Adam(**values)}, None)
+        case "AdamW+cosine":
+            return MetaOptimizer({"update": CosineAdamW(**values, horizon=horizon)}, None)
         case "L-BFGS":
             return LBFGS(history=int(values["history"]))
         case "GD+teleport":

@@ -89,7 +89,7 @@ def baseline_contenders(
         Contender(
             choice.name,
             "reference" if choice.base in REFERENCES else "baseline",
-            build.hand_made(choice.base, choice.values),
+            build.hand_made(choice.base, choice.values, choice.step),
             {
                 "hyperparameters": choice.values,
                 "tuned_for_step": choice.step,

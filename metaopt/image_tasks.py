@@ -37,6 +37,9 @@ class Images(Family):
         width: hidden units.
         path: a folder with MNIST's IDX files; None for scikit-learn's digits.
         unseen: judge on images that no other task shows.
+        unbalanced: largest standard deviation of the logarithms t that hidden units start scaled
+            by, x -> exp(t) x what makes them and y -> exp(-t) y what reads them; that of each task
+            is uniform below it. The network computes the same: it starts elsewhere on its orbit.
         batch: images of a mini-batch.
         judged: the most images that a task is judged on.
 
@@ -49,12 +52,14 @@ class Images(Family):
         width: int,
         path: str | None = None,
         unseen: bool = False,
+        unbalanced: float = 0.0,
         batch: int = 32,
         judged: int = 600,
     ) -> None:
         seen, apart = _digits() if path is None else _mnist(Path(path))
         self.batch = batch
         self.unseen = unseen
+        self.unbalanced = unbalanced
         self.judged = judged
         self.seen = len(seen.y)
         self.shared = (torch.cat([seen.X, apart.X]), torch.cat([seen.y, apart.y]))
@@ -66,7 +71,7 @@ class Images(Family):
 
     def sample(self, generator: np.random.Generator) -> Task:
         """Row numbers of images, and new weights."""
-        weights = fresh_weights(self.net, generator)
+        weights = self._elsewhere(fresh_weights(self.net, generator), generator)
         if self.unseen:
             shown = np.arange(self.seen)
             judged = generator.permutation(np.arange(self.seen, len(self.shared[1])))
@@ -76,6 +81,17 @@ class Images(Family):
         parts = (torch.from_numpy(part) for part in (shown, judged[: self.judged]))
         data, test = ((rows,) for rows in parts)
         return Task(weights, data, test)
+
+    def _elsewhere(
+        self, weights: dict[str, Tensor], generator: np.random.Generator
+    ) -> dict[str, Tensor]:
+        if self.unbalanced == 0:
+            return weights
+        W1, b1, W2, b2 = weights.values()
+        spread = generator.uniform(0, self.unbalanced)
+        factors = torch.from_numpy(np.exp(spread * generator.standard_normal(len(b1)))).to(b1)
+        moved = (factors[:, None] * W1, factors * b1, W2 / factors, b2)
+        return dict(zip(weights, moved, strict=True))
 
     def loss(self, weights: dict[str, Tensor], data: tuple[Tensor, ...], *shared: Tensor) -> Tensor:
         """Mean cross-entropy of the images at the given rows."""

@@ -3,8 +3,9 @@
     w_{t+1} = g_t . (w_t + f_t),   (f_t, g_t) from rules that see one gradient evaluation at w_t
 
 ``MetaOptimizer`` composes rules (learned or hand-made) with a teleport engine. The hand-made update
-rules here have no parameters; ``LBFGS`` stands behind the same ``Optimizer`` interface.
-All are indexed by gradient evaluations: w_t needed t gradients (``LBFGS`` says how it counts).
+rules here have no parameters; those that are more than a rule (``lbfgs``, ``classical``,
+``references``) stand behind the same ``Optimizer`` interface.
+All are indexed by gradient evaluations: w_t needed t gradients.
 """
 
 from __future__ import annotations
@@ -283,111 +284,3 @@ class Adam(Rule):
     def scaled(self, state: State, t: Tensor, log_factors: Weights) -> State:
         """m over exp(l), v over exp(2 l)."""
         return _over_factors(state, {"m": 1, "v": 2}, log_factors)
-
-
-_LINE_SEARCH_EVALUATIONS = 26
-
-
-class LBFGS(Optimizer):
-    """Limited-memory BFGS with strong Wolfe line search: ``torch.optim.LBFGS``, one for each task.
-
-    A line search takes a number of evaluations of its own on each task, so that an inner step here
-    is one more gradient evaluation, and the weights after t steps are the best among the t + 1
-    points evaluated first (the starting point is the first of them).
-
-    Args:
-        history: number of pairs kept.
-    """
-
-    def __init__(self, history: int) -> None:
-        self.history = history
-
-    def initial_state(self, tasks: Tasks, observation: Observation) -> list[_TaskSolver]:
-        """One solver a task."""
-        return [
-            _TaskSolver(
-                tasks.select(slice(b, b + 1)),
-                tuple(W[b : b + 1] for W in observation.weights),
-                self.history,
-            )
-            for b in range(tasks.size)
-        ]
-
-    def step(
-        self,
-        weights: Weights,
-        observation: Observation,
-        state: list[_TaskSolver],
-        data: TeleportData,
-    ) -> Step:
-        """One more evaluation of each task; the best weights so far."""
-        best = [solver.advance() for solver in state]
-        return Step(tuple(torch.cat(layer) for layer in zip(*best, strict=True)), state)
-
-
-class _TaskSolver:
-    """``torch.optim.LBFGS`` on one task, its evaluations told apart.
-
-    ``torch`` runs whole line searches; the points that they evaluate are queued and handed out one
-    by one. It also evaluates the last point again at the start of each iteration: that one is
-    answered from memory and not counted.
-    """
-
-    def __init__(self, task: Tasks, start: Weights, history: int) -> None:
-        self._task = task
-        self._parameters = [W.detach().clone().requires_grad_() for W in start]
-        self._torch = torch.optim.LBFGS(
-            self._parameters,
-            max_iter=1,
-            # By default an iteration may evaluate once only: no room for a line search.
-            max_eval=_LINE_SEARCH_EVALUATIONS,
-            history_size=history,
-            line_search_fn="strong_wolfe",
-            tolerance_grad=0,
-            tolerance_change=0,
-        )
-        self._seen: list[tuple[Weights, float, Weights]] = []
-        self._queue: list[tuple[Weights, float]] = []
-        self._best: tuple[Weights, float] = (start, float("inf"))
-        # The starting point is an evaluation, but no step.
-        self._stalled = False
-        self.advance()
-
-    def advance(self) -> Weights:
-        """Hand out one more evaluated point; returns the best so far."""
-        if not self._queue and not self._stalled:
-            self._iterate()
-        if self._queue:
-            point, loss = self._queue.pop(0)
-            if loss < self._best[1]:
-                self._best = (point, loss)
-        return self._best[0]
-
-    def _iterate(self) -> None:
-        # Of the line search before, only its last accepted point can be asked for again.
-        self._seen = [entry for entry in self._seen if self._is_current(entry[0])]
-        with torch.enable_grad():
-            self._torch.step(self._closure)
-        # Without a new point the search is at its end (a zero gradient, or no finite direction).
-        self._stalled = not self._queue
-
-    def _is_current(self, point: Weights) -> bool:
-        return all(torch.equal(W, p) for W, p in zip(point, self._parameters, strict=True))
-
-    def _closure(self) -> float:
-        for point, loss, grads in self._seen:
-            if self._is_current(point):
-                self._set_gradient(grads)
-                return loss
-        point = tuple(p.detach().clone() for p in self._parameters)
-        observed = self._task.observe(point)
-        assert observed.loss is not None
-        loss = float(observed.loss)
-        self._seen.append((point, loss, observed.grads))
-        self._queue.append((point, loss))
-        self._set_gradient(observed.grads)
-        return loss
-
-    def _set_gradient(self, grads: Weights) -> None:
-        for parameter, G in zip(self._parameters, grads, strict=True):
-            parameter.grad = G.clone()

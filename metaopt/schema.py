@@ -321,6 +321,7 @@ HYPERPARAMETERS: dict[str, tuple[str, ...]] = {
     "GD": ("lr",),
     "Momentum": ("lr", "momentum"),
     "Adam": ("lr", "beta1", "beta2"),
+    "AdamW+cosine": ("lr", "beta1", "decay"),
     "L-BFGS": ("history",),
     "GD+teleport": ("lr", "norm", "ascents", "every"),
     "K-FAC": ("lr", "damping"),
@@ -372,6 +373,8 @@ def _is_possible(parameter: str, value: float) -> bool:
     match parameter:
         case "lr" | "norm" | "damping":
             return value > 0
+        case "decay":
+            return value >= 0
         case "history" | "ascents" | "every":
             return isinstance(value, int) and value >= 1
         case _:

@@ -107,7 +107,7 @@ def _search(config: EvalConfig, base: str, step: int, tasks: Tasks, world: World
         settings, desc=f"tuning {base} for step {step}", leave=False, disable=not world.first
     )
     for values in bar:
-        found = last_loss(tasks, build.hand_made(base, values), step)
+        found = last_loss(tasks, build.hand_made(base, values, step), step)
         final.append(found.double().cpu())
     whole = torch.cat(world.gather(torch.stack(final)), dim=1)
     losses = [float(geomean(of_setting.numpy())) for of_setting in whole]

@@ -152,7 +152,9 @@ def test_loss_and_gradient_are_those_of_the_same_tasks_by_hand(sizes: list[int],
 def test_gradient_descent_takes_the_same_path_by_hand() -> None:
     wanted = regression([3, 4, 2], samples=3, seed=1)
     tasks = draw(SameAs(wanted), count=wanted.size)
-    paths = [rollout(batch, build.hand_made("GD", {"lr": 1e-3}), 5)[0] for batch in (tasks, wanted)]
+    paths = [
+        rollout(batch, build.hand_made("GD", {"lr": 1e-3}, 5), 5)[0] for batch in (tasks, wanted)
+    ]
     torch.testing.assert_close(*paths, rtol=1e-10, atol=0)
     assert (paths[0][1:] < paths[0][:-1]).all()
 
@@ -248,7 +250,7 @@ def test_items_never_meet_streams_drawn_by_blocks() -> None:
 
 def test_trajectories_are_judged_on_what_is_kept_apart() -> None:
     tasks = draw(Logistic())
-    losses, _ = rollout(tasks, build.hand_made("GD", {"lr": 0.1}), 3)
+    losses, _ = rollout(tasks, build.hand_made("GD", {"lr": 0.1}, 3), 3)
     weights = tasks.initial
     for step in range(4):
         torch.testing.assert_close(losses[step], tasks.loss(weights))

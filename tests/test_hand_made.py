@@ -8,8 +8,9 @@ from support import DEEP_SIZES, SIZES, UPDATE_AND_TELEPORT, regression, speak_up
 from torch import Tensor
 
 from metaopt import build
+from metaopt.lbfgs import LBFGS
 from metaopt.network import Weights
-from metaopt.optimizers import LBFGS, MetaOptimizer, Optimizer
+from metaopt.optimizers import MetaOptimizer, Optimizer
 from metaopt.tasks import Observation, TaskBatch
 from metaopt.unroll import rollout
 
@@ -43,10 +44,27 @@ HAND_MADE = {
 }
 
 
+def test_the_cosine_is_torchs_and_ends_at_its_horizon() -> None:
+    tasks = regression(DEEP_SIZES, samples=4, seed=0)
+    values = {"lr": 0.05, "beta1": 0.7, "decay": 0.3}
+    parameters = [W.clone().requires_grad_() for W in tasks.initial]
+    theirs = torch.optim.AdamW(parameters, lr=0.05, betas=(0.7, 0.999), weight_decay=0.3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(theirs, T_max=8)
+    visited = _steps(build.hand_made("AdamW+cosine", values, 8), tasks, 10)
+    for weights in visited[:8]:
+        theirs.zero_grad()
+        tasks.loss(parameters).sum().backward()
+        theirs.step()
+        schedule.step()
+        for mine, other in zip(weights, parameters, strict=True):
+            torch.testing.assert_close(mine, other.detach(), rtol=1e-9, atol=1e-11)
+    assert all(torch.equal(a, b) for a, b in zip(visited[7], visited[9], strict=True))
+
+
 @pytest.mark.parametrize("name", list(HAND_MADE))
 def test_hand_made_rules_are_torchs(name: str) -> None:
     tasks = regression(DEEP_SIZES, samples=4, seed=0)
-    optimizer = build.hand_made(name, HAND_MADE[name])
+    optimizer = build.hand_made(name, HAND_MADE[name], 20)
     parameters = [W.clone().requires_grad_() for W in tasks.initial]
     theirs = TORCH[name](parameters)
     for weights in _steps(optimizer, tasks, 20):

@@ -102,6 +102,6 @@ def test_judged_losses_are_differentiated(unseen: bool) -> None:
 def test_the_last_loss_is_that_of_the_whole_curve() -> None:
     family = LossFamily(Images(width=3), "images")
     tasks = family.sample(Stream.TRAIN, 0, 0, 2)
-    adam = build.hand_made("Adam", {"lr": 0.01, "beta1": 0.9, "beta2": 0.99})
+    adam = build.hand_made("Adam", {"lr": 0.01, "beta1": 0.9, "beta2": 0.99}, 4)
     losses, _ = rollout(tasks, adam, 4)
     torch.testing.assert_close(last_loss(tasks, adam, 4), losses[-1])

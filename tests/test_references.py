@@ -274,4 +274,4 @@ def test_shipped_grids_hold_all_hand_made_optimizers() -> None:
     config = load(EvalConfig, "eval.yaml", ["baselines=[GD+teleport,K-FAC,solve W2,whiten W2@20]"])
     for base, grid in config.tuning.grids.items():
         first = {name: values[0] for name, values in grid.items()}
-        assert build.hand_made(base, first).gradients_per_step >= 1
+        assert build.hand_made(base, first, 10).gradients_per_step >= 1
