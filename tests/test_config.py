@@ -177,7 +177,7 @@ def test_step_teleport_stands_alone() -> None:
 @pytest.mark.parametrize(
     ("override", "hint"),
     [
-        ("baselines=[SGD]", "GD, Momentum, Adam, L-BFGS"),
+        ("baselines=[SGD]", "GD, Momentum, Adam, AdamW+cosine, L-BFGS"),
         ("baselines=[Adam@0]", "found 'Adam@0'"),
         ("tuning.grids.Adam.beta3=[0.5]", "the grid of Adam needs lr, beta1, beta2"),
         ("tuning.grids.RMSprop.lr=[0.5]", "grids are for GD"),
