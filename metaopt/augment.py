@@ -7,8 +7,9 @@ correcting pathologies in the training of learned optimizers*, arXiv 1810.10180 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -41,6 +42,25 @@ class Rescaled(TaskFamily[TaskBatch]):
         factors = ((2 * draws - 1) * self.log_range).exp()
         X, Y, *initial = (factors[:, i, None, None] * tensor for i, tensor in enumerate(tensors))
         return TaskBatch(X, Y, tuple(initial), tasks.s)
+
+
+@dataclass(frozen=True)
+class InTurn(TaskFamily[Any]):
+    """Meta-batches of several families in turn: tasks [i B, (i + 1) B) are of family i mod n.
+
+    Within a meta-batch all tasks have tensors of the same shapes; from one to the next they may
+    differ, so that a rule meets networks of several kinds.
+
+    Args:
+        families: n of them.
+    """
+
+    families: Sequence[TaskFamily[Any]]
+
+    def drawn(self, stream: Stream, seed: int, start: int, count: int) -> Any:
+        """The tasks of a whole meta-batch."""
+        family = self.families[start // count % len(self.families)]
+        return family.drawn(stream, seed, start, count)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from metaopt import families
-from metaopt.augment import Hiding, Rescaled
+from metaopt.augment import Hiding, InTurn, Rescaled
 from metaopt.averaging import Average, ExponentialAverage, NoAverage
 from metaopt.build_rules import rule
 from metaopt.classical import GradientTeleport
@@ -105,9 +105,18 @@ def task_family(config: TaskConfig) -> TaskFamily[Any]:
     return family
 
 
-def training_tasks(family: TaskFamily[Any], config: MetaConfig) -> TaskFamily[Any]:
-    """What training tasks are drawn from: the task family, rescaled where that is asked for."""
-    return Rescaled(family, config.rescale) if config.rescale > 0 else family
+def training_tasks(family: TaskFamily[Any], config: TrainConfig) -> TaskFamily[Any]:
+    """What training tasks are drawn from: the task family, or a variation of it, if asked for.
+
+    Args:
+        family: that of ``config.task``.
+        config: of the run.
+    """
+    if config.meta.rescale > 0:
+        return Rescaled(family, config.meta.rescale)
+    alone = [{"options": options, "more": None} for options in config.task.more or ()]
+    others = [task_family(config.task.model_copy(update=update)) for update in alone]
+    return InTurn((family, *others)) if others else family
 
 
 def hiding(config: MetaConfig, seed: int) -> Hiding:

@@ -1,6 +1,8 @@
-"""A task family of images: two-layer networks on scikit-learn's digits, or on MNIST.
+"""A task family of images: small networks on scikit-learn's digits, or on MNIST.
 
     f(x) = W2 s(W1 x + b1) + b2,   s LeakyReLU(0.1),   loss: cross-entropy, on mini-batches
+
+or another of ``image_networks``.
 
     task: {family: "metaopt.image_tasks:Images", options: {width: 32}}
     task: {family: "metaopt.image_tasks:Images", options: {width: 32, path: the folder of MNIST}}
@@ -17,24 +19,27 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional
 
 from metaopt.datasets import Images as Labelled
 from metaopt.datasets import digits, mnist
+from metaopt.errors import UserError
 from metaopt.families import Family, Task, fresh_weights
+from metaopt.image_networks import NETWORKS
 from metaopt.models import symmetries
+from metaopt.models.units import units_of
+from metaopt.network import as_matrices
 from metaopt.streams import Stream, generator
-
-SLOPE = 0.1
 
 
 class Images(Family):
-    """Two-layer networks, their initial weights as torch draws them.
+    """Networks with their initial weights as torch draws them.
 
     Args:
         width: hidden units.
+        network: its name in ``image_networks.NETWORKS``.
         path: a folder with MNIST's IDX files; None for scikit-learn's digits.
         unseen: judge on images that no other task shows.
         unbalanced: largest standard deviation of the logarithms t that hidden units start scaled
@@ -50,6 +55,7 @@ class Images(Family):
     def __init__(
         self,
         width: int,
+        network: str = "two_layers",
         path: str | None = None,
         unseen: bool = False,
         unbalanced: float = 0.0,
@@ -64,9 +70,9 @@ class Images(Family):
         self.seen = len(seen.y)
         self.shared = (torch.cat([seen.X, apart.X]), torch.cat([seen.y, apart.y]))
         X, y = self.shared
-        self.net = nn.Sequential(
-            nn.Linear(X.shape[1], width), nn.LeakyReLU(SLOPE), nn.Linear(width, int(y.max()) + 1)
-        )
+        if network not in NETWORKS:
+            raise UserError(f"network: found {network!r}, expected one of {', '.join(NETWORKS)}")
+        self.net = NETWORKS[network](X.shape[1], width, int(y.max()) + 1)
         self.symmetries = symmetries(self.net)
 
     def sample(self, generator: np.random.Generator) -> Task:
@@ -87,11 +93,16 @@ class Images(Family):
     ) -> dict[str, Tensor]:
         if self.unbalanced == 0:
             return weights
-        W1, b1, W2, b2 = weights.values()
+        units = units_of(self.symmetries, {name: W.shape for name, W in weights.items()})
+        assert units is not None
         spread = generator.uniform(0, self.unbalanced)
-        factors = torch.from_numpy(np.exp(spread * generator.standard_normal(len(b1)))).to(b1)
-        moved = (factors[:, None] * W1, factors * b1, W2 / factors, b2)
-        return dict(zip(weights, moved, strict=True))
+        t = torch.from_numpy(spread * generator.standard_normal((1, units.count)))
+        matrices = tuple(as_matrices(W[None]) for W in weights.values())
+        moved = units.log_factors(t.to(matrices[0]), matrices)
+        return {
+            name: (log.exp() * M).reshape(W.shape)
+            for (name, W), M, log in zip(weights.items(), matrices, moved, strict=True)
+        }
 
     def loss(self, weights: dict[str, Tensor], data: tuple[Tensor, ...], *shared: Tensor) -> Tensor:
         """Mean cross-entropy of the images at the given rows."""

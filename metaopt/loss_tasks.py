@@ -22,6 +22,7 @@ from typing import Self
 import torch
 from torch import Tensor
 from torch.func import grad_and_value, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metaopt.errors import UserError
 from metaopt.families import Family, Task, asked, check_task
@@ -90,7 +91,9 @@ class LossTasks(Tasks):
     def _of_one(self, matrices: Weights, data: tuple[Tensor, ...]) -> Tensor:
         parts = zip(self.shapes.items(), matrices, strict=True)
         weights = {name: W.reshape(shape) for (name, shape), W in parts}
-        return self.family.loss(weights, data, *self.shared)
+        # Of torch's kernels for attention this one alone can be differentiated twice.
+        with sdpa_kernel(SDPBackend.MATH):
+            return self.family.loss(weights, data, *self.shared)
 
     def repeated(self, times: int) -> Self:
         """Each task ``times`` times in a row."""

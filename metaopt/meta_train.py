@@ -103,7 +103,7 @@ class MetaTrainer:
         validation_share = self.world.share(config.validation.tasks, "validation.tasks")
         self.optimizer = build.meta_optimizer(config).to(self.device)
         family = build.task_family(config.task)
-        self.training_tasks = build.training_tasks(family, config.meta)
+        self.training_tasks = build.training_tasks(family, config)
         self.lengths = build.lengths(config.meta, config.seed)
         self.hiding = build.hiding(config.meta, config.seed)
         self.observe = build.observe(config.meta)

@@ -401,4 +401,6 @@ class EvalConfig(_Model):
                 raise ValueError(f"tuning.grids has no entry for {base}, which baselines asks for")
             if self.task.is_own and base in _KNOWING:
                 raise ValueError(f"baselines: {ONLY_THE_LOSS} others than {base}")
+        if self.task.more is not None:
+            raise ValueError("task.more: is for meta-training; an evaluation has task.options")
         return self

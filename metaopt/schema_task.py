@@ -42,6 +42,11 @@ class TaskConfig(_Model):
     options: dict[str, bool | int | float | str | None] | None = _field(
         None, "keyword arguments of a class of yours"
     )
+    more: list[dict[str, bool | int | float | str | None]] | None = _field(
+        None,
+        "further keyword arguments: meta-training draws its meta-batches from all of them in turn, "
+        "the first from `options`, which alone is validated on",
+    )
     layers: Annotated[int, Field(ge=2, le=100)] = _field(2, "number of weight matrices")
     width: Size = _field(20, "k, units of each hidden layer")
     inputs: Size = _field(20, "n, rows of X")
@@ -59,7 +64,8 @@ class TaskConfig(_Model):
     def _without_empty_options(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """A family without options is written as before there were any: caches and states fit."""
         written: dict[str, Any] = handler(self)
-        return {name: v for name, v in written.items() if name != "options" or v is not None}
+        empty = {name for name in ("options", "more") if written.get(name) is None}
+        return {name: value for name, value in written.items() if name not in empty}
 
     @property
     def is_own(self) -> bool:
@@ -69,11 +75,11 @@ class TaskConfig(_Model):
     @model_validator(mode="after")
     def _of_one_kind(self) -> TaskConfig:
         if not self.is_own:
-            if self.options is not None:
+            if self.options is not None or self.more is not None:
                 raise ValueError(f"options are for a class of yours, found family: {REGRESSION}")
             return self
         for name, info in type(self).model_fields.items():
-            if name not in ("family", "options") and getattr(self, name) != info.default:
+            if name not in ("family", "options", "more") and getattr(self, name) != info.default:
                 raise ValueError(
                     f"{name} is a field of {REGRESSION}; what {self.family} takes goes in options: "
                     f"options: {{{name}: {getattr(self, name)}}}"
