@@ -2,8 +2,9 @@
 
     python -m benchmarks.drop_in [--smoke] [--device cpu|cuda|cuda:N] [--json FILE] [--page FILE]
 
-On two models of about a million parameters: a two-layer perceptron with biases, which allows no
-teleports, and the same without biases, a chain that allows them. Each optimizer takes ``step()`` on
+On two models of about a million parameters: a two-layer perceptron with biases, where hidden units
+alone can be scaled (as the layer-wise pair does), and the same without biases, a chain that allows
+teleports through the data (as the coordinate-wise pair does). Each optimizer takes ``step()`` on
 gradients that are there already:
 
 - seconds, medians over rounds in which each optimizer has its turn, after one to warm up, and those
@@ -12,7 +13,7 @@ gradients that are there already:
 - bytes for a parameter that the largest step takes beyond that while it runs, as in
   ``benchmarks.memory``.
 
-The cost of a teleport is the row of the pair less that of the same update rule alone. It is paid at
+The cost of a teleport is the row of a pair less that of the same update rule alone. It is paid at
 every step that teleports.
 
 The table goes between the markers of ``--page``, by default ``docs/drop_in.md``, or with
@@ -40,6 +41,7 @@ from metaopt.tables import markdown_table
 
 PRETRAINED = ROOT / "checkpoints" / "pretrained"
 PAGE = ROOT / "docs" / "drop_in.md"
+ALONE = ", its updates alone"
 LR = 1e-4
 """Small, since gradients stay the same."""
 
@@ -146,20 +148,24 @@ def updates_of(rule: LearnedRule) -> LearnedRule:
     return LearnedRule(alone, rule.config)
 
 
+def _both(name: str) -> dict[str, Callable[[nn.Module], torch.optim.Optimizer]]:
+    """A shipped pair, after its update rule alone."""
+    pair = learned.load(PRETRAINED / f"{name}.safetensors")
+    return {
+        f"{pair.name}{ALONE}": learned_by(updates_of(pair)),
+        pair.name: learned_by(pair),
+    }
+
+
 def rows(size: Size, device: torch.device) -> list[Row]:
     """All measurements, a model after the other."""
     update = learned.load(PRETRAINED / "coordinate_update.safetensors")
-    pair = learned.load(PRETRAINED / "coordinate_update_tele.safetensors")
     of_models = {
-        "two layers with biases": (True, {"Adam": adam, update.name: learned_by(update)}),
-        "chain": (
-            False,
-            {
-                "Adam": adam,
-                f"{pair.name}, its updates alone": learned_by(updates_of(pair)),
-                pair.name: learned_by(pair),
-            },
+        "two layers with biases": (
+            True,
+            {"Adam": adam, update.name: learned_by(update), **_both("digits_update_tele")},
         ),
+        "chain": (False, {"Adam": adam, **_both("coordinate_update_tele")}),
     }
     found = []
     for model, (bias, makers) in of_models.items():
@@ -199,13 +205,21 @@ def table(found: Sequence[Row]) -> str:
         for row in found
     ]
     by_name = {row.optimizer: row for row in found}
-    alone, pair = [*by_name.values()][-2:]
-    teleport = (
-        f"A teleport: {1e3 * (pair.seconds - alone.seconds):.3g} ms and "
-        f"{(pair.state_bytes - alone.state_bytes) / pair.parameters:.0f} bytes of state for a "
-        f"parameter of the model, beyond the updates."
+    teleports = [
+        _of_teleport(alone, by_name[name.removesuffix(ALONE)])
+        for name, alone in by_name.items()
+        if name.endswith(ALONE)
+    ]
+    return "\n\n".join([markdown_table(header, lines), *teleports])
+
+
+def _of_teleport(alone: Row, pair: Row) -> str:
+    """What a pair costs beyond its updates."""
+    state = (pair.state_bytes - alone.state_bytes) / pair.parameters
+    return (
+        f"A teleport of {pair.optimizer}: {1e3 * (pair.seconds - alone.seconds):.3g} ms and "
+        f"{state:.2g} bytes of state for a parameter of the model, beyond the updates."
     )
-    return f"{markdown_table(header, lines)}\n\n{teleport}"
 
 
 def main(world: World) -> None:

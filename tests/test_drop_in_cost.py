@@ -17,7 +17,15 @@ def test_bytes_of_state_are_those_of_the_networks() -> None:
         tensors = 2 if biases == 0 else 4
         # Two cells of 20 in float32, h and c of each, for each entry.
         of_entry = 2 * 2 * 20 * 4
-        if name == "Adam":
+        tensors_of_layers = 2 * 2 * 20 * 4 + 3 * 4
+        if name.startswith("layer"):
+            # Three means, one of squares; a row of cells and three numbers for each tensor.
+            wanted = 16 * row.parameters + tensors_of_layers * tensors
+            if name.endswith("tele)"):
+                # A row of cells and two running means for each unit, and a count.
+                wanted += (2 * 2 * 20 + 2) * 4 * hidden + 4
+            assert row.state_bytes == wanted
+        elif name == "Adam":
             # Two means, and a count of steps for each tensor.
             assert row.state_bytes == 8 * row.parameters + 4 * tensors
         elif name.endswith(("(update)", "alone")):
@@ -27,5 +35,6 @@ def test_bytes_of_state_are_those_of_the_networks() -> None:
         else:
             assert row.state_bytes == 0
     lines = table([*found.values()]).splitlines()
-    assert len(lines) == len(found) + 4
-    assert lines[-1].startswith("A teleport: ")
+    assert len(lines) == len(found) + 6
+    teleports = [line for line in lines if line.startswith("A teleport of ")]
+    assert len(teleports) == 2

@@ -1,0 +1,164 @@
+"""The worked example: its commands are valid, its tables say what the results say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from cases import LAYER, train_config
+from torch import nn
+
+from benchmarks import digits, drop_in_training
+from metaopt import LearnedRule, build, symmetries
+from metaopt.config import load
+from metaopt.image_networks import NETWORKS
+from metaopt.image_tasks import Images
+from metaopt.loss_tasks import LossFamily
+from metaopt.meta_train import MetaTrainer
+from metaopt.schema import EvalConfig, TrainConfig
+from metaopt.streams import Stream
+
+
+def overrides(command: list[str]) -> list[str]:
+    return [command[i + 1] for i, word in enumerate(command) if word == "--set"]
+
+
+@pytest.mark.parametrize("smoke", [False, True])
+def test_the_two_runs_differ_in_their_teleporter_alone(smoke: bool) -> None:
+    configs = []
+    for pair in (True, False):
+        out, command = digits.training(Path("runs"), 1, pair, smoke)
+        config = load(TrainConfig, "digits_update_tele.yaml", overrides(command))
+        assert out.name == config.name
+        assert config.seed == 1
+        configs.append(config.model_dump())
+    pair_dump, alone = configs
+    assert alone["teleporter"] is None
+    differing = {key for key in pair_dump if pair_dump[key] != alone[key]}
+    assert differing == {"name", "label", "rules", "teleporter"}
+    assert pair_dump["rules"]["update"] == alone["rules"]["update"]
+
+
+def test_evaluations_are_on_unseen_images() -> None:
+    for changed in ((), (digits.UNBALANCED,)):
+        command = digits.evaluation(Path("runs"), [Path("a")], changed, smoke=False)
+        config = load(EvalConfig, "eval_digits.yaml", overrides(command))
+        assert config.tasks == 100
+        assert config.steps == 1000
+        assert config.task.options is not None
+        assert config.task.options["unseen"] is True
+
+
+def test_tables_have_the_ratios_that_matter() -> None:
+    def one(kind: str) -> dict[str, Any]:
+        return {"kind": kind, "loss_geomean": [3.0, 2.0], "loss_q95": [3.5, 2.5], "diverged": 0}
+
+    pair, alone, adam = "layer LSTM(update,tele) #0", "layer LSTM(update) #0", "Adam"
+    other = "layer LSTM(update) #1"
+    kinds = {pair: "learned", alone: "learned", other: "learned", adam: "baseline"}
+    found = {
+        "steps": 1,
+        "optimizers": {name: one(kind) for name, kind in kinds.items()},
+        "pairs": [
+            {"a": a, "b": b, "step": 1, "ratio": 0.5, "ci95": [0.4, 0.6], "win_rate": 0.9}
+            for a in kinds
+            for b in kinds
+            if a != b
+        ],
+    }
+    lines = digits.tables(found).splitlines()
+    compared = {(line.split(" | ")[0][2:].strip(), line.split(" | ")[1].strip()) for line in lines}
+    assert {(pair, adam), (alone, adam), (other, adam), (pair, alone)} <= compared
+    assert (alone, pair) not in compared
+    assert (pair, other) not in compared
+    assert (adam, pair) not in compared
+    assert any("0.500 (0.400 to 0.600)" in line and "90 %" in line for line in lines)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_networks_are_meta_trained_through(network: str) -> None:
+    family = LossFamily(Images(width=8, network=network, judged=12, batch=4), "images")
+    family.check()
+    tasks = family.sample(Stream.TRAIN, 0, 0, 2)
+    assert tasks.units is not None
+    options = {"width": 8, "network": network, "judged": 12, "batch": 4}
+    task = {"family": "metaopt.image_tasks:Images", "options": options}
+    meta = {"batch": 2, "outer_steps": 2, "steps": 2, "unroll": 2, "order": 2}
+    config = train_config(
+        "layer_units",
+        task=task,
+        dtype="float32",
+        meta=meta | {"objective": "judged"},
+        validation={"every": 2, "tasks": 2},
+    )
+    window = MetaTrainer(config, torch.device("cpu")).outer_step()
+    assert not window.skipped
+    assert all(norm > 0 for norm in window.grad_norms.values())
+    assert window.teleports["drift_max"] < 1e-4
+
+
+def test_meta_batches_take_turns_and_resume() -> None:
+    options = {"width": 4, "judged": 8, "batch": 4}
+    more = [options | {"width": 6, "network": "four_layers"}]
+    task = {"family": "metaopt.image_tasks:Images", "options": options, "more": more}
+    config = train_config(
+        "layer",
+        task=task,
+        meta={"batch": 2, "outer_steps": 8, "steps": 4, "unroll": 2},
+        validation={"every": 8, "tasks": 2},
+    )
+
+    def run() -> MetaTrainer:
+        return MetaTrainer(config, torch.device("cpu"))
+
+    whole, first, layers = run(), run(), []
+    for _ in range(8):
+        whole.outer_step()
+        assert whole.tasks is not None
+        layers.append(len(whole.tasks.initial))
+    assert layers == [4, 4, 10, 10, 4, 4, 10, 10]
+    for _ in range(3):
+        first.outer_step()
+    second = run()
+    second.restore(first.state())
+    for _ in range(5):
+        second.outer_step()
+    for a, b in zip(whole.optimizer.parameters(), second.optimizer.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_unbalanced_networks_compute_the_same() -> None:
+    plain, moved = Images(width=6), Images(width=6, unbalanced=2.0)
+    tasks = [family.sample(np.random.default_rng(3)) for family in (plain, moved)]
+    rows = (torch.arange(20),)
+    losses = [plain.loss(dict(task.weights), rows, *plain.shared) for task in tasks]
+    torch.testing.assert_close(*losses, rtol=1e-5, atol=0)
+    name = next(iter(tasks[0].weights))
+    assert not torch.allclose(tasks[0].weights[name], tasks[1].weights[name])
+
+
+def test_a_users_loop_is_measured(tmp_path: Path) -> None:
+    config = train_config("layer", dtype="float32", rules={"update": LAYER})
+    path = tmp_path / "rule.safetensors"
+    LearnedRule(build.meta_optimizer(config), config).save(path)
+    size = drop_in_training.SMOKE
+    found = drop_in_training.rows(size, path)
+    assert len(found) == len(drop_in_training.MODELS) * (1 + len(size.rates))
+    assert all(0 < loss < 20 for row in found for loss in row.losses)
+    lines = drop_in_training.table(found, size).splitlines()
+    assert len(lines) == 2 + 2 * len(drop_in_training.MODELS)
+
+
+@pytest.mark.parametrize("make", drop_in_training.MODELS.values(), ids=drop_in_training.MODELS)
+def test_models_of_the_table_are_no_networks_of_meta_training(make: Any) -> None:
+    torch.manual_seed(0)
+    model = make()
+    assert isinstance(model, nn.Module)
+    shapes = [p.shape for p in model.parameters()]
+    for network in NETWORKS.values():
+        for width in (24, 32):
+            assert shapes != [p.shape for p in network(64, width, 10).parameters()]
+    assert symmetries(model)
