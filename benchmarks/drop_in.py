@@ -24,22 +24,20 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from benchmarks import machine
 from benchmarks.memory import in_use, peak_bytes
-from benchmarks.output import ROOT, add_arguments, write_between, write_json
+from benchmarks.output import PRETRAINED, ROOT, add_arguments, add_page, tell
 from benchmarks.timing import Side, compare
 from metaopt import LearnedOptimizer, LearnedRule, cli, learned
 from metaopt.distributed import World
 from metaopt.optimizers import MetaOptimizer
 from metaopt.tables import markdown_table
 
-PRETRAINED = ROOT / "checkpoints" / "pretrained"
 PAGE = ROOT / "docs" / "drop_in.md"
 ALONE = ", its updates alone"
 LR = 1e-4
@@ -226,18 +224,12 @@ def main(world: World) -> None:
     """Measure, print, write the page."""
     parser = argparse.ArgumentParser(description="The cost of a step beside Adam's.")
     add_arguments(parser)
-    parser.add_argument("--smoke", action="store_true", help="a tiny model, and no page")
-    parser.add_argument("--page", type=Path, metavar="FILE", help="default docs/drop_in.md")
+    add_page(parser, PAGE)
     arguments = parser.parse_args()
     device = cli.device(arguments.device, world)
     found = rows(SMOKE if arguments.smoke else FULL, device)
     text = f"{machine.measure(device).lines()}; bytes are for a parameter\n\n{table(found)}"
-    print(text)
-    page = arguments.page or (None if arguments.smoke else PAGE)
-    if page is not None:
-        write_between(page, "drop-in table", text)
-    if arguments.json is not None:
-        write_json(arguments.json, [asdict(row) for row in found])
+    tell(arguments, "drop-in table", text, found)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from benchmarks.output import PRETRAINED, ROOT, write_between, write_json
+from benchmarks.output import PRETRAINED, ROOT, add_page, tell
 from metaopt import LearnedOptimizer, cli
 from metaopt.distributed import World
 from metaopt.image_tasks import Images
@@ -193,20 +193,14 @@ def _numbers(losses: Sequence[float]) -> list[str]:
 def main(world: World) -> None:
     """Train, print, write the page."""
     parser = argparse.ArgumentParser(description="The mini-batch rule on models of other kinds.")
-    parser.add_argument("--smoke", action="store_true", help="a few steps, and no page")
     parser.add_argument("--rule", type=Path, default=RULE, metavar="FILE")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to FILE")
-    parser.add_argument("--page", type=Path, metavar="FILE", help="default docs/digits.md")
+    add_page(parser, PAGE)
     arguments = parser.parse_args()
     size = SMOKE if arguments.smoke else FULL
     found = rows(size, arguments.rule)
     text = f"{size.seeds} seeds\n\n{table(found, size)}"
-    print(text)
-    page = arguments.page or (None if arguments.smoke else PAGE)
-    if page is not None:
-        write_between(page, "drop-in training table", text)
-    if arguments.json is not None:
-        write_json(arguments.json, [asdict(row) for row in found])
+    tell(arguments, "drop-in training table", text, found)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """``--device`` and ``--json``."""
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to FILE")
+
+
+def add_page(parser: argparse.ArgumentParser, page: Path) -> None:
+    """``--smoke`` and ``--page``, which is ``page`` unless it is said, or the sizes are tiny."""
+    name = page.relative_to(ROOT)
+    parser.add_argument("--smoke", action="store_true", help="tiny sizes, and no page")
+    parser.add_argument("--page", type=Path, metavar="FILE", help=f"default {name}")
+    parser.set_defaults(own_page=page)
+
+
+def tell(arguments: argparse.Namespace, name: str, text: str, rows: Sequence[Any]) -> None:
+    """Print, and write to the page between the markers of ``name`` and to ``--json``.
+
+    Args:
+        arguments: of a parser with ``--json`` and ``add_page``.
+        name: of the markers.
+        text: for people.
+        rows: dataclasses, all figures.
+    """
+    print(text)
+    page = arguments.page or (None if arguments.smoke else arguments.own_page)
+    if page is not None:
+        write_between(page, name, text)
+    if arguments.json is not None:
+        write_json(arguments.json, [asdict(row) for row in rows])
 
 
 def write_json(path: Path, found: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from support import amplify_head
 
 from metaopt import LearnedRule, build
 from metaopt.config import check
+from metaopt.meta_train import MetaTrainer
 from metaopt.rules import StepSizeGroupElementLSTM
 from metaopt.schema import TaskConfig, TrainConfig
 from metaopt.streams import Stream
@@ -82,3 +84,33 @@ def tasks(config: TaskConfig, count: int, start: int = 0) -> TaskBatch:
     """Training tasks in float64."""
     family = build.task_family(config)
     return family.sample(Stream.TRAIN, 7, start, count, torch.float64)
+
+
+def run_and_resume(
+    config: TrainConfig, seen: Callable[[MetaTrainer], Any], outer: int = 8, after: int = 3
+) -> list[Any]:
+    """What is ``seen`` after each outer step; a run that is resumed ends with the same bits.
+
+    Args:
+        config: of the run.
+        seen: asked after each outer step.
+        outer: outer steps.
+        after: how many the resumed run is cut.
+    """
+
+    def run() -> MetaTrainer:
+        return MetaTrainer(config, torch.device("cpu"))
+
+    whole, first, second = run(), run(), run()
+    found = []
+    for _ in range(outer):
+        whole.outer_step()
+        found.append(seen(whole))
+    for _ in range(after):
+        first.outer_step()
+    second.restore(first.state())
+    for _ in range(outer - after):
+        second.outer_step()
+    for a, b in zip(whole.optimizer.parameters(), second.optimizer.parameters(), strict=True):
+        assert torch.equal(a, b)
+    return found

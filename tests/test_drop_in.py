@@ -24,11 +24,14 @@ pytestmark = pytest.mark.filterwarnings("error:updates only:UserWarning")
 PRETRAINED = Path(__file__).resolve().parent.parent / "checkpoints" / "pretrained"
 
 
+@pytest.mark.parametrize(("name", "lr"), [("coordinate_update", 1e-3), ("digits_update_tele", 1)])
 @every_model
-def test_models_of_any_kind_train_without_special_casing(make: Callable[[], Problem]) -> None:
+def test_models_of_any_kind_train_without_special_casing(
+    make: Callable[[], Problem], name: str, lr: float
+) -> None:
     problem = make()
-    path = PRETRAINED / "coordinate_update.safetensors"
-    optimizer = metaopt.LearnedOptimizer(problem.model, path, lr=1e-3)
+    path = PRETRAINED / f"{name}.safetensors"
+    optimizer = metaopt.LearnedOptimizer(problem.model, path, lr=lr)
     first, before = problem.backward(), problem.weights()
     take_steps(problem, optimizer, 10)
     assert problem.loss() < first

@@ -7,14 +7,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cases import LAYER, learned_rule, train_config
+from cases import LAYER, learned_rule, run_and_resume, train_config
 from cases import tasks as sample
 from support import signed
 from torch import Tensor
 
 from metaopt import build
 from metaopt.augment import Hiding
-from metaopt.meta_train import MetaTrainer
 from metaopt.network import Weights
 from metaopt.rules import Kept, LayerUpdateLSTM
 from metaopt.rules.layer import DECAYS, MIXTURE, SQUARES_DECAY, WEIGHT_DECAY
@@ -166,24 +165,8 @@ def test_meta_training_hides_and_resumes_to_the_same_bits() -> None:
         validation={"every": 4, "tasks": 2},
     )
 
-    def run() -> MetaTrainer:
-        return MetaTrainer(config, torch.device("cpu"))
-
-    whole, first = run(), run()
-    hidden = set()
-    for _ in range(8):
-        whole.outer_step()
-        assert whole.tasks is not None
-        hidden.add(whole.tasks.hides)
-    assert hidden == {frozenset(), frozenset({"loss"})}
-    for _ in range(3):
-        first.outer_step()
-    second = run()
-    second.restore(first.state())
-    for _ in range(5):
-        second.outer_step()
-    for a, b in zip(whole.optimizer.parameters(), second.optimizer.parameters(), strict=True):
-        assert torch.equal(a, b)
+    hidden = run_and_resume(config, lambda run: run.tasks and run.tasks.hides)
+    assert set(hidden) == {frozenset(), frozenset({"loss"})}
 
 
 def test_a_run_is_built_from_its_configuration() -> None:

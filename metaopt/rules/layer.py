@@ -90,13 +90,15 @@ class LayerUpdateLSTM(Rule):
     def propose(self, observation: Observation, state: State) -> tuple[Proposal, State]:
         """Updates f."""
         W, sizes = observation.weights, [w[0].numel() for w in observation.weights]
-        G, decays = _rows(observation.grads), state["m"].new_tensor(DECAYS)[:, None]
-        m = torch.lerp(G, state["m"], decays)
+        G, old = _rows(observation.grads), state["m"].split(1, dim=1)
+        # Numbers of Python: a tensor of them would have to be copied to the device, and waited for.
+        means = [torch.lerp(G, mean, decay) for mean, decay in zip(old, DECAYS, strict=True)]
+        m = torch.cat(means, dim=1)
         v = torch.lerp(G.square(), state["v"], SQUARES_DECAY)
         count = state["count"] + 1
         # What the means are short of for their start is made good for whole parameters, below.
         steps = torch.cat([m, G], dim=1) / (v + TINY).sqrt()
-        start = torch.cat([1 - decays**count, torch.ones_like(count)], dim=1)
+        start = torch.cat([*(1 - decay**count for decay in DECAYS), torch.ones_like(count)], dim=1)
         gain = (1 - SQUARES_DECAY**count).sqrt() / start
 
         base = torch.cat([w.new_full((1, 1, 1), 1 / (FAN_OFFSET + w.shape[2])) for w in W], dim=2)
@@ -114,9 +116,11 @@ class LayerUpdateLSTM(Rule):
         h, cells = self.lstm(features, state)
 
         z = self.scale * self.head(h)
-        size = base * (z[:, :1] + LOG_STEP).clamp(*LOG_STEP_BOUNDS).exp()
-        mixture = size * gain * (z[:, 1:-1] + z.new_tensor(MIXTURE)[:, None])
-        decay = size * WEIGHT_DECAY * (1 + z[:, -1:])
+        log_size, *mixed, more_decay = z.split(1, dim=1)
+        size = base * (log_size + LOG_STEP).clamp(*LOG_STEP_BOUNDS).exp()
+        untrained = zip(mixed, MIXTURE, strict=True)
+        mixture = size * gain * torch.cat([part + share for part, share in untrained], dim=1)
+        decay = size * WEIGHT_DECAY * (1 + more_decay)
         moved = [
             torch.bmm(mixture[:, :, i, None].mT, part)[:, 0] + decay[:, :, i] * w.flatten(1)
             for i, (part, w) in enumerate(zip(steps.split(sizes, dim=2), W, strict=True))
