@@ -4,10 +4,12 @@
     (s_l, a_l) = head(h_l),   h_l = m1(statistics of parameter l, mean statistics of all, h_l)
 
 with m^d running means of the gradient at the decays ``DECAYS`` and root^2 that of its square, both
-corrected for their start as in Adam. The network sees no entries: what it says of a parameter are
-the size of its step, the mixture of gradients old and new, and the decay of its weights. So a step
-costs a few times Adam's, its state is four numbers an entry, and the same rule fits parameters of
-any shape. Its features need mini-batches' gradients alone; the loss is one more where it is known.
+corrected for their start as in Adam; where that is within rounding of what others have (the bias
+before a BatchNorm) root is larger, and the step small. The network sees no entries: what it says of
+a parameter are the size of its step, the mixture of gradients old and new, and the decay of its
+weights. So a step costs a few times Adam's, its state is four numbers an entry, and the same rule
+fits parameters of any shape. Its features need mini-batches' gradients alone; the loss is one more
+where it is known.
 
 Untrained, it is a step of the fast and the slow mean with 0.1 of decay, of size e / (64 + rest) for
 a parameter [out, rest]: wider layers, smaller steps.
@@ -47,8 +49,12 @@ LOG_STEP = 1.0
 """Untrained, of the step times FAN_OFFSET + rest."""
 LOG_STEP_BOUNDS = (-8.0, 4.0)
 
-TINY = 1e-16
-"""Added to squares of gradients: those of inputs that are always 0 are 0."""
+ROUNDING = 1e-5
+"""Gradients below this share of the root mean square over all entries are taken for rounding."""
+TINY = 1e-30
+"""Added to squares: those of gradients by inputs that are always 0 are 0."""
+SMALL_SQUARE = 1e-16
+"""Added under roots, whose derivative at 0 is infinite."""
 SMALL_WEIGHT = 1e-3
 SMALL_LOSS = 1e-3
 SMALLEST_LOG = -6.0
@@ -97,7 +103,8 @@ class LayerUpdateLSTM(Rule):
         v = torch.lerp(G.square(), state["v"], SQUARES_DECAY)
         count = state["count"] + 1
         # What the means are short of for their start is made good for whole parameters, below.
-        steps = torch.cat([m, G], dim=1) / (v + TINY).sqrt()
+        floor = ROUNDING**2 * v.mean(2, keepdim=True) + TINY
+        steps = torch.cat([m, G], dim=1) / (v + floor).sqrt()
         start = torch.cat([*(1 - decay**count for decay in DECAYS), torch.ones_like(count)], dim=1)
         gain = (1 - SQUARES_DECAY**count).sqrt() / start
 
@@ -158,9 +165,9 @@ def _statistics(
     moments = torch.cat([steps.square(), steps[:, :-1] * steps[:, -1:], W.square()], dim=1)
     mean = torch.stack([part.mean(2) for part in moments.split([*sizes], dim=2)], dim=2)
     squares, products, weights = mean.split([_MEANS + 1, _MEANS, 1], dim=1)
-    rms = (squares + TINY).sqrt()
+    rms = (squares + SMALL_SQUARE).sqrt()
     cosines = products / (rms[:, :-1] * rms[:, -1:])
-    weight = (weights + TINY).sqrt() + SMALL_WEIGHT
+    weight = (weights + SMALL_SQUARE).sqrt() + SMALL_WEIGHT
     logs = ((gain * rms).log().clamp(min=SMALLEST_LOG), cosines)
     return torch.cat([*logs, (base / weight).log(), weight.log()], dim=1)
 
