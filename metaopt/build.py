@@ -95,12 +95,19 @@ _TRUNCATIONS = {"even": Even, "random": RandomPairs}
 def task_family(config: TaskConfig) -> TaskFamily[Any]:
     """The task family of a configuration: of ``TaskBatch``, or of ``LossTasks`` of a user's class.
 
+    What is in ``more`` is for ``training_tasks`` alone.
+
     Raises:
         UserError: one line, where a user's class is not there or does not keep the protocol.
     """
     if not config.is_own:
         return RegressionFamily(config)
-    family = LossFamily(families.make(config.family, config.options or {}), config.family)
+    return _own_family(config.family, config.options or {}, "task.options")
+
+
+def _own_family(name: str, options: Mapping[str, Any], field: str) -> LossFamily:
+    """A user's family, checked."""
+    family = LossFamily(families.make(name, options, field), name)
     family.check()
     return family
 
@@ -114,8 +121,10 @@ def training_tasks(family: TaskFamily[Any], config: TrainConfig) -> TaskFamily[A
     """
     if config.meta.rescale > 0:
         return Rescaled(family, config.meta.rescale)
-    alone = [{"options": options, "more": None} for options in config.task.more or ()]
-    others = [task_family(config.task.model_copy(update=update)) for update in alone]
+    others = [
+        _own_family(config.task.family, options, f"task.more[{i}]")
+        for i, options in enumerate(config.task.more or ())
+    ]
     return InTurn((family, *others)) if others else family
 
 

@@ -108,7 +108,7 @@ def fresh_weights(module: nn.Module, generator: np.random.Generator) -> dict[str
         return {name: p.detach().clone() for name, p in module.named_parameters()}
 
 
-def make(name: str, options: Mapping[str, Any]) -> Family:
+def make(name: str, options: Mapping[str, Any], field: str = "task.options") -> Family:
     """The family that ``package.module:ClassName`` names.
 
     Modules are looked for where Python does, and then in the current folder.
@@ -116,6 +116,7 @@ def make(name: str, options: Mapping[str, Any]) -> Family:
     Args:
         name: of the class.
         options: its keyword arguments.
+        field: of the configuration that they come from, for errors.
 
     Raises:
         UserError: one line, where there is no such class, or it cannot be made.
@@ -136,8 +137,7 @@ def make(name: str, options: Mapping[str, Any]) -> Family:
         inspect.signature(found).bind(**options)
     except TypeError as error:
         raise UserError(
-            f"field task.options: {error}; {class_name}{inspect.signature(found)} is what "
-            f"{name} takes"
+            f"field {field}: {error}; {class_name}{inspect.signature(found)} is what {name} takes"
         ) from None
     family = asked(source, "__init__", lambda: found(**options))
     batch, shared = family.batch, family.shared

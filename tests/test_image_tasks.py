@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from metaopt import build
 from metaopt.config import CONFIG_FOLDER, load
+from metaopt.errors import UserError
 from metaopt.image_tasks import Images
 from metaopt.loss_tasks import LossFamily
 from metaopt.schema import EvalConfig, TrainConfig
@@ -105,3 +106,21 @@ def test_the_last_loss_is_that_of_the_whole_curve() -> None:
     adam = build.hand_made("Adam", {"lr": 0.01, "beta1": 0.9, "beta2": 0.99}, 4)
     losses, _ = rollout(tasks, adam, 4)
     torch.testing.assert_close(last_loss(tasks, adam, 4), losses[-1])
+
+
+@pytest.mark.parametrize(
+    ("override", "field", "hint"),
+    [
+        ("task.options={width: 4, network: mlp}", "network", "expected one of two_layers"),
+        ("task.more=[{wide: 4}]", "field task.more[0]", "missing a required argument: 'width'"),
+        ("task.options={width: 4, path: nowhere}", "nowhere", "expected this file"),
+    ],
+)
+def test_mistakes_end_in_a_line(override: str, field: str, hint: str) -> None:
+    config = load(TrainConfig, "digits_update_tele.yaml", [override])
+    with pytest.raises(UserError) as caught:
+        build.training_tasks(build.task_family(config.task), config)
+    message = str(caught.value)
+    assert field in message
+    assert hint in message
+    assert "\n" not in message

@@ -230,6 +230,23 @@ def test_a_unit_stays_where_a_part_of_it_has_no_gradient() -> None:
     assert models.equal(*ends)
 
 
+def test_thawed_layers_bring_new_units() -> None:
+    torch.manual_seed(0)
+    layers = (nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3))
+    problem = Problem(nn.Sequential(*layers), torch.randn(10, 6), torch.arange(10) % 3)
+    layers[-1].requires_grad_(False)
+    optimizer = LearnedOptimizer(problem.model, learned_rule("layer_units"))
+    take_steps(problem, optimizer, 2)
+    first = optimizer.in_order()[0]
+    assert optimizer.state[first]["teleport.squares"].shape == (1, 2, 5)
+    counted = optimizer.state[first]["update.count"].clone()
+    layers[-1].requires_grad_(True)
+    optimizer.add_param_group({"params": [*layers[-1].parameters()]})
+    take_steps(problem, optimizer, 2)
+    assert optimizer.state[first]["teleport.squares"].shape == (1, 2, 9)
+    assert float(optimizer.state[first]["update.count"]) == float(counted) + 2
+
+
 @pytest.mark.parametrize("why", ["half precision", "parameters alone", "no symmetry"])
 def test_what_cannot_be_scaled_gets_updates_alone(why: str) -> None:
     rule = learned_rule("layer_units")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from itertools import chain as chained
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from metaopt.learned import LearnedRule, load
 from metaopt.models.find import plain, symmetries
 from metaopt.models.units import units_of
 from metaopt.optimizers import MetaOptimizer
-from metaopt.rules import Kept
+from metaopt.rules import Kept, State
 from metaopt.symmetry import UnitEngine
 from metaopt.torch_optim.chain import Chain
 from metaopt.torch_optim.precision import HALF, unrounded, working_dtype, write
@@ -32,6 +32,11 @@ def _matching(optimizer: MetaOptimizer, device: torch.device, dtype: torch.dtype
     if own is None or (own.device, own.dtype) == (device, dtype):
         return optimizer
     return copy.deepcopy(optimizer).to(device, dtype)
+
+
+def _of_the_same_shapes(state: Mapping[str, Tensor], fresh: Mapping[str, Tensor]) -> State:
+    """A state without what begins anew: that of units, where there are others than before."""
+    return {k: v for k, v in state.items() if k not in fresh or v.shape == fresh[k].shape}
 
 
 class LearnedOptimizer(torch.optim.Optimizer):
@@ -167,10 +172,9 @@ class LearnedOptimizer(torch.optim.Optimizer):
         model = plain(self.model)
         names = {id(p): name for name, p in model.named_parameters()}
         shapes = {names[id(p)]: p.shape for p in parameters}
-        found = symmetries(model)
-        units = units_of(found, shapes)
+        units = units_of(symmetries(model), shapes)
         if units is None:
-            return f"no hidden units can be scaled: {found}"
+            return "no hidden units can be scaled; metaopt.symmetries(model) says why"
         return units.to(parameters[0].device)
 
     def chain_of(self, model: nn.Module, keep_graph: bool = False) -> Chain | str:
@@ -193,13 +197,14 @@ class LearnedOptimizer(torch.optim.Optimizer):
             return
         weights = [p.detach().to(self.dtype) for p in parameters]
         for p, state in zip(parameters, self._stepper.initial_states(weights), strict=True):
-            self.state[p] = state | self.state[p]
+            self.state[p] = state | _of_the_same_shapes(self.state[p], state)
 
     def _hand_over(self, before: Tensor, first: Tensor) -> None:
         """What belongs to all parameters goes to the one that is the first now."""
         if first is not before:
             state, shared = self.state[before], self._shared_of(before)
-            self.state[first].update({key: state.pop(key) for key in shared})
+            moved = {key: state.pop(key) for key in shared}
+            self.state[first].update(_of_the_same_shapes(moved, self.state[first]))
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
