@@ -16,6 +16,7 @@ from metaopt.averaging import Average, ExponentialAverage, NoAverage
 from metaopt.build_rules import rule
 from metaopt.classical import GradientTeleport
 from metaopt.config import ConfigError
+from metaopt.errors import UserError
 from metaopt.horizon import (
     Curriculum,
     Even,
@@ -52,6 +53,7 @@ from metaopt.schema_meta import (
     PersistentESConfig,
     RandomHorizonConfig,
 )
+from metaopt.streams import Stream
 from metaopt.symmetry import (
     Action,
     BoundedNorm,
@@ -110,6 +112,19 @@ def _own_family(name: str, options: Mapping[str, Any], field: str) -> LossFamily
     family = LossFamily(families.make(name, options, field), name)
     family.check()
     return family
+
+
+def require_units(config: TrainConfig, family: TaskFamily[Any]) -> None:
+    """Raise ``UserError`` where units are to be scaled, and a family of training knows of none."""
+    if config.teleporter is None or config.teleporter.action != "units":
+        return
+    for number, one in enumerate(family.families if isinstance(family, InTurn) else (family,)):
+        if one.drawn(Stream.TRAIN, config.seed, 0, 1).units is None:
+            where = f"task.more[{number - 1}]" if number else "task"
+            raise UserError(
+                f"field teleporter.action: units needs hidden units, and {config.task.family} "
+                f"({where}) lists none: symmetries = metaopt.symmetries(network) in the class"
+            )
 
 
 def training_tasks(family: TaskFamily[Any], config: TrainConfig) -> TaskFamily[Any]:

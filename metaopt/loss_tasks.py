@@ -9,7 +9,7 @@ that depend on the task and on t alone, drawn on the device:
     rows_b,t = floor(n u),   u from Philox at (key of task b, t)
 
 What the network is made of stays unknown, so that there are no layer inputs to be seen and no
-teleports.
+teleports through the data. Hidden units are scaled where the family lists its symmetries.
 """
 
 from __future__ import annotations
@@ -26,13 +26,17 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metaopt.errors import UserError
 from metaopt.families import Family, Task, asked, check_task
+from metaopt.models.groups import Symmetry
 from metaopt.models.units import units_of
 from metaopt.network import Weights, as_matrices
+from metaopt.statistics import SMALL_LOSS
 from metaopt.streams import Stream, choices, item_generator
 from metaopt.tasks import NOTHING, Hidden, Observation, TaskFamily, Tasks
 from metaopt.units import Units
 
 Shapes = dict[str, torch.Size]
+INEXACT = 1e-6
+"""Relative change of a loss under a symmetry, in float64, from which it is none."""
 
 
 @dataclass(frozen=True)
@@ -179,6 +183,7 @@ class LossFamily(TaskFamily[LossTasks]):
                     f"{self._source}: {what}: found {float(values.min()):.3g} at the initial "
                     f"weights, expected a number, at least 0"
                 )
+        self._require_exact(tasks)
         for name, G in zip(tasks.shapes, found.grads, strict=True):
             if not bool(torch.isfinite(G).all()):
                 raise UserError(
@@ -188,10 +193,32 @@ class LossFamily(TaskFamily[LossTasks]):
 
     def _units(self, shapes: Shapes) -> Units | None:
         """The hidden units of the symmetries that the family lists, if any can be scaled."""
+        listed = self.own.symmetries
+        if not isinstance(listed, list | tuple) or not all(isinstance(s, Symmetry) for s in listed):
+            raise UserError(
+                f"{self._source}: symmetries: found {listed!r:.60}, expected the list that "
+                f"metaopt.symmetries(network) returns"
+            )
         try:
-            return units_of(self.own.symmetries, shapes)
+            return units_of(listed, shapes)
         except ValueError as error:
             raise UserError(f"{self._source}: symmetries: {error}") from None
+
+    def _require_exact(self, tasks: LossTasks) -> None:
+        """Raise ``UserError`` where scaling the units of the listed symmetries moves the loss."""
+        exact = tasks.to("cpu", torch.float64)
+        if exact.units is None:
+            return
+        signs = torch.arange(exact.units.count).remainder(2).double() - 0.5
+        factors = exact.units.log_factors(signs.expand(exact.size, -1), exact.initial)
+        moved = tuple(log.exp() * W for log, W in zip(factors, exact.initial, strict=True))
+        before, after = exact.seen_loss(exact.initial), exact.seen_loss(moved)
+        change = float(((after - before).abs() / before.clamp(min=SMALL_LOSS)).max())
+        if not change < INEXACT:
+            raise UserError(
+                f"{self._source}: symmetries: scaling the hidden units changes the loss by "
+                f"{change:.1e} of itself, expected those of the network that loss runs"
+            )
 
     @property
     def _source(self) -> str:

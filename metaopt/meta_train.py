@@ -104,6 +104,7 @@ class MetaTrainer:
         self.optimizer = build.meta_optimizer(config).to(self.device)
         family = build.task_family(config.task)
         self.training_tasks = build.training_tasks(family, config)
+        build.require_units(config, self.training_tasks)
         self.lengths = build.lengths(config.meta, config.seed)
         self.hiding = build.hiding(config.meta, config.seed)
         self.observe = build.observe(config.meta)

@@ -78,8 +78,9 @@ def with_known_network(tasks: Tasks) -> TaskBatch:
     """
     if not isinstance(tasks, TaskBatch):
         raise InexactActionError(
-            "teleports and references need to know the network of the tasks, as that of "
-            "leaky_relu_regression; of a family of your own only the loss is known"
+            "teleports through the data and references need to know the network of the tasks, as "
+            "that of leaky_relu_regression; of a family of your own only the loss is known, and "
+            "hidden units may be scaled (rules.teleport of kind unit_lstm)"
         )
     return tasks
 

@@ -293,8 +293,11 @@ class TrainConfig(_Model):
                 f"teleporter.action: units is what rules.teleport of kind unit_lstm needs, and "
                 f"nothing else; found {self.teleporter.action}"
             )
-        if self.meta.hide.inputs > 0 and self.teleporter is not None and not by_units:
-            raise ValueError("meta.hide.inputs: this teleporter reads the layers' inputs; leave 0")
+        reads_inputs = self.teleporter is not None and not by_units
+        if self.meta.hide.inputs > 0 and (
+            reads_inputs or isinstance(self.rules.update, InformedConfig)
+        ):
+            raise ValueError("meta.hide.inputs: these rules need the layers' inputs; leave 0")
         return self
 
     @model_validator(mode="after")

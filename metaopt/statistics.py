@@ -11,6 +11,8 @@ Array = NDArray[np.float64]
 
 FLOOR = 1e-30
 CEILING = 1e30
+SMALL_LOSS = 1e-3
+"""Losses below it count as it where changes are relative to them."""
 DIVERGED_FACTOR = 10.0
 """A task counts as diverged once its loss passes this many times its first loss."""
 

@@ -40,7 +40,8 @@ from torch.autograd.function import once_differentiable
 from metaopt.network import Weights
 from metaopt.optimizers import Optimizer
 from metaopt.rules.affine import one_window
-from metaopt.symmetry import TeleportData, TeleportReport, UnitReport
+from metaopt.statistics import SMALL_LOSS
+from metaopt.symmetry import TeleportData, TeleportReport, UnitReport, drift
 from metaopt.tasks import Observation, TaskBatch, Tasks, cut, regression_loss
 
 
@@ -229,24 +230,23 @@ def unroll(
             if taken.report is not None:
                 reports.append(taken.report)
             if len(reports) == TRACED_TOGETHER:
-                traces.append(_trace(reports, tasks, losses))
+                traces.append(_trace(reports, seen, losses, state.weights))
                 reports = []
     if reports:
-        traces.append(_trace(reports, tasks, losses))
+        traces.append(_trace(reports, seen, losses, state.weights))
     return state, Unrolled(torch.stack(losses), _joined(traces) if traces else None)
 
 
 def _trace(
-    reports: list[TeleportReport | UnitReport], tasks: Tasks, losses: list[Tensor]
+    reports: list[TeleportReport | UnitReport],
+    tasks: Tasks,
+    losses: list[Tensor],
+    weights: Weights,
 ) -> TeleportTrace:
-    """The trace of the last steps, from their reports and all losses so far."""
+    """The trace of the last steps, from their reports, all losses so far and the weights now."""
     of_units = [report for report in reports if isinstance(report, UnitReport)]
     if of_units:
-        norm, drift, log_ratio = (
-            torch.stack([getattr(report, name) for report in of_units])
-            for name in ("norm", "drift", "log_ratio")
-        )
-        return TeleportTrace(norm, drift, torch.zeros_like(norm, dtype=torch.bool), log_ratio)
+        return _trace_of_units(of_units, tasks, weights)
     assert isinstance(tasks, TaskBatch)
     with torch.no_grad():
         report = TeleportReport.stack([r for r in reports if isinstance(r, TeleportReport)])
@@ -261,6 +261,26 @@ def _trace(
         refused=report.refused,
         log_ratio=torch.where(report.refused, 0.0, log_ratio),
     )
+
+
+def _trace_of_units(reports: list[UnitReport], tasks: Tasks, weights: Weights) -> TeleportTrace:
+    """The trace of steps that scaled units, which is exact: measured at the last of them alone.
+
+    Its drift is that of the outputs where they are known, else the change of the loss on the data
+    at hand, relative to it.
+    """
+    norm = torch.stack([report.norm for report in reports])
+    drifts, log_ratio = torch.zeros_like(norm), torch.zeros_like(norm)
+    with torch.no_grad():
+        before, after = tasks.seen_loss(reports[-1].before), tasks.seen_loss(weights)
+        tiny = torch.finfo(norm.dtype).tiny
+        log_ratio[-1] = after.clamp(min=tiny).log() - before.clamp(min=tiny).log()
+        if isinstance(tasks, TaskBatch):
+            outputs = (tasks.outputs(reports[-1].before), tasks.outputs(weights))
+            drifts[-1] = drift(*outputs, tasks.target_norm)
+        else:
+            drifts[-1] = (after - before).abs() / before.clamp(min=SMALL_LOSS)
+    return TeleportTrace(norm, drifts, torch.zeros_like(norm, dtype=torch.bool), log_ratio)
 
 
 def _joined(traces: list[TeleportTrace]) -> TeleportTrace:

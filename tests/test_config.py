@@ -125,7 +125,7 @@ def test_paper_recipe(file: str) -> None:
         ("teleporter=null", "", "teleporter: give both or neither"),
         ("teleporter.action=units", "teleporter", "guard: none, found exponential and"),
         ("rules.teleport={kind: unit_lstm, outer_lr: 1}", "", "needs, and nothing else; found thr"),
-        ("meta.hide.inputs=0.5", "", "this teleporter reads the layers' inputs"),
+        ("meta.hide.inputs=0.5", "", "these rules need the layers' inputs"),
         ("meta.hide.loss=1.5", "meta.hide.loss", "less than or equal to 1"),
     ],
 )

@@ -160,6 +160,7 @@ def test_drift_and_change_of_loss_are_those_of_both_teleports() -> None:
     scale = torch.linalg.matrix_norm(tasks.outputs(updated)) + tasks.target_norm
     trace = unrolled.teleports
     assert trace is not None
+    assert isinstance(there, TeleportReport)
     assert float(there.drift.min()) > 0
     torch.testing.assert_close(trace.drift[0], there.drift + back / scale)
     changes = (

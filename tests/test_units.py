@@ -126,7 +126,6 @@ def test_a_scaling_keeps_the_loss_and_moves_gradients_inversely(
     torch.testing.assert_close(tasks.loss(moved), before.loss, rtol=1e-10, atol=0)
     for G, wanted, log in zip(before.grads, after.grads, report.log_factors, strict=True):
         torch.testing.assert_close((-log).exp() * G, wanted, rtol=1e-8, atol=1e-10)
-    assert float(report.drift.max()) < 1e-10
     rms = report.t.square().mean(1).sqrt()
     assert float(rms.max()) <= 2.0
     torch.testing.assert_close(report.norm, torch.linalg.vector_norm(report.t, dim=1))

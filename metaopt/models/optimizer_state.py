@@ -131,6 +131,8 @@ def _of_kind(part: Tensor, kept: Kept | None, steps: list[Touch]) -> Tensor | No
             return _moved(part, steps, 1)
         case Kept.SQUARES:
             return _moved(part, steps, 2)
+        case Kept.ALL:
+            return None
         case Kept.ENTRIES:
             if not all(isinstance(touch.element, Relabelling) for touch in steps):
                 return None

@@ -112,7 +112,7 @@ class LayerUpdateLSTM(Rule):
         loss_features, heard = _hear(observation.loss, state)
         own = torch.cat(
             [
-                _statistics(steps, _rows(W), gain, base, sizes),
+                _statistics(steps, W, gain, base, sizes),
                 _is_vector(W).expand_as(count),
                 clock_features(count),
                 loss_features,
@@ -148,7 +148,7 @@ def _is_vector(weights: Weights) -> Tensor:
 
 
 def _statistics(
-    steps: Tensor, W: Tensor, gain: Tensor, base: Tensor, sizes: Sequence[int]
+    steps: Tensor, W: Weights, gain: Tensor, base: Tensor, sizes: Sequence[int]
 ) -> Tensor:
     """Of each parameter, on logarithmic scales where they are sizes, [B, 4 + 3 + 2, L].
 
@@ -157,17 +157,20 @@ def _statistics(
 
     Args:
         steps: means and gradient over ``root``, but for their start: [B, 4, P].
-        W: [B, 1, P].
+        W: the weights.
         gain: what makes their start good, [B, 4, L].
         base: 1 / (FAN_OFFSET + rest), [1, 1, L].
         sizes: entries of each parameter.
     """
-    moments = torch.cat([steps.square(), steps[:, :-1] * steps[:, -1:], W.square()], dim=1)
-    mean = torch.stack([part.mean(2) for part in moments.split([*sizes], dim=2)], dim=2)
-    squares, products, weights = mean.split([_MEANS + 1, _MEANS, 1], dim=1)
+    products, weights = [], []
+    for part, w in zip(steps.split([*sizes], dim=2), W, strict=True):
+        products.append(torch.bmm(part, part.mT) / part.shape[2])
+        weights.append(w.square().mean(dim=(1, 2)))
+    gram = torch.stack(products, dim=3)
+    squares = gram.diagonal(dim1=1, dim2=2).mT
+    weight = (torch.stack(weights, dim=1)[:, None] + SMALL_SQUARE).sqrt() + SMALL_WEIGHT
     rms = (squares + SMALL_SQUARE).sqrt()
-    cosines = products / (rms[:, :-1] * rms[:, -1:])
-    weight = (weights + SMALL_SQUARE).sqrt() + SMALL_WEIGHT
+    cosines = gram[:, :-1, -1] / (rms[:, :-1] * rms[:, -1:])
     logs = ((gain * rms).log().clamp(min=SMALLEST_LOG), cosines)
     return torch.cat([*logs, (base / weight).log(), weight.log()], dim=1)
 
@@ -180,8 +183,11 @@ def _hear(loss: Tensor | None, state: State) -> tuple[Tensor, State]:
     if loss is None:
         nothing = torch.zeros_like(state["loss"]).expand(-1, 2, -1)
         return nothing, {name: state[name] for name in ("loss", "heard")}
-    log = (loss + SMALL_LOSS).log()[:, None, None].expand_as(state["loss"])
-    mean, heard = torch.lerp(log, state["loss"], LOSS_DECAY), state["heard"] + 1
-    expected = mean / (1 - LOSS_DECAY**heard)
+    # What is no loss is not heard: its logarithm would be in all weights from then on.
+    known = (torch.isfinite(loss) & (loss > -SMALL_LOSS))[:, None, None].expand_as(state["loss"])
+    log = torch.where(known, loss[:, None, None] + SMALL_LOSS, 1.0).log()
+    mean = torch.where(known, torch.lerp(log, state["loss"], LOSS_DECAY), state["loss"])
+    heard = state["heard"] + known
+    expected = mean / (1 - LOSS_DECAY ** heard.clamp(min=1))
     features = torch.cat([(log - expected).clamp(-3, 3), log / 3], dim=1)
-    return features, {"loss": mean, "heard": heard}
+    return torch.where(known, features, 0.0), {"loss": mean, "heard": heard}

@@ -24,7 +24,7 @@ from metaopt.tasks import Observation
 from metaopt.units import MAKES, READS, Units
 
 SQUARES_DECAY = 0.95
-SMALL_SQUARE = 1e-16
+SMALL_SQUARE = 1e-30
 LARGEST_BALANCE = 0.25
 """Of the coefficients of B and C: t = B / 2 balances at once."""
 LARGEST_LOG = 5.0

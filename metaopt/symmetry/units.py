@@ -30,9 +30,6 @@ class UnitData(Protocol):
     def units(self) -> Units | None:
         """The units, if there are any."""
 
-    def seen_loss(self, weights: Weights) -> Tensor | None:
-        """L(w) on the data at hand, [B]; None where it cannot be evaluated."""
-
 
 @dataclass(frozen=True)
 class UnitReport:
@@ -41,16 +38,17 @@ class UnitReport:
     Attributes:
         t: logarithms of the factors that were applied, [B, K].
         log_factors: l of each entry, shaped like the weights.
-        norm: ||t||, [B]; without a graph, like what follows.
-        drift: |L(g.w) - L(w)| / L(w) on the data at hand: of rounding alone; 0 where unknown.
-        log_ratio: log L(g.w) / L(w), likewise.
+        before: the weights before it.
     """
 
     t: Tensor
     log_factors: Weights
-    norm: Tensor
-    drift: Tensor
-    log_ratio: Tensor
+    before: Weights
+
+    @property
+    def norm(self) -> Tensor:
+        """||t||, [B], without a graph."""
+        return torch.linalg.vector_norm(self.t.detach(), dim=1)
 
 
 class UnitEngine:
@@ -91,14 +89,5 @@ class UnitEngine:
         t = self.limit(free[:, None] / root)[:, 0] * root
         factors = units.log_factors(t, weights)
         moved = tuple(log.exp() * W for log, W in zip(factors, weights, strict=True))
-        factors = tuple(log.expand_as(W) for log, W in zip(factors, weights, strict=True))
-        with torch.no_grad():
-            before, after = data.seen_loss(weights), data.seen_loss(moved)
-            zeros = t.new_zeros(len(t))
-            drift, log_ratio = zeros, zeros
-            if before is not None and after is not None:
-                tiny = torch.finfo(before.dtype).tiny
-                drift = (after - before).abs() / before.clamp(min=tiny)
-                log_ratio = after.clamp(min=tiny).log() - before.clamp(min=tiny).log()
-            norm = torch.linalg.vector_norm(t, dim=1)
-        return moved, UnitReport(t, factors, norm, drift, log_ratio)
+        logs = tuple(log.expand_as(W) for log, W in zip(factors, weights, strict=True))
+        return moved, UnitReport(t, logs, weights)

@@ -10,8 +10,9 @@ the model: the inputs of its layers from forward hooks, where it is a *chain* (`
 loss, meant as 1/2 ||f(w) - Y||^2, from the closure or from ``diffopt.step``. Rules work without
 either (a plain ``step()`` knows no loss), on coarser scales.
 
-Teleports need a chain, and data on which the action is exact. Otherwise the update rule acts alone,
-after a warning.
+Teleports through the data need a chain, and data on which the action is exact; the scaling of
+hidden units needs a model whose symmetries are found (``models``). Otherwise the update rule acts
+alone, after a warning.
 """
 
 from metaopt.torch_optim.differentiable import DifferentiableLearnedOptimizer

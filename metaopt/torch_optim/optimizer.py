@@ -158,7 +158,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     def kept(self, key: str) -> Kept | None:
         """What a tensor in a parameter's state belongs to; None for what is no rule's."""
-        return self._stepper.layout.kept(key) if "." in key else None
+        return self._stepper.layout.moves(key) if "." in key else None
 
     def units(self) -> Units | str:
         """The hidden units that the rule may scale, or why it may scale none."""
@@ -171,7 +171,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
             return "its weights are too coarse to carry out an exact action"
         model = plain(self.model)
         names = {id(p): name for name, p in model.named_parameters()}
-        shapes = {names[id(p)]: p.shape for p in parameters}
+        # Parameters of other models take their places, under what is no path.
+        shapes = {names.get(id(p), f"<{i}>"): p.shape for i, p in enumerate(parameters)}
         units = units_of(symmetries(model), shapes)
         if units is None:
             return "no hidden units can be scaled; metaopt.symmetries(model) says why"
@@ -190,10 +191,14 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 return "the parameters to optimise are not those of the model"
         return Chain.of(model, keep_graph)
 
-    def _complete_states(self) -> None:
-        """The state before the first step, for parameters that have none."""
+    def _complete_states(self, is_new: bool = True) -> None:
+        """The state before the first step, for parameters that have none.
+
+        Args:
+            is_new: what there is comes from elsewhere, and is kept where its shapes still fit.
+        """
         parameters = self.in_order()
-        if all(self.state[p] for p in parameters):
+        if not is_new and all(self.state[p] for p in parameters):
             return
         weights = [p.detach().to(self.dtype) for p in parameters]
         for p, state in zip(parameters, self._stepper.initial_states(weights), strict=True):
@@ -241,7 +246,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         return loss
 
     def _advance(self, parameters: list[Tensor], loss: Any) -> None:
-        self._complete_states()
+        self._complete_states(is_new=False)
         states = [self.state[p] for p in parameters]
         weights = [
             unrounded(p, state, self.dtype) for p, state in zip(parameters, states, strict=True)

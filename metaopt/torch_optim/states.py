@@ -53,6 +53,12 @@ class Layout:
         rule, _, name = key.partition(".")
         return self._rules[rule].kept(name)
 
+    def moves(self, key: str) -> Kept:
+        """The same of a parameter's state, ``m`` and ``v`` of hand-made rules told apart."""
+        rule, _, kind = key.partition(".")
+        of_hand_made = {"m": Kept.GRADIENTS, "v": Kept.SQUARES} if rule in self._one_each else {}
+        return of_hand_made.get(kind) or self.kept(key)
+
     def _columns(self, key: str) -> tuple[list[int], list[torch.Size]] | None:
         """Columns of each parameter, and the shape of their parts; None where there are none."""
         match self.kept(key):

@@ -43,17 +43,13 @@ class Rates:
 
 @dataclass(frozen=True)
 class ModelUnits:
-    """The hidden units of a model: a ``UnitData`` on which no loss can be evaluated.
+    """The hidden units of a model: a ``UnitData``.
 
     Attributes:
         units: that may be scaled.
     """
 
     units: Units
-
-    def seen_loss(self, weights: Weights) -> None:
-        """Not known: the model is called by its user alone."""
-        return
 
 
 class Stepper:
