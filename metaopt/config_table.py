@@ -65,10 +65,13 @@ def _type_name(annotation: Any) -> str:
     text = str(annotation) if get_args(annotation) else getattr(annotation, "__name__", "")
     if "Literal" in text and not text.startswith("dict"):
         return ", ".join(f"`{choice}`" for choice in get_args(annotation))
-    for word in ("dict", "list", "float", "int", "str"):
-        if word in text:
-            return f"{word} or null" if type(None) in get_args(annotation) else word
-    return text
+    # The outermost type is named first.
+    places = {word: text.find(word) for word in ("dict", "list", "float", "int", "str")}
+    found = {word: place for word, place in places.items() if place >= 0}
+    if not found:
+        return text
+    word = min(found, key=found.__getitem__)
+    return f"{word} or null" if type(None) in get_args(annotation) else word
 
 
 def tables() -> str:

@@ -138,6 +138,26 @@ def test_the_loss_is_heard_and_can_be_done_without() -> None:
     assert again.updates is not None
 
 
+def test_what_is_no_loss_is_not_heard() -> None:
+    rule = learned_rule("layer").optimizer.rules["update"]
+    W, G = weights_and_gradients(1)
+    told = [1.0, -1.0, math.inf, math.nan, 1.0]
+    state = deaf = rule.initial_state(Observation(W, G, (), None))
+    for value in told:
+        seen = Observation(W, G, (), torch.tensor([value, 0.5]).double())
+        proposal, state = rule.propose(seen, state)
+        assert proposal.updates is not None
+        assert all(bool(f.isfinite().all()) for f in proposal.updates)
+        if not 0 <= value < math.inf:
+            # As if nothing had been said.
+            unheard = rule.propose(replace(seen, loss=None), deaf)[0].updates
+            assert unheard is not None
+            torch.testing.assert_close(proposal.updates[0][0], unheard[0][0], rtol=1e-9, atol=0)
+        deaf = state
+    assert state["heard"][:, 0, 0].tolist() == [2, 5]
+    assert all(bool(tensor.isfinite().all()) for tensor in state.values())
+
+
 def test_every_tensor_of_the_state_has_a_known_place() -> None:
     rule = silent()
     W, G = weights_and_gradients(1)

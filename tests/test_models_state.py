@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from cases import learned_rule
-from models import UPDATES
+from models import UPDATES, hand_made
 from teleports import (
     differ,
     every_moving,
@@ -21,6 +21,8 @@ import metaopt
 from benchmarks import teleport_state
 from metaopt import build
 from metaopt.models import Group
+from metaopt.optimizers import Momentum
+from metaopt.rules import Rule
 
 
 def _loss(model: nn.Module, x: Tensor) -> Tensor:
@@ -113,6 +115,24 @@ def test_the_means_of_a_learned_rule_are_transported(name: str) -> None:
             wanted = fresh.state[parameter][key]
             torch.testing.assert_close(optimizer.state[parameter][key], wanted)
     assert found
+
+
+def test_hand_made_rules_are_transported_as_torchs() -> None:
+    specimen = ZOO["cnn"]
+    states = []
+    for make in (_sgd, lambda model: _ruled(model, Momentum(1e-13, 0.9))):
+        model = specimen.model().double().eval()
+        optimizer = make(model)
+        _steps(model, optimizer, specimen)
+        metaopt.teleport(model, 2.0, 1, metaopt.symmetries(model), optimizer=optimizer)
+        key = "momentum_buffer" if make is _sgd else "update.m"
+        states.append([optimizer.state[p][key] for p in model.parameters()])
+    for wanted, found in zip(*states, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-7)
+
+
+def _ruled(model: nn.Module, rule: Rule) -> torch.optim.Optimizer:
+    return metaopt.LearnedOptimizer(model, hand_made(rule))
 
 
 @pytest.mark.parametrize(

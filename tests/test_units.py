@@ -179,6 +179,18 @@ def test_relabelled_units_are_scaled_alike() -> None:
     torch.testing.assert_close(ends[0][1][:, :, order], ends[1][1], rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("factor", [1e-6, 1e3])
+def test_the_scale_of_gradients_does_not_matter(factor: float) -> None:
+    rule = learned_rule("layer_units").optimizer.rules["teleport"]
+    tasks = sample(learned_rule("layer_units").config.task, count=2)
+    seen = tasks.observe(tasks.initial)
+    other = replace(seen, grads=tuple(factor * G for G in seen.grads))
+    (t,), (wanted,) = (
+        rule.propose(one, rule.initial_state(one))[0].generators or () for one in (other, seen)
+    )
+    torch.testing.assert_close(t, wanted, rtol=1e-9, atol=1e-12)
+
+
 def test_teleports_of_units_are_traced() -> None:
     rule = learned_rule("layer_units")
     tasks = sample(rule.config.task, count=3)
@@ -244,6 +256,41 @@ def test_thawed_layers_bring_new_units() -> None:
     take_steps(problem, optimizer, 2)
     assert optimizer.state[first]["teleport.squares"].shape == (1, 2, 9)
     assert float(optimizer.state[first]["update.count"]) == float(counted) + 2
+
+
+@pytest.mark.parametrize("through", ["a copy", "a state dict"])
+def test_states_of_units_that_are_gone_begin_anew(through: str) -> None:
+    torch.manual_seed(0)
+    layers = (nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3))
+    problem = Problem(nn.Sequential(*layers), torch.randn(10, 6), torch.arange(10) % 3)
+    optimizer = LearnedOptimizer(problem.model, learned_rule("layer_units"))
+    take_steps(problem, optimizer, 2)
+    if through == "a copy":
+        layers[4].requires_grad_(False)
+        problem.model.zero_grad()
+        model, other = copy.deepcopy((problem.model, optimizer))
+        problem = Problem(model, problem.x, problem.labels)
+    else:
+        layers[4].register_forward_hook(lambda *_: None)
+        other = LearnedOptimizer(problem.model, learned_rule("layer_units"))
+        other.load_state_dict(optimizer.state_dict())
+    take_steps(problem, other, 2)
+    state = other.state[other.in_order()[0]]
+    assert state["teleport.squares"].shape == (1, 2, 5)
+    assert float(state["update.count"]) == 4
+
+
+def test_parameters_of_other_models_may_come_along() -> None:
+    problem = models.perceptron()
+    extra = nn.Parameter(torch.ones(3))
+    parameters = [*problem.model.parameters(), extra]
+    optimizer = LearnedOptimizer(problem.model, learned_rule("layer_units"), params=parameters)
+    problem.backward()
+    extra.grad = torch.ones(3)
+    optimizer.step()
+    assert not torch.equal(extra, torch.ones(3))
+    state = optimizer.state[optimizer.in_order()[0]]
+    assert float(state["teleport.count"]) == 1
 
 
 @pytest.mark.parametrize("why", ["half precision", "parameters alone", "no symmetry"])
