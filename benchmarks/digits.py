@@ -38,7 +38,10 @@ ALONE = (
     "rules.teleport=null",
     "teleporter=null",
 )
-UNBALANCED = "task.options={width: 48, unseen: true, unbalanced: 1.5}"
+UNBALANCED = (
+    "task.options={width: 48, unseen: true, unbalanced: 1.5}",
+    "baselines=[Adam@100,Adam]",
+)
 SMALL_RUN = (
     "meta.outer_steps=2",
     "meta.steps=6",
@@ -195,7 +198,7 @@ def main(world: World) -> None:
     files = [out / "optimizer.safetensors" for out, _ in runs]
     balanced, unbalanced = folder / "balanced", folder / "unbalanced"
     run(evaluation(balanced, files, (), smoke))
-    run(evaluation(unbalanced, files[:2], (UNBALANCED,), smoke))
+    run(evaluation(unbalanced, files[:2], UNBALANCED, smoke))
     text = (
         f"{tables(_results(balanced))}\n\nFrom unbalanced initial weights (each hidden unit moved "
         f"along its orbit):\n\n{tables(_results(unbalanced))}"

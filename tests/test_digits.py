@@ -43,7 +43,7 @@ def test_the_two_runs_differ_in_their_teleporter_alone(smoke: bool) -> None:
 
 
 def test_evaluations_are_on_unseen_images() -> None:
-    for changed in ((), (digits.UNBALANCED,)):
+    for changed in ((), digits.UNBALANCED):
         command = digits.evaluation(Path("runs"), [Path("a")], changed, smoke=False)
         config = load(EvalConfig, "eval_digits.yaml", overrides(command))
         assert config.tasks == 100
