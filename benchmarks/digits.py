@@ -109,17 +109,21 @@ def tables(found: dict[str, Any]) -> str:
     ratios = [
         [pair["a"], pair["b"], str(pair["step"]), _ratio(pair), f"{100 * pair['win_rate']:.0f} %"]
         for pair in found["pairs"]
-        if pair["step"] in (100, last) and _is_compared(found, pair["a"], pair["b"])
+        if pair["step"] in (100, last) and _is_compared(found, pair)
     ]
     of_ratios = markdown_table(["ratio of", "to", "at step", "95 % interval", "wins"], ratios)
     return f"{markdown_table(header, lines)}\n\n{of_ratios}"
 
 
-def _is_compared(found: dict[str, Any], a: str, b: str) -> bool:
-    """A learned optimizer with a hand-made one, or a pair with its updates alone, seed by seed."""
-    is_learned = {name: found["optimizers"][name]["kind"] == "learned" for name in (a, b)}
-    alone = a.replace("(update,tele)", "(update)")
-    return is_learned[a] and (not is_learned[b] or (a != b and b == alone))
+def _is_compared(found: dict[str, Any], pair: dict[str, Any]) -> bool:
+    """Learned optimizers with those tuned for the step, pairs with their updates alone by seed."""
+    a, b = pair["a"], pair["b"]
+    one, other = (found["optimizers"][name] for name in (a, b))
+    if one["kind"] != "learned":
+        return False
+    if other["kind"] == "learned":
+        return a != b and b == a.replace("(update,tele)", "(update)")
+    return bool(other["origin"]["tuned_for_step"] == pair["step"])
 
 
 def _ratio(pair: dict[str, Any]) -> str:

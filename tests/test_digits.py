@@ -54,11 +54,16 @@ def test_evaluations_are_on_unseen_images() -> None:
 
 def test_tables_have_the_ratios_that_matter() -> None:
     def one(kind: str) -> dict[str, Any]:
-        return {"kind": kind, "loss_geomean": [3.0, 2.0], "loss_q95": [3.5, 2.5], "diverged": 0}
+        origin = {"tuned_for_step": 2 if kind == "for another step" else 1}
+        kind = "learned" if kind == "learned" else "baseline"
+        losses = {"loss_geomean": [3.0, 2.0], "loss_q95": [3.5, 2.5]}
+        return {"kind": kind, "diverged": 0, "origin": origin} | losses
 
     pair, alone, adam = "layer LSTM(update,tele) #0", "layer LSTM(update) #0", "Adam"
+    late = "Adam@2"
     other = "layer LSTM(update) #1"
     kinds = {pair: "learned", alone: "learned", other: "learned", adam: "baseline"}
+    kinds[late] = "for another step"
     found = {
         "steps": 1,
         "optimizers": {name: one(kind) for name, kind in kinds.items()},
@@ -76,6 +81,7 @@ def test_tables_have_the_ratios_that_matter() -> None:
     assert (alone, pair) not in compared
     assert (pair, other) not in compared
     assert (adam, pair) not in compared
+    assert (pair, late) not in compared
     assert any("0.500 (0.400 to 0.600)" in line and "90 %" in line for line in lines)
 
 
