@@ -30,10 +30,9 @@ def overrides(command: list[str]) -> list[str]:
 def test_the_two_runs_differ_in_their_teleporter_alone(smoke: bool) -> None:
     configs = []
     for pair in (True, False):
-        out, command = digits.training(Path("runs"), 1, pair, smoke)
+        out, command = digits.training(Path("runs"), pair, smoke)
         config = load(TrainConfig, "digits_update_tele.yaml", overrides(command))
         assert out.name == config.name
-        assert config.seed == 1
         configs.append(config.model_dump())
     pair_dump, alone = configs
     assert alone["teleporter"] is None

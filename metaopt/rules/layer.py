@@ -7,9 +7,9 @@ with m^d running means of the gradient at the decays ``DECAYS`` and root^2 that 
 corrected for their start as in Adam; where that is within rounding of what others have (the bias
 before a BatchNorm) root is larger, and the step small. The network sees no entries: what it says of
 a parameter are the size of its step, the mixture of gradients old and new, and the decay of its
-weights. So a step costs a few times Adam's, its state is four numbers an entry, and the same rule
-fits parameters of any shape. Its features need mini-batches' gradients alone; the loss is one more
-where it is known.
+weights. So a step costs some ten times Adam's, not a hundred, its state is four numbers an entry,
+and the same rule fits parameters of any shape. Its features need mini-batches' gradients alone; the
+loss is one more where it is known.
 
 Untrained, it is a step of the fast and the slow mean with 0.1 of decay, of size e / (64 + rest) for
 a parameter [out, rest]: wider layers, smaller steps.
@@ -47,7 +47,7 @@ WEIGHT_DECAY = 0.1
 FAN_OFFSET = 64
 LOG_STEP = 1.0
 """Untrained, of the step times FAN_OFFSET + rest."""
-LOG_STEP_BOUNDS = (-8.0, 4.0)
+LOG_STEP_BOUNDS = (-8.0, 2.0)
 
 ROUNDING = 1e-5
 """Gradients below this share of the root mean square over all entries are taken for rounding."""
