@@ -97,7 +97,7 @@ def test_judged_losses_are_differentiated(unseen: bool) -> None:
     step = 1e-6
     moved = [(*weights[:1], weights[1] + s * step * direction, *weights[2:]) for s in (1, -1)]
     difference = (tasks.loss(moved[0]).sum() - tasks.loss(moved[1]).sum()) / (2 * step)
-    assert float(gradients[1].detach().sum()) == pytest.approx(float(difference), rel=1e-5)
+    assert float(gradients[1].detach().sum()) == pytest.approx(float(difference.detach()), rel=1e-5)
 
 
 def test_the_last_loss_is_that_of_the_whole_curve() -> None:

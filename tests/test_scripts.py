@@ -159,8 +159,9 @@ def test_evaluation_follows_the_contract(trained: Path) -> None:
     paths = [Path(found["optimizers"][name]["origin"]["checkpoint"]) for name in learned]
     # The shipped ones that fit these shapes, and then what was trained here.
     shipped = [path.stem for path in paths if path.parent.name == "pretrained"]
-    assert shipped == ["coordinate_lr_tele", "coordinate_update", "coordinate_update_tele"]
-    assert [path.parent.name for path in paths[3:]] == ["coordinate_update_tele", "lstm_update"]
+    coordinate = ["coordinate_lr_tele", "coordinate_update", "coordinate_update_tele"]
+    assert shipped == [*coordinate, "digits_update_tele"]
+    assert [path.parent.name for path in paths[4:]] == ["coordinate_update_tele", "lstm_update"]
     for name, entry in found["optimizers"].items():
         assert entry["kind"] == ("learned" if name in learned else "baseline")
         assert entry["gradients_per_step"] == 1.0

@@ -247,7 +247,7 @@ def test_what_ships_is_described(
     out = capsys.readouterr().out
     rule = metaopt.load(path)
     count = sum(parameter.numel() for parameter in rule.optimizer.parameters())
-    figures = rule.validation["test"]["default"]
+    figures = next(iter(rule.validation["test"].values()))
     at_20 = figures["loss_geomean_above_least"]["20"]["geomean"]
     for wanted in (
         rule.name,
