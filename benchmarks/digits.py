@@ -187,12 +187,14 @@ def _curve(folder: Path, name: str) -> list[dict[str, str]]:
 def main(world: World) -> None:
     """Train, evaluate, print, write."""
     parser = argparse.ArgumentParser(description="The worked example on digits.")
-    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "digits", metavar="DIR")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="default runs/digits")
     parser.add_argument("--smoke", action="store_true", help="all of it in tiny sizes")
     parser.add_argument("--write-page", action="store_true", help="into docs/digits.md")
     parser.add_argument("--ship", action="store_true", help="into checkpoints/pretrained/")
     arguments = parser.parse_args()
-    folder, smoke = arguments.out.resolve(), arguments.smoke
+    smoke = arguments.smoke
+    default = ROOT / "runs" / ("digits_smoke" if smoke else "digits")
+    folder = (arguments.out or default).resolve()
     if smoke and (arguments.ship or arguments.write_page):
         raise UserError("--smoke: tiny sizes are neither shipped nor written to the page")
     runs = [training(folder, pair, smoke) for pair in (True, False)]
