@@ -74,6 +74,7 @@ class Images(Family):
             raise UserError(f"network: found {network!r}, expected one of {', '.join(NETWORKS)}")
         self.net = NETWORKS[network](X.shape[1], width, int(y.max()) + 1)
         self.symmetries = symmetries(self.net)
+        self.units = units_of(self.symmetries, {n: p.shape for n, p in self.net.named_parameters()})
 
     def sample(self, generator: np.random.Generator) -> Task:
         """Row numbers of images, and new weights."""
@@ -93,16 +94,13 @@ class Images(Family):
     ) -> dict[str, Tensor]:
         if self.unbalanced == 0:
             return weights
-        units = units_of(self.symmetries, {name: W.shape for name, W in weights.items()})
-        assert units is not None
+        assert self.units is not None
         spread = generator.uniform(0, self.unbalanced)
-        t = torch.from_numpy(spread * generator.standard_normal((1, units.count)))
+        t = torch.from_numpy(spread * generator.standard_normal((1, self.units.count)))
         matrices = tuple(as_matrices(W[None]) for W in weights.values())
-        moved = units.log_factors(t.to(matrices[0]), matrices)
-        return {
-            name: (log.exp() * M).reshape(W.shape)
-            for (name, W), M, log in zip(weights.items(), matrices, moved, strict=True)
-        }
+        moved, _ = self.units.scaled(t.to(matrices[0]), matrices)
+        parts = zip(weights.items(), moved, strict=True)
+        return {name: M.reshape(W.shape) for (name, W), M in parts}
 
     def loss(self, weights: dict[str, Tensor], data: tuple[Tensor, ...], *shared: Tensor) -> Tensor:
         """Mean cross-entropy of the images at the given rows."""

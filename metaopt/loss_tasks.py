@@ -210,8 +210,7 @@ class LossFamily(TaskFamily[LossTasks]):
         if exact.units is None:
             return
         signs = torch.arange(exact.units.count).remainder(2).double() - 0.5
-        factors = exact.units.log_factors(signs.expand(exact.size, -1), exact.initial)
-        moved = tuple(log.exp() * W for log, W in zip(factors, exact.initial, strict=True))
+        moved, _ = exact.units.scaled(signs.expand(exact.size, -1), exact.initial)
         before, after = exact.seen_loss(exact.initial), exact.seen_loss(moved)
         change = float(((after - before).abs() / before.clamp(min=SMALL_LOSS)).max())
         if not change < INEXACT:

@@ -26,13 +26,10 @@ class _Network(_Model):
     hidden: Size = _field(20, "size of the two LSTM cells")
     scale: PositiveFloat = _field(1.0, "factor on the network's outputs")
     outer_lr: PositiveFloat = _required("outer learning rate (Adam) of this network")
-
-
-class _Frozen(_Model):
     frozen: bool = _field(False, "a control: the network stays as it was initialised")
 
 
-class _Learned(_Network, _Frozen):
+class _Learned(_Network):
     free: PositiveFloat = _field(
         1.0, "factor on what outputs move without a direction that shapes it"
     )
@@ -91,7 +88,7 @@ class InformedConfig(_Learned):
     )
 
 
-class LayerConfig(_Network, _Frozen):
+class LayerConfig(_Network):
     """m1 parameter by parameter."""
 
     kind: Literal["layer_lstm"] = _required(

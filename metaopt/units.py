@@ -95,6 +95,12 @@ class Units:
             found[stretch.tensor] = found[stretch.tensor] + stretch.sign * padded[:, stretch.unit]
         return tuple(found)
 
+    def scaled(self, t: Tensor, weights: Weights) -> tuple[Weights, Weights]:
+        """exp(l) w, and l of each entry, both shaped like the weights, for t [B, K]."""
+        logs = self.log_factors(t, weights)
+        moved = tuple(log.exp() * W for log, W in zip(logs, weights, strict=True))
+        return moved, tuple(log.expand_as(W) for log, W in zip(logs, weights, strict=True))
+
     def sums(self, values: Weights, sign: float) -> Tensor:
         """Of values shaped like the weights, over what makes (or reads) each unit: [B, K]."""
         parts = [values[0].new_zeros(len(values[0]), size) for size in self.sizes]

@@ -38,11 +38,11 @@ def scaled_model(model: nn.Module, t_of: Callable[[int], Tensor]) -> tuple[nn.Mo
     if units is None:
         return None
     matrices = tuple(as_matrices(p.detach()[None]) for p in model.parameters())
-    log_factors = units.log_factors(t_of(units.count)[None].to(matrices[0]), matrices)
+    scaled, _ = units.scaled(t_of(units.count)[None].to(matrices[0]), matrices)
     moved = copy.deepcopy(model)
     with torch.no_grad():
-        for p, W, log in zip(moved.parameters(), matrices, log_factors, strict=True):
-            p.copy_((log.exp() * W).reshape(p.shape))
+        for p, W in zip(moved.parameters(), scaled, strict=True):
+            p.copy_(W.reshape(p.shape))
     return moved, units
 
 
@@ -136,8 +136,7 @@ def test_states_are_those_of_gradients_at_the_scaled_weights(kind: str) -> None:
     tasks = regression(SIZES, samples=3, seed=1)
     rules = learned_rule(kind).optimizer.rules
     t = 0.5 * signed(2, sum(SIZES[1:-1]), seed=2)
-    log_factors = tasks.units.log_factors(t, tasks.initial)
-    logs = tuple(log.expand_as(W) for log, W in zip(log_factors, tasks.initial, strict=True))
+    moved, logs = tasks.units.scaled(t, tasks.initial)
 
     def history(weights: Weights) -> dict[str, dict[str, Tensor]]:
         """States after several gradients at one point, as a learning rate of 0 would leave them."""
@@ -149,7 +148,6 @@ def test_states_are_those_of_gradients_at_the_scaled_weights(kind: str) -> None:
             }
         return states
 
-    moved = tuple(log.exp() * W for log, W in zip(logs, tasks.initial, strict=True))
     before, wanted = history(tasks.initial), history(moved)
     compared = 0
     for name, rule in rules.items():

@@ -31,8 +31,9 @@ from metaopt.network import Weights
 from metaopt.rules.base import Kept, Proposal, Rule
 from metaopt.rules.clock import CLOCK_FEATURES, clock_features
 from metaopt.rules.directions import HEAD_BOUND
-from metaopt.rules.features import split_weights
+from metaopt.rules.features import flat_gradient, split_weights
 from metaopt.rules.lstm import LSTM, Head, State
+from metaopt.statistics import FLOOR
 from metaopt.tasks import Observation
 
 DECAYS = (0.5, 0.9, 0.99)
@@ -51,12 +52,10 @@ LOG_STEP_BOUNDS = (-8.0, 2.0)
 
 ROUNDING = 1e-5
 """Gradients below this share of the root mean square over all entries are taken for rounding."""
-TINY = 1e-30
-"""Added to squares: those of gradients by inputs that are always 0 are 0."""
 SMALL_SQUARE = 1e-16
 """Added under roots, whose derivative at 0 is infinite."""
 SMALL_WEIGHT = 1e-3
-SMALL_LOSS = 1e-3
+LOSS_OFFSET = 1e-3
 SMALLEST_LOG = -6.0
 
 _MEANS = len(DECAYS)
@@ -96,14 +95,14 @@ class LayerUpdateLSTM(Rule):
     def propose(self, observation: Observation, state: State) -> tuple[Proposal, State]:
         """Updates f."""
         W, sizes = observation.weights, [w[0].numel() for w in observation.weights]
-        G, old = _rows(observation.grads), state["m"].split(1, dim=1)
+        G, old = flat_gradient(observation)[:, None], state["m"].split(1, dim=1)
         # Numbers of Python: a tensor of them would have to be copied to the device, and waited for.
         means = [torch.lerp(G, mean, decay) for mean, decay in zip(old, DECAYS, strict=True)]
         m = torch.cat(means, dim=1)
         v = torch.lerp(G.square(), state["v"], SQUARES_DECAY)
         count = state["count"] + 1
         # What the means are short of for their start is made good for whole parameters, below.
-        floor = ROUNDING**2 * v.mean(2, keepdim=True) + TINY
+        floor = ROUNDING**2 * v.mean(2, keepdim=True) + FLOOR
         steps = torch.cat([m, G], dim=1) / (v + floor).sqrt()
         start = torch.cat([*(1 - decay**count for decay in DECAYS), torch.ones_like(count)], dim=1)
         gain = (1 - SQUARES_DECAY**count).sqrt() / start
@@ -134,11 +133,6 @@ class LayerUpdateLSTM(Rule):
         ]
         updates = split_weights(-torch.cat(moved, dim=1), observation)
         return Proposal(updates=updates), cells | heard | {"count": count, "m": m, "v": v}
-
-
-def _rows(weights: Weights) -> Tensor:
-    """All entries of a trajectory in one row, [B, 1, P]."""
-    return torch.cat([w.flatten(1) for w in weights], dim=1)[:, None]
 
 
 def _is_vector(weights: Weights) -> Tensor:
@@ -184,8 +178,8 @@ def _hear(loss: Tensor | None, state: State) -> tuple[Tensor, State]:
         nothing = torch.zeros_like(state["loss"]).expand(-1, 2, -1)
         return nothing, {name: state[name] for name in ("loss", "heard")}
     # What is no loss is not heard: its logarithm would be in all weights from then on.
-    known = (torch.isfinite(loss) & (loss > -SMALL_LOSS))[:, None, None].expand_as(state["loss"])
-    log = torch.where(known, loss[:, None, None] + SMALL_LOSS, 1.0).log()
+    known = (torch.isfinite(loss) & (loss > -LOSS_OFFSET))[:, None, None].expand_as(state["loss"])
+    log = torch.where(known, loss[:, None, None] + LOSS_OFFSET, 1.0).log()
     mean = torch.where(known, torch.lerp(log, state["loss"], LOSS_DECAY), state["loss"])
     heard = state["heard"] + known
     expected = mean / (1 - LOSS_DECAY ** heard.clamp(min=1))

@@ -20,11 +20,11 @@ from metaopt.rules.base import Proposal, Rule
 from metaopt.rules.clock import CLOCK_FEATURES, clock_features
 from metaopt.rules.directions import HEAD_BOUND
 from metaopt.rules.lstm import LSTM, Head, State
+from metaopt.statistics import FLOOR
 from metaopt.tasks import Observation
 from metaopt.units import MAKES, READS, Units
 
 SQUARES_DECAY = 0.95
-SMALL_SQUARE = 1e-30
 LARGEST_BALANCE = 0.25
 """Of the coefficients of B and C: t = B / 2 balances at once."""
 LARGEST_LOG = 5.0
@@ -66,8 +66,8 @@ class UnitScalingLSTM(Rule):
         weights = _of_units(units, observation.weights)
         gradients = _of_units(units, observation.grads)
         squares = torch.lerp(gradients, state["squares"], SQUARES_DECAY)
-        w = (weights + SMALL_SQUARE).log() / 2
-        g = (squares / (1 - SQUARES_DECAY**count) + SMALL_SQUARE).log() / 2
+        w = (weights + FLOOR).log() / 2
+        g = (squares / (1 - SQUARES_DECAY**count) + FLOOR).log() / 2
         balances = torch.cat([w[:, 1:] - w[:, :1], g[:, :1] - g[:, 1:]], dim=1)
         balances = balances.clamp(-LARGEST_LOG, LARGEST_LOG)
         features = torch.cat(

@@ -87,7 +87,5 @@ class UnitEngine:
         (free,) = generators
         root = math.sqrt(units.count)
         t = self.limit(free[:, None] / root)[:, 0] * root
-        factors = units.log_factors(t, weights)
-        moved = tuple(log.exp() * W for log, W in zip(factors, weights, strict=True))
-        logs = tuple(log.expand_as(W) for log, W in zip(factors, weights, strict=True))
+        moved, logs = units.scaled(t, weights)
         return moved, UnitReport(t, logs, weights)
