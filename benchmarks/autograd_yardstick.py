@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from benchmarks.parameters import Network, adam, linear, load_cell
 from metaopt import build
+from metaopt.loss_statistics import FLOOR
 from metaopt.outer_schedule import schedule
 from metaopt.rules.directions import FREE_STEP, LARGEST_LOG_STEP, LARGEST_WHITENING
 from metaopt.rules.features import LOG_RANGE
 from metaopt.schema import CoordinateConfig, TrainConfig
-from metaopt.statistics import FLOOR
 from metaopt.streams import Stream
 
 State = list[tuple[Tensor, Tensor]]

@@ -26,7 +26,7 @@ from benchmarks.output import PRETRAINED, ROOT, add_page, tell
 from metaopt import LearnedOptimizer, cli
 from metaopt.distributed import World
 from metaopt.image_tasks import Images
-from metaopt.statistics import geomean
+from metaopt.loss_statistics import geomean
 from metaopt.streams import Stream, item_generator
 from metaopt.tables import markdown_table
 

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from benchmarks.jax_task import Tree
+from metaopt.loss_statistics import FLOOR
 from metaopt.rules.directions import FREE_STEP, LARGEST_LOG_STEP, LARGEST_WHITENING
 from metaopt.rules.features import LOG_RANGE
-from metaopt.statistics import FLOOR
 
 
 class Seen:

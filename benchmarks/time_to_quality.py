@@ -33,9 +33,9 @@ from metaopt import cli
 from metaopt.config import load
 from metaopt.distributed import World
 from metaopt.errors import UserError
+from metaopt.loss_statistics import geomean
 from metaopt.meta_train import MetaTrainer
 from metaopt.schema import TrainConfig
-from metaopt.statistics import geomean
 from metaopt.tables import markdown_table
 
 KINDS = ("lstm_update", "lstm_update_tele", "lstm_lr_tele")

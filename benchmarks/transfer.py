@@ -37,10 +37,10 @@ from metaopt.contenders import Contender, baseline_contenders, learned_contender
 from metaopt.distributed import World
 from metaopt.errors import UserError
 from metaopt.evaluate import TUNED_BASELINES, Outcome, run_contender
+from metaopt.loss_statistics import diverged, geomean
 from metaopt.optimizers import MetaOptimizer
 from metaopt.rules.base import ShapeMismatchError
 from metaopt.schema import EvalConfig, TaskConfig, TeleporterConfig
-from metaopt.statistics import diverged, geomean
 from metaopt.streams import Stream
 from metaopt.symmetry import InexactActionError
 from metaopt.tables import markdown_table

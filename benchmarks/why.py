@@ -41,9 +41,9 @@ from metaopt.checkpoint import make_folder, write_atomically
 from metaopt.contenders import Contender, learned_contenders, numbered
 from metaopt.distributed import World
 from metaopt.errors import UserError
+from metaopt.loss_statistics import clean
 from metaopt.optimizers import MetaOptimizer
 from metaopt.rules.base import ShapeMismatchError
-from metaopt.statistics import clean
 from metaopt.streams import Stream
 from metaopt.symmetry import InexactActionError
 from metaopt.tables import markdown_table

@@ -1,5 +1,6 @@
 """metaopt: learned optimizers that exploit parameter-space symmetry."""
 
+from metaopt._began import BEGAN as BEGAN
 from metaopt._version import __version__
 from metaopt.families import Family, Task, fresh_weights
 from metaopt.learned import LearnedRule, load

@@ -29,9 +29,9 @@ def plain_parser(description: str, prog: str | None = None) -> argparse.Argument
     return _Parser(description=description, prog=prog)
 
 
-def parser(description: str) -> argparse.ArgumentParser:
-    """A parser with the options that both scripts have."""
-    made = plain_parser(description)
+def parser(description: str, prog: str | None = None) -> argparse.ArgumentParser:
+    """A parser with the options that training and evaluation have."""
+    made = plain_parser(description, prog)
     made.add_argument(
         "--set",
         action="append",

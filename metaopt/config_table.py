@@ -1,14 +1,16 @@
-"""The README's table of configuration fields: ``python -m metaopt.config_table``."""
+"""The README's table of configuration fields: ``python -m metaopt fields``."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, get_args
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from metaopt import cli
 from metaopt.config import kind_of, models_in
+from metaopt.distributed import World
 from metaopt.schema import EvalConfig, TrainConfig
 
 HEADER = ["| field | type | default | meaning |", "| --- | --- | --- | --- |"]
@@ -80,5 +82,17 @@ def tables() -> str:
     return "\n\n".join(f"`{name}`\n\n{field_table(config)}" for name, config in scripts)
 
 
+def main(world: World, given: Sequence[str] | None = None, prog: str | None = None) -> None:
+    """Print the tables.
+
+    Args:
+        world: the processes; the first one prints.
+        given: the arguments, none; those of the process by default.
+        prog: how the command is called, if not by its file.
+    """
+    cli.plain_parser("Print the table of all configuration fields.", prog).parse_args(given)
+    world.say(tables())
+
+
 if __name__ == "__main__":
-    print(tables())
+    cli.run(main)

@@ -1,4 +1,4 @@
-"""What a checkpoint is, in rows of a name and a text: for ``inspect`` and the model card."""
+"""What a checkpoint is, in rows of a name and a text: for ``metaopt show`` and the model card."""
 
 from __future__ import annotations
 

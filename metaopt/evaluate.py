@@ -25,13 +25,13 @@ from metaopt.contenders import Contender, baseline_contenders, learned_contender
 from metaopt.distributed import World
 from metaopt.errors import UserError
 from metaopt.events import overlay_runs
+from metaopt.loss_statistics import CEILING, clean, diverged, geomean, geomean_interval, resamples
 from metaopt.optimizers import Optimizer
 from metaopt.plot import convergence_figure
 from metaopt.report import curves_csv, results_table, teleport_table, tuning_lines
 from metaopt.rules.base import ShapeMismatchError, UnknownInputsError
 from metaopt.schema import EvalConfig
 from metaopt.shares import gathered
-from metaopt.statistics import CEILING, clean, diverged, geomean, geomean_interval, resamples
 from metaopt.streams import Stream
 from metaopt.symmetry import InexactActionError
 from metaopt.tasks import TaskBatch, Tasks

@@ -26,10 +26,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metaopt.errors import UserError
 from metaopt.families import Family, Task, asked, check_task
+from metaopt.loss_statistics import SMALL_LOSS
 from metaopt.models.groups import Symmetry
 from metaopt.models.units import units_of
 from metaopt.network import Weights, as_matrices
-from metaopt.statistics import SMALL_LOSS
 from metaopt.streams import Stream, choices, item_generator
 from metaopt.tasks import NOTHING, Hidden, Observation, TaskFamily, Tasks
 from metaopt.units import Units

@@ -12,9 +12,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from metaopt.events import RunWriter
+from metaopt.loss_statistics import clean, geomean
 from metaopt.meta_train import MetaTrainer, Window
 from metaopt.pace import Pace
-from metaopt.statistics import clean, geomean
 from metaopt.unroll import TeleportTrace
 
 BEST_FILE = "optimizer.safetensors"

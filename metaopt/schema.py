@@ -1,6 +1,6 @@
 """The fields of all configurations: types, defaults, bounds, and what each means.
 
-``config`` reads YAML into these models. ``python -m metaopt.config_table`` prints them as the table
+``config`` reads YAML into these models. ``python -m metaopt fields`` prints them as the table
 that stands in the README. The section ``meta`` is in ``schema_meta``.
 """
 

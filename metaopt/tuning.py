@@ -21,8 +21,8 @@ from metaopt import build
 from metaopt._version import __version__
 from metaopt.checkpoint import write_atomically
 from metaopt.distributed import World
+from metaopt.loss_statistics import geomean
 from metaopt.schema import HYPERPARAMETERS, EvalConfig, parse_baseline
-from metaopt.statistics import geomean
 from metaopt.streams import Stream
 from metaopt.symmetry import InexactActionError
 from metaopt.tasks import Tasks

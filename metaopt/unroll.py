@@ -37,10 +37,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from metaopt.loss_statistics import SMALL_LOSS
 from metaopt.network import Weights
 from metaopt.optimizers import Optimizer
 from metaopt.rules.affine import one_window
-from metaopt.statistics import SMALL_LOSS
 from metaopt.symmetry import TeleportData, TeleportReport, UnitReport, drift
 from metaopt.tasks import Observation, TaskBatch, Tasks, cut, regression_loss
 

@@ -11,15 +11,16 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "metaopt"
 
 BOTTOM = {
+    "_began",
     "_version",
     "distributed",
     "errors",
     "families",
     "horizon",
+    "loss_statistics",
     "network",
     "pace",
     "signals",
-    "statistics",
     "streams",
     "tables",
     "units",

@@ -15,7 +15,7 @@ from support import UPDATE, tiny_config
 from test_checkpoint import RULES, learned, proposed
 
 import metaopt
-from metaopt import build, checkpoint, cli, inspect
+from metaopt import build, checkpoint, cli, show
 from metaopt.checkpoint import CheckpointError
 from metaopt.errors import UserError
 from metaopt.learned import LearnedRule
@@ -232,10 +232,10 @@ def test_without_the_extra_it_says_what_to_install(
 # Inspection.
 
 
-def run_inspect(*arguments: str, monkeypatch: pytest.MonkeyPatch) -> object:
-    monkeypatch.setattr(sys, "argv", ["inspect.py", *arguments])
+def run_show(*arguments: str, monkeypatch: pytest.MonkeyPatch) -> object:
+    monkeypatch.setattr(sys, "argv", ["show.py", *arguments])
     with pytest.raises(SystemExit) as ended:
-        cli.run(inspect.main)
+        cli.run(show.main)
     return ended.value.code
 
 
@@ -243,7 +243,7 @@ def run_inspect(*arguments: str, monkeypatch: pytest.MonkeyPatch) -> object:
 def test_what_ships_is_described(
     path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run_inspect(str(path), monkeypatch=monkeypatch) == 0
+    assert run_show(str(path), monkeypatch=monkeypatch) == 0
     out = capsys.readouterr().out
     rule = metaopt.load(path)
     count = sum(parameter.numel() for parameter in rule.optimizer.parameters())
@@ -271,7 +271,7 @@ def test_folders_are_described_as_their_model_is(
     replace(with_figures(), licence="Apache-2.0").save_pretrained(tmp_path)
     described = []
     for source in (tmp_path, tmp_path / "model.safetensors"):
-        assert run_inspect(str(source), monkeypatch=monkeypatch) == 0
+        assert run_show(str(source), monkeypatch=monkeypatch) == 0
         described.append(capsys.readouterr().out)
     assert described[0] == described[1]
     assert "Apache-2.0" in described[0]
@@ -285,7 +285,7 @@ def test_of_a_users_family_its_name_and_options_are_told(
     task = TaskConfig(family="never.imported:Here", options={"width": 3})
     config = tiny_config({"update": UPDATE}).model_copy(update={"task": task})
     LearnedRule(build.meta_optimizer(config), config, rule.training).save(tmp_path / "a")
-    assert run_inspect(str(tmp_path / "a"), monkeypatch=monkeypatch) == 0
+    assert run_show(str(tmp_path / "a"), monkeypatch=monkeypatch) == 0
     row = next(line for line in capsys.readouterr().out.splitlines() if "never.imported" in line)
     assert row.split(maxsplit=1) == ["tasks", "family never.imported:Here, options {'width': 3}"]
 
@@ -300,7 +300,7 @@ def test_control_characters_never_reach_the_terminal(
     unseen = {odd: UNSEEN | {"task": {odd: odd}, "teleport": {odd: 1.0}}}
     validation = rule.validation | {"test": unseen}
     LearnedRule(rule.optimizer, config, training, validation).save(tmp_path / "odd.safetensors")
-    assert run_inspect(str(tmp_path / "odd.safetensors"), monkeypatch=monkeypatch) == 0
+    assert run_show(str(tmp_path / "odd.safetensors"), monkeypatch=monkeypatch) == 0
     out = capsys.readouterr().out
     assert "red" in out
     assert all(line.isprintable() for line in out.split("\n"))
@@ -329,7 +329,7 @@ def test_figures_that_are_none_end_in_one_line(
 ) -> None:
     path = tmp_path / "rule.safetensors"
     rule.save(path)
-    assert run_inspect(str(path), monkeypatch=monkeypatch) == 2
+    assert run_show(str(path), monkeypatch=monkeypatch) == 2
     told = capsys.readouterr().err.strip()
     assert "\n" not in told
     for word in (str(path), *words):
@@ -344,5 +344,5 @@ def test_figures_that_are_none_end_in_one_line(
 def test_mistakes_in_inspection_end_in_one_line(
     arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run_inspect(*arguments, monkeypatch=monkeypatch) == 2
+    assert run_show(*arguments, monkeypatch=monkeypatch) == 2
     assert len(capsys.readouterr().err.strip().splitlines()) == 1

@@ -31,10 +31,10 @@ from metaopt import config
 from metaopt.distributed import World
 from metaopt.errors import UserError
 from metaopt.evaluate import unseen_tasks
+from metaopt.loss_statistics import resamples
 from metaopt.meta_train import MetaTrainer
 from metaopt.optimum import rank_bound
 from metaopt.schema import EvalConfig
-from metaopt.statistics import resamples
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")

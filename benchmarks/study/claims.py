@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks.study.compared import Compared, Index, best_hand_made, curve, ratios
 from benchmarks.study.config import HAND_MADE, Bar, StudyConfig
-from metaopt.statistics import diverged
+from metaopt.loss_statistics import diverged
 
 Contenders = Mapping[str, Sequence[Compared]]
 """By family."""

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metaopt.evaluate import PAIR_STEPS
-from metaopt.statistics import diverged, geomean, geomean_interval
+from metaopt.loss_statistics import diverged, geomean, geomean_interval
 
 Array = NDArray[np.float64]
 Index = NDArray[np.int64]

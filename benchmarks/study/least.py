@@ -10,9 +10,9 @@ from metaopt import build
 from metaopt.distributed import World
 from metaopt.errors import UserError
 from metaopt.evaluate import unseen_tasks
+from metaopt.loss_statistics import clean
 from metaopt.optimum import least_loss, rank_bound
 from metaopt.schema import EvalConfig
-from metaopt.statistics import clean
 
 Array = NDArray[np.float64]
 

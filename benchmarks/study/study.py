@@ -25,8 +25,8 @@ from benchmarks.study.least import excess, least_losses
 from benchmarks.study.plan import Planner, Training, override, unfinished
 from metaopt import config
 from metaopt.checkpoint import write_atomically
+from metaopt.loss_statistics import clean
 from metaopt.schema import EvalConfig
-from metaopt.statistics import clean
 
 
 @dataclass(frozen=True)

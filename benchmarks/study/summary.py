@@ -17,8 +17,8 @@ from benchmarks.study.plan import Training, budget
 from benchmarks.study.study import Study
 from metaopt._version import __version__
 from metaopt.checkpoint import read
+from metaopt.loss_statistics import resamples
 from metaopt.records import LAST_FILE
-from metaopt.statistics import resamples
 
 
 def summarised(

@@ -12,7 +12,7 @@ from metaopt.models.discovery import Finder
 from metaopt.models.groups import Skipped, Symmetries, Symmetry
 from metaopt.models.obstacles import Obstacles
 from metaopt.models.operations import MODULES
-from metaopt.models.trace import Trace, UntraceableError, is_leaf, traces
+from metaopt.models.tracing import Trace, UntraceableError, is_leaf, traces
 
 REQUIRED_ALONE = "forward is called with its required arguments alone"
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from metaopt.models.groups import Slot
-from metaopt.models.trace import Trace, tampered
+from metaopt.models.tracing import Trace, tampered
 
 PLAIN = (Tensor, nn.Parameter, nn.Buffer)
 

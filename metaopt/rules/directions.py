@@ -23,9 +23,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from metaopt.loss_statistics import FLOOR
 from metaopt.network import Weights
 from metaopt.rules.features import LOG_RANGE, Seen, over_rms, rms, split_generators
-from metaopt.statistics import FLOOR
 
 FREE_STEP = 0.1
 """Steps whose size is not the gradient's are of this share of the weights; 1 is chaotic."""

@@ -14,9 +14,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from metaopt.loss_statistics import FLOOR
 from metaopt.network import Weights
 from metaopt.rules.base import UnknownInputsError
-from metaopt.statistics import FLOOR
 from metaopt.tasks import Observation
 
 LOG_RANGE = 10.0

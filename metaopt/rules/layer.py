@@ -27,13 +27,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from metaopt.loss_statistics import FLOOR
 from metaopt.network import Weights
 from metaopt.rules.base import Kept, Proposal, Rule
 from metaopt.rules.clock import CLOCK_FEATURES, clock_features
 from metaopt.rules.directions import HEAD_BOUND
 from metaopt.rules.features import flat_gradient, split_weights
 from metaopt.rules.lstm import LSTM, Head, State
-from metaopt.statistics import FLOOR
 from metaopt.tasks import Observation
 
 DECAYS = (0.5, 0.9, 0.99)

@@ -8,8 +8,8 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from metaopt.loss_statistics import FLOOR
 from metaopt.rules.features import Seen
-from metaopt.statistics import FLOOR
 
 
 class StepSizeBound(ABC):

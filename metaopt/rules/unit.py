@@ -15,12 +15,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from metaopt.loss_statistics import FLOOR
 from metaopt.network import Weights
 from metaopt.rules.base import Proposal, Rule
 from metaopt.rules.clock import CLOCK_FEATURES, clock_features
 from metaopt.rules.directions import HEAD_BOUND
 from metaopt.rules.lstm import LSTM, Head, State
-from metaopt.statistics import FLOOR
 from metaopt.tasks import Observation
 from metaopt.units import MAKES, READS, Units
 

@@ -1,10 +1,12 @@
-"""What a checkpoint is: ``python -m metaopt.inspect FILE_OR_DIR``.
+"""What a checkpoint is: ``python -m metaopt show FILE_OR_DIR``.
 
 Prints rules, sizes, training, figures and licence. Runs no code from the file, and checks all of
 it: whatever is printed here, ``metaopt.load`` loads.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from metaopt import cli, pretrained
 from metaopt.checkpoint import Checkpoint
@@ -40,21 +42,21 @@ def _aligned(found: Rows) -> str:
     return "\n".join(f"  {name.ljust(width)}  {text}" for name, text in found)
 
 
-def main(world: World) -> None:
+def main(world: World, given: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Read the arguments and the checkpoint, print the report.
 
     Args:
         world: the processes; the first one prints.
+        given: the arguments; those of the process by default.
+        prog: how the command is called, if not by its file.
     """
-    parser = cli.plain_parser(
-        "Print what a learned optimizer is.", prog="python -m metaopt.inspect"
-    )
+    parser = cli.plain_parser("Print what a learned optimizer is.", prog)
     parser.add_argument(
         "source",
         metavar="FILE_OR_DIR",
         help="a checkpoint, a folder that save_pretrained wrote, or the id of one on the hub",
     )
-    path, content = pretrained.read(parser.parse_args().source)
+    path, content = pretrained.read(parser.parse_args(given).source)
     restore(path, content)
     world.say(report(content, str(path)))
 

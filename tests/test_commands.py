@@ -1,0 +1,107 @@
+"""``metaopt train | eval | show | fields``, and files that can be run by their paths."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tomllib
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from metaopt import __main__ as commands
+from metaopt.config_table import tables
+
+ROOT = Path(__file__).resolve().parent.parent
+SHIPPED = ROOT / "checkpoints/pretrained/coordinate_update.safetensors"
+FOLDERS = [ROOT / name for name in ("metaopt", "benchmarks", "tests", "docs", "studies")]
+
+
+def test_no_name_is_one_of_the_standard_library() -> None:
+    names = {
+        path.stem: path
+        for folder in FOLDERS
+        for path in [folder, *folder.rglob("*")]
+        if path.suffix == ".py" or path.is_dir()
+    }
+    assert {"metaopt", "show", "rules", "benchmarks", "study"} <= names.keys()
+    assert {name: names[name] for name in names.keys() & sys.stdlib_module_names} == {}
+
+
+def test_a_module_is_run_by_its_path() -> None:
+    done = subprocess.run(
+        [sys.executable, "metaopt/config_table.py"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == tables()
+
+
+def run(*arguments: str, monkeypatch: pytest.MonkeyPatch) -> object:
+    monkeypatch.setattr(sys, "argv", ["metaopt", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        commands.run()
+    return ended.value.code
+
+
+def test_fields_and_show(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("fields", monkeypatch=monkeypatch) == 0
+    assert capsys.readouterr().out.strip() == tables()
+    assert run("show", str(SHIPPED), monkeypatch=monkeypatch) == 0
+    assert "coordinate LSTM(update)" in capsys.readouterr().out
+
+
+def test_train_and_eval_do_what_the_scripts_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    small = ["--set", "task={width: 3, inputs: 3, outputs: 3, samples: 3}"]
+    meta = ["--set", "meta={batch: 2, outer_steps: 1, steps: 2, unroll: 2}"]
+    train = ["train", "--config", "coordinate_update.yaml", *small, *meta]
+    assert run(*train, "--set", "validation.tasks=2", monkeypatch=monkeypatch) == 0
+    learned = "runs/coordinate_update/optimizer.safetensors"
+    assert learned in capsys.readouterr().out
+    few = ["--set", "tasks=2", "--set", "steps=2", "--set", "bootstrap=5", "--set", "baselines=[]"]
+    evaluate = ["eval", "--checkpoints", learned, *small, *few]
+    assert run(*evaluate, monkeypatch=monkeypatch) == 0
+    assert (tmp_path / "runs/eval/results.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], ["command"]),
+        (["frobnicate"], ["frobnicate", "train"]),
+        (["show"], ["metaopt show", "FILE_OR_DIR"]),
+        (["show", "nowhere.safetensors"], ["nowhere.safetensors"]),
+        (["fields", "x"], ["metaopt fields", "x"]),
+        (["train"], ["metaopt train", "--config"]),
+        (["eval", "--config", "nowhere.yaml"], ["nowhere.yaml"]),
+    ],
+)
+def test_mistakes_end_in_one_line(
+    arguments: list[str],
+    words: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(*arguments, monkeypatch=monkeypatch) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    for word in words:
+        assert word in line
+
+
+def test_help_of_a_command_is_its_own(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for command in commands.COMMANDS:
+        assert run(command, "--help", monkeypatch=monkeypatch) == 0
+        assert f"usage: metaopt {command}" in capsys.readouterr().out
+
+
+def test_the_console_script_is_this_command() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    module, _, function = project["scripts"]["metaopt"].partition(":")
+    assert getattr(import_module(module), function) is commands.run
