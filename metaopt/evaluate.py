@@ -8,7 +8,6 @@ runs its own slice of the tasks, and the first one has all the losses and writes
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +31,7 @@ from metaopt.report import curves_csv, results_table, teleport_table, tuning_lin
 from metaopt.rules.base import ShapeMismatchError, UnknownInputsError
 from metaopt.schema import EvalConfig
 from metaopt.shares import gathered
+from metaopt.stopwatch import Stopwatch
 from metaopt.streams import Stream
 from metaopt.symmetry import InexactActionError
 from metaopt.tasks import TaskBatch, Tasks
@@ -53,7 +53,9 @@ class Outcome:
     Attributes:
         contender: who.
         losses: float64 [steps + 1, tasks], as computed.
-        seconds_per_step: wall clock of an inner step of the whole batch, of the slowest process.
+        seconds_per_step: wall clock of an inner step of the whole batch, of the slowest process:
+            its gradient evaluation and what the optimizer makes of it. Judging on test data, and
+            what is measured of teleports, is not in it.
         teleport: summary, or None without teleports.
     """
 
@@ -81,11 +83,9 @@ def run_contender(contender: Contender, tasks: Tasks, steps: int, world: World) 
     for misfit in misfits:
         if misfit is not None:
             raise misfit
-    _wait(tasks.initial[0].device)
-    began = time.perf_counter()
-    own_losses, own_teleports = rollout(tasks, contender.optimizer, steps)
-    _wait(tasks.initial[0].device)
-    seconds = max(world.gather(time.perf_counter() - began))
+    watch = Stopwatch(tasks.initial[0].device)
+    own_losses, own_teleports = rollout(tasks, contender.optimizer, steps, watch)
+    seconds = max(world.gather(watch.seconds))
     losses, teleports = gathered(world, own_losses, own_teleports)
     return Outcome(
         contender,
@@ -102,11 +102,6 @@ def _misfit(optimizer: Optimizer, tasks: Tasks, steps: int) -> Exception | None:
     except MISFITS as error:
         return error
     return None
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def summarise(teleports: TeleportTrace) -> dict[str, float]:

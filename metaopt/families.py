@@ -19,10 +19,13 @@ from __future__ import annotations
 import importlib
 import inspect
 import os
+import random
 import sys
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -87,14 +90,17 @@ def fresh_weights(module: nn.Module, generator: np.random.Generator) -> dict[str
     """New weights for ``module``, by its own initialisation, for ``torch.func.functional_call``.
 
     Args:
-        module: whose parts have ``reset_parameters``, as those of ``torch.nn`` do; it is called.
-        generator: what they depend on; torch's global one is left as it was.
+        module: whose parts have ``reset_parameters``, as those of ``torch.nn`` do; it is left as it
+            is: a copy on the CPU is drawn anew, so that a seed names the same weights on every
+            device.
+        generator: what they depend on. The global generators of torch's CPU, of numpy and of
+            Python, from which such a method may draw, are left as they were; no other is touched.
 
     Raises:
         ValueError: where a part has parameters and no way to draw them anew.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(generator.integers(2**63)))
+    module = deepcopy(module).cpu()
+    with _seeded(int(generator.integers(2**63))):
         for name, part in module.named_modules():
             # Attention has the private one alone.
             reset = getattr(part, "reset_parameters", getattr(part, "_reset_parameters", None))
@@ -105,7 +111,23 @@ def fresh_weights(module: nn.Module, generator: np.random.Generator) -> dict[str
                     f"{type(part).__name__} {name!r} has parameters, but no reset_parameters to "
                     f"draw them anew"
                 )
-        return {name: p.detach().clone() for name, p in module.named_parameters()}
+    return {name: p.detach() for name, p in module.named_parameters()}
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Global generators of the CPU start at ``seed`` within, and are where they were after it."""
+    of_numpy, of_python = np.random.get_state(), random.getstate()
+    try:
+        # torch.manual_seed would reseed those of every other device, and nothing puts them back.
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            np.random.seed(seed % 2**32)
+            random.seed(seed)
+            yield
+    finally:
+        np.random.set_state(of_numpy)
+        random.setstate(of_python)
 
 
 def make(name: str, options: Mapping[str, Any], field: str = "task.options") -> Family:

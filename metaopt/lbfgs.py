@@ -19,6 +19,11 @@ class LBFGS(Optimizer):
     is one more gradient evaluation, and the weights after t steps are the best among the t + 1
     points evaluated first (the starting point is the first of them).
 
+    Of tasks with mini-batches an evaluation sees one mini-batch, as everybody's does. A line search
+    can only compare losses on the same data: it keeps the mini-batch of the inner step at which it
+    begins, evaluates the weights where it begins on that one too, which is a step like any other,
+    and the best are those of this line search. That is ``step(closure)`` in a user's loop.
+
     Args:
         history: number of pairs kept.
     """
@@ -53,12 +58,14 @@ class _TaskSolver:
     """``torch.optim.LBFGS`` on one task, its evaluations told apart.
 
     ``torch`` runs whole line searches; the points that they evaluate are queued and handed out one
-    by one. It also evaluates the last point again at the start of each iteration: that one is
-    answered from memory and not counted.
+    by one. It also evaluates the last point again at the start of each iteration: where the data
+    are still the same, that one is answered from memory and not counted.
     """
 
     def __init__(self, task: Tasks, start: Weights, history: int) -> None:
         self._task = task
+        self._data: Tasks = task.at(0)
+        self._evaluations = 0
         self._parameters = [W.detach().clone().requires_grad_() for W in start]
         self._torch = torch.optim.LBFGS(
             self._parameters,
@@ -73,8 +80,9 @@ class _TaskSolver:
         self._seen: list[tuple[Weights, float, Weights]] = []
         self._queue: list[tuple[Weights, float]] = []
         self._best: tuple[Weights, float] = (start, float("inf"))
-        # The starting point is an evaluation, but no step.
         self._stalled = False
+        # The starting point is an evaluation, but no step.
+        self._closure()
         self.advance()
 
     def advance(self) -> Weights:
@@ -90,6 +98,9 @@ class _TaskSolver:
     def _iterate(self) -> None:
         # Of the line search before, only its last accepted point can be asked for again.
         self._seen = [entry for entry in self._seen if self._is_current(entry[0])]
+        # The first line search goes on from the evaluation of the starting point.
+        if self._evaluations > 1 and (data := self._task.at(self._evaluations)) is not self._data:
+            self._data, self._seen, self._best = data, [], (self._best[0], float("inf"))
         with torch.enable_grad():
             self._torch.step(self._closure)
         # Without a new point the search is at its end (a zero gradient, or no finite direction).
@@ -104,7 +115,8 @@ class _TaskSolver:
                 self._set_gradient(grads)
                 return loss
         point = tuple(p.detach().clone() for p in self._parameters)
-        observed = self._task.observe(point)
+        observed = self._data.observe(point)
+        self._evaluations += 1
         assert observed.loss is not None
         loss = float(observed.loss)
         self._seen.append((point, loss, observed.grads))

@@ -41,6 +41,7 @@ from metaopt.loss_statistics import SMALL_LOSS
 from metaopt.network import Weights
 from metaopt.optimizers import Optimizer
 from metaopt.rules.affine import one_window
+from metaopt.stopwatch import UNTIMED, NoWatch
 from metaopt.symmetry import TeleportData, TeleportReport, UnitReport, drift
 from metaopt.tasks import Observation, TaskBatch, Tasks, cut, regression_loss
 
@@ -91,15 +92,24 @@ def as_judged(observe: Observe) -> Observe:
     return judging
 
 
-def judged(tasks: Tasks, weights: Weights) -> tuple[Tensor, Observation]:
+def judging(watch: NoWatch) -> Observe:
     """The observation is what an optimizer is shown; the loss what it is judged by, without graph.
 
-    They differ where tasks show mini-batches, or keep data apart to be judged on.
+    They differ where tasks show mini-batches, or keep data apart to be judged on. To judge is no
+    part of a step.
+
+    Args:
+        watch: on the steps.
     """
-    with torch.no_grad():
-        observation = tasks.observe(weights)
-        assert observation.loss is not None
-        return tasks.judged(weights, observation.loss), observation
+
+    def judged(tasks: Tasks, weights: Weights) -> tuple[Tensor, Observation]:
+        with torch.no_grad():
+            observation = tasks.observe(weights)
+            assert observation.loss is not None
+            with watch.aside():
+                return tasks.judged(weights, observation.loss), observation
+
+    return judged
 
 
 TRACED_TOGETHER = 10
@@ -179,15 +189,9 @@ def resume(
     tasks: Tasks, step: int, weights: Weights, optimizer_state: Any, observe: Observe
 ) -> InnerState:
     """The inner state at given weights and optimizer state (one gradient evaluation)."""
-    return _observed(tasks.at(step), step, weights, optimizer_state, observe)
-
-
-def _observed(
-    tasks: Tasks, step: int, weights: Weights, optimizer_state: Any, observe: Observe
-) -> InnerState:
-    """The inner state on tasks as they are at that step."""
-    loss, observation = observe(tasks, weights)
-    return InnerState(step, weights, loss, tasks.shown(observation), optimizer_state)
+    seen = tasks.at(step)
+    loss, observation = observe(seen, weights)
+    return InnerState(step, weights, loss, seen.shown(observation), optimizer_state)
 
 
 def start(tasks: Tasks, optimizer: Optimizer, observe: Observe = first_order) -> InnerState:
@@ -202,6 +206,7 @@ def unroll(
     state: InnerState,
     steps: int,
     observe: Observe = first_order,
+    watch: NoWatch = UNTIMED,
 ) -> tuple[InnerState, Unrolled]:
     """Advance B trajectories by ``steps`` inner steps.
 
@@ -211,50 +216,47 @@ def unroll(
         state: from ``start`` or an earlier unroll.
         steps: K.
         observe: ``first_order`` or ``second_order``.
+        watch: on the steps; what is measured of teleports for the trace is done aside.
 
     Returns:
         The state at t + K, still attached to the graph, and the losses on the way.
     """
     losses: list[Tensor] = []
-    reports: list[TeleportReport | UnitReport] = []
+    reports: list[TeleportReport] = []
     traces: list[TeleportTrace] = []
     seen = tasks.at(state.step)
-    with one_window():
+    with one_window(), watch.running():
         for _ in range(steps):
             # An optimizer that needs what these tasks do not have said so in ``initial_state``.
             data = cast(TeleportData, seen)
             taken = optimizer.step(state.weights, state.observation, state.optimizer, data)
             seen = tasks.at(state.step + 1)
-            state = _observed(seen, state.step + 1, taken.weights, taken.state, observe)
-            losses.append(state.loss)
-            if taken.report is not None:
-                reports.append(taken.report)
-            if len(reports) == TRACED_TOGETHER:
-                traces.append(_trace(reports, seen, losses, state.weights))
-                reports = []
-    if reports:
-        traces.append(_trace(reports, seen, losses, state.weights))
+            loss, observation = observe(seen, taken.weights)
+            shown = seen.shown(observation)
+            state = InnerState(state.step + 1, taken.weights, loss, shown, taken.state)
+            losses.append(loss)
+            with watch.aside():
+                if isinstance(taken.report, UnitReport):
+                    traces.append(_trace_of_units(taken.report, seen, observation))
+                elif taken.report is not None:
+                    reports.append(taken.report)
+                if len(reports) == TRACED_TOGETHER:
+                    traces.append(_trace(reports, seen, losses))
+                    reports = []
+        with watch.aside():
+            if reports:
+                traces.append(_trace(reports, seen, losses))
     return state, Unrolled(torch.stack(losses), _joined(traces) if traces else None)
 
 
-def _trace(
-    reports: list[TeleportReport | UnitReport],
-    tasks: Tasks,
-    losses: list[Tensor],
-    weights: Weights,
-) -> TeleportTrace:
-    """The trace of the last steps, from their reports, all losses so far and the weights now."""
-    of_units = [report for report in reports if isinstance(report, UnitReport)]
-    if of_units:
-        return _trace_of_units(of_units, tasks, weights)
+def _trace(reports: list[TeleportReport], tasks: Tasks, losses: list[Tensor]) -> TeleportTrace:
+    """The trace of the last steps, from their reports and all losses so far."""
     assert isinstance(tasks, TaskBatch)
     with torch.no_grad():
-        report = TeleportReport.stack([r for r in reports if isinstance(r, TeleportReport)])
+        report = TeleportReport.stack(reports)
         losses_after = torch.stack(losses[-len(reports) :])
-        tiny = torch.finfo(losses_after.dtype).tiny
         losses_before = regression_loss(report.outputs_before, tasks.Y)
-        log_ratio = losses_after.clamp(min=tiny).log() - losses_before.clamp(min=tiny).log()
-        log_ratio = log_ratio + report.earlier_log_ratio
+        log_ratio = _log_ratio(losses_before, losses_after) + report.earlier_log_ratio
     return TeleportTrace(
         norm=report.norm,
         drift=report.drift,
@@ -263,24 +265,37 @@ def _trace(
     )
 
 
-def _trace_of_units(reports: list[UnitReport], tasks: Tasks, weights: Weights) -> TeleportTrace:
-    """The trace of steps that scaled units, which is exact: measured at the last of them alone.
+def _trace_of_units(report: UnitReport, tasks: Tasks, observation: Observation) -> TeleportTrace:
+    """The trace of one step that scaled units, which is exact up to rounding: one more loss.
 
     Its drift is that of the outputs where they are known, else the change of the loss on the data
     at hand, relative to it.
+
+    Args:
+        report: of the scaling.
+        tasks: with the data of ``observation``.
+        observation: after it.
     """
-    norm = torch.stack([report.norm for report in reports])
-    drifts, log_ratio = torch.zeros_like(norm), torch.zeros_like(norm)
+    assert observation.loss is not None
     with torch.no_grad():
-        before, after = tasks.seen_loss(reports[-1].before), tasks.seen_loss(weights)
-        tiny = torch.finfo(norm.dtype).tiny
-        log_ratio[-1] = after.clamp(min=tiny).log() - before.clamp(min=tiny).log()
+        before, after = tasks.seen_loss(report.before), observation.loss
         if isinstance(tasks, TaskBatch):
-            outputs = (tasks.outputs(reports[-1].before), tasks.outputs(weights))
-            drifts[-1] = drift(*outputs, tasks.target_norm)
+            outputs = (tasks.outputs(report.before), tasks.outputs(observation.weights))
+            moved = drift(*outputs, tasks.target_norm)
         else:
-            drifts[-1] = (after - before).abs() / before.clamp(min=SMALL_LOSS)
-    return TeleportTrace(norm, drifts, torch.zeros_like(norm, dtype=torch.bool), log_ratio)
+            moved = (after - before).abs() / before.clamp(min=SMALL_LOSS)
+        return TeleportTrace(
+            norm=report.norm[None],
+            drift=moved[None],
+            refused=torch.zeros_like(moved, dtype=torch.bool)[None],
+            log_ratio=_log_ratio(before, after)[None],
+        )
+
+
+def _log_ratio(before: Tensor, after: Tensor) -> Tensor:
+    """log (after / before), of losses that may vanish."""
+    tiny = torch.finfo(after.dtype).tiny
+    return after.clamp(min=tiny).log() - before.clamp(min=tiny).log()
 
 
 def _joined(traces: list[TeleportTrace]) -> TeleportTrace:
@@ -289,15 +304,23 @@ def _joined(traces: list[TeleportTrace]) -> TeleportTrace:
     return TeleportTrace(*(torch.cat(column) for column in columns))
 
 
-def rollout(tasks: Tasks, optimizer: Optimizer, steps: int) -> tuple[Tensor, TeleportTrace | None]:
+def rollout(
+    tasks: Tasks, optimizer: Optimizer, steps: int, watch: NoWatch = UNTIMED
+) -> tuple[Tensor, TeleportTrace | None]:
     """Whole trajectories from the tasks' own initial weights, without a graph.
+
+    Args:
+        tasks: B tasks.
+        optimizer: what steps.
+        steps: inner steps.
+        watch: on the steps alone, the gradient evaluation of each in it.
 
     Returns:
         L(w_0) .. L(w_steps), [steps + 1, B], as the tasks judge it; and the teleports on the way.
     """
     with torch.no_grad():
-        state = start(tasks, optimizer, judged)
-        _, unrolled = unroll(tasks, optimizer, state, steps, judged)
+        state = start(tasks, optimizer, judging(UNTIMED))
+        _, unrolled = unroll(tasks, optimizer, state, steps, judging(watch), watch)
         return torch.cat([state.loss[None], unrolled.losses]), unrolled.teleports
 
 
