@@ -14,6 +14,7 @@ from metaopt.checkpoint import CheckpointError
 from metaopt.distributed import World
 from metaopt.learned import LearnedRule
 from metaopt.optimizers import Optimizer
+from metaopt.rules.products import note
 from metaopt.schema import REFERENCES, EvalConfig
 from metaopt.tuning import edges, tune
 
@@ -56,6 +57,11 @@ def learned_contenders(
             if required:
                 raise
             world.say(f"left out: {error}")
+    for path, rule in rules:
+        if (
+            line := note(rule.config.products, build.DTYPES[rule.config.dtype], device)
+        ) is not None:
+            world.say(f"{path}: {line}")
     names = [rule.name for _, rule in rules]
     full = [
         rule.name if names.count(rule.name) == 1 else f"{rule.name} #{rule.config.seed}"

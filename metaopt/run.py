@@ -35,6 +35,7 @@ from metaopt.meta_train import MetaTrainer
 from metaopt.pace import Pace
 from metaopt.profiling import NoProfile, Profile
 from metaopt.records import BEST_FILE, METRICS_FILE, FirstRecords, Records
+from metaopt.rules.products import note
 from metaopt.schema import TrainConfig
 from metaopt.signals import CAUGHT, Signals
 from metaopt.tables import validation_table
@@ -64,6 +65,8 @@ class Run:
         self.folder = folder
         self.world = world
         self.trainer = MetaTrainer(config, device, world)
+        if (line := note(config.products, self.trainer.dtype, device)) is not None:
+            world.say(line)
         self._began = began
         self._earlier = 0.0
         self._saved = time.perf_counter()

@@ -204,11 +204,14 @@ def test_fresh_weights_touch_no_global_generator(monkeypatch: pytest.MonkeyPatch
     for reseeds in ("torch.cuda.manual_seed_all", "torch.mps.manual_seed", "torch.manual_seed"):
         monkeypatch.setattr(reseeds, None)
     net = Draws()
-    before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+    before = _global_generators()
     found, again, other = (metaopt.fresh_weights(net, np.random.default_rng(s)) for s in (4, 4, 5))
-    after = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
-    assert after == before
+    assert _global_generators() == before
     assert torch.equal(found["weight"], again["weight"])
     assert bool((found["weight"] != other["weight"]).all())
     # The module itself is somebody's.
     assert torch.equal(net.weight, torch.zeros(3))
+
+
+def _global_generators() -> list[str]:
+    return [str(random.getstate()), str(np.random.get_state()), str(torch.get_rng_state().tolist())]

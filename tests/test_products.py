@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from support import UPDATE_AND_TELEPORT, signed, tiny_config
 from torch import Tensor
 
 from metaopt import build
+from metaopt.contenders import learned_contenders
+from metaopt.distributed import World
 from metaopt.meta_train import MetaTrainer
 from metaopt.rules import LSTM, affine
+from metaopt.rules import products as affine_products
 from metaopt.rules.affine import one_window
-from metaopt.rules.products import TF32, BFloat16, Full, Products
+from metaopt.rules.products import (
+    TF32,
+    BFloat16,
+    Full,
+    Products,
+    multiplies_bfloat16,
+    note,
+)
+from metaopt.run import Run
 
 ROUNDING = 2.0**-8
 EVERY = [Full(), TF32(), BFloat16()]
@@ -81,3 +95,66 @@ def test_the_configuration_reaches_every_map(name: str, kind: type[Products]) ->
     assert len(found) == 4
     assert all(type(products) is kind for products in found)
     assert not MetaTrainer(config, torch.device("cpu")).outer_step().skipped
+
+
+# Where a device has no such instructions.
+
+
+@pytest.fixture
+def without_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a processor that has none; a product of bfloat16 tensors there would take for ever."""
+    matmul = torch.matmul
+
+    def refusing(a: Tensor, b: Tensor, **options: Any) -> Tensor:
+        assert a.dtype != torch.bfloat16
+        return matmul(a, b, **options)
+
+    monkeypatch.setattr(affine_products, "multiplies_bfloat16", lambda device: False)
+    monkeypatch.setattr(torch, "matmul", refusing)
+
+
+@pytest.mark.usefixtures("without_instructions")
+@pytest.mark.parametrize("blocks", [(), (3,)], ids=["one", "batch"])
+def test_rounded_factors_are_multiplied_in_float32(blocks: tuple[int, ...]) -> None:
+    W, x = (
+        signed(*blocks, *s, seed=i, dtype=torch.float32) for i, s in enumerate([(4, 7), (7, 5)])
+    )
+    z, products = torch.zeros(*blocks, 4, 5), BFloat16()
+    W_, x_ = products.operand(W), products.operand(x)
+    wanted = (W.bfloat16().double() @ x.bfloat16().double()).float()
+    for found in (
+        products.plus(z, W_, x_, torch.empty_like(z)),
+        products.times(W_, x_, torch.empty_like(z)),
+        products.outer(W_, x_.mT),
+    ):
+        # Nothing is rounded but the factors.
+        torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(products.add_outer_(z, W_, x_.mT), wanted, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.usefixtures("without_instructions")
+def test_a_run_an_evaluation_and_a_resumption_say_so_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tiny_config(UPDATE_AND_TELEPORT, {}).model_copy(update={"products": "bfloat16"})
+    for resume in (False, True):
+        Run(config, tmp_path, torch.device("cpu"), 0.0, World()).execute(resume)
+        said = capsys.readouterr().out
+        assert said.count("no bfloat16 instructions") == 1
+        assert "products: bfloat16: cpu" in said
+    learned_contenders([tmp_path / "optimizer.safetensors"], torch.device("cpu"), True, World())
+    said = capsys.readouterr().out
+    assert said.count("no bfloat16 instructions") == 1
+
+
+def test_what_a_choice_does_not_do_is_said() -> None:
+    cpu = torch.device("cpu")
+    assert note("full", torch.float32, cpu) is None
+    tf32 = note("tf32", torch.float32, cpu)
+    assert tf32 is not None
+    assert "products: tf32: cpu has no TF32" in tf32
+    for name in ("tf32", "bfloat16"):
+        line = note(name, torch.float64, cpu)
+        assert line is not None
+        assert f"products: {name}: of no effect on float64" in line
+    assert (note("bfloat16", torch.float32, cpu) is None) == multiplies_bfloat16(cpu)

@@ -4,11 +4,17 @@
     TF32      float32 with factors of 10 mantissa bits, on CUDA devices that have it
     BFloat16  factors of 7 mantissa bits, their products summed in float32
 
+Where a device has no instructions for the last one, torch's bfloat16 products are hundreds of times
+slower than those in float32: there the rounded factors are multiplied in float32. ``note`` says
+where a choice is not what makes a run faster.
+
 All else, the element-wise part, the sums over a window, the optimizee and its teleports, keeps the
 dtype of the rule. The last two leave float64 alone.
 """
 
 from __future__ import annotations
+
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -92,13 +98,60 @@ class BFloat16(Products):
 
     def plus(self, z: Tensor, W: Tensor, x: Tensor, out: Tensor) -> Tensor:
         """out = z + W x."""
-        return torch.add(z, torch.matmul(self.operand(W), self.operand(x)), out=out)
+        return torch.add(z, self._product(W, x), out=out)
 
     def times(self, W: Tensor, x: Tensor, out: Tensor) -> Tensor:
         """out = W x."""
-        return out.copy_(torch.matmul(self.operand(W), self.operand(x)))
+        return out.copy_(self._product(W, x))
 
     def outer(self, dz: Tensor, x: Tensor) -> Tensor:
         """dz x^T, a new tensor in float32."""
-        product = torch.matmul(self.operand(dz), self.operand(x).mT)
+        product = self._product(dz, x.mT)
         return product.float() if product.dtype == torch.bfloat16 else product
+
+    def _product(self, a: Tensor, b: Tensor) -> Tensor:
+        a, b = self.operand(a), self.operand(b)
+        if a.dtype == torch.bfloat16 and not multiplies_bfloat16(a.device):
+            a, b = a.float(), b.float()
+        return torch.matmul(a, b)
+
+
+@cache
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether torch has fast products of bfloat16 there: what it asks itself before them."""
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        onednn = torch.backends.mkldnn.is_available()
+        return onednn and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return True
+
+
+@cache
+def multiplies_tf32(device: torch.device) -> bool:
+    """Whether there are TF32 products."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def note(products: str, dtype: torch.dtype, device: torch.device) -> str | None:
+    """One line for the user where a precision of products is not the one that was asked for.
+
+    Args:
+        products: field ``products`` of a configuration.
+        dtype: of the rules.
+        device: where they compute.
+    """
+    if products == "full":
+        return None
+    if dtype != torch.float32:
+        name = str(dtype).removeprefix("torch.")
+        return f"products: {products}: of no effect on {name}, which keeps its own precision"
+    if products == "tf32" and not multiplies_tf32(device):
+        return f"products: tf32: {device} has no TF32: products are in float32, as with full"
+    if products == "bfloat16" and not multiplies_bfloat16(device):
+        return (
+            f"products: bfloat16: {device} has no bfloat16 instructions: factors are rounded to "
+            f"bfloat16 and multiplied in float32, no faster than with full"
+        )
+    return None
