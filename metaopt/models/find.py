@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from torch import nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from metaopt.models.check import deviations, would_show
 from metaopt.models.discovery import Finder
@@ -17,10 +18,21 @@ from metaopt.models.tracing import Trace, UntraceableError, is_leaf, traces
 REQUIRED_ALONE = "forward is called with its required arguments alone"
 
 
+def wrappers(model: nn.Module) -> list[nn.Module]:
+    """The model, and what is within wrappers that leave what it computes; the innermost is last."""
+    found = [model]
+    while True:
+        model = found[-1]
+        is_parallel = isinstance(model, DataParallel | DistributedDataParallel)
+        inner = getattr(model, "module" if is_parallel else "_orig_mod", None)
+        if not isinstance(inner, nn.Module):
+            return found
+        found.append(inner)
+
+
 def plain(model: nn.Module) -> nn.Module:
-    """The module that ``torch.compile`` wrapped, or the model itself."""
-    inner = getattr(model, "_orig_mod", None)
-    return inner if isinstance(inner, nn.Module) else model
+    """The module that ``torch.compile`` or data parallelism wrapped, or the model itself."""
+    return wrappers(model)[-1]
 
 
 def symmetries(model: nn.Module, example: Any = None, permutations: bool = False) -> Symmetries:

@@ -19,6 +19,7 @@ from metaopt.rules import Kept, State
 from metaopt.symmetry import UnitEngine
 from metaopt.torch_optim.chain import Chain
 from metaopt.torch_optim.precision import HALF, unrounded, working_dtype, write
+from metaopt.torch_optim.replicas import Replicas, require_whole
 from metaopt.torch_optim.stepper import Rates, Stepper
 from metaopt.units import Units
 
@@ -75,7 +76,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
         ShapeMismatchError: where a flattened rule was made for other shapes.
         ValueError: where the rule cannot work without teleports and the model allows none, where it
             takes more than one gradient a step, where parameters are not real floating-point
-            numbers on one device, or where lr or weight_decay is negative.
+            numbers on one device, where they are parts of a whole on other processes (or may be: a
+            list in one of several processes), or where lr or weight_decay is negative.
 
     References:
         Loshchilov and Hutter, Decoupled weight decay regularization (2019).
@@ -132,6 +134,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
             key=lambda place: ranks.get(id(self.param_groups[place[0]]["params"][place[1]]), last),
         )
         parameters = self.in_order()
+        require_whole(parameters, self.model)
+        self._replicas = Replicas(self.model)
         devices = {p.device for p in parameters}
         if len(devices) != 1:
             names = ", ".join(sorted(map(str, devices)))
@@ -189,7 +193,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             whole = {id(p) for p in self.model.parameters() if p.requires_grad}
             if whole != {id(p) for p in self.in_order()}:
                 return "the parameters to optimise are not those of the model"
-        return Chain.of(model, keep_graph)
+        return self._replicas.inputs_unknown() or Chain.of(model, keep_graph)
 
     def _complete_states(self, is_new: bool = True) -> None:
         """The state before the first step, for parameters that have none.
@@ -252,10 +256,15 @@ class LearnedOptimizer(torch.optim.Optimizer):
             unrounded(p, state, self.dtype) for p, state in zip(parameters, states, strict=True)
         ]
         groups = [self.param_groups[g] for g, _ in self.places]
+        own = None if loss is None else torch.as_tensor(loss).to(weights[0])
+        # Processes may have come together since the optimizer was made.
+        unknown = self._replicas.inputs_unknown()
+        if unknown is not None and self._stepper.chain is not None:
+            self._stepper.without_inputs(unknown)
         new, changed = self._stepper.step(
             weights,
             [None if p.grad is None else p.grad.to(self.dtype) for p in parameters],
-            None if loss is None else torch.as_tensor(loss).to(weights[0]),
+            self._replicas.loss(own, weights[0]),
             [Rates(group["lr"], group["weight_decay"]) for group in groups],
             states,
             differentiate_features=False,

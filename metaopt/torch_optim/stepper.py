@@ -91,10 +91,7 @@ class Stepper:
         if isinstance(units, str) and isinstance(optimizer.engine, UnitEngine):
             self._warn_and_turn_off(units)
         if isinstance(found, str):
-            if any(isinstance(rule, InformedUpdateLSTM) for rule in optimizer.rules.values()):
-                raise ValueError(f"this rule reads products of layers' inputs, but {found}")
-            if isinstance(optimizer.engine, TeleportEngine):
-                self._warn_and_turn_off(found)
+            self.without_inputs(found)
 
     @property
     def _through_data(self) -> TeleportEngine | None:
@@ -107,6 +104,20 @@ class Stepper:
         matrices = tuple(as_matrix(W) for W in weights)
         observation = Observation(matrices, matrices, (), None, self.units)
         return self.layout.apart(self.optimizer.initial_rule_states(observation))
+
+    def without_inputs(self, why: str) -> None:
+        """From now on no layer's inputs are known, nor teleports through them.
+
+        Raises:
+            ValueError: where the rule cannot work without them.
+        """
+        if self.chain is not None:
+            self.chain.release()
+            self.chain = None
+        if any(isinstance(rule, InformedUpdateLSTM) for rule in self.optimizer.rules.values()):
+            raise ValueError(f"this rule reads products of layers' inputs, but {why}")
+        if self._through_data is not None:
+            self._warn_and_turn_off(why)
 
     def turn_teleports_off(self, why: str) -> None:
         """From now on there are updates alone, of the update rule if there is one of its own."""

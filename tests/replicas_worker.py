@@ -1,0 +1,183 @@
+"""Run by ``test_replicas`` under torchrun: replicas with learned optimizers, on two processes.
+
+python -m torch.distributed.run --nproc-per-node 2 tests/replicas_worker.py FOLDER
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from cases import learned_rule
+from torch import Tensor, distributed, nn
+from torch.distributed import device_mesh, fsdp, tensor
+from torch.distributed.algorithms.join import Join
+from torch.distributed.optim import ZeroRedundancyOptimizer
+from torch.nn.parallel import DistributedDataParallel
+
+import metaopt
+
+PRETRAINED = Path(__file__).resolve().parent.parent / "checkpoints" / "pretrained"
+D = PRETRAINED / "digits_update_tele.safetensors"
+STEPS = 8
+ROWS = 4
+"""Of each process."""
+Make = Callable[[nn.Module, nn.Module], metaopt.LearnedOptimizer]
+
+
+def mlp(seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3)).double()
+
+
+def chain(seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    layers = [nn.Linear(9, 6, bias=False), nn.LeakyReLU(0.1), nn.Linear(6, 3, bias=False)]
+    return nn.Sequential(*layers).double()
+
+
+def rows(inputs: int) -> tuple[Tensor, Tensor]:
+    """The data of both processes."""
+    generator = torch.Generator().manual_seed(5)
+    x = torch.randn(2 * ROWS, inputs, generator=generator, dtype=torch.float64)
+    # The loss of the second process is some hundred times that of the first.
+    y = torch.randn(2 * ROWS, 3, generator=generator, dtype=torch.float64)
+    return x, torch.cat([y[:ROWS], 30 * y[ROWS:]])
+
+
+def evaluate(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    model.zero_grad()
+    loss = (model(x.to(next(model.parameters()))) - y).square().mean()
+    loss.backward()
+    return loss
+
+
+def train(model: nn.Module, optimizer: metaopt.LearnedOptimizer, closure: bool, one: bool) -> None:
+    """Steps on this process's rows, or on all."""
+    x, y = rows(next(model.parameters()).shape[1])
+    if not one:
+        own = slice(ROWS * distributed.get_rank(), ROWS * (distributed.get_rank() + 1))
+        x, y = x[own], y[own]
+    for _ in range(STEPS):
+        if closure:
+            optimizer.step(lambda: evaluate(model, x, y))
+        else:
+            evaluate(model, x, y)
+            optimizer.step()
+
+
+def weights(model: nn.Module) -> Tensor:
+    return torch.cat([p.detach().flatten().double() for p in model.parameters()])
+
+
+def replicas(
+    model: nn.Module, make: Make, closure: bool, made_before: bool = False
+) -> dict[str, Any]:
+    """Weights after training, and what was warned of.
+
+    Args:
+        model: another one in each process.
+        make: the optimizer, from the wrapper and from the model.
+        closure: whether steps are given one.
+        made_before: the optimizer is older than the replicas.
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        optimizer = make(model, model) if made_before else None
+        shared = DistributedDataParallel(model)
+        train(shared, optimizer or make(shared, model), closure, one=False)
+    return {"weights": weights(model), "warned": [str(w.message) for w in caught]}
+
+
+def given_wrapper(rule: Any) -> Make:
+    return lambda shared, model: metaopt.LearnedOptimizer(shared, rule)
+
+
+def given_model(rule: Any) -> Make:
+    return lambda shared, model: metaopt.LearnedOptimizer(model, rule)
+
+
+def refusal(make: Callable[[], object]) -> str:
+    try:
+        make()
+    except ValueError as error:
+        return str(error)
+    return "none"
+
+
+def uneven() -> dict[str, Any]:
+    """The second process has more batches than the first."""
+    rank = distributed.get_rank()
+    model = mlp(rank)
+    shared = DistributedDataParallel(model)
+    optimizer = metaopt.LearnedOptimizer(shared, D)
+    x, y = rows(5)
+    with warnings.catch_warnings(), Join([shared]):
+        warnings.simplefilter("ignore")
+        for i in range(3 + 2 * rank):
+            batch = x[i : i + 2], y[i : i + 2]
+            optimizer.step(partial(evaluate, shared, *batch))
+    return {"weights": weights(model)}
+
+
+def parts() -> dict[str, str]:
+    """Optimizers of parameters that no process has the whole of."""
+    mesh = device_mesh.init_device_mesh("cpu", (2,))
+    sharded = mlp(0)
+    fsdp.fully_shard(sharded, mesh=mesh)
+    parallel = tensor.distribute_module(mlp(0), mesh)
+    flat, views = (
+        fsdp.FullyShardedDataParallel(mlp(0), use_orig_params=own, device_id=torch.device("cpu"))
+        for own in (False, True)
+    )
+    model = mlp(0)
+    return {
+        "fully_shard": refusal(lambda: metaopt.LearnedOptimizer(sharded, D)),
+        "tensor parallel": refusal(lambda: metaopt.LearnedOptimizer(parallel, D)),
+        "tensors": refusal(lambda: metaopt.LearnedOptimizer([*parallel.parameters()], D)),
+        "FSDP": refusal(lambda: metaopt.LearnedOptimizer(flat, D)),
+        "FSDP, original": refusal(lambda: metaopt.LearnedOptimizer(views, D)),
+        "ZeRO": refusal(
+            lambda: ZeroRedundancyOptimizer(
+                model.parameters(), optimizer_class=metaopt.LearnedOptimizer, rule=D
+            )
+        ),
+    }
+
+
+def main() -> None:
+    """Everything, in one process of two."""
+    # Older than the processes' knowledge of each other.
+    alone = mlp(3)
+    early = chain(0)
+    early_optimizer = metaopt.LearnedOptimizer(early, learned_rule("coordinate_lstm"))
+    distributed.init_process_group("gloo")
+    rank = distributed.get_rank()
+    coordinate = learned_rule("coordinate_lstm")
+    found: dict[str, Any] = {
+        "wrapper": replicas(mlp(rank), given_wrapper(D), closure=True),
+        "model": replicas(mlp(rank), given_model(D), closure=True),
+        "no closure": replicas(mlp(rank), given_model(D), closure=False),
+        "before": replicas(mlp(rank), given_model(D), closure=True, made_before=True),
+        "bfloat16": replicas(mlp(rank).bfloat16(), given_wrapper(D), closure=True),
+        "chain": replicas(chain(rank), given_wrapper(coordinate), closure=True),
+        "early": replicas(early, lambda shared, model: early_optimizer, closure=True),
+        "uneven": uneven(),
+        "parts": parts(),
+    }
+    if rank == 0:
+        # The others take no step.
+        with warnings.catch_warnings(record=True) as caught:
+            train(alone, metaopt.LearnedOptimizer(alone, D), closure=True, one=True)
+        found["alone"] = {"weights": weights(alone), "warned": [str(w.message) for w in caught]}
+    torch.save(found, Path(sys.argv[1]) / f"{rank}.pt")
+    distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
