@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -210,3 +211,44 @@ def test_policies_agree_where_nothing_moves_but_for_what_a_reset_forgets() -> No
     assert moved == pytest.approx(left, rel=1e-4)
     assert moved[0] == pytest.approx(forgotten[0], rel=1e-4)
     assert moved[5] != pytest.approx(forgotten[5], rel=1e-4)
+
+
+class _Wrapper(torch.optim.Optimizer):
+    """As Accelerate wraps: an optimizer with the real one in an attribute."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer = optimizer
+
+
+class _Imitation:
+    """As Lightning wraps: of the class of what is in it, with a state that nobody keeps."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self._optimizer = optimizer
+        self.__class__ = type("Imitation", (_Imitation, type(optimizer)), {})
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        return self._optimizer
+
+
+@pytest.mark.parametrize("state", ["transport", "reset"])
+@pytest.mark.parametrize("make", [_adam, _layer, _learned], ids=["adam", "layer", "coordinate"])
+def test_the_state_of_a_wrapped_optimizer_is_that_within(
+    make: Callable[[nn.Module], torch.optim.Optimizer], state: str
+) -> None:
+    wraps: list[Callable[[torch.optim.Optimizer], Any]] = [
+        lambda optimizer: optimizer,
+        _Wrapper,
+        _Imitation,
+        lambda optimizer: _Wrapper(_Wrapper(optimizer)),
+    ]
+    found = []
+    for wrap in wraps:
+        model = ZOO["cnn"].model().double().eval()
+        optimizer = make(model)
+        _steps(model, optimizer, ZOO["cnn"])
+        metaopt.teleport(model, optimizer=wrap(optimizer), state=state)
+        found.append([dict(optimizer.state.get(p, {})) for p in model.parameters()])
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], rtol=0, atol=0)

@@ -12,7 +12,7 @@ from metaopt.models.find import plain
 from metaopt.models.find import symmetries as find_symmetries
 from metaopt.models.groups import Skipped, Symmetries, Symmetry
 from metaopt.models.movement import move, touches
-from metaopt.models.optimizer_state import POLICIES
+from metaopt.models.optimizer_state import POLICIES, unwrapped
 
 
 def teleport(
@@ -41,7 +41,7 @@ def teleport(
         seed: of the stream that the generators are drawn from.
         symmetries: those to apply, as ``metaopt.symmetries(model)`` gives them, or a part; where
             None, those that are found from the model and assume nothing.
-        optimizer: whose state moves too.
+        optimizer: whose state moves too, wrapped by Accelerate or Lightning or not.
         state: ``transport`` moves what is linear in gradients by the inverse transpose and forgets
             what cannot be moved exactly; ``reset`` forgets the state of all moved parameters.
 
@@ -71,7 +71,7 @@ def teleport(
         chosen = Symmetries(symmetries)
     touched = touches(model, chosen, norm, seed)
     if optimizer is not None:
-        POLICIES[state](optimizer, model, touched)
+        POLICIES[state](unwrapped(optimizer), model, touched)
     move(model, touched)
     return chosen
 

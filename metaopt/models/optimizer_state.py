@@ -52,6 +52,12 @@ class Learned(Protocol):
         """What a tensor in a parameter's state belongs to; None for a copy of the parameter."""
 
 
+def unwrapped(optimizer: Optimizer) -> Optimizer:
+    """The optimizer within the wrappers of training libraries: it is what has the state."""
+    inner = getattr(optimizer, "optimizer", None)
+    return unwrapped(inner) if isinstance(inner, Optimizer) else optimizer
+
+
 def reset(optimizer: Optimizer, model: nn.Module, found: Touches) -> None:
     """Forget the state of every parameter that is moved, and what belongs to all together."""
     if found and isinstance(optimizer, Learned) and optimizer.shared_state():
