@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from metaopt.network import Weights
 from metaopt.rules import Proposal, Rule, State
 from metaopt.symmetry import (
-    Generators,
     InexactActionError,
     TeleportData,
     TeleportEngine,
@@ -122,15 +121,13 @@ class MetaOptimizer(nn.Module, Optimizer):
 
     def propose(self, observation: Observation, state: State) -> tuple[Proposal, State]:
         """What all rules together propose, and their new states."""
-        updates: Weights | None = None
-        generators: Generators | None = None
+        found = Proposal()
         new_state: State = {}
         for name in self.rules:
             proposal, own = self.propose_alone(name, observation, state)
             new_state |= own
-            updates = updates if proposal.updates is None else proposal.updates
-            generators = generators if proposal.generators is None else proposal.generators
-        return Proposal(updates, generators), new_state
+            found = found.joined(proposal)
+        return found, new_state
 
     def propose_alone(
         self, name: str, observation: Observation, state: State

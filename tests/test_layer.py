@@ -109,7 +109,7 @@ def test_the_scale_of_gradients_does_not_matter(factor: float) -> None:
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
 
 
-def test_inputs_that_are_always_zero_move_nothing_but_by_decay() -> None:
+def test_what_has_no_gradient_neither_moves_nor_shrinks() -> None:
     rule = silent()
     W, G = weights_and_gradients(1)
     dead = (G[0].clone(), *G[1:])
@@ -117,8 +117,59 @@ def test_inputs_that_are_always_zero_move_nothing_but_by_decay() -> None:
     seen = Observation(W, dead, (), None)
     proposal, _ = rule.propose(seen, rule.initial_state(seen))
     assert proposal.updates is not None
-    wanted = -math.e / (64 + 5) * WEIGHT_DECAY * W[0][:, :, 2]
-    torch.testing.assert_close(proposal.updates[0][:, :, 2], wanted, rtol=1e-9, atol=0)
+    assert proposal.decays is not None
+    assert bool((proposal.updates[0][:, :, 2] == 0).all())
+    others = [0, 1, 3, 4]
+    wanted = -math.e / (64 + 5) * WEIGHT_DECAY * W[0][:, :, others]
+    torch.testing.assert_close(proposal.decays[0][:, :, others], wanted, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("frozen", [0, 1, 2])
+def test_statistics_are_those_of_what_moves(frozen: int) -> None:
+    """A parameter without a gradient, however large, changes nothing for the others."""
+    rule = learned_rule("layer").optimizer.rules["update"]
+    W, G = weights_and_gradients(1)
+    large = (1e3 * torch.ones(2, 7, 3, dtype=W[0].dtype),)
+    nothing = (torch.zeros_like(large[0]),)
+    alone, beside = None, None
+    for step in range(3):
+        scaled = tuple((step + 1) * g for g in G)
+        seen = Observation(W, scaled, (), None)
+        alone = rule.initial_state(seen) if alone is None else alone
+        wanted, alone = rule.propose(seen, alone)
+        more = Observation(
+            (*W[:frozen], *large, *W[frozen:]),
+            (*scaled[:frozen], *nothing, *scaled[frozen:]),
+            (),
+            None,
+        )
+        beside = rule.initial_state(more) if beside is None else beside
+        found, beside = rule.propose(more, beside)
+        assert wanted.updates is not None
+        assert found.updates is not None
+        others = (*found.updates[:frozen], *found.updates[frozen + 1 :])
+        for a, b in zip(others, wanted.updates, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-14)
+        assert bool((found.updates[frozen] == 0).all())
+
+
+def test_a_parameter_that_is_frozen_on_the_way_leaves_the_statistics() -> None:
+    """The squares that are kept of it say nothing of the others."""
+    rule = learned_rule("layer").optimizer.rules["update"]
+    W, G = weights_and_gradients(1)
+    seen = Observation(W, G, (), None)
+    _, state = rule.propose(seen, rule.initial_state(seen))
+    found = []
+    for size in (1.0, 1e6):
+        sizes = [w[0].numel() for w in W]
+        squares = [part.clone() for part in state["v"].split(sizes, dim=2)]
+        squares[0] *= size
+        frozen = Observation(W, (torch.zeros_like(G[0]), *G[1:]), (), None)
+        proposal, _ = rule.propose(frozen, state | {"v": torch.cat(squares, dim=2)})
+        assert proposal.updates is not None
+        found.append(proposal.updates[1:])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-14)
 
 
 def test_the_loss_is_heard_and_can_be_done_without() -> None:

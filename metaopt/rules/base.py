@@ -8,7 +8,7 @@ any update rule can stand beside any teleporter.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from enum import Enum
 from typing import ClassVar
 
@@ -36,10 +36,20 @@ class Proposal:
         updates: f_l to be added to W_l, each [B, out, in], or None.
         generators: T_l for each adjacent pair of layers, each [B, k_l, k_l]; or one diagonal t over
             all hidden units, [B, K], where the engine scales units; or None.
+        decays: the part of the updates that is a weight decay of the rule's own, shaped like them;
+            or None where there is none.
     """
 
     updates: Weights | None = None
     generators: tuple[Tensor, ...] | None = None
+    decays: Weights | None = None
+
+    def joined(self, other: Proposal) -> Proposal:
+        """This proposal with all that another one proposes in its place."""
+        said = {
+            f.name: value for f in fields(other) if (value := getattr(other, f.name)) is not None
+        }
+        return replace(self, **said)
 
 
 class Kept(Enum):

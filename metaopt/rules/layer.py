@@ -1,6 +1,6 @@
 """The layer-wise rule: one small LSTM for all parameters of a model, a row for each.
 
-    f_l = -s_l ((sum_d a_l^d m_l^d + a_l^g G_l) / root_l + a_l^w W_l)
+    f_l = -s_l ((sum_d a_l^d m_l^d + a_l^g G_l) / root_l + a_l^w [G_l != 0] W_l)
     (s_l, a_l) = head(h_l),   h_l = m1(statistics of parameter l, mean statistics of all, h_l)
 
 with m^d running means of the gradient at the decays ``DECAYS`` and root^2 that of its square, both
@@ -10,6 +10,11 @@ a parameter are the size of its step, the mixture of gradients old and new, and 
 weights. So a step costs some ten times Adam's, not a hundred, its state is four numbers an entry,
 and the same rule fits parameters of any shape. Its features need mini-batches' gradients alone; the
 loss is one more where it is known.
+
+That decay is *learned*: no ``weight_decay`` of an optimizer asks for it (``Proposal.decays`` tells
+it apart). It acts with the gradient: what this step has no gradient for, such as the rows of an
+embedding that were not looked up, does not shrink. *All* above are the parameters that move:
+those without a gradient, frozen or not used, are no part of any statistic.
 
 Untrained, it is a step of the fast and the slow mean with 0.1 of decay, of size e / (64 + rest) for
 a parameter [out, rest]: wider layers, smaller steps.
@@ -32,7 +37,7 @@ from metaopt.network import Weights
 from metaopt.rules.base import Kept, Proposal, Rule
 from metaopt.rules.clock import CLOCK_FEATURES, clock_features
 from metaopt.rules.directions import HEAD_BOUND
-from metaopt.rules.features import flat_gradient, split_weights
+from metaopt.rules.features import flat_gradient
 from metaopt.rules.lstm import LSTM, Head, State
 from metaopt.tasks import Observation
 
@@ -101,8 +106,9 @@ class LayerUpdateLSTM(Rule):
         m = torch.cat(means, dim=1)
         v = torch.lerp(G.square(), state["v"], SQUARES_DECAY)
         count = state["count"] + 1
+        moves = torch.cat([part.any(2, keepdim=True) for part in G.split(sizes, dim=2)], dim=2)
         # What the means are short of for their start is made good for whole parameters, below.
-        floor = ROUNDING**2 * v.mean(2, keepdim=True) + FLOOR
+        floor = ROUNDING**2 * _mean_square(v, moves, sizes) + FLOOR
         steps = torch.cat([m, G], dim=1) / (v + floor).sqrt()
         start = torch.cat([*(1 - decay**count for decay in DECAYS), torch.ones_like(count)], dim=1)
         gain = (1 - SQUARES_DECAY**count).sqrt() / start
@@ -118,7 +124,8 @@ class LayerUpdateLSTM(Rule):
             ],
             dim=1,
         )
-        features = torch.cat([own, own.mean(2, keepdim=True).expand_as(own)], dim=1)
+        of_all = _mean(own, moves, moves.sum(2, keepdim=True))
+        features = torch.cat([own, of_all.expand_as(own)], dim=1)
         h, cells = self.lstm(features, state)
 
         z = self.scale * self.head(h)
@@ -127,12 +134,26 @@ class LayerUpdateLSTM(Rule):
         untrained = zip(mixed, MIXTURE, strict=True)
         mixture = size * gain * torch.cat([part + share for part, share in untrained], dim=1)
         decay = size * WEIGHT_DECAY * (1 + more_decay)
-        moved = [
-            torch.bmm(mixture[:, :, i, None].mT, part)[:, 0] + decay[:, :, i] * w.flatten(1)
-            for i, (part, w) in enumerate(zip(steps.split(sizes, dim=2), W, strict=True))
-        ]
-        updates = split_weights(-torch.cat(moved, dim=1), observation)
-        return Proposal(updates=updates), cells | heard | {"count": count, "m": m, "v": v}
+        parts = enumerate(zip(steps.split(sizes, dim=2), W, observation.grads, strict=True))
+        moved, shrunk = [], []
+        for i, (part, w, g) in parts:
+            shrunk.append(-decay[:, :, i, None] * torch.where(g == 0, 0.0, w))
+            mixed_steps = torch.bmm(mixture[:, :, i, None].mT, part).reshape_as(w)
+            moved.append(shrunk[-1] - mixed_steps)
+        proposal = Proposal(updates=tuple(moved), decays=tuple(shrunk))
+        return proposal, cells | heard | {"count": count, "m": m, "v": v}
+
+
+def _mean(values: Tensor, moves: Tensor, total: Tensor) -> Tensor:
+    """Over the parameters that move, [B, any, 1] of [B, any, L]; 0 where none does."""
+    return torch.where(moves, values, 0.0).sum(2, keepdim=True) / total.clamp(min=1)
+
+
+def _mean_square(v: Tensor, moves: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Of v [B, 1, P] over all entries of the parameters that move, [B, 1, 1]."""
+    sums = torch.cat([part.sum(2, keepdim=True) for part in v.split([*sizes], dim=2)], dim=2)
+    entries = torch.cat([v.new_full((1, 1, 1), float(size)) for size in sizes], dim=2)
+    return _mean(sums, moves, torch.where(moves, entries, 0.0).sum(2, keepdim=True))
 
 
 def _is_vector(weights: Weights) -> Tensor:

@@ -1,0 +1,213 @@
+"""Ten times past the horizon: a rule for mini-batches, with teleports and with its updates alone.
+
+    python -m benchmarks.long_run [--rule FILE] [--smoke] [--json FILE] [--page FILE]
+
+Digits of scikit-learn, cross-entropy, mini-batches of 32, ReLU networks of one to six hidden
+layers, without normalisation, with LayerNorm and with BatchNorm, ten seeds side by side; the images
+that no meta-training saw judge. The same phi of the update rule runs with its teleporter and
+without it. Told are the largest weight that any seed ever had, whatever became infinite or NaN, and
+the test loss on the way: geometric means over seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+import metaopt
+from benchmarks.output import PRETRAINED, ROOT, add_page, tell
+from metaopt import cli
+from metaopt.distributed import World
+from metaopt.image_tasks import Images
+from metaopt.loss_tasks import LossFamily, LossTasks
+from metaopt.models.units import units_of
+from metaopt.optimizers import MetaOptimizer
+from metaopt.statistics import geomean, geomean_interval, resamples
+from metaopt.streams import Stream
+from metaopt.tables import markdown_table
+from metaopt.unroll import first_order, start, unroll
+
+PAGE = ROOT / "docs" / "digits.md"
+RULE = PRETRAINED / "digits_update_tele.safetensors"
+NORMALISATIONS = ("none", "LayerNorm", "BatchNorm")
+RESAMPLINGS = 2000
+
+
+class DeepDigits(Images):
+    """Hidden layers of ReLU units, each with a normalisation before it or none.
+
+    Args:
+        depth: hidden layers.
+        normalisation: one of ``NORMALISATIONS``.
+        width: units of each.
+    """
+
+    def __init__(self, depth: int, normalisation: str = "none", width: int = 32) -> None:
+        super().__init__(width=width, unseen=True)
+        pixels, classes = self.shared[0].shape[1], int(self.shared[1].max()) + 1
+        parts: list[nn.Module] = []
+        for layer in range(depth):
+            parts.append(nn.Linear(width if layer else pixels, width))
+            if normalisation == "LayerNorm":
+                parts.append(nn.LayerNorm(width))
+            if normalisation == "BatchNorm":
+                # Running means would be state, which the tasks of a family have none of.
+                parts.append(nn.BatchNorm1d(width, track_running_stats=False))
+            parts.append(nn.ReLU())
+        self.net = nn.Sequential(*parts, nn.Linear(width, classes))
+        self.symmetries = metaopt.symmetries(self.net, example=self.shared[0][:8])
+        shapes = {name: p.shape for name, p in self.net.named_parameters()}
+        self.units = units_of(self.symmetries, shapes)
+
+
+@dataclass(frozen=True)
+class Size:
+    """Of the measurement.
+
+    Attributes:
+        depths: hidden layers.
+        marks: inner steps at which networks are judged; the last one ends a run.
+        seeds: side by side.
+        every: steps between two looks at the weights.
+    """
+
+    depths: tuple[int, ...]
+    marks: tuple[int, ...]
+    seeds: int
+    every: int
+
+
+FULL = Size((1, 2, 3, 4, 5, 6), (100, 1000, 3000, 10000), 10, 50)
+SMOKE = Size((2,), (4, 8), 2, 2)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One network, with teleports and with updates alone.
+
+    Attributes:
+        depth: hidden layers.
+        normalisation: before each.
+        marks: inner steps.
+        pair: test loss at each, the geometric mean over seeds.
+        alone: of the updates alone.
+        ratio: pair / alone at the last one, with its 95 % interval.
+        largest: the largest absolute weight of any seed on the way.
+        largest_alone: of the updates alone.
+        not_finite: seeds with a weight that was infinite or NaN, of both.
+    """
+
+    depth: int
+    normalisation: str
+    marks: list[int]
+    pair: list[float]
+    alone: list[float]
+    ratio: tuple[float, float, float]
+    largest: float
+    largest_alone: float
+    not_finite: int
+
+
+@dataclass(frozen=True)
+class _Run:
+    losses: np.ndarray
+    largest: np.ndarray
+
+
+def _run(tasks: LossTasks, optimizer: MetaOptimizer, size: Size, bar: tqdm) -> _Run:
+    """Losses [marks, seeds] and the largest weight on the way [seeds]; NaN where one was none."""
+    losses = []
+    with torch.no_grad():
+        state = start(tasks, optimizer, first_order)
+        largest = torch.zeros(tasks.size)
+        while state.step < size.marks[-1]:
+            state, _ = unroll(tasks, optimizer, state, size.every)
+            now = torch.stack([W.abs().amax(dim=(1, 2)) for W in state.weights]).amax(0)
+            largest = torch.maximum(largest, now)
+            if state.step in size.marks:
+                losses.append(tasks.at(state.step).loss(state.weights).numpy())
+            bar.update(size.every)
+    return _Run(np.stack(losses), largest.numpy())
+
+
+def rows(size: Size, rule: Path) -> list[Row]:
+    """All networks, one after the other."""
+    pair = metaopt.load(rule).optimizer
+    alone = MetaOptimizer({"update": pair.rules["update"]}, None)
+    found = []
+    jobs = [(depth, kind) for kind in NORMALISATIONS for depth in size.depths]
+    with tqdm(total=2 * len(jobs) * size.marks[-1], desc="steps") as bar:
+        for depth, kind in jobs:
+            family = LossFamily(DeepDigits(depth, kind), "DeepDigits")
+            tasks = family.sample(Stream.TEST, 0, 0, size.seeds)
+            bar.set_postfix(depth=depth, normalisation=kind)
+            both = [_run(tasks, optimizer, size, bar) for optimizer in (pair, alone)]
+            found.append(_row(depth, kind, size, *both))
+    return found
+
+
+def _row(depth: int, kind: str, size: Size, pair: _Run, alone: _Run) -> Row:
+    ratios = pair.losses[-1:] / alone.losses[-1:]
+    low, high = geomean_interval(ratios, resamples(size.seeds, RESAMPLINGS, 0))
+    largest = np.stack([pair.largest, alone.largest])
+    return Row(
+        depth,
+        kind,
+        list(size.marks),
+        geomean(pair.losses).tolist(),
+        geomean(alone.losses).tolist(),
+        (float(geomean(ratios)[0]), float(low[0]), float(high[0])),
+        *(float(most) for most in largest.max(axis=1)),
+        int((~np.isfinite(largest)).any(axis=0).sum()),
+    )
+
+
+def table(found: list[Row]) -> str:
+    """A row for each network."""
+    marks = found[0].marks
+    header = [
+        "hidden layers",
+        "normalisation",
+        *(f"loss at {mark:,}" for mark in marks),
+        "updates alone",
+        f"ratio at {marks[-1]:,}",
+        "largest weight",
+        "updates alone",
+        "not finite",
+    ]
+    lines = [
+        [
+            str(row.depth),
+            row.normalisation,
+            *(f"{loss:.3g}" for loss in row.pair),
+            f"{row.alone[-1]:.3g}",
+            "{:.2f} ({:.2f} to {:.2f})".format(*row.ratio),
+            f"{row.largest:.3g}",
+            f"{row.largest_alone:.3g}",
+            str(row.not_finite),
+        ]
+        for row in found
+    ]
+    return markdown_table(header, lines)
+
+
+def main(world: World) -> None:
+    """Train, print, write the page."""
+    parser = argparse.ArgumentParser(description="Ten times past the horizon.")
+    parser.add_argument("--rule", type=Path, default=RULE, metavar="FILE")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to FILE")
+    add_page(parser, PAGE)
+    arguments = parser.parse_args()
+    size = SMOKE if arguments.smoke else FULL
+    found = rows(size, arguments.rule)
+    tell(arguments, "long run table", f"{size.seeds} seeds\n\n{table(found)}", found)
+
+
+if __name__ == "__main__":
+    cli.run(main)
