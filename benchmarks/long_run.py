@@ -25,10 +25,10 @@ from benchmarks.output import PRETRAINED, ROOT, add_page, tell
 from metaopt import cli
 from metaopt.distributed import World
 from metaopt.image_tasks import Images
+from metaopt.loss_statistics import geomean, geomean_interval, resamples
 from metaopt.loss_tasks import LossFamily, LossTasks
 from metaopt.models.units import units_of
 from metaopt.optimizers import MetaOptimizer
-from metaopt.statistics import geomean, geomean_interval, resamples
 from metaopt.streams import Stream
 from metaopt.tables import markdown_table
 from metaopt.unroll import first_order, start, unroll
@@ -155,16 +155,17 @@ def rows(size: Size, rule: Path) -> list[Row]:
 def _row(depth: int, kind: str, size: Size, pair: _Run, alone: _Run) -> Row:
     ratios = pair.losses[-1:] / alone.losses[-1:]
     low, high = geomean_interval(ratios, resamples(size.seeds, RESAMPLINGS, 0))
-    largest = np.stack([pair.largest, alone.largest])
+    both = np.stack([pair.largest, alone.largest])
     return Row(
-        depth,
-        kind,
-        list(size.marks),
-        geomean(pair.losses).tolist(),
-        geomean(alone.losses).tolist(),
-        (float(geomean(ratios)[0]), float(low[0]), float(high[0])),
-        *(float(most) for most in largest.max(axis=1)),
-        int((~np.isfinite(largest)).any(axis=0).sum()),
+        depth=depth,
+        normalisation=kind,
+        marks=list(size.marks),
+        pair=geomean(pair.losses).tolist(),
+        alone=geomean(alone.losses).tolist(),
+        ratio=(float(geomean(ratios)[0]), float(low[0]), float(high[0])),
+        largest=float(pair.largest.max()),
+        largest_alone=float(alone.largest.max()),
+        not_finite=int((~np.isfinite(both)).any(axis=0).sum()),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ from metaopt import build, checkpoint, pretrained
 from metaopt.checkpoint import LICENCE, Checkpoint, CheckpointError
 from metaopt.config import ConfigError, check
 from metaopt.optimizers import MetaOptimizer
+from metaopt.rules.unit import UNBOUNDED
 from metaopt.schema import TrainConfig
+from metaopt.symmetry import UnitEngine
 
 
 @dataclass
@@ -99,6 +102,13 @@ def restore(path: Path, content: Checkpoint, device: torch.device | str = "cpu")
     tensors = {name: tensor.clone() for name, tensor in content.tensors.items()}
     optimizer.load_state_dict(tensors, assign=True)
     optimizer.to(device)
+    if content.metaopt_version in UNBOUNDED and isinstance(optimizer.engine, UnitEngine):
+        warnings.warn(
+            f"{path}: metaopt {content.metaopt_version} wrote this rule, which scaled hidden units "
+            f"without a bound; this version bounds what the same network says, so that figures "
+            f"change: meta-train it again",
+            stacklevel=3,
+        )
     return LearnedRule(optimizer, config, content.training, content.validation, content.licence)
 
 

@@ -247,6 +247,23 @@ def test_free_is_a_factor_on_the_sizes_alone(kind: type[Basis], free: float) -> 
 # Isometric generators.
 
 
+@pytest.mark.parametrize("basis", [NATURAL, INFORMED], ids=lambda basis: type(basis).__name__)
+def test_what_has_no_gradient_stays(basis: Basis) -> None:
+    tasks = regression([3, 4, 2], samples=3, seed=1)
+    found = tasks.observe(tasks.initial)
+    first = found.grads[0].clone()
+    first[:, 1] = 0
+    at = Seen(replace(found, grads=(first, *found.grads[1:])))
+    counts = counts_of(basis, [3, 4, 2])
+    layers, entries = (
+        signed(2, basis.shaped, 2, seed=2),
+        signed(2, basis.sizes, sum(counts), seed=3),
+    )
+    rows = basis.combine(layers, entries, counts, at)
+    moved = by_layer(rows, counts)[0].reshape(first.shape) != 0
+    assert torch.equal(moved, first != 0)
+
+
 @FEW
 @given(sizes=layer_sizes, seed=seeds)
 def test_projected_generators_are_isometric(sizes: list[int], seed: int) -> None:

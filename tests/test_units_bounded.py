@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
+from cases import learned_rule
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from metaopt import checkpoint
+from metaopt.learned import restore
 from metaopt.network import Weights
 from metaopt.rules.unit import LARGEST_OFFSET, UnitScalingLSTM
 from metaopt.symmetry import UnitEngine
@@ -138,3 +145,15 @@ def test_a_unit_that_nothing_makes_or_reads_stays(side: int) -> None:
     (t,) = proposal.generators
     assert float(t[0, 2].abs()) == 0
     assert bool((t[0, [0, 1, 3]] != 0).all())
+
+
+def test_a_rule_of_before_the_bound_says_so_and_is_bounded(tmp_path: Path) -> None:
+    rule = learned_rule("layer_units")
+    path = tmp_path / "old.safetensors"
+    rule.save(path)
+    content = checkpoint.read(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        restore(path, content)
+    with pytest.warns(UserWarning, match="without a bound"):
+        restore(path, replace(content, metaopt_version="0.1.0"))

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from metaopt.loss_statistics import FLOOR
 from metaopt.network import Weights
-from metaopt.rules.features import LOG_RANGE, Seen, over_rms, rms, split_generators
+from metaopt.rules.features import LOG_RANGE, Seen, flat_gradient, over_rms, rms, split_generators
 
 FREE_STEP = 0.1
 """Steps whose size is not the gradient's are of this share of the weights; 1 is chaotic."""
@@ -154,6 +154,7 @@ class NaturalSteps(Basis):
     z = 0 is half of the largest step that is safe in a layer by itself, since layers step together.
     Sizes: the root mean square of N in the layer; and that of its weights times FREE_STEP and
     ||f(w) - Y|| / sqrt(||f(w) - Y||^2 + ||f(w)||^2), the share of the outputs that is wrong.
+    Entries without a gradient, such as rows of an embedding that were not looked up, stay.
     """
 
     shaped = 1
@@ -173,8 +174,8 @@ class NaturalSteps(Basis):
         return -0.5 * z.clamp(max=LARGEST_LOG_STEP).exp()
 
     def project(self, entries: Tensor, seen: Seen) -> Tensor:
-        """All of it."""
-        return entries
+        """That of the entries which have a gradient."""
+        return torch.where(flat_gradient(seen.observation) == 0, 0.0, entries)
 
 
 class InformedSteps(NaturalSteps):

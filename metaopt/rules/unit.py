@@ -46,6 +46,8 @@ FIRST_SHARE = -3.0
 LARGEST_OFFSET = 0.5
 """beta: a factor of e^(1/2) between the norms of what makes a unit and of what reads it."""
 LARGEST_LOG = 5.0
+UNBOUNDED = ("0.1.0",)
+"""Versions of this package in which the outputs were increments without a bound."""
 
 _BALANCES = 2
 FEATURES = 2 * _BALANCES + 2 + CLOCK_FEATURES
