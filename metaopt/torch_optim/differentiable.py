@@ -42,7 +42,7 @@ class DifferentiableLearnedOptimizer(higher.optim.DifferentiableOptimizer):
             [groups[g]["params"][i].to(self._dtype) for g, i in self._places],
             [None if G is None else G.to(self._dtype) for G in grads],
             None if self._loss is None else self._loss.to(self._dtype),
-            [Rates(groups[g]["lr"], groups[g]["weight_decay"]) for g, _ in self._places],
+            [Rates.of(groups[g]) for g, _ in self._places],
             [self.state[g][i] for g, i in self._places],
             differentiate_features=self._rule.config.meta.order == 2,
         )

@@ -47,6 +47,10 @@ class LearnedOptimizer(torch.optim.Optimizer):
     rule proposes, and its size is the rule's, so that lr is a multiplier: 1 is as meta-trained, and
     torch's schedulers drive it. Generators are multiplied by the smallest lr of all groups.
 
+    **Weights decay under some rules though weight_decay is 0**: layer-wise ones (that of digits) have
+    learned a decay of their own, which is in f. It acts on entries that have a gradient at this
+    step; learned_decay is a factor on it, and 0 turns it off.
+
     Each parameter is a matrix for the rule, [out, rest], and a vector one of one column. Parameters
     without a gradient stay as they are, and so does their state. Half-precision parameters are
     advanced in float32 and rounded (``precision``); the rule itself computes in float32, or float64
@@ -65,6 +69,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
         weight_decay: likewise.
         params: parameters or groups, where they are not all that the model has to train. Whatever
             the groups, rules see parameters in the model's order.
+        learned_decay: factor on the weight decay that a rule has learned, of each group without one
+            of its own: 1 as it was meta-trained, 0 for none.
 
     Attributes:
         meta_optimizer: the rule's, or a copy of it on the parameters' device and in ``dtype``.
@@ -77,7 +83,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
         ValueError: where the rule cannot work without teleports and the model allows none, where it
             takes more than one gradient a step, where parameters are not real floating-point
             numbers on one device, where they are parts of a whole on other processes (or may be: a
-            list in one of several processes), or where lr or weight_decay is negative.
+            list in one of several processes), or where lr, weight_decay or
+            learned_decay is negative.
 
     References:
         Loshchilov and Hutter, Decoupled weight decay regularization (2019).
@@ -92,6 +99,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         lr: float | Tensor = 1.0,
         weight_decay: float = 0.0,
         params: Parameters | None = None,
+        learned_decay: float = 1.0,
     ) -> None:
         self.model = model if isinstance(model, nn.Module) else None
         if params is None:
@@ -100,7 +108,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 if isinstance(model, nn.Module)
                 else model
             )
-        super().__init__(params, {"lr": lr, "weight_decay": weight_decay})  # type: ignore[arg-type]
+        options = {"lr": lr, "weight_decay": weight_decay, "learned_decay": learned_decay}
+        super().__init__(params, options)  # type: ignore[arg-type]
         self.rule = rule if isinstance(rule, LearnedRule) else load(rule)
         self._prepare()
 
@@ -108,7 +117,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         """Optimise further parameters, e.g. such as were frozen before."""
         super().add_param_group(param_group)
         group = self.param_groups[-1]
-        for name in ("lr", "weight_decay"):
+        for name in ("lr", "weight_decay", "learned_decay"):
             if not group[name] >= 0:
                 self.param_groups.pop()
                 raise ValueError(f"{name}: found {group[name]}, expected a number of at least 0")
@@ -265,7 +274,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             weights,
             [None if p.grad is None else p.grad.to(self.dtype) for p in parameters],
             self._replicas.loss(own, weights[0]),
-            [Rates(group["lr"], group["weight_decay"]) for group in groups],
+            [Rates.of(group) for group in groups],
             states,
             differentiate_features=False,
         )

@@ -1,15 +1,16 @@
 """One step of a meta-optimizer on the parameters of a model, plain or differentiable.
 
-    w' = g . (w + lr (f - weight_decay w)),   g = exp(r T),   r the smallest lr of all groups
+    w' = g . (w + lr (f + (learned_decay - 1) d - weight_decay w)),   g = exp(r T)
 
-with updates f and generators T from the rules. lr = 1 and weight_decay = 0 give the step that the
+with updates f, the decay d in them and generators T from the rules, and r the smallest lr of all
+groups. lr = 1, learned_decay = 1 and weight_decay = 0 give the step that the
 rules were meta-trained with; lr = 0 leaves everything where it is.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,10 +36,31 @@ class Rates:
     Attributes:
         lr: factor on its updates.
         weight_decay: decoupled, in units of lr.
+        learned_decay: factor on the decay that the rule itself proposes.
     """
 
     lr: Rate
     weight_decay: Rate
+    learned_decay: Rate = 1.0
+
+    @staticmethod
+    def of(group: Mapping[str, Any]) -> Rates:
+        """Those of a group; one that comes from an older state has no ``learned_decay``."""
+        return Rates(group["lr"], group["weight_decay"], group.get("learned_decay", 1.0))
+
+    def step(self, W: Tensor, f: Tensor, decay: Tensor | None) -> Tensor:
+        """What W moves by: lr (f + (learned_decay - 1) decay - weight_decay W).
+
+        Args:
+            W: the parameter.
+            f: its update, the rule's decay included.
+            decay: that decay, or None where the rule has none.
+        """
+        if decay is not None and (
+            isinstance(self.learned_decay, Tensor) or self.learned_decay != 1
+        ):
+            f = f + (self.learned_decay - 1) * decay
+        return self.lr * (f - self.weight_decay * W)
 
 
 @dataclass(frozen=True)
@@ -187,9 +209,10 @@ class Stepper:
         active: Sequence[bool],
     ) -> Step:
         assert proposal.updates is not None
+        decays = proposal.decays or [None] * len(weights)
         updates = tuple(
-            rate.lr * (f - rate.weight_decay * W)
-            for f, W, rate in zip(proposal.updates, weights, rates, strict=True)
+            rate.step(W, f, decay)
+            for f, W, decay, rate in zip(proposal.updates, weights, decays, rates, strict=True)
         )
         smallest = min(rate.lr for rate in rates)
         generators = proposal.generators
