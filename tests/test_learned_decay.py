@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -94,8 +95,10 @@ def test_it_is_an_option_of_groups_that_may_change_on_the_way() -> None:
     assert torch.equal(ends[0], ends[1])
     assert not torch.equal(ends[0], ends[2])
     model = Words()
-    groups = [{"params": model.words.parameters(), "learned_decay": 0.0}, {"params": []}]
-    groups[1]["params"] = [*model.head.parameters()]
+    groups: list[dict[str, Any]] = [
+        {"params": model.words.parameters(), "learned_decay": 0.0},
+        {"params": model.head.parameters()},
+    ]
     optimizer = LearnedOptimizer(model, learned_rule("layer"), params=groups)
     assert [group["learned_decay"] for group in optimizer.param_groups] == [0.0, 1.0]
 

@@ -47,9 +47,9 @@ class LearnedOptimizer(torch.optim.Optimizer):
     rule proposes, and its size is the rule's, so that lr is a multiplier: 1 is as meta-trained, and
     torch's schedulers drive it. Generators are multiplied by the smallest lr of all groups.
 
-    **Weights decay under some rules though weight_decay is 0**: layer-wise ones (that of digits) have
-    learned a decay of their own, which is in f. It acts on entries that have a gradient at this
-    step; learned_decay is a factor on it, and 0 turns it off.
+    **Weights decay under some rules though weight_decay is 0**: layer-wise ones (that of digits)
+    have learned a decay of their own, which is in f. It acts on entries that have a gradient at
+    this step; learned_decay is a factor on it, and 0 turns it off.
 
     Each parameter is a matrix for the rule, [out, rest], and a vector one of one column. Parameters
     without a gradient stay as they are, and so does their state. Half-precision parameters are
