@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from metaopt import LearnedOptimizer
+from metaopt.rules import LayerUpdateLSTM
 
 
 class Words(nn.Module):
@@ -27,14 +28,14 @@ class Words(nn.Module):
         return self.head(self.words(x))
 
 
-def trained(steps: int, change: float | None = None, **options: float) -> tuple[Words, Tensor]:
+def trained(steps: int, change: float | None = None) -> tuple[Words, Tensor]:
     """The model after some steps, and its first embedding."""
     model = Words().double()
     start = model.words.weight.detach().clone()
     with warnings.catch_warnings():
         # Embeddings and what reads them are a symmetry; this rule has updates alone.
         warnings.simplefilter("error")
-        optimizer = LearnedOptimizer(model, learned_rule("layer"), **options)
+        optimizer = LearnedOptimizer(model, learned_rule("layer"))
     draw = torch.Generator().manual_seed(1)
     for step in range(steps):
         if change is not None and step == steps // 2:
@@ -73,6 +74,7 @@ def test_turned_off_a_step_is_the_mixture_of_means() -> None:
     update = rule.optimizer.rules["update"]
     with torch.no_grad():
         # Weights are features too: without them only the decay can tell w from 2 w.
+        assert isinstance(update, LayerUpdateLSTM)
         for parameter in update.head.parameters():
             parameter.zero_()
     for factor in (0.0, 0.5, 1.0):
