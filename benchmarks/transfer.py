@@ -33,7 +33,7 @@ from benchmarks.study.least import Array, excess, least_losses
 from metaopt import build, cli, learned
 from metaopt.checkpoint import make_folder
 from metaopt.config import check, load
-from metaopt.contenders import Contender, baseline_contenders, learned_contenders, numbered
+from metaopt.contenders import Contender, baseline_contenders, learned_contenders, told_apart
 from metaopt.distributed import World
 from metaopt.errors import UserError
 from metaopt.evaluate import TUNED_BASELINES, Outcome, run_contender
@@ -226,7 +226,7 @@ def contenders(
             paths, learned_contenders(paths, device, True, world), strict=True
         )
     ]
-    return numbered([*loaded, *baseline_contenders(config, device, TUNED_BASELINES, world)])
+    return told_apart([*loaded, *baseline_contenders(config, device, TUNED_BASELINES, world)])
 
 
 def evaluation(setting: Setting, tasks: int, task_seed: int, tuning: Sequence[str]) -> EvalConfig:

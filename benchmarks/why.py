@@ -38,7 +38,7 @@ from benchmarks.output import PRETRAINED, in_repository, write_between, write_js
 from benchmarks.why_figure import figure
 from metaopt import build, cli, learned
 from metaopt.checkpoint import make_folder, write_atomically
-from metaopt.contenders import Contender, learned_contenders, numbered
+from metaopt.contenders import Contender, learned_contenders, told_apart
 from metaopt.distributed import World
 from metaopt.errors import UserError
 from metaopt.loss_statistics import clean
@@ -270,7 +270,7 @@ def main(world: World) -> None:
     device = cli.device(arguments.device, world)
     make_folder(arguments.out)
     first = learned.load(arguments.checkpoints[0]).config
-    contenders = numbered(learned_contenders(arguments.checkpoints, device, True, world))
+    contenders = told_apart(learned_contenders(arguments.checkpoints, device, True, world))
     for contender, path in zip(contenders, arguments.checkpoints, strict=True):
         if contender.optimizer.gradients_per_step != 1:
             raise UserError(

@@ -12,10 +12,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from metaopt import yaml_text
 from metaopt.errors import UserError
 
 
@@ -26,40 +26,6 @@ class ConfigError(UserError):
 C = TypeVar("C", bound=BaseModel)
 
 CONFIG_FOLDER = Path(__file__).resolve().parent.parent / "configs"
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1 as PyYAML reads it, but 1e-3 is a number and a repeated key is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"field {key!r} is given twice", node.start_mark
-                )
-        return super().construct_mapping(node, deep)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Writes what ``_Loader`` reads: text that looks like a number is quoted."""
-
-
-def _resolvers(of: Any) -> dict[str, list[Any]]:
-    """PyYAML's rules of what is what, without dates: no field is one."""
-    return {
-        first: [(tag, pattern) for tag, pattern in rules if not tag.endswith("timestamp")]
-        for first, rules in of.yaml_implicit_resolvers.items()
-    }
-
-
-for _class in (_Loader, _Dumper):
-    _class.yaml_implicit_resolvers = _resolvers(yaml.SafeLoader)
-    _class.add_implicit_resolver(
-        "tag:yaml.org,2002:float",
-        re.compile(r"^[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+$"),
-        list("-+.0123456789"),
-    )
 
 
 def find(name: str | Path) -> Path:
@@ -110,15 +76,14 @@ def check(kind: type[C], data: Any, source: str) -> C:
 
 def to_yaml(config: BaseModel) -> str:
     """The resolved configuration, every field written out."""
-    return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False)
+    return yaml_text.written(config.model_dump(mode="json"))
 
 
 def _parse(text: str | bytes, source: str) -> Any:
     try:
-        return yaml.load(text, _Loader)
-    # Besides its own errors, PyYAML lets through what its constructors raise on odd values.
-    except (yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise ConfigError(f"{source}: not valid YAML: {_one_line(str(error))}") from None
+        return yaml_text.parse(text)
+    except yaml_text.InvalidYAMLError as error:
+        raise ConfigError(f"{source}: not valid YAML: {error}") from None
 
 
 def _override(kind: type[BaseModel], data: dict[str, Any], override: str) -> None:

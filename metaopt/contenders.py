@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +18,11 @@ from metaopt.learned import LearnedRule
 from metaopt.optimizers import Optimizer
 from metaopt.rules.products import note
 from metaopt.schema import REFERENCES, EvalConfig
+from metaopt.tables import printable
 from metaopt.tuning import edges, tune
+
+_OF_A_FOLDER = ("optimizer.safetensors", "model.safetensors")
+"""Names of files that say nothing of a rule: a run's best, and that of a shared folder."""
 
 Kind = Literal["learned", "baseline", "reference"]
 
@@ -41,7 +47,7 @@ class Contender:
 def learned_contenders(
     paths: Sequence[Path], device: torch.device, required: bool, world: World
 ) -> list[Contender]:
-    """Checkpoints as contenders; two of one name get `` #seed``.
+    """Checkpoints as contenders, each by the name in it.
 
     Args:
         paths: of checkpoints.
@@ -62,25 +68,53 @@ def learned_contenders(
             line := note(rule.config.products, build.DTYPES[rule.config.dtype], device)
         ) is not None:
             world.say(f"{path}: {line}")
-    names = [rule.name for _, rule in rules]
-    full = [
-        rule.name if names.count(rule.name) == 1 else f"{rule.name} #{rule.config.seed}"
-        for _, rule in rules
-    ]
     return [
-        Contender(name, "learned", rule.optimizer, _origin(path, rule))
-        for name, (path, rule) in zip(full, rules, strict=True)
+        Contender(
+            printable(rule.name).strip() or "no label",
+            "learned",
+            rule.optimizer,
+            _origin(path, rule),
+        )
+        for path, rule in rules
     ]
 
 
-def numbered(contenders: Sequence[Contender]) -> list[Contender]:
-    """The contenders, those of a name that came before as ``NAME (2)``, ``NAME (3)`` ..."""
-    names = [contender.name for contender in contenders]
-    return [
-        replace(contender, name=f"{contender.name} ({earlier + 1})") if earlier else contender
-        for i, contender in enumerate(contenders)
-        for earlier in (names[:i].count(contender.name),)
-    ]
+def told_apart(contenders: Sequence[Contender]) -> list[Contender]:
+    """The contenders, learned ones of a name that others have with where they come from.
+
+    ``NAME (runs/mine)`` and ``NAME (pretrained/theirs)``: the fewest last parts of their paths that
+    tell them apart, without the file name where any run has that. Hand-made optimizers keep their
+    names; of two that are the same the second is ``NAME (2)``.
+    """
+    names: list[str] = []
+    for contender in contenders:
+        earlier = [c.name for c in contenders[: len(names)] if c.kind != "learned"]
+        again = contender.kind != "learned" and contender.name in earlier
+        count = f" ({earlier.count(contender.name) + 1})" if again else ""
+        names.append(contender.name + count)
+    longer = [_longer_names(contender, i) for i, contender in enumerate(contenders)]
+    while True:
+        # Those of a name go on together, so that none of them has it bare.
+        alike = [
+            i
+            for i, name in enumerate(names)
+            if names.count(name) > 1 and contenders[i].kind == "learned"
+        ]
+        if not alike:
+            return [replace(c, name=name) for c, name in zip(contenders, names, strict=True)]
+        for i in alike:
+            names[i] = next(longer[i])
+
+
+def _longer_names(contender: Contender, place: int) -> Iterator[str]:
+    """The name with ever more of where it comes from; a file that is there twice is numbered."""
+    path = Path(os.path.abspath(contender.origin.get("checkpoint", "")))
+    of_a_folder = path.name in _OF_A_FOLDER
+    for whole in (path.parent if of_a_folder else path.with_suffix(""), path):
+        for count in range(1, len(whole.parts)):
+            yield printable(f"{contender.name} ({'/'.join(whole.parts[-count:])})")
+    for number in itertools.count(place + 1):
+        yield printable(f"{contender.name} ({path}, {number})")
 
 
 def _origin(path: Path, rule: LearnedRule) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from metaopt import build
 from metaopt.checkpoint import make_folder, write_atomically
-from metaopt.contenders import Contender, baseline_contenders, learned_contenders, numbered
+from metaopt.contenders import Contender, baseline_contenders, learned_contenders, told_apart
 from metaopt.distributed import World
 from metaopt.errors import UserError
 from metaopt.events import overlay_runs
@@ -246,7 +246,7 @@ def execute(
     """
     tasks = unseen_tasks(config, device, world)
     world.on_first(lambda: make_folder(folder))
-    contenders = numbered(
+    contenders = told_apart(
         [
             *learned_contenders(paths, device, required, world),
             *baseline_contenders(config, device, TUNED_BASELINES, world),

@@ -7,7 +7,9 @@ puts runs beside each other by their configurations; *Images* has the convergenc
 from __future__ import annotations
 
 import io
+import itertools
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,9 @@ Array = NDArray[np.float64]
 
 LAST_LOSS = "final/validation_loss"
 """Tag of the loss in the table of runs: in the order of the alphabet the first of all metrics."""
+
+EVENT_FILES = "events.out.tfevents.*"
+LONGEST_FOLDER, LONGEST_PART = 240, 60
 
 EPOCH = 1_700_000_000.0
 """Wall-clock time at which all overlaid curves begin."""
@@ -82,7 +87,7 @@ class RunWriter:
     @staticmethod
     def files(folder: Path) -> list[Path]:
         """The event files of a run."""
-        return sorted(folder.glob("events.out.tfevents.*"))
+        return sorted(folder.glob(EVENT_FILES))
 
     def outer_step(self, step: int, scalars: Mapping[str, float]) -> None:
         """Scalars of one outer step."""
@@ -138,6 +143,35 @@ def flat(config: Mapping[str, Any]) -> dict[str, bool | str | float | int]:
     return found
 
 
+def run_folders(names: Sequence[str]) -> list[str]:
+    """A folder for each of some different names: like it, and different from the others.
+
+    A ``/`` makes a folder within a folder, which TensorBoard shows as it was written. What else is
+    no letter, digit or one of ``(),.@#+ -`` becomes ``_``, as dots at an end do; parts are cut to
+    60 letters, for file systems allow 255 bytes. Those that are alike then, or but for their case,
+    are numbered.
+    """
+    found: list[str] = []
+    taken: set[str] = set()
+    for name in names:
+        parts = unicodedata.normalize("NFC", name)[:LONGEST_FOLDER].split("/")
+        like = "/".join(_safe(part)[:LONGEST_PART] for part in parts)
+        numbered = itertools.chain([like], (f"{like} {number}" for number in itertools.count(2)))
+        found.append(next(place for place in numbered if _key(place) not in taken))
+        taken.add(_key(found[-1]))
+    return found
+
+
+def _safe(part: str) -> str:
+    plain = re.sub(r"[^\w(),.@#+ -]", "_", part)
+    return re.sub(r"^[. ]|[. ]$|^$", "_", plain)
+
+
+def _key(name: str) -> str:
+    """Alike for names that some file system takes for one."""
+    return unicodedata.normalize("NFKC", name).casefold()
+
+
 def overlay_runs(folder: Path, curves: Mapping[str, Mapping[str, Array]], figure: bytes) -> None:
     """One TensorBoard run for each optimizer, so that their curves lie over each other.
 
@@ -150,16 +184,15 @@ def overlay_runs(folder: Path, curves: Mapping[str, Mapping[str, Array]], figure
     # Slow to import, and nothing that training needs.
     from matplotlib.image import imread
 
-    for run in (folder, *folder.glob("*")):
-        for old in RunWriter.files(run):
-            old.unlink()
+    for old in sorted(folder.rglob(EVENT_FILES)):
+        old.unlink()
     together = SummaryWriter(str(folder))
     together.add_custom_scalars(COMPARISON)
     pixels = imread(io.BytesIO(figure), format="png")
     together.add_image("convergence", pixels[..., :3], dataformats="HWC")
     together.close()
-    for name, curve in curves.items():
-        writer = SummaryWriter(str(folder / re.sub(r"[^\w(),@#+ -]", "_", name)))
+    for place, curve in zip(run_folders([*curves]), curves.values(), strict=True):
+        writer = SummaryWriter(str(folder / place))
         for step, loss in enumerate(curve["geomean"]):
             seconds = float(curve["seconds"][step])
             # log10, since TensorBoard's axes are linear until told otherwise.

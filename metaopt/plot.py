@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
+LONGEST_NAME = 60
+"""Letters of a name beside its curve."""
+
 
 def convergence_figure(
     curves: Mapping[str, Mapping[str, Array]], learned: Sequence[str], title: str
@@ -69,7 +72,7 @@ def _label_ends(axis: Any, ends: Sequence[tuple[float, str, Any]]) -> None:
     for loss, name, colour in sorted(ends, key=lambda end: end[0]):
         place = max(np.log10(max(loss, low)), place + height)
         axis.annotate(
-            name,
+            name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…",
             xy=(last_x, 10.0 ** min(place, 300.0)),
             xytext=(4, 0),
             textcoords="offset points",
@@ -77,6 +80,8 @@ def _label_ends(axis: Any, ends: Sequence[tuple[float, str, Any]]) -> None:
             va="center",
             fontsize=9,
             annotation_clip=False,
+            # A name is text, also with dollars in it.
+            parse_math=False,
         )
     # Room for the names, but no numbers where there are no steps.
     axis.set_xticks([tick for tick in axis.get_xticks() if 0 <= tick <= last_x])

@@ -37,6 +37,7 @@ from metaopt.profiling import NoProfile, Profile
 from metaopt.records import BEST_FILE, METRICS_FILE, FirstRecords, Records
 from metaopt.rules.products import note
 from metaopt.schema import TrainConfig
+from metaopt.schema_types import require_label
 from metaopt.signals import CAUGHT, Signals
 from metaopt.tables import validation_table
 
@@ -62,6 +63,10 @@ class Run:
     def __init__(
         self, config: TrainConfig, folder: Path, device: torch.device, began: float, world: World
     ) -> None:
+        try:
+            require_label(config.label)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
         self.folder = folder
         self.world = world
         self.trainer = MetaTrainer(config, device, world)

@@ -17,6 +17,18 @@ Text = Annotated[str, Field(min_length=1)]
 Name = Annotated[str, Field(pattern=r"^\w[\w.+-]*$")]
 
 
+LONGEST_LABEL = 100
+
+
+def require_label(label: str) -> None:
+    """Raise ``ValueError`` where a label cannot stand in a table; older files may have any."""
+    if not (label.isprintable() and label == label.strip() and 0 < len(label) <= LONGEST_LABEL):
+        raise ValueError(
+            f"field label: found {label!r:.60}, expected 1 to {LONGEST_LABEL} printable characters "
+            f"with no spaces around them"
+        )
+
+
 class Model(BaseModel):
     """A section: unknown fields and values of another type are mistakes."""
 

@@ -16,6 +16,7 @@ def table_steps(last: int) -> list[int]:
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table whose columns are aligned on the terminal too."""
+    header, *rows = ([cell.replace("|", r"\|") for cell in row] for row in (header, *rows))
     widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
 
     def line(cells: Sequence[str]) -> str:

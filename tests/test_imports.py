@@ -24,6 +24,7 @@ BOTTOM = {
     "streams",
     "tables",
     "units",
+    "yaml_text",
 }
 APART = {"config", "schema", "schema_meta", "schema_task", "schema_types", "checkpoint", "report"}
 APART |= {"description", "figures", "model_card", "pretrained"}

@@ -204,7 +204,7 @@ def test_evaluation_follows_the_contract(trained: Path) -> None:
         assert name in done.stdout
 
 
-def test_equal_names_get_their_seeds_and_wrong_shapes_are_left_out(trained: Path) -> None:
+def test_equal_names_get_their_places_and_wrong_shapes_are_left_out(trained: Path) -> None:
     other = trained / "other"
     done = run(
         "train_meta.py",
@@ -231,13 +231,17 @@ def test_equal_names_get_their_seeds_and_wrong_shapes_are_left_out(trained: Path
     assert done.returncode == 0, done.stderr
     found = json.loads((trained / "e" / "results.json").read_text())
     learned = [name for name, entry in found["optimizers"].items() if entry["kind"] == "learned"]
-    assert learned == ["LSTM(update) #0", "LSTM(update) #3", "coordinate LSTM(update,tele)"]
+    assert learned == [
+        "LSTM(update) (lstm_update)",
+        "LSTM(update) (other)",
+        "coordinate LSTM(update,tele)",
+    ]
     wider = [*TINY_EVAL, "baselines=[]", "steps=3", "task.width=5"]
     done = run("eval_meta.py", *options, overrides=wider, cwd=trained)
     assert done.returncode == 0, done.stderr
     found = json.loads((trained / "e" / "results.json").read_text())
     assert list(found["optimizers"]) == ["coordinate LSTM(update,tele)"]
-    assert "left out: LSTM(update) #3" in done.stdout + done.stderr
+    assert "left out: LSTM(update) (other)" in done.stdout + done.stderr
 
 
 LONGER = [*TINY, "meta.outer_steps=150", "validation.every=50"]
