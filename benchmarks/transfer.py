@@ -35,14 +35,12 @@ from metaopt.checkpoint import make_folder
 from metaopt.config import check, load
 from metaopt.contenders import Contender, baseline_contenders, learned_contenders, told_apart
 from metaopt.distributed import World
-from metaopt.errors import UserError
+from metaopt.errors import MisfitError, UserError
 from metaopt.evaluate import TUNED_BASELINES, Outcome, run_contender
 from metaopt.loss_statistics import diverged, geomean
 from metaopt.optimizers import MetaOptimizer
-from metaopt.rules.base import ShapeMismatchError
 from metaopt.schema import EvalConfig, TaskConfig, TeleporterConfig
 from metaopt.streams import Stream
-from metaopt.symmetry import InexactActionError
 from metaopt.tables import markdown_table
 from metaopt.tasks import layer_shapes
 
@@ -161,7 +159,7 @@ def in_pieces(contender: Contender, config: EvalConfig, device: torch.device) ->
         device: where to compute.
 
     Raises:
-        ShapeMismatchError, InexactActionError: where it does not fit the tasks.
+        MisfitError: where it does not fit the tasks.
     """
     if isinstance(contender.optimizer, MetaOptimizer):
         contender.optimizer.to(build.DTYPES[config.dtype])
@@ -258,7 +256,7 @@ def rows(
         )
         try:
             outcome = in_pieces(contender, config, device)
-        except (ShapeMismatchError, InexactActionError) as error:
+        except MisfitError as error:
             world.say(f"left out: {contender.name}, {setting.name}: {error}")
             found.append(replace(row, left_out=str(error)))
             continue

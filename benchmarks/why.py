@@ -40,12 +40,10 @@ from metaopt import build, cli, learned
 from metaopt.checkpoint import make_folder, write_atomically
 from metaopt.contenders import Contender, learned_contenders, told_apart
 from metaopt.distributed import World
-from metaopt.errors import UserError
+from metaopt.errors import MisfitError, UserError
 from metaopt.loss_statistics import clean
 from metaopt.optimizers import MetaOptimizer
-from metaopt.rules.base import ShapeMismatchError
 from metaopt.streams import Stream
-from metaopt.symmetry import InexactActionError
 from metaopt.tables import markdown_table
 from metaopt.tasks import TaskBatch
 from metaopt.unroll import TeleportTrace, rollout
@@ -246,7 +244,7 @@ def study(
     for contender in contenders:
         try:
             entries[contender.name] = studied(contender, tasks, steps)
-        except (ShapeMismatchError, InexactActionError) as error:
+        except MisfitError as error:
             raise UserError(f"{contender.name}: {error}") from None
         print(f"measured: {contender.name}", flush=True)
     return {

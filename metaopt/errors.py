@@ -5,6 +5,10 @@ class UserError(ValueError):
     """The message is one line: the file, the field, what was found and what would be right."""
 
 
+class MisfitError(ValueError):
+    """An optimizer does not fit the tasks or the network that it is to work on."""
+
+
 class StoppedError(Exception):
     """A signal ended a run after its state was saved.
 

@@ -22,18 +22,16 @@ from metaopt import build
 from metaopt.checkpoint import make_folder, write_atomically
 from metaopt.contenders import Contender, baseline_contenders, learned_contenders, told_apart
 from metaopt.distributed import World
-from metaopt.errors import UserError
+from metaopt.errors import MisfitError, UserError
 from metaopt.events import overlay_runs
 from metaopt.loss_statistics import CEILING, clean, diverged, geomean, geomean_interval, resamples
 from metaopt.optimizers import Optimizer
 from metaopt.plot import convergence_figure
 from metaopt.report import curves_csv, results_table, teleport_table, tuning_lines
-from metaopt.rules.base import ShapeMismatchError, UnknownInputsError
 from metaopt.schema import EvalConfig
 from metaopt.shares import gathered
 from metaopt.stopwatch import Stopwatch
 from metaopt.streams import Stream
-from metaopt.symmetry import InexactActionError
 from metaopt.tasks import TaskBatch, Tasks
 from metaopt.unroll import TeleportTrace, rollout
 
@@ -42,8 +40,6 @@ Array = NDArray[np.float64]
 PAIR_STEPS = (1, 10, 20, 50, 100)
 TUNED_BASELINES = Path("runs/tuned_baselines.json")
 """Cache of tuned hyper-parameters, whatever folder the results go to."""
-MISFITS = (ShapeMismatchError, UnknownInputsError, InexactActionError)
-"""What an optimizer raises that does not fit the tasks."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +71,7 @@ def run_contender(contender: Contender, tasks: Tasks, steps: int, world: World) 
         world: the processes that share the tasks.
 
     Raises:
-        ShapeMismatchError, UnknownInputsError, InexactActionError: where it does not fit the tasks.
+        MisfitError: where it does not fit the tasks.
     """
     # The warm-up also makes what belongs to the tasks and not to a step, such as X^+.
     misfits = world.gather(_misfit(contender.optimizer, tasks, min(steps, 2)))
@@ -99,7 +95,7 @@ def _misfit(optimizer: Optimizer, tasks: Tasks, steps: int) -> Exception | None:
     """Why an optimizer does not fit the tasks, if it does not."""
     try:
         rollout(tasks, optimizer, steps)
-    except MISFITS as error:
+    except MisfitError as error:
         return error
     return None
 
@@ -136,7 +132,7 @@ def evaluate(
             fitted.to(build.DTYPES[config.dtype])
         try:
             outcomes.append(run_contender(contender, tasks, config.steps, world))
-        except MISFITS as error:
+        except MisfitError as error:
             world.say(f"left out: {contender.name}: {error}")
     if not outcomes:
         raise UserError("nothing is left to evaluate: no optimizer fits these tasks")

@@ -34,6 +34,7 @@ import torch
 from torch import Tensor, nn
 
 from metaopt.errors import UserError
+from metaopt.global_generators import seeded
 
 R = TypeVar("R")
 
@@ -133,7 +134,9 @@ def _seeded(seed: int) -> Iterator[None]:
 def make(name: str, options: Mapping[str, Any], field: str = "task.options") -> Family:
     """The family that ``package.module:ClassName`` names.
 
-    Modules are looked for where Python does, and then in the current folder.
+    Modules are looked for where Python does, and then in the current folder. While the module is
+    imported and the class is made the global random generators are seeded, and then as they were:
+    what either draws from them is the same in every process.
 
     Args:
         name: of the class.
@@ -161,7 +164,8 @@ def make(name: str, options: Mapping[str, Any], field: str = "task.options") -> 
         raise UserError(
             f"field {field}: {error}; {class_name}{inspect.signature(found)} is what {name} takes"
         ) from None
-    family = asked(source, "__init__", lambda: found(**options))
+    with seeded(0):
+        family = asked(source, "__init__", lambda: found(**options))
     batch, shared = family.batch, family.shared
     if batch is not None and (type(batch) is not int or batch < 1):
         raise UserError(f"{source}: batch: found {batch!r:.40}, expected a whole number or None")
@@ -231,7 +235,8 @@ def _module(name: str, source: str) -> Any:
                 ) from None
             raise
 
-    return asked(source, "importing it", load)
+    with seeded(0):
+        return asked(source, "importing it", load)
 
 
 def _are_tensors(value: Any) -> bool:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from metaopt import build, checkpoint, pretrained
 from metaopt.checkpoint import LICENCE, Checkpoint, CheckpointError
@@ -43,8 +45,12 @@ class LearnedRule:
         return self.config.label
 
     def save(self, path: str | Path) -> None:
-        """Write one safetensors file, atomically."""
-        checkpoint.write(Path(path), self._content())
+        """Write one safetensors file, atomically; in float64 where the rule was cast to it.
+
+        Raises:
+            UserError: where ``load`` could not read the file again; one line.
+        """
+        checkpoint.write(Path(path), self._content(str(path)))
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a folder to share, in the layout of Hugging Face (``pretrained``).
@@ -56,12 +62,17 @@ class LearnedRule:
             UserError: where the folder cannot be written, or ``validation`` or ``licence`` are
                 none; one line.
         """
-        pretrained.write(Path(folder), self._content())
+        pretrained.write(Path(folder), self._content(str(folder)))
 
-    def _content(self) -> Checkpoint:
+    def _content(self, source: str) -> Checkpoint:
+        """What is written: of what the rule is now, which may have been cast since."""
         tensors = dict(self.optimizer.state_dict())
-        config = self.config.model_dump(mode="json")
-        return Checkpoint(tensors, config, self.training, self.validation, self.licence)
+        dtypes = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
+        names = [name for name, dtype in build.DTYPES.items() if {dtype} == dtypes]
+        config = self.config.model_copy(update={"dtype": names[0] if names else self.config.dtype})
+        _require_those_of(_on_meta(config), tensors, source)
+        written = config.model_dump(mode="json")
+        return Checkpoint(tensors, written, self.training, self.validation, self.licence)
 
 
 def load(path: str | Path, device: torch.device | str = "cpu") -> LearnedRule:
@@ -83,21 +94,12 @@ def restore(path: Path, content: Checkpoint, device: torch.device | str = "cpu")
     """The learned optimizer of a checkpoint that was read; ``path`` names it in errors."""
     try:
         config = check(TrainConfig, content.config, f"{path}: metadata field config")
-        # On the meta device shapes cost nothing, whatever sizes the file claims.
-        with torch.device("meta"):
-            optimizer = build.meta_optimizer(config)
+        optimizer = _on_meta(config)
     except ConfigError as error:
         message = str(error)
         prefix = "" if message.startswith(str(path)) else f"{path}: metadata field config: "
         raise CheckpointError(prefix + message) from None
-    expected = {name: (tuple(t.shape), t.dtype) for name, t in optimizer.state_dict().items()}
-    found = {name: (tuple(t.shape), t.dtype) for name, t in content.tensors.items()}
-    for name in sorted(expected.keys() | found.keys()):
-        if expected.get(name) != found.get(name):
-            raise CheckpointError(
-                f"{path}: tensor {name}: found {_describe(found.get(name))}, but its config asks "
-                f"for {_describe(expected.get(name))}"
-            )
+    _require_those_of(optimizer, content.tensors, str(path))
     # Copies are aligned in memory as fresh parameters are: BLAS then gives the very same bits.
     tensors = {name: tensor.clone() for name, tensor in content.tensors.items()}
     optimizer.load_state_dict(tensors, assign=True)
@@ -110,6 +112,26 @@ def restore(path: Path, content: Checkpoint, device: torch.device | str = "cpu")
             stacklevel=3,
         )
     return LearnedRule(optimizer, config, content.training, content.validation, content.licence)
+
+
+def _on_meta(config: TrainConfig) -> MetaOptimizer:
+    """The optimizer on the meta device: shapes cost nothing there, whatever sizes a file claims."""
+    with torch.device("meta"):
+        return build.meta_optimizer(config)
+
+
+def _require_those_of(optimizer: MetaOptimizer, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Raise ``CheckpointError`` unless the tensors are of the optimizer's names, shapes, dtypes."""
+    expected = {name: (tuple(t.shape), t.dtype) for name, t in optimizer.state_dict().items()}
+    found = {
+        name: (tuple(t.shape), t.dtype) for name, t in tensors.items() if t.device.type != "meta"
+    }
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            raise CheckpointError(
+                f"{source}: tensor {name}: found {_describe(found.get(name))}, but its config asks "
+                f"for {_describe(expected.get(name))}"
+            )
 
 
 def _describe(shape_and_dtype: tuple[tuple[int, ...], torch.dtype] | None) -> str:

@@ -26,6 +26,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metaopt.errors import UserError
 from metaopt.families import Family, Task, asked, check_task
+from metaopt.global_generators import seeded
 from metaopt.loss_statistics import SMALL_LOSS
 from metaopt.models.groups import Symmetry
 from metaopt.models.units import units_of
@@ -168,8 +169,8 @@ class LossFamily(TaskFamily[LossTasks]):
 
     def check(self) -> None:
         """Sample, observe and judge two tasks; raises ``UserError``, one line, where that fails."""
-        tasks = self.drawn(Stream.VALIDATION, 0, 0, 2).to("cpu", torch.float32).at(0)
-        loss = asked(self._source, "loss", lambda: tasks.seen_loss(tasks.initial))
+        tasks = self._drawn_alike().to("cpu", torch.float32).at(0)
+        loss = self._loss_alike(tasks)
         if loss.dim() != 1 or not loss.is_floating_point():
             raise UserError(
                 f"{self._source}: loss returned {list(loss.shape[1:])} of {loss.dtype}, expected a "
@@ -190,6 +191,38 @@ class LossFamily(TaskFamily[LossTasks]):
                     f"{self._source}: the gradient of loss by weights[{name!r}] is not finite at "
                     f"the initial weights"
                 )
+
+    def _drawn_alike(self) -> LossTasks:
+        """Two tasks; raises ``UserError`` unless equal generators give equal tasks."""
+        found = []
+        for seed in (1, 2):
+            with seeded(seed) as moved:
+                found.append(self.drawn(Stream.VALIDATION, 0, 0, 2))
+                globals_used = moved()
+        first, second = (_named(tasks) for tasks in found)
+        for part in first | second:
+            if not _same_bits(first.get(part), second.get(part)):
+                also = f"; found use of global generators: {', '.join(globals_used)}"
+                raise UserError(
+                    f"{self._source}: sample: {part} differs between two draws from equal "
+                    f"generators, expected tasks that depend on the generator given and nothing "
+                    f"else{also if globals_used else ''}"
+                )
+        return found[0]
+
+    def _loss_alike(self, tasks: LossTasks) -> Tensor:
+        """The loss of tasks; raises ``UserError`` unless it is the same each time."""
+        found = []
+        for seed in (1, 2):
+            with seeded(seed):
+                found.append(asked(self._source, "loss", lambda: tasks.seen_loss(tasks.initial)))
+        first, second = found
+        if first.shape == second.shape and not torch.allclose(first, second, equal_nan=True):
+            raise UserError(
+                f"{self._source}: loss: found {float(first[0]):.6g} and {float(second[0]):.6g} of "
+                f"the same weights and data, expected no random numbers and nothing that it keeps"
+            )
+        return first
 
     def _units(self, shapes: Shapes) -> Units | None:
         """The hidden units of the symmetries that the family lists, if any can be scaled."""
@@ -239,6 +272,19 @@ def _layout(task: Task) -> dict[str, list[int]]:
     named |= {f"data[{i}]": tensor for i, tensor in enumerate(task.data)}
     named |= {f"test[{i}]": tensor for i, tensor in enumerate(task.test)}
     return {name: list(tensor.shape) for name, tensor in named.items()}
+
+
+def _named(tasks: LossTasks) -> dict[str, Tensor]:
+    """All tensors that were drawn."""
+    parts = {"weights": tasks.initial, "data": tasks.data, "test": tasks.test}
+    return {f"{name}[{i}]": one for name, found in parts.items() for i, one in enumerate(found)}
+
+
+def _same_bits(one: Tensor | None, other: Tensor | None) -> bool:
+    """Equal, where what is not a number is equal to itself."""
+    if one is None or other is None or one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    return bool(((one == other) | ((one != one) & (other != other))).all())
 
 
 def _stacked(tasks: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:

@@ -21,10 +21,10 @@ from metaopt import build
 from metaopt._version import __version__
 from metaopt.checkpoint import write_atomically
 from metaopt.distributed import World
+from metaopt.errors import MisfitError
 from metaopt.loss_statistics import geomean
 from metaopt.schema import HYPERPARAMETERS, EvalConfig, parse_baseline
 from metaopt.streams import Stream
-from metaopt.symmetry import InexactActionError
 from metaopt.tasks import Tasks
 from metaopt.unroll import last_loss
 
@@ -78,7 +78,7 @@ def tune(config: EvalConfig, device: torch.device, cache: Path, world: World) ->
                 tasks = _tasks(config, device, world)
             try:
                 known[key] = _search(config, base, step, tasks, world)
-            except InexactActionError as error:
+            except MisfitError as error:
                 world.say(f"left out: {name}: {error}")
                 continue
             world.on_first(lambda: _remember(cache, known))
@@ -106,9 +106,17 @@ def _search(config: EvalConfig, base: str, step: int, tasks: Tasks, world: World
     bar = tqdm(
         settings, desc=f"tuning {base} for step {step}", leave=False, disable=not world.first
     )
-    for values in bar:
-        found = last_loss(tasks, build.hand_made(base, values, step), step)
-        final.append(found.double().cpu())
+    misfit: MisfitError | None = None
+    try:
+        for values in bar:
+            found = last_loss(tasks, build.hand_made(base, values, step), step)
+            final.append(found.double().cpu())
+    except MisfitError as error:
+        misfit = error
+    # It may fit one process's tasks and not another's.
+    for one in world.gather(misfit):
+        if one is not None:
+            raise one
     whole = torch.cat(world.gather(torch.stack(final)), dim=1)
     losses = [float(geomean(of_setting.numpy())) for of_setting in whole]
     best = min(range(len(settings)), key=losses.__getitem__)

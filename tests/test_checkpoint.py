@@ -407,3 +407,31 @@ def test_writes_make_folders_and_files_that_others_may_read(tmp_path: Path) -> N
     finally:
         os.umask(umask)
     assert path.stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize("kind", ["coordinate pair", "flattened step", "Adam and teleport"])
+def test_a_rule_that_was_cast_is_saved_as_it_is(kind: str, tmp_path: Path) -> None:
+    rule = learned(kind)
+    rule.optimizer.to(torch.float64)
+    rule.save(tmp_path / "cast.safetensors")
+    loaded = load(tmp_path / "cast.safetensors")
+    assert loaded.config == rule.config.model_copy(update={"dtype": "float64"})
+    for name, tensor in rule.optimizer.state_dict().items():
+        assert torch.equal(loaded.optimizer.state_dict()[name], tensor)
+    loaded.optimizer.to(torch.float32)
+    loaded.save_pretrained(tmp_path / "back")
+    assert load(tmp_path / "back").config == rule.config
+
+
+@pytest.mark.parametrize("where", [torch.float16, torch.bfloat16, torch.device("meta")])
+def test_a_rule_that_could_not_be_loaded_again_is_not_saved(
+    where: torch.dtype | torch.device, tmp_path: Path
+) -> None:
+    rule = learned()
+    rule.save(tmp_path / "a")
+    before = (tmp_path / "a").read_bytes()
+    rule.optimizer.to(where)
+    for save in (rule.save, rule.save_pretrained):
+        with pytest.raises(CheckpointError, match=r"asks for"):
+            save(tmp_path / "a")
+    assert (tmp_path / "a").read_bytes() == before

@@ -16,6 +16,7 @@ BOTTOM = {
     "distributed",
     "errors",
     "families",
+    "global_generators",
     "horizon",
     "loss_statistics",
     "network",

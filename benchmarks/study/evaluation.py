@@ -27,10 +27,9 @@ from metaopt.checkpoint import write_atomically
 from metaopt.config import check
 from metaopt.contenders import Contender, baseline_contenders, learned_contenders
 from metaopt.distributed import World
+from metaopt.errors import MisfitError
 from metaopt.evaluate import run_contender, unseen_tasks
-from metaopt.rules.base import ShapeMismatchError
 from metaopt.schema import EvalConfig
-from metaopt.symmetry import InexactActionError
 
 Array = NDArray[np.float64]
 
@@ -117,7 +116,7 @@ def compute(evaluation: Evaluation, device: torch.device) -> Evaluated:
     tasks = unseen_tasks(settings, device, world)
     try:
         outcome = run_contender(contender, tasks, settings.steps, world)
-    except (ShapeMismatchError, InexactActionError) as error:
+    except MisfitError as error:
         return Evaluated(None, {"left_out": str(error)})
     about = {
         "name": contender.name,

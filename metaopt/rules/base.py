@@ -15,16 +15,17 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from metaopt.errors import MisfitError
 from metaopt.network import Weights
 from metaopt.rules.lstm import State
 from metaopt.tasks import Observation
 
 
-class ShapeMismatchError(ValueError):
+class ShapeMismatchError(MisfitError):
     """A rule was made for other shapes than those it is asked to work on."""
 
 
-class UnknownInputsError(ValueError):
+class UnknownInputsError(MisfitError):
     """A rule reads the inputs of layers, and nobody here knows them."""
 
 

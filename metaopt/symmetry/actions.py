@@ -22,11 +22,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from metaopt.errors import MisfitError
 from metaopt.network import LeakyReLU
 from metaopt.symmetry.elements import GroupElement
 
 
-class InexactActionError(ValueError):
+class InexactActionError(MisfitError):
     """The action cannot keep the loss on the given data or network."""
 
 
