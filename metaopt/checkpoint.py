@@ -20,6 +20,8 @@ import json
 import os
 import re
 import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +32,7 @@ import torch
 from torch import Tensor
 
 from metaopt._version import __version__
-from metaopt.errors import UserError
+from metaopt.errors import UserError, WriteError
 
 FORMAT = "metaopt"
 FORMAT_VERSION = "1"
@@ -78,31 +80,80 @@ def make_folder(folder: Path) -> None:
         raise UserError(f"{folder}: this folder cannot be written to; choose another with --out")
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write beside, fsync, rename: a reader sees the old file or the new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What the system says of writes within, as a ``WriteError`` that names ``path``."""
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes files private
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        yield
+    except WriteError:
         raise
-    folder = os.open(path.parent, os.O_RDONLY)
+    except OSError as error:
+        raise WriteError(error.errno, error.strerror or str(error), str(path)) from None
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write beside, fsync, rename: a reader sees the old file or the new one, never a part.
+
+    Raises:
+        WriteError: where that is not possible; the old file is then as it was.
+    """
+    write_together({path: content})
+
+
+def write_together(contents: Mapping[Path, bytes]) -> None:
+    """``write_atomically`` for several files: one that finds no room leaves all as they were."""
+    with beside(contents) as written:
+        for temporary, path in written:
+            os.replace(temporary, path)
+
+
+@contextmanager
+def beside(contents: Mapping[Path, bytes]) -> Iterator[list[tuple[Path, Path]]]:
+    """Files on the disk under other names, with the paths that they are to be renamed to within.
+
+    Raises:
+        WriteError: where something cannot be written; nothing is left of it.
+    """
+    written: list[tuple[Path, Path]] = []
     try:
-        os.fsync(folder)
+        for path, content in contents.items():
+            with writing(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+                written.append((Path(name), path))
+                with os.fdopen(descriptor, "wb") as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
+                umask = os.umask(0)
+                os.umask(umask)
+                os.chmod(name, 0o666 & ~umask)  # mkstemp makes files private
+        with writing(written[0][1].parent):
+            yield written
+            for folder in {path.parent for path in contents}:
+                _sync(folder)
     finally:
-        os.close(folder)
+        for temporary, _ in written:
+            # A folder that has become read-only keeps what is in it.
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write(path: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint, atomically, as of this version of the package."""
+    write_atomically(path, encoded(checkpoint, str(path)))
+
+
+def encoded(checkpoint: Checkpoint, source: str) -> bytes:
+    """A checkpoint as the content of a file, as of this version of the package."""
     metadata = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -110,10 +161,10 @@ def write(path: Path, checkpoint: Checkpoint) -> None:
         "config": json.dumps(checkpoint.config),
         "training": json.dumps(checkpoint.training),
         "validation": json.dumps(checkpoint.validation),
-        "licence": require_licence(checkpoint.licence, str(path)),
+        "licence": require_licence(checkpoint.licence, source),
     }
     tensors = {name: tensor.contiguous().cpu() for name, tensor in checkpoint.tensors.items()}
-    write_atomically(path, _ordered(safetensors.torch.save(tensors, metadata)))
+    return _ordered(safetensors.torch.save(tensors, metadata))
 
 
 def require_licence(licence: str, source: str) -> str:

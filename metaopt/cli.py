@@ -14,7 +14,7 @@ import torch
 from metaopt import distributed
 from metaopt.allocator import keep_freed_memory
 from metaopt.distributed import World
-from metaopt.errors import ProcessLostError, StoppedError, UserError
+from metaopt.errors import ProcessLostError, StoppedError, UserError, WriteError
 
 
 class _Parser(argparse.ArgumentParser):
@@ -106,7 +106,7 @@ def run(main: Callable[[World], None]) -> NoReturn:
         status, line = 2, str(error)
     except StoppedError as error:
         status, line = 128 + error.number, str(error)
-    except ProcessLostError as error:
+    except (ProcessLostError, WriteError) as error:
         status, line = 1, str(error)
     except KeyboardInterrupt:
         status, line = 130, "interrupted"

@@ -24,3 +24,19 @@ class StoppedError(Exception):
 
 class ProcessLostError(RuntimeError):
     """Another process of the run is gone; the message is one line for the user."""
+
+
+class WriteError(OSError):
+    """A file of results cannot be written: a full disk, a folder that is read-only now.
+
+    Args:
+        number: of the error, ``errno``.
+        reason: one line for the user.
+        path: of the file or folder.
+    """
+
+    def __init__(self, number: int | None, reason: str, path: str) -> None:
+        super().__init__(number, reason, path)
+
+    def __str__(self) -> str:
+        return f"{self.filename}: cannot be written: {self.strerror}"

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from metaopt import build
-from metaopt.checkpoint import make_folder, write_atomically
+from metaopt.checkpoint import make_folder, write_together
 from metaopt.contenders import Contender, baseline_contenders, learned_contenders, told_apart
 from metaopt.distributed import World
 from metaopt.errors import MisfitError, UserError
@@ -261,14 +261,17 @@ def _report(
     index = resamples(config.tasks, config.bootstrap, config.task_seed)
     by_name = curves(outcomes, index)
     found = results(config, outcomes, by_name, index, device)
-    write_atomically(folder / "results.json", json.dumps(found, indent=1, allow_nan=False).encode())
-    write_atomically(folder / "curves.csv", curves_csv(by_name))
     learned_names = [o.contender.name for o in outcomes if o.contender.kind == "learned"]
     task = config.task
     what = task.family if task.is_own else f"width {task.width}"
     title = f"{config.tasks} unseen tasks, {what}: geometric mean and 95 % interval"
     figure = convergence_figure(by_name, learned_names, title)
-    write_atomically(folder / "convergence.png", figure)
+    contents = {
+        "results.json": json.dumps(found, indent=1, allow_nan=False).encode(),
+        "curves.csv": curves_csv(by_name),
+        "convergence.png": figure,
+    }
+    write_together({folder / name: content for name, content in contents.items()})
     overlay_runs(folder / "tensorboard", by_name, figure)
     parts = [results_table(found), teleport_table(found), tuning_lines(found), f"results: {folder}"]
     return "\n\n".join(part for part in parts if part)

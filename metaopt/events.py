@@ -9,16 +9,21 @@ from __future__ import annotations
 import io
 import itertools
 import re
+import threading
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tensorboard.summary.writer.event_file_writer import _AsyncWriterThread
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
+from metaopt.checkpoint import writing
+from metaopt.errors import WriteError
 from metaopt.tables import table_steps
 
 Array = NDArray[np.float64]
@@ -79,7 +84,9 @@ class RunWriter:
     """
 
     def __init__(self, folder: Path, purge_step: int, config: Mapping[str, Any]) -> None:
-        self._writer = SummaryWriter(str(folder), purge_step=purge_step, flush_secs=10)
+        self._folder = folder
+        with writing(folder):
+            self._writer = _writer(folder, purge_step=purge_step, flush_secs=10)
         self._writer.add_custom_scalars(TRAINING)
         self._config = flat(config)
         self._last: tuple[int, float] | None = None
@@ -91,8 +98,14 @@ class RunWriter:
 
     def outer_step(self, step: int, scalars: Mapping[str, float]) -> None:
         """Scalars of one outer step."""
-        for name, value in scalars.items():
-            self._writer.add_scalar(name, value, step)
+        with writing(self._folder):
+            for name, value in scalars.items():
+                self._writer.add_scalar(name, value, step)
+
+    def flush(self) -> None:
+        """All events so far are in the file from now on."""
+        with writing(self._folder):
+            self._writer.flush()
 
     def validation(
         self, step: int, curve: Sequence[float], final: Array, teleports: Mapping[str, Array]
@@ -106,6 +119,12 @@ class RunWriter:
             teleports: arrays [steps, tasks] by name, to be seen as histograms.
         """
         self._last = step, curve[-1]
+        with writing(self._folder):
+            self._validation(step, curve, final, teleports)
+
+    def _validation(
+        self, step: int, curve: Sequence[float], final: Array, teleports: Mapping[str, Array]
+    ) -> None:
         for inner in table_steps(len(curve) - 1):
             self._writer.add_scalar(f"validation/loss_at_{inner:04d}", curve[inner], step)
             if inner > 0:
@@ -121,15 +140,39 @@ class RunWriter:
 
     def close(self) -> None:
         """Write what is left, and the run's row in the table of runs."""
-        if self._last is not None:
-            step, loss = self._last
-            self._writer.add_scalar(LAST_LOSS, loss, step)
-            # Without the first of the three, the list of columns: of several runs TensorBoard takes
-            # that of one, and where there is none it finds them all, those that differ first.
-            _, *row = hparams(self._config, {LAST_LOSS: loss})
-            for summary in row:
-                self._writer._get_file_writer().add_summary(summary)
-        self._writer.close()
+        with writing(self._folder):
+            if self._last is not None:
+                step, loss = self._last
+                self._writer.add_scalar(LAST_LOSS, loss, step)
+                # Without the first of the three, the list of columns: of several runs TensorBoard
+                # takes that of one, and where there is none it finds them all, those that differ
+                # first.
+                _, *row = hparams(self._config, {LAST_LOSS: loss})
+                for summary in row:
+                    self._writer._get_file_writer().add_summary(summary)
+            _close(self._writer)
+
+
+def _writer(folder: Path, **options: Any) -> SummaryWriter:
+    """A writer whose thread says nothing of its own: what it met is raised at the next event."""
+    if threading.excepthook is not _unless_writing:
+        _before.append(threading.excepthook)
+        threading.excepthook = _unless_writing
+    return SummaryWriter(str(folder), **options)
+
+
+_before: list[Callable[[threading.ExceptHookArgs], Any]] = []
+
+
+def _unless_writing(found: threading.ExceptHookArgs) -> None:
+    if not isinstance(found.thread, _AsyncWriterThread):
+        _before[-1](found)
+
+
+def _close(writer: SummaryWriter) -> None:
+    # Closing alone would not raise what the thread met.
+    writer.flush()
+    writer.close()
 
 
 def flat(config: Mapping[str, Any]) -> dict[str, bool | str | float | int]:
@@ -184,15 +227,28 @@ def overlay_runs(folder: Path, curves: Mapping[str, Mapping[str, Array]], figure
     # Slow to import, and nothing that training needs.
     from matplotlib.image import imread
 
-    for old in sorted(folder.rglob(EVENT_FILES)):
-        old.unlink()
-    together = SummaryWriter(str(folder))
+    old = set(folder.rglob(EVENT_FILES))
+    try:
+        with writing(folder):
+            _overlay(folder, curves, imread(io.BytesIO(figure), format="png"))
+    except WriteError:
+        # The earlier ones are whole.
+        for new in set(folder.rglob(EVENT_FILES)) - old:
+            with suppress(OSError):
+                new.unlink()
+        raise
+    with writing(folder):
+        for file in old:
+            file.unlink()
+
+
+def _overlay(folder: Path, curves: Mapping[str, Mapping[str, Array]], pixels: Array) -> None:
+    together = _writer(folder)
     together.add_custom_scalars(COMPARISON)
-    pixels = imread(io.BytesIO(figure), format="png")
     together.add_image("convergence", pixels[..., :3], dataformats="HWC")
-    together.close()
+    _close(together)
     for place, curve in zip(run_folders([*curves]), curves.values(), strict=True):
-        writer = SummaryWriter(str(folder / place))
+        writer = _writer(folder / place)
         for step, loss in enumerate(curve["geomean"]):
             seconds = float(curve["seconds"][step])
             # log10, since TensorBoard's axes are linear until told otherwise.
@@ -208,4 +264,4 @@ def overlay_runs(folder: Path, curves: Mapping[str, Mapping[str, Array]], figure
             writer.add_scalar(
                 "loss_by_microsecond/log10_geomean", np.log10(loss), round(1e6 * seconds)
             )
-        writer.close()
+        _close(writer)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import re
 from pathlib import Path
 
@@ -30,8 +31,8 @@ _HUB_ID = re.compile(r"(?P<owner>\w[\w.-]*)/\w[\w.-]*")
 def write(folder: Path, content: Checkpoint) -> None:
     """Write a checkpoint as a folder.
 
-    At every moment the folder holds no rule, the old one or the new one: each file is replaced
-    whole, and the old ``config.json`` goes before the new model comes.
+    At every moment the folder holds no rule, the old one or the new one: all files are on the disk
+    before the first is replaced, and the old ``config.json`` goes before the new model comes.
 
     Raises:
         UserError: where that is not possible; one line.
@@ -44,12 +45,16 @@ def write(folder: Path, content: Checkpoint) -> None:
         "metaopt_version": __version__,
         "config": content.config,
     }
+    contents = {
+        folder / MODEL_FILE: checkpoint.encoded(content, str(folder)),
+        folder / CONFIG_FILE: json.dumps(described, indent=1).encode(),
+        folder / CARD_FILE: text.encode(),
+    }
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / CONFIG_FILE).unlink(missing_ok=True)
-        checkpoint.write(folder / MODEL_FILE, content)
-        checkpoint.write_atomically(folder / CONFIG_FILE, json.dumps(described, indent=1).encode())
-        checkpoint.write_atomically(folder / CARD_FILE, text.encode())
+        with checkpoint.beside(contents) as written:
+            (folder / CONFIG_FILE).unlink(missing_ok=True)
+            for temporary, path in written:
+                os.replace(temporary, path)
     except OSError as error:
         raise UserError(f"{folder}: no folder can be written there ({error.strerror})") from None
 

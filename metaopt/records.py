@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 from tqdm import tqdm
 
+from metaopt.checkpoint import writing
 from metaopt.events import RunWriter
 from metaopt.loss_statistics import clean, geomean
 from metaopt.meta_train import MetaTrainer, Window
@@ -61,7 +63,8 @@ class FirstRecords(Records):
             purge_step=progress.outer_step + 1,
             config=trainer.config.model_dump(mode="json"),
         )
-        self._metrics = (folder / METRICS_FILE).open("a", buffering=1, encoding="utf-8")
+        with writing(folder / METRICS_FILE):
+            self._metrics = (folder / METRICS_FILE).open("a", buffering=1, encoding="utf-8")
         self._bar = tqdm(
             total=trainer.config.meta.outer_steps,
             initial=progress.outer_step,
@@ -104,15 +107,21 @@ class FirstRecords(Records):
 
     def flush(self) -> None:
         """Nothing that was recorded is to be lost from now on."""
-        self._metrics.flush()
+        with writing(self._folder / METRICS_FILE):
+            self._metrics.flush()
+        self._writer.flush()
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         self._bar.close()
-        self._metrics.close()
-        self._writer.close()
+        # What ended the run is what is said, and not what comes of it here.
+        with suppress(OSError) if kind is not None else nullcontext():
+            with writing(self._folder / METRICS_FILE):
+                self._metrics.close()
+            self._writer.close()
 
     def _row(self, row: dict[str, Any]) -> None:
-        self._metrics.write(json.dumps(row) + "\n")
+        with writing(self._folder / METRICS_FILE):
+            self._metrics.write(json.dumps(row) + "\n")
 
     def _step_row(self, window: Window) -> dict[str, Any]:
         progress = self._trainer.progress

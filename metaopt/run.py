@@ -28,7 +28,7 @@ from metaopt.checkpoint import (
 )
 from metaopt.config import ConfigError, to_yaml
 from metaopt.distributed import World
-from metaopt.errors import ProcessLostError, StoppedError
+from metaopt.errors import ProcessLostError, StoppedError, WriteError
 from metaopt.events import RunWriter
 from metaopt.learned import load
 from metaopt.meta_train import MetaTrainer
@@ -86,6 +86,7 @@ class Run:
         Raises:
             StoppedError: after Ctrl-C or SIGTERM, once the state is saved.
             ProcessLostError: where another process of the run is gone.
+            WriteError: where a disk is full, or the folder read-only now.
             UserError: where a state does not fit.
         """
         self.world.on_first(lambda: make_folder(self.folder))
@@ -97,9 +98,12 @@ class Run:
                 with self._records() as records, self._profile(profiled) as profile:
                     self._train(records, profile)
             return self.world.on_first(self._closing)
-        except ProcessLostError as error:
+        except (ProcessLostError, WriteError) as error:
             saved = f"saved state: {state_file}; --resume goes on from it"
             kept = saved if state_file.is_file() else "no state was saved yet"
+            if isinstance(error, WriteError):
+                reason = f"{error.strerror}; {kept}"
+                raise WriteError(error.errno, reason, error.filename) from error
             raise ProcessLostError(f"{error}; {kept}") from error
 
     def _train(self, records: Records, profile: NoProfile) -> None:
