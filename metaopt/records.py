@@ -40,7 +40,7 @@ class Records:
     def __enter__(self) -> Records:
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         pass
 
 

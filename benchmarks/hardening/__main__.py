@@ -19,6 +19,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from benchmarks.hardening.disk import disk
+from benchmarks.hardening.fuzz import fuzz
 from benchmarks.hardening.kills import kills
 from benchmarks.hardening.settings import Found, Hardening
 from metaopt import cli, config
@@ -27,6 +29,8 @@ from metaopt.distributed import World
 
 PARTS: dict[str, Callable[[Hardening, Path], Found]] = {
     "kills": kills,
+    "disk": disk,
+    "fuzz": fuzz,
 }
 
 

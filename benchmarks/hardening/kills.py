@@ -15,7 +15,7 @@ from pathlib import Path
 
 from benchmarks.hardening.runs import COORDINATE, DIGITS, TWO, Kind, differences
 from benchmarks.hardening.settings import Found, Hardening, side_by_side
-from benchmarks.hardening.victim import Plan, Victim
+from benchmarks.hardening.victim import Plan, Victim, errors_of
 
 PATIENCE = 120.0
 """Seconds that a tiny run may take."""
@@ -115,5 +115,6 @@ def _killed(victim: Victim, wait: float) -> bool:
 
 
 def _end(own: Path) -> str:
-    lines = (own.parent / "log").read_text(encoding="utf-8", errors="replace").splitlines()
-    return " | ".join(lines[-4:])[-600:]
+    logs = [own.parent / "log", errors_of(own.parent / "log")]
+    text = "\n".join(log.read_text(errors="replace") for log in logs if log.exists())
+    return " | ".join(text.replace("\r", "\n").splitlines()[-4:])[-600:]

@@ -19,6 +19,8 @@ from pathlib import Path
 
 SIZE = 32 * 2**20
 BALLAST = "ballast"
+LIMIT = 2**14
+"""Bytes of a file, in the place of a full disk: less than states and checkpoints have."""
 
 
 def may_mount() -> bool:
@@ -47,7 +49,7 @@ def fill(inside: Path) -> None:
     if not os.path.ismount(inside.parent):
         # Writing past the limit is then an error, as on a full disk.
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1, resource.RLIM_INFINITY))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, resource.RLIM_INFINITY))
         return
     spare = b"\0" * random.Random(time.time_ns()).choice((0, 1, 4096, 3 * 4096))
     (inside.parent / "spare").write_bytes(spare)
@@ -74,8 +76,9 @@ def forbid(inside: Path) -> None:
 
 def relieve(inside: Path) -> None:
     """There is room again, and writing is allowed."""
-    if os.path.ismount(inside):
-        subprocess.run(["umount", str(inside)], check=True)
+    # ismount knows nothing of a folder over itself.
+    while subprocess.run(["umount", str(inside)], capture_output=True, check=False).returncode == 0:
+        pass
     inside.chmod(0o755)
     (inside.parent / BALLAST).unlink(missing_ok=True)
 

@@ -42,6 +42,7 @@ class Plan:
         act: kill, fill or forbid.
         at: operation on a file, from 1; 0 for never.
         place: folder whose disk it is.
+        at_home: whether the command runs in the repository, or else in ``place``.
         every: seconds between resume states.
         count: file that gets the number of operations at the end.
     """
@@ -49,6 +50,7 @@ class Plan:
     act: str = "kill"
     at: int = 0
     place: str = ""
+    at_home: bool = True
     every: float = 0.0
     count: str = ""
 
@@ -89,15 +91,20 @@ class Victim:
     kill: Callable[[], None]
 
 
-_FORKED = multiprocessing.get_context("forkserver")
+FORKED = multiprocessing.get_context("forkserver")
 # What would be imported by each of them, at its first optimizer and its first figure.
 _LATER = ["torch._dynamo", "sklearn.datasets", "matplotlib.pyplot", "matplotlib.image"]
-_FORKED.set_forkserver_preload(["benchmarks.hardening.victim", *_LATER])
+FORKED.set_forkserver_preload(["benchmarks.hardening.victim", *_LATER])
+
+
+def errors_of(log: Path) -> Path:
+    """The file that goes with ``log``."""
+    return log.with_suffix(".err")
 
 
 def begun(plan: Plan, command: Sequence[str], log: Path) -> Victim:
-    """A command in a process of its own, its output in ``log``."""
-    process = _FORKED.Process(target=_forked, args=(plan, command, log))
+    """A command in a process of its own, its output in ``log``, errors in ``errors_of(log)``."""
+    process = FORKED.Process(target=_forked, args=(plan, command, log))
     process.start()
 
     def wait(seconds: float) -> int | None:
@@ -131,8 +138,8 @@ def begun_by_torchrun(plan: Plan, command: Sequence[str], log: Path) -> Victim:
 
 
 def _forked(plan: Plan, command: Sequence[str], log: Path) -> None:
-    with log.open("ab") as file:
-        for descriptor in (1, 2):
+    for descriptor, path in ((1, log), (2, errors_of(log))):
+        with path.open("ab") as file:
             os.dup2(file.fileno(), descriptor)
     torch.set_num_threads(1)
     # Its own lock is one for many processes: a kill would leave it behind.
@@ -143,6 +150,7 @@ def _forked(plan: Plan, command: Sequence[str], log: Path) -> None:
 def suffer(plan: Plan, command: Sequence[str], world: World) -> None:
     """Do what the command says until it happens."""
     name, *arguments = command
+    os.chdir(ROOT if plan.at_home else plan.place)
     metaopt.run.SECONDS_BETWEEN_STATES = plan.every
     saboteur = Saboteur(plan.at if world.first else 0, _action(plan))
     saboteur.install()
