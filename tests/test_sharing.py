@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from support import UPDATE, tiny_config
 from test_checkpoint import RULES, learned, proposed
 
 import metaopt
-from metaopt import build, checkpoint, cli, show
+from metaopt import build, cli, show
 from metaopt.checkpoint import CheckpointError
 from metaopt.errors import UserError
 from metaopt.learned import LearnedRule
@@ -121,24 +122,33 @@ def test_config_of_another_rule_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("failing", range(3))
+@pytest.mark.parametrize("operation", ["fsync", "replace"])
 def test_a_save_that_fails_leaves_a_whole_rule(
-    failing: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    operation: str, failing: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old, new = learned("update alone"), learned("flattened pair")
     old.save_pretrained(tmp_path)
-    written, whole = [], checkpoint.write_atomically
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    done, whole = [], getattr(os, operation)
 
-    def failing_write(path: Path, content: bytes) -> None:
-        written.append(path)
-        if len(written) > failing:
+    def failing_operation(*arguments: Any) -> None:
+        done.append(arguments)
+        if len(done) > failing:
             raise OSError(28, "No space left on device")
-        whole(path, content)
+        whole(*arguments)
 
-    monkeypatch.setattr(checkpoint, "write_atomically", failing_write)
-    with pytest.raises(UserError) as caught:
-        new.save_pretrained(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, operation, failing_operation)
+        with pytest.raises(UserError) as caught:
+            new.save_pretrained(tmp_path)
     one_line(caught, str(tmp_path), "No space left")
-    assert_same(metaopt.load(tmp_path), old if failing == 0 else new)
+    kept_old = operation == "fsync" or failing == 0
+    assert_same(metaopt.load(tmp_path), old if kept_old else new)
+    after = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert after.keys() <= before.keys()
+    if operation == "fsync":
+        # Where there is no room for all of it, nothing is replaced.
+        assert after == before
 
 
 @pytest.mark.parametrize("licence", ["", "MIT\nfoo: bar", "see LICENSE"])
