@@ -5,12 +5,13 @@ from metaopt._version import __version__
 from metaopt.families import Family, Task, fresh_weights
 from metaopt.learned import LearnedRule, load
 from metaopt.models import Symmetries, Symmetry, symmetries, teleport
-from metaopt.torch_optim import LearnedOptimizer
+from metaopt.torch_optim import LearnedOptimizer, NonFiniteError
 
 __all__ = [
     "Family",
     "LearnedOptimizer",
     "LearnedRule",
+    "NonFiniteError",
     "Symmetries",
     "Symmetry",
     "Task",

@@ -261,8 +261,8 @@ class Adam(Rule):
             for i, W in enumerate(observation.weights)
             for kind in "mv"
         }
-        ones = observation.weights[0].new_ones(())
-        return zeros | {"decay1": ones, "decay2": ones}
+        W = observation.weights[0]
+        return zeros | {"decay1": W.new_ones(()), "decay2": W.new_ones(())}
 
     def propose(self, observation: Observation, state: State) -> tuple[Proposal, State]:
         """Updates f."""

@@ -235,8 +235,12 @@ class LSTM(AffineModule):
     def initial_state(self, *shape: int) -> State:
         """h and c of all cells, zeros; for ``shape`` (rows,) or (blocks, rows)."""
         *blocks, rows = shape
-        zeros = self.b[0].new_zeros(*blocks, self.hidden, rows)
-        return {f"{kind}{layer}": zeros for layer in range(self.layers) for kind in "hc"}
+        # A tensor for each: whoever writes into one of them in place writes into that one alone.
+        return {
+            f"{kind}{layer}": self.b[0].new_zeros(*blocks, self.hidden, rows)
+            for layer in range(self.layers)
+            for kind in "hc"
+        }
 
     def parameters_of_maps(self) -> Iterator[tuple[Tensor, ...]]:
         """W_x, W_h and b of each cell."""

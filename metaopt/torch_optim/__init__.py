@@ -16,6 +16,7 @@ alone, after a warning.
 """
 
 from metaopt.torch_optim.differentiable import DifferentiableLearnedOptimizer
+from metaopt.torch_optim.finite import NonFiniteError
 from metaopt.torch_optim.optimizer import LearnedOptimizer
 
-__all__ = ["DifferentiableLearnedOptimizer", "LearnedOptimizer"]
+__all__ = ["DifferentiableLearnedOptimizer", "LearnedOptimizer", "NonFiniteError"]

@@ -29,6 +29,8 @@ class DifferentiableLearnedOptimizer(higher.optim.DifferentiableOptimizer):
         # Forward hooks belong to the functional copy of the model, which makes its own.
         found = other.chain_of(self._fmodel, keep_graph=True)
         self._stepper = Stepper(other.meta_optimizer, found, other.units(), other.in_order())
+        if other.teleports_off is not None:
+            self._stepper.turn_teleports_off(other.teleports_off)
 
     def step(self, loss: Tensor, *arguments: Any, **options: Any) -> Any:
         """One inner step from the loss of the functional model."""

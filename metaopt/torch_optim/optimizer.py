@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterable, Mapping
-from itertools import chain as chained
+from collections.abc import Callable, Iterable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -12,32 +11,33 @@ import torch
 from torch import Tensor, nn
 
 from metaopt.learned import LearnedRule, load
-from metaopt.models.find import plain, symmetries
-from metaopt.models.units import units_of
-from metaopt.optimizers import MetaOptimizer
 from metaopt.rules import Kept, State
 from metaopt.symmetry import UnitEngine
 from metaopt.torch_optim.chain import Chain
-from metaopt.torch_optim.precision import HALF, unrounded, working_dtype, write
-from metaopt.torch_optim.replicas import Replicas, require_whole
-from metaopt.torch_optim.stepper import Rates, Stepper
+from metaopt.torch_optim.finite import Watch, given, made
+from metaopt.torch_optim.inputs import loss_of, rates, require_gradients
+from metaopt.torch_optim.loading import Loaded, Owner
+from metaopt.torch_optim.loading import load as load_state
+from metaopt.torch_optim.members import Members
+from metaopt.torch_optim.memory import (
+    NOTHING_YET,
+    RULE,
+    STEPS,
+    TELEPORTS_OFF,
+    identity,
+    remember,
+    remembered,
+    state_dict_of,
+)
+from metaopt.torch_optim.precision import matching, unrounded, write
+from metaopt.torch_optim.replicas import Replicas
+from metaopt.torch_optim.states import of_the_same_shapes
+from metaopt.torch_optim.stepper import Stepper
+from metaopt.torch_optim.within import units_within
 from metaopt.units import Units
 
 Parameters = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
 """What ``torch.optim`` takes: parameters, named parameters or groups."""
-
-
-def _matching(optimizer: MetaOptimizer, device: torch.device, dtype: torch.dtype) -> MetaOptimizer:
-    """The meta-optimizer itself where its device and dtype are these, else a copy."""
-    own = next(chained(optimizer.parameters(), optimizer.buffers()), None)
-    if own is None or (own.device, own.dtype) == (device, dtype):
-        return optimizer
-    return copy.deepcopy(optimizer).to(device, dtype)
-
-
-def _of_the_same_shapes(state: Mapping[str, Tensor], fresh: Mapping[str, Tensor]) -> State:
-    """A state without what begins anew: that of units, where there are others than before."""
-    return {k: v for k, v in state.items() if k not in fresh or v.shape == fresh[k].shape}
 
 
 class LearnedOptimizer(torch.optim.Optimizer):
@@ -74,8 +74,6 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     Attributes:
         meta_optimizer: the rule's, or a copy of it on the parameters' device and in ``dtype``.
-        dtype: that rules compute in.
-        places: (group, position in it) of each parameter, in the order in which rules see them.
 
     Raises:
         CheckpointError: where the path holds no checkpoint.
@@ -83,8 +81,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         ValueError: where the rule cannot work without teleports and the model allows none, where it
             takes more than one gradient a step, where parameters are not real floating-point
             numbers on one device, where they are parts of a whole on other processes (or may be: a
-            list in one of several processes), or where lr, weight_decay or
-            learned_decay is negative.
+            list in one of several processes), or where an option is no finite number of at least 0.
 
     References:
         Loshchilov and Hutter, Decoupled weight decay regularization (2019).
@@ -108,66 +105,96 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 if isinstance(model, nn.Module)
                 else model
             )
-        options = {"lr": lr, "weight_decay": weight_decay, "learned_decay": learned_decay}
-        super().__init__(params, options)  # type: ignore[arg-type]
         self.rule = rule if isinstance(rule, LearnedRule) else load(rule)
+        options = {"lr": lr, "weight_decay": weight_decay, "learned_decay": learned_decay}
+        super().__init__(params, options | NOTHING_YET)  # type: ignore[arg-type]
         self._prepare()
+
+    @property
+    def teleports_off(self) -> str | None:
+        """Why there are updates alone from now on, or None."""
+        return self._stepper.teleports_off
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Optimise further parameters, e.g. such as were frozen before."""
         super().add_param_group(param_group)
-        group = self.param_groups[-1]
-        for name in ("lr", "weight_decay", "learned_decay"):
-            if not group[name] >= 0:
-                self.param_groups.pop()
-                raise ValueError(f"{name}: found {group[name]}, expected a number of at least 0")
-        # torch adds the first groups from within its own constructor.
-        if hasattr(self, "_stepper"):
-            before = self.in_order()[0]
+        try:
+            rates(self.param_groups)
+            # torch adds the first groups from within its own constructor.
+            if hasattr(self, "_stepper"):
+                self._follow()
+        except Exception:
+            self.param_groups.pop()
+            raise
+
+    def _follow(self) -> None:
+        """Take the groups as they are now: users change them by hand, too."""
+        if not self._members.are_still(self.param_groups):
+            self._take_over()
+        why = remembered(self.param_groups)[TELEPORTS_OFF]
+        if why is not None:
+            self._stepper.turn_teleports_off(why)
+
+    def _take_over(self) -> None:
+        """Prepare for other parameters; the states of those that stay go on."""
+        gone, reshaped = Members(self.model, self.param_groups).since(self._members)
+        first, shared = self.in_order()[0], self.shared_state()
+        for p in reshaped:
+            self.state[p] = {key: self.state[p][key] for key in shared if p is first}
+        as_before = dict(vars(self))
+        try:
             self._prepare()
-            self._hand_over(before, self.in_order()[0])
+        except Exception:
+            vars(self).update(as_before)
+            raise
+        if first is not self.in_order()[0]:
+            state, own = self.state[first], self.state[self.in_order()[0]]
+            own |= of_the_same_shapes({key: state.pop(key) for key in shared}, own)
+        for p in gone:
+            self.state.pop(p, None)
 
     def _prepare(self) -> None:
         """Everything that follows from rule, model and groups."""
-        ranks: dict[int, int] = {}
-        if self.model is not None:
-            ranks = {id(p): rank for rank, p in enumerate(self.model.parameters())}
-        last = len(ranks)
-        self.places = sorted(
-            (
-                (g, i)
-                for g, group in enumerate(self.param_groups)
-                for i, p in enumerate(group["params"])
-                if p.numel()
-            ),
-            key=lambda place: ranks.get(id(self.param_groups[place[0]]["params"][place[1]]), last),
-        )
-        parameters = self.in_order()
-        require_whole(parameters, self.model)
+        self._members = Members(self.model, self.param_groups)
         self._replicas = Replicas(self.model)
-        devices = {p.device for p in parameters}
-        if len(devices) != 1:
-            names = ", ".join(sorted(map(str, devices)))
-            raise ValueError(f"parameters must lie on one device, found {names or 'none'}")
-        self._kinds = [(p.device, p.dtype) for p in parameters]
-        self.dtype = working_dtype(parameters)
-        self.meta_optimizer = _matching(self.rule.optimizer, parameters[0].device, self.dtype)
-        if hasattr(self, "_stepper") and self._stepper.chain is not None:
-            self._stepper.chain.release()
+        self.meta_optimizer = matching(self.rule.optimizer, self._members.device, self.dtype)
+        before = getattr(self, "_stepper", None)
+        if before is not None and before.chain is not None:
+            before.chain.release()
         found = "no model was given" if self.model is None else self.chain_of(self.model)
-        self._stepper = Stepper(self.meta_optimizer, found, self.units(), parameters)
+        known = remembered(self.param_groups)[TELEPORTS_OFF]
+        self._stepper = Stepper(self.meta_optimizer, found, self.units(), self.in_order(), known)
+        # What was so from the start may be otherwise with other parameters.
+        if known is not None and not (before is not None and before.is_off_from_the_start):
+            self._stepper.turn_teleports_off(known)
         self._complete_states()
+        self._watch = getattr(self, "_watch", None) or Watch(self._members.device)
+        self._remember_rule()
+
+    def _remember_rule(self) -> None:
+        # Computed each time: it may have been meta-trained meanwhile.
+        rule = identity(self.rule, self.meta_optimizer)
+        remember(self, **{RULE: rule, TELEPORTS_OFF: self.teleports_off})
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That rules compute in."""
+        return self._members.dtype
+
+    @property
+    def places(self) -> list[tuple[int, int]]:
+        """(group, position in it) of each parameter, in the order in which rules see them."""
+        return self._members.places
 
     def in_order(self) -> list[Tensor]:
         """All parameters, in the order in which rules see them."""
-        return [self.param_groups[g]["params"][i] for g, i in self.places]
+        return self._members.parameters
 
     def shared_state(self) -> list[str]:
         """The keys of the state that belongs to all parameters together."""
-        return self._shared_of(self.in_order()[0])
-
-    def _shared_of(self, parameter: Tensor) -> list[str]:
-        return [key for key in self.state[parameter] if self._stepper.layout.is_shared(key)]
+        return [
+            key for key in self.state[self.in_order()[0]] if self._stepper.layout.is_shared(key)
+        ]
 
     def kept(self, key: str) -> Kept | None:
         """What a tensor in a parameter's state belongs to; None for what is no rule's."""
@@ -177,19 +204,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         """The hidden units that the rule may scale, or why it may scale none."""
         if not isinstance(self.meta_optimizer.engine, UnitEngine):
             return "the rule scales no units"
-        if self.model is None:
-            return "no model was given"
-        parameters = self.in_order()
-        if any(p.dtype in HALF for p in parameters):
-            return "its weights are too coarse to carry out an exact action"
-        model = plain(self.model)
-        names = {id(p): name for name, p in model.named_parameters()}
-        # Parameters of other models take their places, under what is no path.
-        shapes = {names.get(id(p), f"<{i}>"): p.shape for i, p in enumerate(parameters)}
-        units = units_of(symmetries(model), shapes)
-        if units is None:
-            return "no hidden units can be scaled; metaopt.symmetries(model) says why"
-        return units.to(parameters[0].device)
+        return units_within(self.model, self.in_order())
 
     def chain_of(self, model: nn.Module, keep_graph: bool = False) -> Chain | str:
         """The model, or a copy of it, as a chain, or why it is none.
@@ -204,25 +219,19 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 return "the parameters to optimise are not those of the model"
         return self._replicas.inputs_unknown() or Chain.of(model, keep_graph)
 
-    def _complete_states(self, is_new: bool = True) -> None:
-        """The state before the first step, for parameters that have none.
+    def _complete_states(self) -> None:
+        """The state before the first step, for parameters that have none or one of other shapes."""
+        fresh = self._fresh_states()
+        for p in chain.from_iterable(group["params"] for group in self.param_groups):
+            own = {key: value.to(self.dtype) for key, value in self.state[p].items()}
+            new = fresh.get(id(p), {})
+            self.state[p] = new | of_the_same_shapes(own, new)
 
-        Args:
-            is_new: what there is comes from elsewhere, and is kept where its shapes still fit.
-        """
-        parameters = self.in_order()
-        if not is_new and all(self.state[p] for p in parameters):
-            return
-        weights = [p.detach().to(self.dtype) for p in parameters]
-        for p, state in zip(parameters, self._stepper.initial_states(weights), strict=True):
-            self.state[p] = state | _of_the_same_shapes(self.state[p], state)
-
-    def _hand_over(self, before: Tensor, first: Tensor) -> None:
-        """What belongs to all parameters goes to the one that is the first now."""
-        if first is not before:
-            state, shared = self.state[before], self._shared_of(before)
-            moved = {key: state.pop(key) for key in shared}
-            self.state[first].update(_of_the_same_shapes(moved, self.state[first]))
+    def _fresh_states(self, teleports_off: str | None = None) -> dict[int, State]:
+        """By the ``id`` of each parameter that has entries."""
+        weights = [p.detach().to(self.dtype) for p in self.in_order()]
+        states = self._stepper.initial_states(weights, teleports_off)
+        return {id(p): state for p, state in zip(self.in_order(), states, strict=True)}
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
@@ -235,73 +244,101 @@ class LearnedOptimizer(torch.optim.Optimizer):
             The closure's loss, or None.
 
         Raises:
+            NonFiniteError: where a gradient or a weight is not finite, or would not be after the
+                step: then nothing is changed. On CUDA it is the first later step that raises it.
+            ValueError: where an option of a group has become no finite number of at least 0, or the
+                closure returns no loss.
             RuntimeError: where gradients are sparse, or the model has moved to another device or
-                dtype since the optimizer was made.
+                dtype since the optimizer was made, or has other parameters.
             UnknownInputsError: where the rule reads the inputs of layers, and there was no forward
                 pass of the model, or not of its layers in order.
         """
+        self._watch.report()
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self._follow()
+        self._members.require_in_model(self.model)
         parameters = self.in_order()
         if all(p.grad is None for p in parameters):
             return loss
-        if [(p.device, p.dtype) for p in parameters] != self._kinds:
-            raise RuntimeError(
-                "the model has another device or dtype than when this optimizer was made: make it "
-                "after model.to(...)"
-            )
-        if any(p.grad is not None and p.grad.is_sparse for p in parameters):
-            raise RuntimeError("LearnedOptimizer takes no sparse gradients: use sparse=False")
+        require_gradients(parameters, self._members.names)
         with torch.autocast(parameters[0].device.type, enabled=False):
-            self._advance(parameters, loss)
+            self._advance(parameters, loss_of(loss))
         return loss
 
-    def _advance(self, parameters: list[Tensor], loss: Any) -> None:
-        self._complete_states(is_new=False)
+    def _advance(self, parameters: list[Tensor], loss: Tensor | None) -> None:
+        of_groups = rates(self.param_groups)
+        if not all(self.state[p] for p in parameters):
+            self._complete_states()
         states = [self.state[p] for p in parameters]
+        names = self._members.in_order_names
         weights = [
             unrounded(p, state, self.dtype) for p, state in zip(parameters, states, strict=True)
         ]
-        groups = [self.param_groups[g] for g, _ in self.places]
-        own = None if loss is None else torch.as_tensor(loss).to(weights[0])
+        grads = [None if p.grad is None else p.grad.to(self.dtype) for p in parameters]
+        loss = None if loss is None else loss.to(weights[0])
+        step = remembered(self.param_groups)[STEPS] + 1
+        is_well = self._watch.look(step, given(names, weights, grads))
         # Processes may have come together since the optimizer was made.
         unknown = self._replicas.inputs_unknown()
         if unknown is not None and self._stepper.chain is not None:
             self._stepper.without_inputs(unknown)
-        new, changed = self._stepper.step(
+        new = self._stepper.advance(
             weights,
-            [None if p.grad is None else p.grad.to(self.dtype) for p in parameters],
-            self._replicas.loss(own, weights[0]),
-            [Rates.of(group) for group in groups],
+            grads,
+            self._replicas.loss(loss, weights[0]),
+            [of_groups[g] for g, _ in self.places],
             states,
             differentiate_features=False,
         )
-        for p, W, state, change in zip(parameters, new, states, changed, strict=True):
+        ends_well = self._watch.look(step, made(names, parameters, new, self._stepper.layout))
+        if is_well is not None and ends_well is not None:
+            new = new.where(is_well & ends_well, weights)
+        own = self._stepper.layout.apart(new.after)
+        for p, W, state, change in zip(parameters, new.weights, states, own, strict=True):
             if p.grad is not None:
                 write(p, W, state)
             state.update(change)
+        remember(self, **{STEPS: step, TELEPORTS_OFF: self.teleports_off})
 
     def state_dict(self) -> dict[str, Any]:
-        """As torch's, with why teleports were turned off on the way (``teleports_off``)."""
-        return super().state_dict() | {"teleports_off": self._stepper.teleports_off}
+        """As torch's, with why teleports are off (``teleports_off``)."""
+        self._follow()
+        self._remember_rule()
+        return state_dict_of(self)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on, bit for bit, from what ``state_dict`` returned."""
-        super().load_state_dict(state_dict)
-        # torch has cast the states to the parameters' dtype; in half precision that loses bits.
-        saved = chained.from_iterable(group["params"] for group in state_dict["param_groups"])
-        own = chained.from_iterable(group["params"] for group in self.param_groups)
-        for index, p in zip(saved, own, strict=True):
-            state = state_dict["state"].get(index, {})
-            self.state[p] = {key: value.to(p.device, self.dtype) for key, value in state.items()}
-        why = state_dict.get("teleports_off")
-        if why is not None and self._stepper.optimizer.engine is not None:
-            self._stepper.turn_teleports_off(why)
-        self._complete_states()
+        """Go on, bit for bit, from what ``state_dict`` returned.
+
+        The states are copied. Teleports that are off here stay off.
+
+        Raises:
+            ValueError: where it is not of this rule for parameters of these shapes; then nothing is
+                changed.
+        """
+        self._follow()
+        owner = Owner(
+            groups=self.param_groups,
+            names=self._members.names,
+            rule=identity(self.rule, self.meta_optimizer),
+            layout=self._stepper.layout,
+            fresh=self._fresh_states,
+        )
+        load_state(self, state_dict, owner, self._lay_down)
+
+    def _lay_down(self, loaded: Loaded) -> None:
+        for p, state in loaded.states:
+            self.state[p] = {k: v.to(p.device, self.dtype, copy=True) for k, v in state.items()}
+        if loaded.teleports_off is not None:
+            self._stepper.turn_teleports_off(loaded.teleports_off)
+        remember(self, **{STEPS: loaded.steps})
+        self._remember_rule()
 
     def __getstate__(self) -> dict[str, Any]:
+        self._follow()
+        self._remember_rule()
         return super().__getstate__() | {"model": self.model, "rule": self.rule}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -12,10 +12,14 @@ outside (loaded, clipped, averaged) and is no longer the rounded copy, it counts
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, MutableMapping
+from itertools import chain
 
 import torch
 from torch import Tensor
+
+from metaopt.optimizers import MetaOptimizer
 
 UNROUNDED = "unrounded"
 """The copy's name in the state of a parameter."""
@@ -35,6 +39,14 @@ def working_dtype(parameters: Iterable[Tensor]) -> torch.dtype:
         names = ", ".join(sorted(str(dtype) for dtype in found - known))
         raise ValueError(f"parameters must be float16, bfloat16, float32 or float64, found {names}")
     return torch.float64 if torch.float64 in found else torch.float32
+
+
+def matching(optimizer: MetaOptimizer, device: torch.device, dtype: torch.dtype) -> MetaOptimizer:
+    """The meta-optimizer itself where its device and dtype are these, else a copy."""
+    own = next(chain(optimizer.parameters(), optimizer.buffers()), None)
+    if own is None or (own.device, own.dtype) == (device, dtype):
+        return optimizer
+    return copy.deepcopy(optimizer).to(device, dtype)
 
 
 def unrounded(parameter: Tensor, state: MutableMapping[str, Tensor], dtype: torch.dtype) -> Tensor:

@@ -6,13 +6,14 @@
     all else     (flattened rules, teleporters)     ->  kept with the first parameter
 
 so that a state goes where its parameter goes: into another group, into a ``state_dict``, or nowhere
-while the parameter has no gradient. Whole and parts share their memory.
+while the parameter has no gradient. Parts lie beside each other in the memory of the whole, so that
+what is written into one is what the next step reads; no two have an entry in common.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -31,6 +32,16 @@ class _Cut:
 
     whole: Tensor
     parts: tuple[Tensor, ...]
+    addresses: list[int]
+
+    def is_into(self, parts: Sequence[Tensor]) -> bool:
+        """Whether it is these objects, and they still lie where the whole does.
+
+        ``part.data = ..``, as offloading does it, leaves the object and exchanges its memory.
+        """
+        if any(a is not b for a, b in zip(parts, self.parts, strict=True)):
+            return False
+        return self.addresses == [part.data_ptr() for part in parts]
 
 
 class Layout:
@@ -59,6 +70,21 @@ class Layout:
         of_hand_made = {"m": Kept.GRADIENTS, "v": Kept.SQUARES} if rule in self._one_each else {}
         return of_hand_made.get(kind) or self.kept(key)
 
+    def owner(self, key: str, flags: Tensor) -> int | None:
+        """The first parameter with a flag in a tensor of the state; None where it is all's.
+
+        Args:
+            key: of the tensor.
+            flags: booleans of its shape, at least one true.
+        """
+        rule, _, name = key.partition(".")
+        numbered = _ONE_EACH.fullmatch(name)
+        columns = self._columns(key)
+        if columns is not None:
+            parts = flags.split(columns[0], dim=2)
+            return next(index for index, part in enumerate(parts) if bool(part.any()))
+        return int(numbered["index"]) if rule in self._one_each and numbered is not None else None
+
     def _columns(self, key: str) -> tuple[list[int], list[torch.Size]] | None:
         """Columns of each parameter, and the shape of their parts; None where there are none."""
         match self.kept(key):
@@ -82,7 +108,7 @@ class Layout:
                     part.reshape(-1, *shape)
                     for part, shape in zip(tensor.split(counts, dim=2), shapes, strict=True)
                 )
-                self._cuts[key] = _Cut(tensor, parts)
+                self._cuts[key] = _Cut(tensor, parts, [part.data_ptr() for part in parts])
                 for one, part in zip(own, parts, strict=True):
                     one[key] = part
             elif rule in self._one_each and numbered is not None:
@@ -98,13 +124,21 @@ class Layout:
         is_own = rule in self._one_each and kind in {"m", "v"}
         return bool(kind) and not is_own and self.kept(key) is Kept.ALL
 
-    def together(self, own: Sequence[Mapping[str, Tensor]]) -> State:
-        """The state of all rules."""
+    def has(self, rule: str) -> bool:
+        """Whether a rule of this name is one of those whose states are laid out."""
+        return rule in self._rules
+
+    def together(self, own: Sequence[Mapping[str, Tensor]], rules: Collection[str]) -> State:
+        """The state of some rules.
+
+        Args:
+            own: the state of each parameter.
+            rules: their names. That of others is not read: of a teleporter that was turned off.
+        """
         state: State = {}
         for key in own[0]:
             rule, _, kind = key.partition(".")
-            if not kind:
-                # Not of a rule (``precision``).
+            if rule not in rules:
                 continue
             columns = self._columns(key)
             if columns is not None:
@@ -120,7 +154,7 @@ class Layout:
     def _whole(self, key: str, parts: tuple[Tensor, ...], counts: Sequence[int]) -> Tensor:
         cut = self._cuts.get(key)
         # Those of the step before are still the columns of one tensor.
-        if cut is not None and all(a is b for a, b in zip(parts, cut.parts, strict=True)):
+        if cut is not None and cut.is_into(parts):
             return cut.whole
         matrices = [p.reshape(1, -1, count) for p, count in zip(parts, counts, strict=True)]
         return torch.cat(matrices, dim=2)
@@ -129,18 +163,23 @@ class Layout:
         """The new state for active parameters, the old one for the others."""
         if all(active):
             return new
-        flags = torch.tensor(active)
+        flags = torch.tensor(active, device="cpu")
         state = dict(new)
         for key, tensor in new.items():
             rule, _, name = key.partition(".")
             numbered = _ONE_EACH.fullmatch(name)
             columns = self._columns(key)
             if columns is not None:
-                of_columns = flags.repeat_interleave(torch.tensor(columns[0]))
+                of_columns = flags.repeat_interleave(torch.tensor(columns[0], device="cpu"))
                 state[key] = torch.where(of_columns.to(tensor.device), tensor, old[key])
             elif rule in self._one_each and numbered is not None:
                 state[key] = tensor if active[int(numbered["index"])] else old[key]
         return state
+
+
+def of_the_same_shapes(state: Mapping[str, Tensor], fresh: Mapping[str, Tensor]) -> State:
+    """A state without what begins anew: that of units, where there are others than before."""
+    return {k: v for k, v in state.items() if k not in fresh or v.shape == fresh[k].shape}
 
 
 def as_matrix(parameter: Tensor) -> Tensor:

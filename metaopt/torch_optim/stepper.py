@@ -64,6 +64,35 @@ class Rates:
 
 
 @dataclass(frozen=True)
+class Advance:
+    """One step, thought out and not yet taken.
+
+    Attributes:
+        weights: new ones, shaped like the parameters; the old ones where there is no gradient.
+        before: the state of all rules that it comes from.
+        after: their new state, with the same keys or fewer.
+    """
+
+    weights: list[Tensor]
+    before: State
+    after: State
+
+    def where(self, condition: Tensor, weights: Sequence[Tensor]) -> Advance:
+        """This step where the condition holds, else none at all.
+
+        Args:
+            condition: a boolean on the device.
+            weights: the old ones.
+        """
+        kept = zip(self.weights, weights, strict=True)
+        return Advance(
+            [torch.where(condition, new, old) for new, old in kept],
+            self.before,
+            {key: torch.where(condition, new, self.before[key]) for key, new in self.after.items()},
+        )
+
+
+@dataclass(frozen=True)
 class ModelUnits:
     """The hidden units of a model: a ``UnitData``.
 
@@ -82,10 +111,12 @@ class Stepper:
         found: the model as a chain, or why it is none.
         units: its hidden units, or why none can be scaled.
         parameters: the trainable ones, in the order of the rules.
+        known: why teleports are off, where that is known already and no cause for a warning.
 
     Attributes:
         chain: the model as a chain, or None.
-        teleports_off: why teleports were turned off on the way, or None.
+        teleports_off: why teleports were turned off, or None.
+        is_off_from_the_start: that is what model and parameters leave no other way.
 
     Raises:
         ValueError: where the rule cannot work on this model.
@@ -97,6 +128,7 @@ class Stepper:
         found: Chain | str,
         units: Units | str,
         parameters: Sequence[Tensor],
+        known: str | None = None,
     ) -> None:
         if optimizer.gradients_per_step != 1:
             raise ValueError(
@@ -108,12 +140,15 @@ class Stepper:
         self.layout = Layout(optimizer, [parameter.shape for parameter in parameters])
         self.chain = found if isinstance(found, Chain) else None
         self.teleports_off: str | None = None
+        self.is_off_from_the_start = False
+        self._known = known
         self._data: ModelData | None = None
         self.units = units if isinstance(units, Units) else None
         if isinstance(units, str) and isinstance(optimizer.engine, UnitEngine):
             self._warn_and_turn_off(units)
         if isinstance(found, str):
             self.without_inputs(found)
+        self.is_off_from_the_start = self.teleports_off is not None
 
     @property
     def _through_data(self) -> TeleportEngine | None:
@@ -121,11 +156,24 @@ class Stepper:
         engine = self.optimizer.engine
         return engine if isinstance(engine, TeleportEngine) else None
 
-    def initial_states(self, weights: Sequence[Tensor]) -> list[State]:
-        """The state of each parameter before the first step."""
+    def initial_states(
+        self, weights: Sequence[Tensor], teleports_off: str | None = None
+    ) -> list[State]:
+        """The state of each parameter before the first step.
+
+        Args:
+            weights: the parameters in the rule's dtype.
+            teleports_off: why they will be off, or None.
+
+        Raises:
+            ValueError: where the rule cannot work without them.
+        """
         matrices = tuple(as_matrix(W) for W in weights)
         observation = Observation(matrices, matrices, (), None, self.units)
-        return self.layout.apart(self.optimizer.initial_rule_states(observation))
+        optimizer = self.optimizer
+        if teleports_off is not None and optimizer.engine is not None:
+            optimizer = self._without_teleports(teleports_off)
+        return self.layout.apart(optimizer.initial_rule_states(observation))
 
     def without_inputs(self, why: str) -> None:
         """From now on no layer's inputs are known, nor teleports through them.
@@ -142,18 +190,30 @@ class Stepper:
             self._warn_and_turn_off(why)
 
     def turn_teleports_off(self, why: str) -> None:
-        """From now on there are updates alone, of the update rule if there is one of its own."""
+        """From now on there are updates alone, of the update rule if there is one of its own.
+
+        Raises:
+            ValueError: where the rule cannot work without teleports.
+        """
+        if self.optimizer.engine is not None:
+            self.optimizer = self._without_teleports(why)
+        elif why == self.teleports_off or not self.is_off_from_the_start:
+            return
+        self.teleports_off = why
+        self.is_off_from_the_start = False
+
+    def _without_teleports(self, why: str) -> MetaOptimizer:
         rules = self.optimizer.rules
         if "update" in rules:
             rules = {"update": rules["update"]}
         elif self.chain is None:
             raise ValueError(f"this rule proposes steps from generator features, but {why}")
-        self.teleports_off = why
-        self.optimizer = MetaOptimizer(rules, None)
+        return MetaOptimizer(rules, None)
 
     def _warn_and_turn_off(self, why: str) -> None:
         self.turn_teleports_off(why)
-        warnings.warn(f"updates only, no teleports: {why}", stacklevel=5)
+        if why != self._known:
+            warnings.warn(f"updates only, no teleports: {why}", stacklevel=5)
 
     def step(
         self,
@@ -165,6 +225,22 @@ class Stepper:
         differentiate_features: bool,
     ) -> tuple[list[Tensor], list[State]]:
         """New weights and states; those without a gradient stay.
+
+        Args: those of ``advance``.
+        """
+        taken = self.advance(weights, grads, loss, rates, states, differentiate_features)
+        return taken.weights, self.layout.apart(taken.after)
+
+    def advance(
+        self,
+        weights: Sequence[Tensor],
+        grads: Sequence[Tensor | None],
+        loss: Tensor | None,
+        rates: Sequence[Rates],
+        states: Sequence[State],
+        differentiate_features: bool,
+    ) -> Advance:
+        """What a step makes of weights and states; nothing is written.
 
         Args:
             weights: the parameters in the rule's dtype, in the order of the constructor.
@@ -191,14 +267,14 @@ class Stepper:
         )
         if not differentiate_features:
             observation = observation.detach()
-        old = self.layout.together(states)
+        old = self.layout.together(states, self.optimizer.rules)
         proposal, new = self.optimizer.propose(observation, old)
         taken = self._carry_out(matrices, proposal, new, rates, active)
         stepped = [
             W_new.reshape(W.shape) if G is not None else W
             for W_new, W, G in zip(taken.weights, weights, grads, strict=True)
         ]
-        return stepped, self.layout.apart(self.layout.moved(old, taken.state, active))
+        return Advance(stepped, old, self.layout.moved(old, taken.state, active))
 
     def _carry_out(
         self,

@@ -1,0 +1,253 @@
+"""A saved state, checked as a whole before anything of an optimizer is changed.
+
+A state is taken where it was saved by this rule for parameters of these shapes: each parameter has
+all of the rule's tensors, or none of them and begins anew. States that were saved before groups
+remembered their rule (``memory``) are known by their tensors alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from metaopt.rules import State
+from metaopt.torch_optim.inputs import rates
+from metaopt.torch_optim.memory import (
+    NOTHING_YET,
+    RULE,
+    STEPS,
+    TELEPORTS_OFF,
+    is_same_rule,
+    remembered,
+)
+from metaopt.torch_optim.precision import UNROUNDED
+from metaopt.torch_optim.states import Layout
+
+_SHOWN = 4
+_WHAT_TO_DO = "load it into an optimizer made as the one that saved it was"
+
+
+@dataclass(frozen=True)
+class Owner:
+    """The optimizer that a state is for.
+
+    Attributes:
+        groups: its groups.
+        names: of its parameters, by their ``id``.
+        rule: its identity.
+        layout: of the states of all its rules.
+        fresh: a state before the first step for each parameter by its ``id``, given why teleports
+            are off in the saved one, or None.
+    """
+
+    groups: Sequence[Mapping[str, Any]]
+    names: Mapping[int, str]
+    rule: str
+    layout: Layout
+    fresh: Callable[[str | None], dict[int, State]]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A state that fits.
+
+    Attributes:
+        states: of each parameter, as saved or as before the first step.
+        groups: as saved.
+        teleports_off: why they were, or None.
+        steps: that were taken.
+    """
+
+    states: list[tuple[Tensor, Mapping[str, Tensor]]]
+    groups: list[dict[str, Any]]
+    teleports_off: str | None
+    steps: int
+
+
+def load(
+    optimizer: Optimizer,
+    state_dict: Any,
+    owner: Owner,
+    lay_down: Callable[[Loaded], None],
+) -> None:
+    """``torch.optim.Optimizer.load_state_dict``, with a check and without its casts.
+
+    Args:
+        optimizer: whose groups are loaded and whose hooks are called.
+        state_dict: what its hooks may change before it is checked.
+        owner: the same optimizer, as the check sees it.
+        lay_down: puts the states in their places, before further hooks are called.
+
+    Raises:
+        ValueError: where it does not fit; then nothing is changed.
+    """
+    found: list[Loaded] = []
+
+    def take(_: Optimizer, given: dict[str, Any]) -> dict[str, Any]:
+        found.append(checked(given, owner))
+        # torch would cast the states to the parameters' dtype: in half precision that loses bits.
+        return {"state": {}, "param_groups": found[-1].groups}
+
+    if not isinstance(state_dict, Mapping):
+        _parts(state_dict)
+    # After all hooks that change what is given, and before all that change what was loaded.
+    handles = (
+        optimizer.register_load_state_dict_pre_hook(take),
+        optimizer.register_load_state_dict_post_hook(lambda _: lay_down(found[-1]), prepend=True),
+    )
+    try:
+        Optimizer.load_state_dict(optimizer, state_dict)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def checked(given: Any, owner: Owner) -> Loaded:
+    """A ``state_dict``, as hooks have left it, for an optimizer.
+
+    Raises:
+        ValueError: where it is none of this rule on such parameters; one line.
+    """
+    groups, states = _parts(given)
+    _require_sizes(groups, owner)
+    rates(groups)
+    memory = _memory(given, groups)
+    saved_by = memory[RULE]
+    if saved_by is not None and not is_same_rule(saved_by, owner.rule):
+        raise ValueError(
+            f"state_dict: it was saved with the rule {saved_by}, and this optimizer's is "
+            f"{owner.rule}: {_WHAT_TO_DO}, or delete '{RULE}' from its groups where the one is the "
+            f"other, trained on"
+        )
+    fresh = owner.fresh(memory[TELEPORTS_OFF])
+    pairs = [
+        (index, p)
+        for saved, own in zip(groups, owner.groups, strict=True)
+        for index, p in zip(saved["params"], own["params"], strict=True)
+    ]
+    unknown = [index for index in states if index not in {index for index, _ in pairs}]
+    if unknown:
+        raise ValueError(f"state_dict['state']: no group holds {_shown(unknown)}: {_WHAT_TO_DO}")
+    at_work = {key.partition(".")[0] for own in fresh.values() for key in own}
+    fitting = [
+        (p, _fitting(p, states.get(index, {}), fresh.get(id(p), {}), owner, at_work))
+        for index, p in pairs
+    ]
+    if not _is_ours(given, groups) and not any(states.values()):
+        options = sorted({name for group in groups for name in group} - {"params"})
+        raise ValueError(
+            f"state_dict: found groups with {_shown(options)} and no state, which no "
+            f"LearnedOptimizer saves: {_WHAT_TO_DO}"
+        )
+    return Loaded(fitting, groups, memory[TELEPORTS_OFF], memory[STEPS])
+
+
+def _parts(given: Any) -> tuple[list[dict[str, Any]], Mapping[Any, Mapping[str, Any]]]:
+    if not isinstance(given, Mapping):
+        raise ValueError(
+            f"state_dict: found a {type(given).__name__}, expected what state_dict() returns"
+        )
+    groups, states = given.get("param_groups"), given.get("state")
+    if not isinstance(groups, list | tuple) or not isinstance(states, Mapping):
+        hint = ""
+        if any(isinstance(key, str) and key.startswith("state.") for key in given):
+            hint = "; a flat one is for torch.distributed.checkpoint's set_optimizer_state_dict"
+        raise ValueError(
+            f"state_dict: found {_shown(given)}, expected 'state' and 'param_groups' as "
+            f"state_dict() returns them{hint}"
+        )
+    for g, group in enumerate(groups):
+        if not isinstance(group, dict) or not isinstance(group.get("params"), list | tuple):
+            raise ValueError(
+                f"state_dict['param_groups'][{g}]: found no 'params', expected a group as "
+                f"state_dict() returns it"
+            )
+    for index, state in states.items():
+        if not isinstance(state, Mapping):
+            raise ValueError(
+                f"state_dict['state'][{index!r}]: found a {type(state).__name__}, expected named "
+                f"tensors"
+            )
+    return list(groups), states
+
+
+def _require_sizes(groups: Sequence[Mapping[str, Any]], owner: Owner) -> None:
+    found, own = ([len(group["params"]) for group in some] for some in (groups, owner.groups))
+    if found != own:
+        raise ValueError(
+            f"state_dict['param_groups']: found groups of {found} parameters, this optimizer has "
+            f"groups of {own}: {_WHAT_TO_DO}"
+        )
+
+
+def _memory(given: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What the groups remember; why teleports are off has stood beside them, too."""
+    for g, group in enumerate(groups):
+        steps = group.get(STEPS, 0)
+        if not isinstance(steps, int) or steps < 0:
+            raise ValueError(
+                f"state_dict['param_groups'][{g}]['{STEPS}']: found {steps!r}, expected a count"
+            )
+        for name in (RULE, TELEPORTS_OFF):
+            _require_text(f"state_dict['param_groups'][{g}]['{name}']", group.get(name))
+    _require_text(f"state_dict['{TELEPORTS_OFF}']", given.get(TELEPORTS_OFF))
+    return remembered([*groups, {TELEPORTS_OFF: given.get(TELEPORTS_OFF)}])
+
+
+def _require_text(field: str, value: Any) -> None:
+    if value is not None and not isinstance(value, str):
+        raise ValueError(f"{field}: found {value!r}, expected text or None")
+
+
+def _is_ours(given: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether it says itself that a learned optimizer saved it."""
+    return TELEPORTS_OFF in given or any(name in group for group in groups for name in NOTHING_YET)
+
+
+def _fitting(
+    parameter: Tensor, state: Mapping[str, Any], fresh: State, owner: Owner, at_work: set[str]
+) -> Mapping[str, Tensor]:
+    """The state of a parameter; a fresh one where nothing was saved for it."""
+    # torch.distributed.checkpoint leaves an empty place for what it looked for and did not find.
+    saved: dict[str, Any] = {
+        key: value for key, value in state.items() if not isinstance(value, Mapping) or value
+    }
+    if not saved:
+        return fresh
+    field = f"state_dict: the state of {owner.names[id(parameter)]}"
+    # A teleporter that was turned off keeps its state, which nothing reads.
+    resting = {key for key in saved if _is_at_rest(key, owner, at_work)}
+    foreign = [key for key in saved if key not in fresh and key != UNROUNDED and key not in resting]
+    missing = [key for key in fresh if key not in saved]
+    for says, keys in (("holds", foreign), ("lacks", missing)):
+        if keys:
+            raise ValueError(
+                f"{field} {says} {_shown(keys)}, and the rule here is {owner.rule}: {_WHAT_TO_DO}"
+            )
+    for key, value in saved.items():
+        if not isinstance(value, Tensor) or value.is_complex():
+            found = value.dtype if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(f"{field}: {key} is {found}, expected a tensor of real numbers")
+        shape = parameter.shape if key == UNROUNDED else fresh.get(key, value).shape
+        if value.shape != shape:
+            raise ValueError(
+                f"{field}: {key} has the shape {list(value.shape)}, expected {list(shape)}, as the "
+                f"model has other shapes or units: {_WHAT_TO_DO}"
+            )
+    return saved
+
+
+def _is_at_rest(key: Any, owner: Owner, at_work: set[str]) -> bool:
+    rule = str(key).partition(".")[0]
+    return owner.layout.has(rule) and rule not in at_work
+
+
+def _shown(names: Any) -> str:
+    """A few of many names."""
+    some = [str(name) for name in names]
+    more = f" and {len(some) - _SHOWN} more" if len(some) > _SHOWN else ""
+    return ", ".join(some[:_SHOWN]) + more if some else "nothing"
