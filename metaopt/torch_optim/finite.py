@@ -118,10 +118,11 @@ def given(
     names: Sequence[str], weights: Sequence[Tensor], grads: Sequence[Tensor | None]
 ) -> list[Looked]:
     """What a step starts from: the weights that move, and their gradients."""
-    seen = {name: (W, G) for name, W, G in zip(names, weights, grads, strict=True) if G is not None}
+    seen = [(n, W, G) for n, W, G in zip(names, weights, grads, strict=True) if G is not None]
+    moving = [name for name, _, _ in seen]
     return [
-        Looked("{} is not finite", [*seen], [W for W, _ in seen.values()]),
-        Looked("the gradient of {} is not finite", [*seen], [G for _, G in seen.values()]),
+        Looked("{} is not finite", moving, [W for _, W, _ in seen]),
+        Looked("the gradient of {} is not finite", moving, [G for _, _, G in seen]),
     ]
 
 
@@ -129,11 +130,11 @@ def made(
     names: Sequence[str], parameters: Sequence[Tensor], new: Advance, layout: Layout
 ) -> list[Looked]:
     """What a step ends in: weights, rounded as they would be written, and the rule's state."""
-    rounded = {
-        name: W.to(p.dtype).to(W)
+    seen = [
+        (name, W.to(p.dtype).to(W))
         for name, p, W in zip(names, parameters, new.weights, strict=True)
         if p.grad is not None
-    }
+    ]
     keys, state = [*new.after], [*new.after.values()]
 
     def nearer(position: int) -> str:
@@ -142,7 +143,7 @@ def made(
 
     says = "{} would not be finite any more"
     return [
-        Looked(says, [*rounded], [*rounded.values()]),
+        Looked(says, [name for name, _ in seen], [W for _, W in seen]),
         Looked(says.format("{} in the rule's state"), keys, state, nearer),
     ]
 

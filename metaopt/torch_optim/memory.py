@@ -46,7 +46,7 @@ def remember(optimizer: Optimizer, **entries: Any) -> None:
 
 
 def state_dict_of(optimizer: Optimizer) -> dict[str, Any]:
-    """``torch.optim.Optimizer.state_dict``, with why teleports are off beside the groups as well."""
+    """``torch.optim.Optimizer.state_dict``, with why teleports are off beside the groups too."""
 
     def complete(_: Optimizer, state_dict: dict[str, Any]) -> None:
         state_dict[TELEPORTS_OFF] = remembered(optimizer.param_groups)[TELEPORTS_OFF]
