@@ -12,7 +12,7 @@ from metaopt.models.find import plain
 from metaopt.models.find import symmetries as find_symmetries
 from metaopt.models.groups import Skipped, Symmetries, Symmetry
 from metaopt.models.movement import move, touches
-from metaopt.models.optimizer_state import POLICIES, unwrapped
+from metaopt.models.optimizer_state import POLICIES, require_optimizer_of, unwrapped
 
 
 def teleport(
@@ -50,7 +50,7 @@ def teleport(
 
     Raises:
         ValueError: for a norm that is not finite, a negative seed, an unknown ``state``, an
-            optimizer whose state is not known, or symmetries of another model.
+            optimizer of another model or whose state is not known, or symmetries of another model.
 
     References:
         Zhao, Gower, Walters and Yu, Improving Convergence and Generalization Using Parameter
@@ -59,6 +59,9 @@ def teleport(
     if state not in POLICIES:
         raise ValueError(f"state must be one of {', '.join(POLICIES)}, found {state!r}")
     model = plain(model)
+    if optimizer is not None:
+        optimizer = unwrapped(optimizer)
+        require_optimizer_of(optimizer, model)
     if symmetries is None:
         found = find_symmetries(model)
         left_alone = [_left_alone(symmetry) for symmetry in found if symmetry.assumes]
@@ -71,7 +74,7 @@ def teleport(
         chosen = Symmetries(symmetries)
     touched = touches(model, chosen, norm, seed)
     if optimizer is not None:
-        POLICIES[state](unwrapped(optimizer), model, touched)
+        POLICIES[state](optimizer, model, touched)
     move(model, touched)
     return chosen
 

@@ -7,7 +7,6 @@ last layer of zeros, a precision too coarse for the change), nothing is decided.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -18,7 +17,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from metaopt.models.groups import Symmetry
-from metaopt.models.movement import move, touches
+from metaopt.models.guard import Guard
+from metaopt.models.movement import move_for_a_trial, touches
 
 NORM = 0.5
 
@@ -26,6 +26,8 @@ NORM = 0.5
 @torch.no_grad()
 def _outputs(model: nn.Module, example: Any) -> list[Tensor]:
     """Those in training mode and then in evaluation mode, with one state of the random numbers."""
+    # Layers in place would change the user's inputs.
+    example = pytree.tree_map_only(Tensor, Tensor.clone, example)
     arguments: Sequence[Any] = ()
     keywords: Mapping[str, Any] = {}
     if isinstance(example, Mapping):
@@ -40,52 +42,62 @@ def _outputs(model: nn.Module, example: Any) -> list[Tensor]:
         with torch.random.fork_rng():
             torch.manual_seed(0)
             leaves = pytree.tree_leaves(model(*arguments, **keywords))
-        found += [x.double() for x in leaves if isinstance(x, Tensor) and x.is_floating_point()]
+        tensors = [x for x in leaves if isinstance(x, Tensor) and x.is_floating_point()]
+        found += [x.to(torch.float64, copy=True) for x in tensors]
     return found
 
 
-def _deviation(model: nn.Module, chosen: Sequence[Symmetry], example: Any) -> float:
-    """The largest relative change of an output under a random element of each."""
-    trial = copy.deepcopy(model)
-    move(trial, touches(trial, chosen, NORM, seed=0))
-    before, after = _outputs(copy.deepcopy(model), example), _outputs(trial, example)
-    changes = [
-        float((x - y).norm() / x.norm().clamp(min=torch.finfo(x.dtype).tiny))
-        for x, y in zip(before, after, strict=True)
-    ]
-    return max((math.inf if math.isnan(change) else change for change in changes), default=0.0)
+class Trial:
+    """A model on an example, with some of its symmetries carried out and taken back.
+
+    It is tried in place: what code of the model may hold elsewhere (in closures, globals, copies of
+    its own) is part of it, and is not in a copy of the model. Afterwards the model is as it was, to
+    the bit.
+
+    Args:
+        model: to try.
+        example: the inputs: one tensor, a tuple of arguments, or a mapping of keyword arguments.
+    """
+
+    def __init__(self, model: nn.Module, example: Any) -> None:
+        self._model = model
+        self._example = example
+        self._guard = Guard(model)
+        self._before = self._outputs([])
+
+    def _outputs(self, chosen: Sequence[Symmetry]) -> list[Tensor]:
+        """Those with a random element of each symmetry."""
+        touched = touches(self._model, chosen, NORM, seed=0)
+        with self._guard.holding_tensors():
+            move_for_a_trial(self._model, touched)
+            return _outputs(self._model, self._example)
+
+    def _deviation(self, chosen: Sequence[Symmetry]) -> float:
+        """The largest relative change of an output."""
+        changes = [
+            float((x - y).norm() / x.norm().clamp(min=torch.finfo(x.dtype).tiny))
+            for x, y in zip(self._before, self._outputs(chosen), strict=True)
+        ]
+        return max((math.inf if math.isnan(change) else change for change in changes), default=0.0)
+
+    def deviations(self, symmetries: Sequence[Symmetry]) -> list[float]:
+        """For each symmetry by how much it changes the outputs, where that is more than rounding.
+
+        Returns:
+            Relative changes; 0 within the square root of the precision of the parameters.
+        """
+        tolerance = _tolerance(self._model)
+        if self._deviation(symmetries) <= tolerance:
+            return [0.0] * len(symmetries)
+        each = [self._deviation([symmetry]) for symmetry in symmetries]
+        return [change if change > tolerance else 0.0 for change in each]
+
+    def would_show(self, symmetry: Symmetry) -> bool:
+        """Whether the outputs change under half of a symmetry."""
+        half = replace(symmetry, outgoing=())
+        return self._deviation([half]) > _tolerance(self._model)
 
 
 def _tolerance(model: nn.Module) -> float:
     """Of relative changes of outputs: the square root of the precision of the parameters."""
     return max(torch.finfo(p.dtype).eps for p in model.parameters() if p.is_floating_point()) ** 0.5
-
-
-def deviations(model: nn.Module, symmetries: Sequence[Symmetry], example: Any) -> list[float]:
-    """For each symmetry by how much it changes the outputs, where that is more than rounding.
-
-    Args:
-        model: copied; it stays as it is.
-        symmetries: of it.
-        example: the inputs: one tensor, a tuple of arguments, or a mapping of keyword arguments.
-
-    Returns:
-        Relative changes; 0 within the square root of the precision of the parameters.
-    """
-    tolerance = _tolerance(model)
-    if _deviation(model, symmetries, example) <= tolerance:
-        return [0.0] * len(symmetries)
-    each = [_deviation(model, [symmetry], example) for symmetry in symmetries]
-    return [change if change > tolerance else 0.0 for change in each]
-
-
-def would_show(model: nn.Module, symmetry: Symmetry, example: Any) -> bool:
-    """Whether the outputs on an example change under half of a symmetry.
-
-    Args:
-        model: copied; it stays as it is.
-        symmetry: of it.
-        example: as for ``deviations``.
-    """
-    half = replace(symmetry, outgoing=())
-    return _deviation(model, [half], example) > _tolerance(model)

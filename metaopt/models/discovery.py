@@ -18,7 +18,8 @@ from metaopt.models.attention import inside_attention, inside_transformer_layer
 from metaopt.models.groups import Group, Skipped, Slot, Symmetry, largest
 from metaopt.models.layers import NORMS, convolved_axes, makes, norm_passage, reads
 from metaopt.models.operations import MODULES, Layout, Order, Passage, is_shape, rule_of
-from metaopt.models.tracing import Trace, tampered
+from metaopt.models.tracing import Trace
+from metaopt.models.unseen import tampered
 
 TRANSFORMER_LAYERS = (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
 CONTAINERS = (nn.TransformerEncoder, nn.TransformerDecoder, nn.Transformer)

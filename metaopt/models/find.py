@@ -8,12 +8,14 @@ from typing import Any
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from metaopt.models.check import deviations, would_show
+from metaopt.models.check import Trial
 from metaopt.models.discovery import Finder
 from metaopt.models.groups import Skipped, Symmetries, Symmetry
 from metaopt.models.obstacles import Obstacles
 from metaopt.models.operations import MODULES
-from metaopt.models.tracing import Trace, UntraceableError, is_leaf, traces
+from metaopt.models.tracing import Trace, traces
+from metaopt.models.unseen import is_leaf
+from metaopt.models.watch import UntraceableError
 
 REQUIRED_ALONE = "forward is called with its required arguments alone"
 
@@ -45,11 +47,12 @@ def symmetries(model: nn.Module, example: Any = None, permutations: bool = False
     Args:
         model: any module.
         example: inputs (a tensor, a tuple of arguments or a mapping of keyword arguments) on which
-            each symmetry is tried on a copy of the model, in both modes; those that change the
-            outputs are skipped. Wanted where a symmetry is printed with an ``[if ...]``: what that
-            says of inputs is then decided, for inputs like these, and no longer printed, unless the
-            outputs on the example do not depend on the units. That ``forward`` is called without
-            its optional arguments stays an assumption: an example is one call.
+            each symmetry is tried on the model, in both modes; those that change the outputs are
+            skipped, and the model is put back, to the bit. Wanted where a symmetry is printed with
+            an ``[if ...]``: what that says of inputs, or of code that no trace shows, is then
+            decided, for inputs like these, and no longer printed, unless the outputs on the example
+            do not depend on the units. That ``forward`` is called without its optional arguments
+            stays an assumption: an example is one call.
         permutations: list permutations of hidden units too, which move nothing beyond labels.
 
     Returns:
@@ -72,14 +75,15 @@ def symmetries(model: nn.Module, example: Any = None, permutations: bool = False
 
 def _tried(model: nn.Module, found: Symmetries, example: Any) -> Symmetries:
     """What an example leaves of symmetries, and of what they assume of inputs."""
-    changes = deviations(model, found, example)
+    trial = Trial(model, example)
+    changes = trial.deviations(found)
     untrue = [
         Skipped(s.modules[0], f"{s.name}: changes the outputs on the example by {change:.1e}")
         for s, change in zip(found, changes, strict=True)
         if change
     ]
     kept = [
-        replace(s, assumes="") if s.assumes and would_show(model, s, example) else s
+        replace(s, assumes="") if s.assumes and trial.would_show(s) else s
         for s, change in zip(found, changes, strict=True)
         if not change
     ]
@@ -104,7 +108,7 @@ def _agreed(model: nn.Module, seen: list[Trace], permutations: bool) -> Symmetri
         elif obstacle is not None:
             skipped.append(Skipped(symmetry.modules[0], obstacle))
         else:
-            kept.append(symmetry)
+            kept.append(_assuming(symmetry, obstacles.open_of_slots(symmetry.slots)))
     return Symmetries(kept, dict.fromkeys(skipped))
 
 

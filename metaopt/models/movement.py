@@ -69,16 +69,20 @@ def touches(model: nn.Module, symmetries: Sequence[Symmetry], norm: float, seed:
     return found
 
 
+def _moved(tensor: Tensor, steps: list[Touch]) -> Tensor:
+    weights = tensor.detach().double()
+    for touch in steps:
+        weights = touch.weights(weights)
+    return weights
+
+
 @torch.no_grad()
 def move(model: nn.Module, found: Touches) -> None:
     """Move weights, and the gradients that they hold, in place."""
     new: list[tuple[Tensor, Tensor]] = []
     for path, steps in found.items():
         tensor = tensor_at(model, path)
-        weights = tensor.detach().double()
-        for touch in steps:
-            weights = touch.weights(weights)
-        new.append((tensor, weights))
+        new.append((tensor, _moved(tensor, steps)))
         if tensor.grad is not None:
             gradients = tensor.grad.double()
             for touch in steps:
@@ -87,3 +91,10 @@ def move(model: nn.Module, found: Touches) -> None:
     # Nothing is written before all is computed.
     for tensor, value in new:
         tensor.copy_(value)
+
+
+def move_for_a_trial(model: nn.Module, found: Touches) -> None:
+    """Move weights alone, such that graphs which wait for their backward pass do not notice."""
+    new = [(tensor_at(model, path), steps) for path, steps in found.items()]
+    for tensor, value in [(tensor, _moved(tensor, steps)) for tensor, steps in new]:
+        tensor.data.copy_(value)

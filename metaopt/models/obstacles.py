@@ -2,43 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import torch
 from torch import Tensor, nn
 
 from metaopt.models.groups import Slot
-from metaopt.models.tracing import Trace, tampered
-
-PLAIN = (Tensor, nn.Parameter, nn.Buffer)
-
-
-def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Parameters, buffers and plain attributes, under all of their names."""
-    for path, module in model.named_modules(remove_duplicate=False):
-        for held in (module._parameters, module._buffers, module.__dict__):
-            for name, tensor in held.items():
-                if isinstance(tensor, Tensor) and type(tensor) in PLAIN:
-                    yield f"{path}.{name}" if path else name, tensor
-
-
-def shared_memory(model: nn.Module) -> dict[str, str]:
-    """Path of each tensor that overlaps with another in memory -> path of such another."""
-    spans = []
-    for path, tensor in _tensors(model):
-        if tensor.numel() and tensor.device.type != "meta" and tensor.layout is torch.strided:
-            last = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
-            start = tensor.data_ptr()
-            spans.append((str(tensor.device), start, start + (last + 1) * tensor.itemsize, path))
-    shared: dict[str, str] = {}
-    device, end, owner = "", 0, ""
-    for next_device, start, stop, path in sorted(spans):
-        if next_device == device and start < end:
-            shared[path] = owner
-            shared.setdefault(owner, path)
-        if next_device != device or stop > end:
-            device, end, owner = next_device, stop, path
-    return shared
+from metaopt.models.memory import PLAIN, shared_memory
+from metaopt.models.tracing import Trace
+from metaopt.models.unseen import tampered
 
 
 class Obstacles:
@@ -53,15 +22,26 @@ class Obstacles:
         self.model = model
         self.shared = shared_memory(model)
         self.read = frozenset().union(*(trace.read for trace in traces))
+        self.places = [trace.places for trace in traces]
+        self.unseen: dict[str, str] = {}
+        for trace in traces:
+            self.unseen |= trace.unseen
 
     def of_slots(self, slots: tuple[Slot, ...]) -> str | None:
         """The first reason found, or None."""
         reasons = (self.of_module(slot.module) or self.of_tensor(slot) for slot in slots)
         return next((reason for reason in reasons if reason is not None), None)
 
+    def open_of_slots(self, slots: tuple[Slot, ...]) -> str:
+        """What no trace shows of code that may come to the tensors of slots; "" if nothing."""
+        return next((self.unseen[slot.path] for slot in slots if slot.path in self.unseen), "")
+
     def of_module(self, path: str) -> str | None:
         """Why a module must stay as it is, or None."""
-        reason = tampered(self.model.get_submodule(path))
+        module = self.model.get_submodule(path)
+        if any(places[id(module)] > 1 for places in self.places):
+            return f"'{path}' is used in two places"
+        reason = tampered(module)
         return None if reason is None else f"'{path}': {reason}"
 
     def of_tensor(self, slot: Slot) -> str | None:

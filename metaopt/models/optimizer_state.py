@@ -58,6 +58,17 @@ def unwrapped(optimizer: Optimizer) -> Optimizer:
     return unwrapped(inner) if isinstance(inner, Optimizer) else optimizer
 
 
+def require_optimizer_of(optimizer: Optimizer, model: nn.Module) -> None:
+    """Raises ``ValueError`` where an optimizer holds none of a model's parameters."""
+    own = {id(parameter) for parameter in model.parameters()}
+    held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if not any(id(parameter) in own for parameter in held):
+        raise ValueError(
+            f"optimizer: none of its {len(held)} parameters is one of this model's: pass the "
+            f"optimizer that trains the model that is teleported"
+        )
+
+
 def reset(optimizer: Optimizer, model: nn.Module, found: Touches) -> None:
     """Forget the state of every parameter that is moved, and what belongs to all together."""
     if found and isinstance(optimizer, Learned) and optimizer.shared_state():

@@ -4,37 +4,36 @@ A model is traced by ``torch.fx`` in training and in evaluation mode, with all a
 ``forward`` given and with the required ones alone. What holds in every trace holds for the model.
 A module whose own ``forward`` cannot be traced becomes one node that nothing is known about.
 
-Tracing runs the model's Python code on stand-ins. Its parameters are exchanged for tensors without
-data meanwhile, so that a number computed from them outside of the trace is noticed, and what
-``forward`` keeps on the modules is put back as it was. Code that draws random numbers of its own
-may take another way the next time, and counts as not traceable.
+Tracing runs the model's Python code on stand-ins. What it computes with parameters outside of the
+trace is noticed and ends it (``watch``); what it keeps anywhere is put back as it was (``guard``).
+Code that draws random numbers of its own may take another way the next time, and counts as not
+traceable. Of code that is not traced it is asked which parameters it could come to (``reach``).
 """
 
 from __future__ import annotations
 
 import dis
 import inspect
-import random
 import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from types import FrameType
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, fx, nn
-from torch.func import functional_call
 
-FORWARD_HOOKS = ("_forward_pre_hooks", "_forward_hooks")
+from metaopt.models.guard import Guard
+from metaopt.models.memory import Owners, named_tensors
+from metaopt.models.reach import is_foreign
+from metaopt.models.unseen import hooks, hooks_on_all_modules, is_leaf, only_observes, unseen
+from metaopt.models.watch import UntraceableError, Watch
 
-
-class UntraceableError(ValueError):
-    """The data flow of a model cannot be known; the message says why."""
+COMPILED = "it is compiled by torch.jit"
 
 
 class _RetraceError(Exception):
@@ -49,7 +48,9 @@ class Trace:
         graph: of calls; targets of modules are paths.
         opaque: why the modules at these paths could not be traced.
         calls: how often each module is called, by identity.
+        places: in how many called modules each module lies, by identity.
         read: paths of tensors that code of the model reads by itself.
+        unseen: path of a tensor -> what is assumed of code that may read it and was not traced.
         partial: whether optional arguments were left at their defaults, for want of a trace with
             all of them.
     """
@@ -57,7 +58,9 @@ class Trace:
     graph: fx.Graph
     opaque: dict[str, str]
     calls: Counter[int]
+    places: Counter[int]
     read: frozenset[str]
+    unseen: dict[str, str]
     partial: bool = False
 
     def reaches(self, path: str) -> bool:
@@ -66,42 +69,22 @@ class Trace:
         return any(path == leaf or not leaf or path.startswith(f"{leaf}.") for leaf in called)
 
 
-def is_leaf(module: nn.Module) -> bool:
-    """Whether a module is torch's own, and hence no code of the model."""
-    return module.__module__.startswith("torch.nn.") and not isinstance(module, nn.Sequential)
-
-
-def _only_observes(hook: Callable[..., Any]) -> bool:
-    """The hooks of this package record what they see and change nothing."""
-    while isinstance(hook, partial):
-        hook = hook.func
-    return str(getattr(hook, "__module__", "")).startswith("metaopt.")
-
-
-def tampered(module: nn.Module) -> str | None:
-    """Whether a module computes what its class says: a reason why not, or None."""
-    if "forward" in module.__dict__:
-        return "its forward is replaced on the instance"
-    hooks = [hook for kind in FORWARD_HOOKS for hook in getattr(module, kind).values()]
-    if not all(_only_observes(hook) for hook in hooks):
-        return "its forward hooks may change what it computes"
-    return None
-
-
 class _Tracer(fx.Tracer):
     """fx's tracer, with opaque modules, buffers as nodes and a choice of arguments.
 
     Args:
         opaque: paths of modules not to enter, with reasons; grows.
         defaults: whether optional arguments keep their defaults.
+        watch: over what the code does beside.
     """
 
     proxy_buffer_attributes = True
 
-    def __init__(self, opaque: dict[str, str], defaults: bool) -> None:
+    def __init__(self, opaque: dict[str, str], defaults: bool, watch: Watch) -> None:
         super().__init__()
         self.opaque = opaque
         self.defaults = defaults
+        self.watch = watch
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return is_leaf(m) or module_qualified_name in self.opaque
@@ -113,9 +96,11 @@ class _Tracer(fx.Tracer):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Any:
-        if not is_leaf(m) and any(getattr(m, kind) for kind in FORWARD_HOOKS):
+        if not is_leaf(m) and any(True for _ in hooks(m)):
             # Entering it would run the hooks on stand-ins, which they may keep.
             self.opaque.setdefault(self.path_of_module(m), "it has forward hooks")
+        if isinstance(m, torch.jit.ScriptModule):
+            self.opaque.setdefault(self.path_of_module(m), COMPILED)
         try:
             return super().call_module(m, forward, args, kwargs)
         except _RetraceError:
@@ -132,12 +117,22 @@ class _Tracer(fx.Tracer):
         # The frames below: this one, that of ``Proxy.__bool__``, and the code of the model.
         if _is_assertion(sys._getframe(2)):
             return True
-        return super().to_bool(obj)
+        return self._noted(super().to_bool, obj)
+
+    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+        return self._noted(super().iter, obj)
+
+    def _noted(self, ask: Callable[[fx.Proxy], Any], obj: fx.Proxy) -> Any:
+        """What data would tell, if anything: code may catch the exception and go another way."""
+        try:
+            return ask(obj)
+        except fx.proxy.TraceError as error:
+            self.watch.refused = _first_line(error)
+            raise
 
     def create_arg(self, a: Any) -> Any:
-        is_tensor = isinstance(a, Tensor) and not isinstance(a, nn.Parameter)
-        if is_tensor and a.device.type == "meta":
-            raise UntraceableError("it computes with parameters outside of the trace")
+        if isinstance(a, Tensor) and not isinstance(a, nn.Parameter):
+            self.watch.require_no_parameters([a])
         return super().create_arg(a)
 
     def create_args_for_root(
@@ -187,43 +182,6 @@ def _first_line(error: Exception) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def _random_states() -> tuple[Any, ...]:
-    """Of torch, Python and numpy, to compare and to restore."""
-    name, words, *rest = np.random.get_state(legacy=True)
-    return torch.get_rng_state().tolist(), random.getstate(), (name, tuple(words), *rest)
-
-
-@contextmanager
-def _as_it_was(model: nn.Module, training: bool) -> Iterator[None]:
-    """All modules in one mode; afterwards they, and the random numbers, are what they were."""
-    kept = {module: dict(module.__dict__) for module in model.modules()}
-    draws = _random_states()
-    try:
-        for module in kept:
-            module.training = training
-        yield
-        if _random_states() != draws:
-            raise UntraceableError("it draws random numbers outside of the trace")
-    finally:
-        torch.set_rng_state(torch.tensor(draws[0], dtype=torch.uint8))
-        random.setstate(draws[1])
-        np.random.set_state(draws[2])
-        for module, attributes in kept.items():
-            module.__dict__.clear()
-            module.__dict__.update(attributes)
-
-
-class _Holder(nn.Module):
-    """Runs the tracer where ``functional_call`` has exchanged the parameters."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, tracer: _Tracer) -> fx.Graph:
-        return tracer.trace(self.model)
-
-
 def _graph_of_leaf() -> fx.Graph:
     """Of a model that is one of torch's own modules: one call of "", the model itself."""
     graph = fx.Graph()
@@ -231,18 +189,39 @@ def _graph_of_leaf() -> fx.Graph:
     return graph
 
 
-def _trace_once(model: nn.Module, opaque: dict[str, str], defaults: bool) -> fx.Graph:
-    parameters: dict[str, Tensor] = {
-        f"model.{name}": nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad)
-        for name, p in model.named_parameters()
-        if not isinstance(p, nn.UninitializedParameter)
-    }
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return functional_call(_Holder(model), parameters, (_Tracer(opaque, defaults),))
+def _trace_once(
+    model: nn.Module, guard: Guard, opaque: dict[str, str], training: bool | None, defaults: bool
+) -> fx.Graph:
+    named = ((path, t) for path, t in named_tensors(model) if isinstance(t, nn.Parameter))
+    watch = Watch(Owners(named), guard.tensors)
+    try:
+        guard.hide_iterators()
+        for module in model.modules():
+            if training is not None and "training" in module.__dict__:
+                module.__dict__["training"] = training
+            # Compiled by torch.compile in place: its code is traced instead.
+            module.__dict__.pop("_compiled_call_impl", None)
+        with ExitStack() as stack:
+            stack.enter_context(warnings.catch_warnings())
+            warnings.simplefilter("ignore")
+            if torch.get_default_device().type == "meta":
+                stack.enter_context(torch.device("cpu"))
+            stack.enter_context(watch)
+            for module in model.modules():
+                # Code of the user's that runs when the mode changes.
+                if training is not None and not is_foreign(module.train):
+                    module.train(training)
+            graph = _Tracer(opaque, defaults, watch).trace(model)
+        if watch.refused is not None:
+            raise UntraceableError(watch.refused)
+        if guard.drew():
+            raise UntraceableError("it draws random numbers outside of the trace")
+        return graph
+    finally:
+        guard.restore()
 
 
-def _trace(model: nn.Module, training: bool, defaults: bool) -> Trace:
+def _trace(model: nn.Module, guard: Guard, training: bool | None, defaults: bool) -> Trace:
     """One trace; raises ``UntraceableError`` where the model's own ``forward`` has none."""
     opaque: dict[str, str] = {}
     known = -1
@@ -250,23 +229,26 @@ def _trace(model: nn.Module, training: bool, defaults: bool) -> Trace:
     while known < len(opaque):
         known = len(opaque)
         try:
-            with _as_it_was(model, training):
-                graph = _trace_once(model, opaque, defaults)
+            graph = _trace_once(model, guard, opaque, training, defaults)
         except _RetraceError:
             continue
         except Exception as error:
+            if known < len(opaque):
+                continue
             raise UntraceableError(_first_line(error)) from error
-    return _record(model, graph, opaque)
+    return _record(model, guard.found, graph, opaque)
 
 
-def _record(model: nn.Module, graph: fx.Graph, opaque: dict[str, str]) -> Trace:
-    calls = Counter(
-        id(model.get_submodule(str(node.target)))
-        for node in graph.nodes
-        if node.op == "call_module"
+def _record(model: nn.Module, found: list[Any], graph: fx.Graph, opaque: dict[str, str]) -> Trace:
+    called = [str(node.target) for node in graph.nodes if node.op == "call_module"]
+    calls = Counter(id(model.get_submodule(path)) for path in called)
+    places = Counter(
+        id(module)
+        for path in dict.fromkeys(called)
+        for _, module in model.get_submodule(path).named_modules(remove_duplicate=False)
     )
     read = frozenset(str(node.target) for node in graph.nodes if node.op == "get_attr")
-    return Trace(graph, opaque, calls, read)
+    return Trace(graph, opaque, calls, places, read, unseen(model, found, graph, opaque))
 
 
 def traces(model: nn.Module) -> list[Trace]:
@@ -275,15 +257,21 @@ def traces(model: nn.Module) -> list[Trace]:
     Raises:
         UntraceableError: where there is none.
     """
+    if isinstance(model, torch.jit.ScriptModule):
+        raise UntraceableError(COMPILED)
+    if not all(map(only_observes, hooks_on_all_modules())):
+        raise UntraceableError("forward hooks on all modules may change what it computes")
     if is_leaf(model):
-        return [_record(model, _graph_of_leaf(), {})]
+        return [_record(model, [], _graph_of_leaf(), {})]
     if "forward" in model.__dict__:
         raise UntraceableError("its forward is replaced on the instance")
     signature = inspect.signature(type(model).forward).parameters.values()
     has_options = any(_default(parameter, parameter) is not parameter for parameter in signature)
     found = []
-    for training in (True, False):
-        trace = partial(_trace, model, training)
+    guard = Guard(model)
+    is_mixed = len({module.training for module in model.modules()}) > 1
+    for training in (True, False, None) if is_mixed else (True, False):
+        trace = partial(_trace, model, guard, training)
         found += _with_and_without_options(trace) if has_options else [trace(False)]
     return found
 

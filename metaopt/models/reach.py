@@ -1,0 +1,175 @@
+"""What objects lead to, whatever way code takes to it: what it may read, and what it may change.
+
+From an object the walk goes on to its attributes and items, from a function to what it closes over,
+to its defaults and to the globals that it names, and from an object to the functions of its class.
+The code of torch, numpy, the standard library and this package holds nothing of the user's, and is
+not entered.
+"""
+
+from __future__ import annotations
+
+import dis
+import functools
+import sys
+import weakref
+from collections import deque
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from types import (
+    BuiltinMethodType,
+    CellType,
+    CodeType,
+    FunctionType,
+    MethodType,
+    ModuleType,
+    SimpleNamespace,
+)
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+ATOMS = frozenset(
+    {type(None), bool, int, float, complex, str, bytes, range, slice, type(Ellipsis)}
+    | {torch.dtype, torch.device, torch.Size, torch.layout}
+)
+CONTAINERS = (list, tuple, set, frozenset, deque)
+CACHED = type(functools.lru_cache(lambda: None))
+MISSING = object()
+
+
+def is_foreign(thing: Any) -> bool:
+    """Whether a class, function or module belongs to none of the user's code."""
+    name = thing.__name__ if isinstance(thing, ModuleType) else getattr(thing, "__module__", None)
+    top = str(name).partition(".")[0]
+    return top in ("torch", "numpy", "metaopt") or top in sys.stdlib_module_names
+
+
+def reachable(roots: Iterable[Any]) -> list[Any]:
+    """All objects that code may come to from these, each once; numbers and strings left out."""
+    seen: dict[int, Any] = {}
+    left = list(roots)
+    while left:
+        found = left.pop()
+        if type(found) in ATOMS or id(found) in seen:
+            continue
+        seen[id(found)] = found
+        left += _behind(found)
+    return list(seen.values())
+
+
+def named_globals(function: FunctionType) -> Iterator[tuple[dict[str, Any], str, Any]]:
+    """(namespace, name, value) of the globals of a function and of the modules that it names."""
+    for code in _with_nested(function.__code__):
+        used = _global_names(code)
+        for name in used:
+            value = function.__globals__.get(name, MISSING)
+            yield function.__globals__, name, value
+            if isinstance(value, ModuleType) and not is_foreign(value):
+                own = vars(value)
+                yield from ((own, n, own[n]) for n in code.co_names if n in own)
+
+
+def _with_nested(code: CodeType) -> Iterator[CodeType]:
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _with_nested(constant)
+
+
+@functools.cache
+def _global_names(code: CodeType) -> tuple[str, ...]:
+    """Those that are read, set or deleted as globals, and not as attributes."""
+    used = (i.argval for i in dis.get_instructions(code) if i.opname.endswith(("GLOBAL", "_NAME")))
+    return tuple(dict.fromkeys(used))
+
+
+def asks_for_tensors(function: FunctionType) -> bool:
+    """Whether a function may take another way for a tensor than for a stand-in of one."""
+    if is_foreign(function) or function.__name__ == "__init__":
+        return False
+    names = {name for code in _with_nested(function.__code__) for name in code.co_names}
+    return "is_tensor" in names or (
+        "Tensor" in names and not names.isdisjoint(("isinstance", "type"))
+    )
+
+
+def slots_of(thing: Any) -> list[str]:
+    """The names of the ``__slots__`` of an object that hold something."""
+    names: list[str] = []
+    for kind in type(thing).__mro__:
+        own = kind.__dict__.get("__slots__", ())
+        names += [own] if isinstance(own, str) else list(own)
+    return [name for name in names if hasattr(type(thing), name) and hasattr(thing, name)]
+
+
+def attributes(thing: Any) -> dict[str, Any] | None:
+    """The ``__dict__`` of an object, without code of its class being run; None if it has none."""
+    try:
+        found = object.__getattribute__(thing, "__dict__")
+    except AttributeError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def contents(cell: CellType) -> Any:
+    """What a cell of a closure holds, or ``MISSING``."""
+    try:
+        return cell.cell_contents
+    except ValueError:
+        return MISSING
+
+
+def _behind(thing: Any) -> Iterable[Any]:
+    """What an object leads to directly."""
+    if isinstance(thing, FunctionType):
+        return [] if is_foreign(thing) else _behind_function(thing)
+    if isinstance(thing, type):
+        return [] if is_foreign(thing) else [*thing.__dict__.values(), *thing.__bases__]
+    if isinstance(thing, CellType):
+        return [contents(thing)]
+    if isinstance(thing, MethodType):
+        return [thing.__func__, thing.__self__]
+    if isinstance(thing, BuiltinMethodType):
+        return [thing.__self__]
+    if isinstance(thing, functools.partial):
+        return [thing.func, thing.args, thing.keywords]
+    if isinstance(thing, staticmethod | classmethod | CACHED):
+        return [thing.__wrapped__]
+    if isinstance(thing, property):
+        return [thing.fget, thing.fset]
+    if isinstance(thing, functools.cached_property):
+        return [thing.func]
+    if isinstance(thing, np.ndarray):
+        # A view of a tensor's memory holds on to the tensor.
+        return [thing.base]
+    if isinstance(thing, weakref.ref):
+        return [thing()]
+    if isinstance(thing, torch.jit.ScriptModule):
+        return [*thing.parameters(), *thing.buffers(), *thing.children()]
+    return _behind_object(thing)
+
+
+def _behind_function(function: FunctionType) -> list[Any]:
+    return [
+        *(function.__closure__ or ()),
+        *(function.__defaults__ or ()),
+        *(function.__kwdefaults__ or {}).values(),
+        function.__dict__,
+        *(value for _, _, value in named_globals(function)),
+    ]
+
+
+def _behind_object(thing: Any) -> Iterable[Any]:
+    kind = type(thing)
+    items: Iterable[Any] = ()
+    if isinstance(thing, dict):
+        items = chain(dict.keys(thing), dict.values(thing))
+    elif isinstance(thing, CONTAINERS):
+        items = list(thing)
+    is_known = not is_foreign(kind) or kind.__module__.startswith("torch.")
+    if not (is_known or isinstance(thing, nn.Module | Tensor | SimpleNamespace)):
+        return items
+    own = [] if is_foreign(kind) else [getattr(thing, name) for name in slots_of(thing)]
+    return chain(items, own, [attributes(thing), kind])
