@@ -252,3 +252,18 @@ def test_the_state_of_a_wrapped_optimizer_is_that_within(
         found.append([dict(optimizer.state.get(p, {})) for p in model.parameters()])
     for other in found[1:]:
         torch.testing.assert_close(other, found[0], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("state", ["transport", "reset"])
+@pytest.mark.parametrize("wrap", [lambda optimizer: optimizer, _Wrapper])
+def test_the_optimizer_of_another_model_is_refused(state: str, wrap: Any) -> None:
+    model = ZOO["mlp"].model()
+    kept = copy.deepcopy(model.state_dict())
+    for other in (copy.deepcopy(model), ZOO["autoencoder"].model()):
+        optimizer = wrap(torch.optim.SGD(other.parameters(), 0.1))
+        with pytest.raises(ValueError, match=r"none of its \d+ parameters is one of this model's"):
+            metaopt.teleport(model, optimizer=optimizer, state=state)
+    assert all(torch.equal(tensor, kept[path]) for path, tensor in model.state_dict().items())
+    # One that trains a part is this model's.
+    metaopt.teleport(model, optimizer=torch.optim.SGD([model.get_parameter("5.bias")], 0.1))
+    assert not torch.equal(model.get_parameter("0.weight"), kept["0.weight"])

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from metaopt.models.reach import (
     CACHED,
     MISSING,
-    attributes,
     contents,
     is_foreign,
     named_globals,
@@ -173,9 +172,8 @@ def _restores(thing: Any) -> Iterator[Restore]:
             yield _of_name(namespace, name, value)
     elif isinstance(thing, type) and not is_foreign(thing):
         yield _of_class(thing)
-    if not isinstance(thing, type) and not is_foreign(type(thing)) and attributes(thing) is None:
-        for name in slots_of(thing):
-            yield functools.partial(object.__setattr__, thing, name, getattr(thing, name))
+    for name, value in slots_of(thing).items():
+        yield _of_slot(thing, name, value)
 
 
 def _same(found: Any, kept: Any) -> bool:
@@ -257,6 +255,17 @@ def _of_name(namespace: dict[str, Any], name: str, value: Any) -> Restore:
                 del namespace[name]
             else:
                 namespace[name] = value
+
+    return restore
+
+
+def _of_slot(thing: Any, name: str, value: Any) -> Restore:
+    def restore() -> None:
+        if getattr(thing, name, MISSING) is not value:
+            if value is MISSING:
+                object.__delattr__(thing, name)
+            else:
+                object.__setattr__(thing, name, value)
 
     return restore
 

@@ -20,9 +20,9 @@ from types import (
     CellType,
     CodeType,
     FunctionType,
+    MemberDescriptorType,
     MethodType,
     ModuleType,
-    SimpleNamespace,
 )
 from typing import Any
 
@@ -34,6 +34,8 @@ ATOMS = frozenset(
     {type(None), bool, int, float, complex, str, bytes, range, slice, type(Ellipsis)}
     | {torch.dtype, torch.device, torch.Size, torch.layout}
 )
+HOLDERS = ("torch", "types", "collections", "weakref", "argparse")
+"""Modules other than the user's whose objects hold what the user gives them."""
 CONTAINERS = (list, tuple, set, frozenset, deque)
 CACHED = type(functools.lru_cache(lambda: None))
 MISSING = object()
@@ -95,13 +97,12 @@ def asks_for_tensors(function: FunctionType) -> bool:
     )
 
 
-def slots_of(thing: Any) -> list[str]:
-    """The names of the ``__slots__`` of an object that hold something."""
-    names: list[str] = []
-    for kind in type(thing).__mro__:
-        own = kind.__dict__.get("__slots__", ())
-        names += [own] if isinstance(own, str) else list(own)
-    return [name for name in names if hasattr(type(thing), name) and hasattr(thing, name)]
+def slots_of(thing: Any) -> dict[str, Any]:
+    """What an object of a user's class holds in its ``__slots__``, or ``MISSING``, by name."""
+    kinds = [kind for kind in type(thing).__mro__ if not is_foreign(kind)]
+    members = [m for kind in kinds for m in kind.__dict__.values()]
+    slots = [m for m in members if isinstance(m, MemberDescriptorType)]
+    return {slot.__name__: getattr(thing, slot.__name__, MISSING) for slot in slots}
 
 
 def attributes(thing: Any) -> dict[str, Any] | None:
@@ -168,8 +169,7 @@ def _behind_object(thing: Any) -> Iterable[Any]:
         items = chain(dict.keys(thing), dict.values(thing))
     elif isinstance(thing, CONTAINERS):
         items = list(thing)
-    is_known = not is_foreign(kind) or kind.__module__.startswith("torch.")
-    if not (is_known or isinstance(thing, nn.Module | Tensor | SimpleNamespace)):
+    is_known = not is_foreign(kind) or kind.__module__.partition(".")[0] in HOLDERS
+    if not (is_known or isinstance(thing, nn.Module | Tensor)):
         return items
-    own = [] if is_foreign(kind) else [getattr(thing, name) for name in slots_of(thing)]
-    return chain(items, own, [attributes(thing), kind])
+    return chain(items, slots_of(thing).values(), [attributes(thing), kind])
