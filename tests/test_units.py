@@ -271,7 +271,8 @@ def test_states_of_units_that_are_gone_begin_anew(through: str) -> None:
     else:
         layers[4].register_forward_hook(lambda *_: None)
         other = LearnedOptimizer(problem.model, learned_rule("layer_units"))
-        other.load_state_dict(optimizer.state_dict())
+        with pytest.warns(UserWarning, match="the state of teleport begins anew: it was saved for"):
+            other.load_state_dict(optimizer.state_dict())
     take_steps(problem, other, 2)
     state = other.state[other.in_order()[0]]
     assert state["teleport.squares"].shape == (1, 2, 5)

@@ -7,6 +7,7 @@ remembered their rule (``memory``) are known by their tensors alone.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +26,7 @@ from metaopt.torch_optim.memory import (
     remembered,
 )
 from metaopt.torch_optim.precision import UNROUNDED
-from metaopt.torch_optim.states import Layout
+from metaopt.torch_optim.states import Layout, misfits, of_the_same_shapes, rule_of
 
 _SHOWN = 4
 _WHAT_TO_DO = "load it into an optimizer made as the one that saved it was"
@@ -57,12 +58,14 @@ class Loaded:
 
     Attributes:
         states: of each parameter, as saved or as before the first step.
+        anew: rules that were saved for other hidden units, and begin anew.
         groups: as saved.
         teleports_off: why they were, or None.
         steps: that were taken.
     """
 
     states: list[tuple[Tensor, Mapping[str, Tensor]]]
+    anew: set[str]
     groups: list[dict[str, Any]]
     teleports_off: str | None
     steps: int
@@ -92,12 +95,21 @@ def load(
         # torch would cast the states to the parameters' dtype: in half precision that loses bits.
         return {"state": {}, "param_groups": found[-1].groups}
 
+    def put(_: Optimizer) -> None:
+        lay_down(found[-1])
+        for rule in sorted(found[-1].anew):
+            warnings.warn(
+                f"the state of {rule} begins anew: it was saved for other hidden units than this "
+                f"model has",
+                stacklevel=6,
+            )
+
     if not isinstance(state_dict, Mapping):
         _parts(state_dict)
     # After all hooks that change what is given, and before all that change what was loaded.
     handles = (
         optimizer.register_load_state_dict_pre_hook(take),
-        optimizer.register_load_state_dict_post_hook(lambda _: lay_down(found[-1]), prepend=True),
+        optimizer.register_load_state_dict_post_hook(put, prepend=True),
     )
     try:
         Optimizer.load_state_dict(optimizer, state_dict)
@@ -132,7 +144,7 @@ def checked(given: Any, owner: Owner) -> Loaded:
     unknown = [index for index in states if index not in {index for index, _ in pairs}]
     if unknown:
         raise ValueError(f"state_dict['state']: no group holds {_shown(unknown)}: {_WHAT_TO_DO}")
-    at_work = {key.partition(".")[0] for own in fresh.values() for key in own}
+    at_work = {rule_of(key) for own in fresh.values() for key in own}
     fitting = [
         (p, _fitting(p, states.get(index, {}), fresh.get(id(p), {}), owner, at_work))
         for index, p in pairs
@@ -143,7 +155,13 @@ def checked(given: Any, owner: Owner) -> Loaded:
             f"state_dict: found groups with {_shown(options)} and no state, which no "
             f"LearnedOptimizer saves: {_WHAT_TO_DO}"
         )
-    return Loaded(fitting, groups, memory[TELEPORTS_OFF], memory[STEPS])
+    # Units may come and go while the parameters are the same: their state is all parameters'.
+    anew = {rule for p, state in fitting for rule in misfits(state, fresh.get(id(p), {}))}
+    fitted: list[tuple[Tensor, Mapping[str, Tensor]]] = [
+        (p, fresh.get(id(p), {}) | of_the_same_shapes(state, fresh.get(id(p), {})))
+        for p, state in fitting
+    ]
+    return Loaded(fitted, anew, groups, memory[TELEPORTS_OFF], memory[STEPS])
 
 
 def _parts(given: Any) -> tuple[list[dict[str, Any]], Mapping[Any, Mapping[str, Any]]]:
@@ -233,16 +251,17 @@ def _fitting(
             found = value.dtype if isinstance(value, Tensor) else type(value).__name__
             raise ValueError(f"{field}: {key} is {found}, expected a tensor of real numbers")
         shape = parameter.shape if key == UNROUNDED else fresh.get(key, value).shape
-        if value.shape != shape:
+        of_units = owner.layout.is_of_units(key) and value.shape[:-1] == shape[:-1]
+        if value.shape != shape and not of_units:
             raise ValueError(
                 f"{field}: {key} has the shape {list(value.shape)}, expected {list(shape)}, as the "
-                f"model has other shapes or units: {_WHAT_TO_DO}"
+                f"model has other shapes: {_WHAT_TO_DO}"
             )
     return saved
 
 
 def _is_at_rest(key: Any, owner: Owner, at_work: set[str]) -> bool:
-    rule = str(key).partition(".")[0]
+    rule = rule_of(str(key))
     return owner.layout.has(rule) and rule not in at_work
 
 

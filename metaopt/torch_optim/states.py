@@ -21,7 +21,7 @@ from torch import Tensor
 
 from metaopt.network import as_matrices
 from metaopt.optimizers import Adam, MetaOptimizer, Momentum
-from metaopt.rules import Kept, State
+from metaopt.rules import Kept, State, UnitScalingLSTM
 
 _ONE_EACH = re.compile(r"(?P<kind>[mv])(?P<index>\d+)")
 
@@ -128,6 +128,10 @@ class Layout:
         """Whether a rule of this name is one of those whose states are laid out."""
         return rule in self._rules
 
+    def is_of_units(self, key: str) -> bool:
+        """Whether it has a column for each hidden unit."""
+        return isinstance(self._rules.get(rule_of(key)), UnitScalingLSTM)
+
     def together(self, own: Sequence[Mapping[str, Tensor]], rules: Collection[str]) -> State:
         """The state of some rules.
 
@@ -178,8 +182,19 @@ class Layout:
 
 
 def of_the_same_shapes(state: Mapping[str, Tensor], fresh: Mapping[str, Tensor]) -> State:
-    """A state without what begins anew: that of units, where there are others than before."""
-    return {k: v for k, v in state.items() if k not in fresh or v.shape == fresh[k].shape}
+    """A state without what begins anew: that of rules for other shapes or units than before."""
+    others = misfits(state, fresh)
+    return {key: value for key, value in state.items() if rule_of(key) not in others}
+
+
+def misfits(state: Mapping[str, Tensor], fresh: Mapping[str, Tensor]) -> set[str]:
+    """The rules of which a tensor has another shape than in a fresh state."""
+    return {rule_of(k) for k, v in state.items() if k in fresh and v.shape != fresh[k].shape}
+
+
+def rule_of(key: str) -> str:
+    """The rule that a tensor of the state is of; that of ``precision`` is of none."""
+    return key.partition(".")[0]
 
 
 def as_matrix(parameter: Tensor) -> Tensor:
