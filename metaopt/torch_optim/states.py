@@ -167,15 +167,20 @@ class Layout:
         """The new state for active parameters, the old one for the others."""
         if all(active):
             return new
-        flags = torch.tensor(active, device="cpu")
         state = dict(new)
         for key, tensor in new.items():
             rule, _, name = key.partition(".")
             numbered = _ONE_EACH.fullmatch(name)
             columns = self._columns(key)
             if columns is not None:
-                of_columns = flags.repeat_interleave(torch.tensor(columns[0], device="cpu"))
-                state[key] = torch.where(of_columns.to(tensor.device), tensor, old[key])
+                # Cut and joined: flags would have to be copied to the device, and waited for.
+                both = zip(
+                    tensor.split(columns[0], dim=2),
+                    old[key].split(columns[0], dim=2),
+                    active,
+                    strict=True,
+                )
+                state[key] = torch.cat([own if is_on else was for own, was, is_on in both], dim=2)
             elif rule in self._one_each and numbered is not None:
                 state[key] = tensor if active[int(numbered["index"])] else old[key]
         return state
