@@ -16,6 +16,7 @@ from metaopt.checkpoint import CheckpointError
 from metaopt.distributed import World
 from metaopt.learned import LearnedRule
 from metaopt.optimizers import Optimizer
+from metaopt.reach import Reach
 from metaopt.rules.products import note
 from metaopt.schema import REFERENCES, EvalConfig
 from metaopt.tables import printable
@@ -36,12 +37,14 @@ class Contender:
         kind: where it comes from.
         optimizer: what steps.
         origin: what is worth telling of it: a path, or chosen hyper-parameters.
+        reach: how far it was meta-trained to go and tested; None for what was not meta-trained.
     """
 
     name: str
     kind: Kind
     optimizer: Optimizer
     origin: dict[str, Any]
+    reach: Reach | None = None
 
 
 def learned_contenders(
@@ -74,6 +77,7 @@ def learned_contenders(
             "learned",
             rule.optimizer,
             _origin(path, rule),
+            rule.reach,
         )
         for path, rule in rules
     ]

@@ -9,11 +9,12 @@ from torch import Tensor
 
 from metaopt.checkpoint import Checkpoint
 from metaopt.config import check
+from metaopt.reach import PAGE, TESTED, reach_of
 from metaopt.schema import TaskConfig, TrainConfig
 from metaopt.tables import printable
 
 Rows = list[tuple[str, str]]
-_APART = ("command", "commit")
+_APART = ("command", "commit", TESTED)
 
 
 def name_of(content: Checkpoint, source: str) -> str:
@@ -44,11 +45,15 @@ def rows(content: Checkpoint, source: str) -> Rows:
         ("parameters", _size(content.tensors)),
         ("teleporter", _fields(config.teleporter) if config.teleporter else "none"),
         ("tasks", _fields(config.task, *_task_fields(config.task))),
+        ("horizon", f"{reach_of(config, content.training, source)}; what comes after: {PAGE}"),
         ("outer loop", _fields(config.meta, "batch", "outer_steps", "steps", "unroll", "loss")),
         ("dtype", config.dtype),
         ("training", numbers or "not in the file"),
     ]
-    found += [(key, printable(content.training.get(key, "not in the file"))) for key in _APART]
+    found += [
+        (key, printable(content.training.get(key, "not in the file")))
+        for key in ("command", "commit")
+    ]
     return found
 
 

@@ -27,6 +27,7 @@ from metaopt.events import overlay_runs
 from metaopt.loss_statistics import CEILING, clean, diverged, geomean, geomean_interval, resamples
 from metaopt.optimizers import Optimizer
 from metaopt.plot import convergence_figure
+from metaopt.reach import PAGE
 from metaopt.report import curves_csv, results_table, teleport_table, tuning_lines
 from metaopt.schema import EvalConfig
 from metaopt.shares import gathered
@@ -137,6 +138,16 @@ def evaluate(
     if not outcomes:
         raise UserError("nothing is left to evaluate: no optimizer fits these tasks")
     return outcomes
+
+
+def tell_horizons(contenders: Sequence[Contender], steps: int, world: World) -> None:
+    """One line for each learned optimizer that is to go further than it was seen to."""
+    for contender in contenders:
+        if contender.reach is not None and steps > contender.reach.steps:
+            world.say(
+                f"past its horizon: {contender.name}: steps is {steps:,}, but it was "
+                f"{contender.reach}: {PAGE}"
+            )
 
 
 def curves(outcomes: Sequence[Outcome], index: NDArray[np.int64]) -> dict[str, dict[str, Array]]:
@@ -250,6 +261,7 @@ def execute(
     )
     if not contenders:
         raise UserError("nothing to evaluate: train, name --checkpoints, or set baselines")
+    tell_horizons(contenders, config.steps, world)
     outcomes = evaluate(config, contenders, tasks, world)
     return world.on_first(lambda: _report(config, outcomes, folder, device))
 

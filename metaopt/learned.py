@@ -15,6 +15,7 @@ from metaopt import build, checkpoint, pretrained
 from metaopt.checkpoint import LICENCE, Checkpoint, CheckpointError
 from metaopt.config import ConfigError, check
 from metaopt.optimizers import MetaOptimizer
+from metaopt.reach import Reach, reach_of
 from metaopt.rules.unit import UNBOUNDED
 from metaopt.schema import TrainConfig
 from metaopt.symmetry import UnitEngine
@@ -44,6 +45,11 @@ class LearnedRule:
         """As it stands in tables, e.g. ``LSTM(update,tele)``."""
         return self.config.label
 
+    @property
+    def reach(self) -> Reach:
+        """How many inner steps it was meta-trained for, and tested to."""
+        return reach_of(self.config, self.training, self.name)
+
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, atomically; in float64 where the rule was cast to it.
 
@@ -71,6 +77,7 @@ class LearnedRule:
         names = [name for name, dtype in build.DTYPES.items() if {dtype} == dtypes]
         config = self.config.model_copy(update={"dtype": names[0] if names else self.config.dtype})
         _require_those_of(_on_meta(config), tensors, source)
+        reach_of(config, self.training, source)
         written = config.model_dump(mode="json")
         return Checkpoint(tensors, written, self.training, self.validation, self.licence)
 
@@ -99,6 +106,7 @@ def restore(path: Path, content: Checkpoint, device: torch.device | str = "cpu")
         message = str(error)
         prefix = "" if message.startswith(str(path)) else f"{path}: metadata field config: "
         raise CheckpointError(prefix + message) from None
+    reach_of(config, content.training, str(path))
     _require_those_of(optimizer, content.tensors, str(path))
     # Copies are aligned in memory as fresh parameters are: BLAS then gives the very same bits.
     tensors = {name: tensor.clone() for name, tensor in content.tensors.items()}

@@ -28,7 +28,7 @@ BOTTOM = {
     "yaml_text",
 }
 APART = {"config", "schema", "schema_meta", "schema_task", "schema_types", "checkpoint", "report"}
-APART |= {"description", "figures", "model_card", "pretrained"}
+APART |= {"description", "figures", "model_card", "pretrained", "reach"}
 RULES_TASKS_SYMMETRY = {"rules", "tasks", "symmetry"}
 ORDER = [RULES_TASKS_SYMMETRY, {"optimizers"}, {"unroll"}, {"meta_train", "evaluate"}]
 HOUSE = set().union(*ORDER)

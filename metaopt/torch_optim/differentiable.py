@@ -8,6 +8,8 @@ from typing import Any
 import higher
 from torch import Tensor
 
+from metaopt.torch_optim.horizon import tell_horizon
+from metaopt.torch_optim.memory import STEPS, remembered
 from metaopt.torch_optim.optimizer import LearnedOptimizer
 from metaopt.torch_optim.stepper import Rates, Stepper
 
@@ -39,6 +41,10 @@ class DifferentiableLearnedOptimizer(higher.optim.DifferentiableOptimizer):
 
     def _update(self, grouped_grads: Sequence[Sequence[Tensor | None]], **options: Any) -> None:
         groups = self.param_groups
+        steps = remembered(groups)[STEPS] + 1
+        tell_horizon(self._rule, steps)
+        for group in groups:
+            group[STEPS] = steps
         grads = [grouped_grads[g][i] for g, i in self._places]
         new, states = self._stepper.step(
             [groups[g]["params"][i].to(self._dtype) for g, i in self._places],

@@ -15,6 +15,7 @@ from metaopt.rules import Kept, State
 from metaopt.symmetry import UnitEngine
 from metaopt.torch_optim.chain import Chain
 from metaopt.torch_optim.finite import Watch, given, made
+from metaopt.torch_optim.horizon import tell_horizon
 from metaopt.torch_optim.inputs import loss_of, rates, require_gradients
 from metaopt.torch_optim.loading import Loaded, Owner
 from metaopt.torch_optim.loading import load as load_state
@@ -301,6 +302,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             if p.grad is not None:
                 write(p, W, state)
             state.update(change)
+        tell_horizon(self.rule, step)
         remember(self, **{STEPS: step, TELEPORTS_OFF: self.teleports_off})
 
     def state_dict(self) -> dict[str, Any]:
