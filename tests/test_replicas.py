@@ -21,11 +21,11 @@ EQUAL = ["wrapper", "model", "no closure", "before", "bfloat16", "chain", "early
 PARTS = {
     "fully_shard": "DTensor",
     "tensor parallel": "DTensor",
-    "tensors": "DTensor",
     "FSDP": "FullyShardedDataParallel",
     "FSDP, original": "FullyShardedDataParallel",
-    "ZeRO": "ZeroRedundancyOptimizer",
 }
+PARTS |= {f"{kind}, later": named for kind, named in PARTS.items()}
+PARTS |= {"list": "DTensor", "ZeRO": "ZeroRedundancyOptimizer"}
 
 
 @pytest.fixture(scope="module")

@@ -67,6 +67,8 @@ class Members:
 
     def __init__(self, model: nn.Module | None, groups: Sequence[Mapping[str, Any]]) -> None:
         self.standing = _standing(groups)
+        # Of a part that is empty here, another process may have some.
+        require_whole((p for group in groups for p in group["params"]), model)
         ranks: dict[int, int] = {}
         if model is not None:
             ranks = {id(p): rank for rank, p in enumerate(model.parameters())}
@@ -75,7 +77,6 @@ class Members:
         self.parameters = [member.parameter for member in in_order]
         if not self.parameters:
             raise ValueError("found no parameters but empty ones, expected some to optimise")
-        require_whole(self.parameters, model)
         devices = {p.device for p in self.parameters}
         if len(devices) != 1:
             names = ", ".join(sorted(map(str, devices)))
@@ -120,11 +121,13 @@ class Members:
 
         Raises:
             RuntimeError: where the one in its place is not optimised.
+            ValueError: where the model was cut into parts meanwhile.
         """
         if model is None:
             return
         own = {id(p) for p in self.parameters}
         now = dict(plain(model).named_parameters())
+        require_whole(now.values(), model)
         for (g, i), p in zip(self.places, self.parameters, strict=True):
             there = now.get(self.names[id(p)], p)
             if there.requires_grad and id(there) not in own:
