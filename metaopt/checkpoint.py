@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from metaopt._version import __version__
-from metaopt.errors import UserError, WriteError
+from metaopt.errors import UserError, WriteError, is_out_of_memory
 
 FORMAT = "metaopt"
 FORMAT_VERSION = "1"
@@ -241,11 +241,15 @@ def write_state(path: Path, state: dict[str, Any]) -> None:
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """Read the state of a run; raises ``CheckpointError`` where the file is none."""
+    """Read the state of a run; raises ``CheckpointError`` where there is none to be read."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    # A damaged file makes torch's reader raise anything at all; whatever it is, it means this.
-    except Exception:
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from None
+    # A damaged file makes torch's reader raise anything else at all; whatever it is, it means this.
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
         state = None
     if not isinstance(state, dict):
         raise CheckpointError(

@@ -14,7 +14,13 @@ import torch
 from metaopt import distributed
 from metaopt.allocator import keep_freed_memory
 from metaopt.distributed import World
-from metaopt.errors import ProcessLostError, StoppedError, UserError, WriteError
+from metaopt.errors import (
+    ProcessLostError,
+    StoppedError,
+    UserError,
+    WriteError,
+    is_out_of_memory,
+)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -110,6 +116,10 @@ def run(main: Callable[[World], None]) -> NoReturn:
         status, line = 1, str(error)
     except KeyboardInterrupt:
         status, line = 130, "interrupted"
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        status, line = 1, f"out of memory: {error}"
     else:
         world.close()
         world.leave(0)

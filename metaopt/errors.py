@@ -1,5 +1,7 @@
 """What ends a script other than success: mistakes of the user's, signals, lost processes."""
 
+import torch
+
 
 class UserError(ValueError):
     """The message is one line: the file, the field, what was found and what would be right."""
@@ -40,3 +42,10 @@ class WriteError(OSError):
 
     def __str__(self) -> str:
         return f"{self.filename}: cannot be written: {self.strerror}"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory was short; of torch's processors' allocator only the text says so."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "alloc" in str(error) and "memory" in str(error)

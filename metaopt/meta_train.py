@@ -30,10 +30,13 @@ from metaopt import build, shares
 from metaopt.distributed import World
 from metaopt.learned import LearnedRule
 from metaopt.outer_schedule import schedule
+from metaopt.resuming import require_adam, require_like, require_parts
 from metaopt.schema import TrainConfig
 from metaopt.streams import Stream
 from metaopt.tasks import Tasks
 from metaopt.unroll import InnerState, TeleportTrace, resume, rollout, start
+
+_INNER = {"step": 0, "windows_left": [], "parts": []}
 
 
 @dataclass
@@ -219,10 +222,13 @@ class MetaTrainer:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from ``state``; raises ``KeyError`` or ``ValueError`` where it does not fit.
+        """Go on from ``state``, which need not be of as many processes.
 
-        The number of processes need not be what it was.
+        Raises:
+            AttributeError, LookupError, TypeError, ValueError: where it is of another run; found
+                before anything is taken from it.
         """
+        self._require_own(state)
         self.progress = Progress(**state["progress"])
         self.optimizer.load_state_dict(state["phi"])
         self.adam.load_state_dict(state["adam"])
@@ -234,9 +240,29 @@ class MetaTrainer:
             self.windows_left = list(inner["windows_left"])
             copies = self.windows.copies
             share = slice(self.share.start * copies, self.share.stop * copies)
-            weights, rule_states = shares.take(inner["parts"], share, rules, self.device)
             self.tasks = self._training_tasks(self.progress.drawn - self.config.meta.batch)
+            batch = self.config.meta.batch * copies
+            require_parts(inner["parts"], self.tasks.initial, batch, rules)
+            weights, rule_states = shares.take(inner["parts"], share, rules, self.device)
+            fresh = start(self.tasks, self.optimizer, self.observe)
+            require_like(rule_states, fresh.optimizer, "inner.optimizer")
             self.inner = resume(self.tasks, inner["step"], weights, rule_states, self.observe)
+
+    def _require_own(self, state: dict[str, Any]) -> None:
+        """Raise unless all but the inner state is of this run's build."""
+        progress = vars(self.progress)
+        own = {
+            # Fields that older states lack keep their defaults.
+            "progress": {name: progress.get(name) for name in state["progress"]},
+            "phi": self.optimizer.state_dict(),
+            "average": self.average.state(),
+            "windows": self.windows.state(),
+        }
+        require_like({name: state[name] for name in own}, own, "state")
+        require_adam(state["adam"], [*self.networks.values()])
+        if (inner := state["inner"]) is not None:
+            require_like({**inner, "parts": [], "windows_left": []}, _INNER, "state.inner")
+            require_like(inner["windows_left"], [0] * len(inner["windows_left"]), "windows_left")
 
     def learned_rule(self, validation: dict[str, Any]) -> LearnedRule:
         """The learned optimizer as it is now, at the averaged phi."""

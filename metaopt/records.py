@@ -17,11 +17,9 @@ from metaopt.events import RunWriter
 from metaopt.loss_statistics import clean, geomean
 from metaopt.meta_train import MetaTrainer, Window
 from metaopt.pace import Pace
+from metaopt.run_files import BEST_FILE, LAST_FILE, METRICS_FILE
 from metaopt.unroll import TeleportTrace
 
-BEST_FILE = "optimizer.safetensors"
-LAST_FILE = "last.safetensors"
-METRICS_FILE = "metrics.jsonl"
 _BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
 
 

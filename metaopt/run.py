@@ -10,7 +10,9 @@ is voted on in every outer step, so that all processes do it after the same one.
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -28,21 +30,21 @@ from metaopt.checkpoint import (
 )
 from metaopt.config import ConfigError, to_yaml
 from metaopt.distributed import World
-from metaopt.errors import ProcessLostError, StoppedError, WriteError
-from metaopt.events import RunWriter
+from metaopt.errors import ProcessLostError, StoppedError, UserError, WriteError
 from metaopt.learned import load
 from metaopt.meta_train import MetaTrainer
+from metaopt.outer_schedule import schedule
 from metaopt.pace import Pace
 from metaopt.profiling import NoProfile, Profile
-from metaopt.records import BEST_FILE, METRICS_FILE, FirstRecords, Records
+from metaopt.records import FirstRecords, Records
 from metaopt.rules.products import note
+from metaopt.run_files import BEST_FILE, CONFIG_FILE, METRICS_FILE, STATE_FILE, set_aside
 from metaopt.schema import TrainConfig
+from metaopt.schema_meta import MetaConfig
 from metaopt.schema_types import require_label
 from metaopt.signals import CAUGHT, Signals
 from metaopt.tables import validation_table
 
-STATE_FILE = "state.pt"
-CONFIG_FILE = "config.yaml"
 SECONDS_BETWEEN_STATES = 5.0
 
 
@@ -91,7 +93,9 @@ class Run:
         """
         self.world.on_first(lambda: make_folder(self.folder))
         state_file = self.folder / STATE_FILE
+        lock = self.world.on_first(lambda: os.open(self.folder, os.O_RDONLY))
         try:
+            self.world.on_first(lambda: _require_alone(lock, self.folder))
             if not (resume_run and self._resume()):
                 self._start_afresh()
             if not self.trainer.finished:
@@ -105,6 +109,9 @@ class Run:
                 reason = f"{error.strerror}; {kept}"
                 raise WriteError(error.errno, reason, error.filename) from error
             raise ProcessLostError(f"{error}; {kept}") from error
+        finally:
+            if self.world.first:
+                os.close(lock)
 
     def _train(self, records: Records, profile: NoProfile) -> None:
         trainer, progress = self.trainer, self.trainer.progress
@@ -157,10 +164,12 @@ class Run:
         self._save()
 
     def _clear(self) -> None:
-        # An earlier run's learned optimizer stays until the first validation replaces it.
-        ours = (STATE_FILE, METRICS_FILE)
-        for path in (*(self.folder / name for name in ours), *RunWriter.files(self.folder)):
-            path.unlink(missing_ok=True)
+        """A folder without a run: what an earlier one left goes into a folder of its own."""
+        if (kept := set_aside(self.folder)) is not None:
+            self.world.say(f"{self.folder}: the run that was there is kept in {kept}")
+        self._write_config()
+
+    def _write_config(self) -> None:
         resolved = to_yaml(self.trainer.config).encode()
         write_atomically(self.folder / CONFIG_FILE, resolved)
 
@@ -171,14 +180,22 @@ class Run:
         if state is None:
             self.world.say(f"--resume: no state in {self.folder}, starting afresh")
             return False
+        config = self.trainer.config
         try:
-            _require_equal(state["config"], self.trainer.config.model_dump(mode="json"), path)
+            done, before = state["progress"]["outer_step"], state["config"]["meta"]["outer_steps"]
+            further = config.meta.outer_steps if config.meta.outer_steps > done else before
+            meta = state["config"]["meta"] | {"outer_steps": further}
+            saved = state["config"] | {"meta": meta}
+            _require_equal(saved, config.model_dump(mode="json"), path, done)
             self.trainer.restore(state)
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            if isinstance(error, ConfigError):
-                raise
-            raise CheckpointError(f"{path}: not a state of this run ({error!r:.80})") from None
+        except UserError:
+            raise
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{path}: not a state of this run ({error!r:.200})") from None
         self._earlier = self.trainer.progress.seconds
+        if config.meta.outer_steps != before:
+            self.world.say(_other_length(before, config.meta, done))
+            self.world.on_first(self._write_config)
         if not self.trainer.finished:
             self.world.on_first(self._rewind_metrics)
         return True
@@ -231,13 +248,37 @@ def _read_rows(path: Path) -> Iterator[dict[str, Any]]:
             return
 
 
-def _require_equal(saved: Any, given: Any, path: Path, field_name: str = "") -> None:
+def _other_length(before: int, meta: MetaConfig, done: int) -> str:
+    old = schedule(meta.model_copy(update={"outer_steps": before}), done) if done else 1.0
+    return (
+        f"--resume: {meta.outer_steps} outer steps, where the run was started with {before}: from "
+        f"here on all that hangs on their number is as in a run of {meta.outer_steps}; outer "
+        f"learning rates are {schedule(meta, done + 1):.3g} of the largest, and were {old:.3g}"
+    )
+
+
+def _require_alone(lock: int, folder: Path) -> None:
+    """Raise ``UserError`` where another process trains in the folder; its end frees it."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(
+            f"{folder}: another process is training in this folder; wait, or choose another with "
+            f"--out"
+        ) from None
+    except OSError:
+        # A file system without locks: as before there were any.
+        return
+
+
+def _require_equal(saved: Any, given: Any, path: Path, done: int, field_name: str = "") -> None:
     if isinstance(saved, dict) and isinstance(given, dict):
         for key in sorted(saved.keys() | given.keys()):
             inner = f"{field_name}.{key}" if field_name else key
-            _require_equal(saved.get(key), given.get(key), path, inner)
-    elif saved != given:
+            _require_equal(saved.get(key), given.get(key), path, done, inner)
+    elif repr(saved) != repr(given) and saved != given:
+        also = f", more than the {done} already taken" if field_name == "meta.outer_steps" else ""
         raise ConfigError(
             f"{path}: field {field_name}: the run was started with {saved!r}, found {given!r}; "
-            f"give it as it was, or start afresh without --resume"
+            f"give it as it was{also}, or start afresh without --resume"
         )

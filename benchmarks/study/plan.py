@@ -18,7 +18,8 @@ from benchmarks.study.config import Row, StudyConfig
 from metaopt import build, checkpoint, config
 from metaopt.checkpoint import Checkpoint, CheckpointError
 from metaopt.errors import UserError
-from metaopt.records import BEST_FILE, LAST_FILE, METRICS_FILE, validation_score
+from metaopt.records import validation_score
+from metaopt.run_files import BEST_FILE, LAST_FILE, METRICS_FILE
 from metaopt.schema import TrainConfig
 
 _TAIL = 16384

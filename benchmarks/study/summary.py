@@ -18,7 +18,7 @@ from benchmarks.study.study import Study
 from metaopt._version import __version__
 from metaopt.checkpoint import read
 from metaopt.loss_statistics import resamples
-from metaopt.records import LAST_FILE
+from metaopt.run_files import LAST_FILE
 
 
 def summarised(
