@@ -27,7 +27,9 @@ from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from metaopt import build, shares
+from metaopt.augment import InTurn
 from metaopt.distributed import World
+from metaopt.identity import identity
 from metaopt.learned import LearnedRule
 from metaopt.outer_schedule import schedule
 from metaopt.resuming import require_adam, require_like, require_parts
@@ -123,10 +125,13 @@ class MetaTrainer:
         self.tasks: Tasks | None = None
         self.inner: InnerState | None = None
         self.windows_left: list[int] = []
-        validation_tasks = family.sample(
-            Stream.VALIDATION, config.seed, 0, config.validation.tasks, self.dtype, self.device
-        )
-        self.validation_tasks = validation_tasks.select(validation_share)
+        drawn = family.drawn(Stream.VALIDATION, config.seed, 0, config.validation.tasks)
+        self.validation_tasks = drawn.to(self.device, self.dtype).select(validation_share)
+        self.families = {"task": identity(family, drawn)}
+        if isinstance(self.training_tasks, InTurn):
+            for i, other in enumerate(self.training_tasks.families[1:]):
+                some = other.drawn(Stream.VALIDATION, config.seed, 0, 2)
+                self.families[f"task.more[{i}]"] = identity(other, some)
 
     @property
     def finished(self) -> bool:
@@ -207,6 +212,7 @@ class MetaTrainer:
         inner = self.inner
         return {
             "config": self.config.model_dump(mode="json"),
+            "families": self.families,
             "progress": vars(self.progress).copy(),
             "phi": self.optimizer.state_dict(),
             "adam": self.adam.state_dict(),

@@ -31,6 +31,7 @@ from metaopt.checkpoint import (
 from metaopt.config import ConfigError, to_yaml
 from metaopt.distributed import World
 from metaopt.errors import ProcessLostError, StoppedError, UserError, WriteError
+from metaopt.identity import Identity, difference
 from metaopt.learned import load
 from metaopt.meta_train import MetaTrainer
 from metaopt.outer_schedule import schedule
@@ -187,6 +188,7 @@ class Run:
             meta = state["config"]["meta"] | {"outer_steps": further}
             saved = state["config"] | {"meta": meta}
             _require_equal(saved, config.model_dump(mode="json"), path, done)
+            self.world.on_first(lambda: self._require_same_families(state.get("families"), path))
             self.trainer.restore(state)
         except UserError:
             raise
@@ -199,6 +201,20 @@ class Run:
         if not self.trainer.finished:
             self.world.on_first(self._rewind_metrics)
         return True
+
+    def _require_same_families(self, saved: dict[str, Identity] | None, path: Path) -> None:
+        """Raise ``ConfigError`` where tasks are not what they were when the state was saved."""
+        name = self.trainer.config.task.family
+        if saved is None:
+            if self.trainer.config.task.is_own:
+                self.world.say(f"{path}: too old to tell whether {name} is as it was then")
+            return
+        for place, found in self.trainer.families.items():
+            if (changed := difference(saved[place], found)) is not None:
+                raise ConfigError(
+                    f"{path}: field {place}: {name} is not what it was when the run was saved: "
+                    f"{changed}; put that back, or start afresh without --resume"
+                )
 
     def _rewind_metrics(self) -> None:
         """Take out what came after the state, and note the resumption."""

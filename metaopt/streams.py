@@ -43,6 +43,7 @@ class Stream(IntEnum):
     MINIBATCH = 10
     HIDING = 11
     SPLIT = 12
+    IDENTITY = 13
 
 
 def generator(stream: Stream, seed: int, block: int = 0) -> np.random.Generator:

@@ -11,6 +11,7 @@ import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,11 @@ from metaopt._version import __version__
 from metaopt.checkpoint import write_atomically
 from metaopt.distributed import World
 from metaopt.errors import MisfitError
+from metaopt.identity import Identity, difference, identity
 from metaopt.loss_statistics import geomean
 from metaopt.schema import HYPERPARAMETERS, EvalConfig, parse_baseline
 from metaopt.streams import Stream
-from metaopt.tasks import Tasks
+from metaopt.tasks import TaskFamily, Tasks
 from metaopt.unroll import last_loss
 
 
@@ -65,7 +67,8 @@ def tune(config: EvalConfig, device: torch.device, cache: Path, world: World) ->
     """
     known = world.on_first(lambda: _read(cache))
     chosen = []
-    tasks: Tasks | None = None
+    family = build.task_family(config.task)
+    drawn = _Drawn(config, family)
     for name in config.baselines:
         base, step = parse_baseline(name)
         step = config.steps if step is None else step
@@ -73,31 +76,59 @@ def tune(config: EvalConfig, device: torch.device, cache: Path, world: World) ->
             world.say(f"left out: {name}: it is tuned for a step beyond the last, {config.steps}")
             continue
         key = _key(config, base, step)
+        if key in known:
+            changed = world.on_first(partial(drawn.changed, known[key]))
+            if changed is not None:
+                world.say(f"tuned again: {name}: {config.task.family}: {changed}")
+                del known[key]
         if key not in known:
-            if tasks is None:
-                tasks = _tasks(config, device, world)
             try:
-                known[key] = _search(config, base, step, tasks, world)
+                known[key] = _search(config, base, step, drawn.share(device, world), world)
             except MisfitError as error:
                 world.say(f"left out: {name}: {error}")
                 continue
+            known[key] |= world.on_first(lambda: drawn.identity)
             world.on_first(lambda: _remember(cache, known))
         found = known[key]
         chosen.append(Choice(name, base, found["values"], step, found["validation_loss"]))
     return chosen
 
 
-def _tasks(config: EvalConfig, device: torch.device, world: World) -> Tasks:
-    """This process's share of the tasks to tune on."""
-    drawn = build.task_family(config.task).sample(
-        Stream.VALIDATION,
-        config.tuning.seed,
-        0,
-        config.tuning.tasks,
-        build.DTYPES[config.dtype],
-        device,
-    )
-    return drawn.select(world.share(config.tuning.tasks, "tuning.tasks"))
+class _Drawn:
+    """The tasks to tune on, drawn where they are needed, and what their family is.
+
+    Args:
+        config: of the evaluation.
+        family: of its tasks; of this package's own the version says what it is.
+    """
+
+    def __init__(self, config: EvalConfig, family: TaskFamily[Any]) -> None:
+        self._config = config
+        self._family = family
+
+    @cached_property
+    def _tasks(self) -> Tasks:
+        tuning = self._config.tuning
+        return self._family.drawn(Stream.VALIDATION, tuning.seed, 0, tuning.tasks)
+
+    @cached_property
+    def identity(self) -> dict[str, Identity]:
+        """As it is kept beside what was chosen."""
+        is_own = self._config.task.is_own
+        return {"family": identity(self._family, self._tasks)} if is_own else {}
+
+    def changed(self, kept: dict[str, Any]) -> str | None:
+        """What is not as it was when ``kept`` was chosen, if anything is not."""
+        if not self.identity:
+            return None
+        if kept.get("family", {}).keys() != self.identity["family"].keys():
+            return "not known what it was"
+        return difference(kept["family"], self.identity["family"])
+
+    def share(self, device: torch.device, world: World) -> Tasks:
+        """This process's share of the tasks."""
+        whole = self._tasks.to(device, build.DTYPES[self._config.dtype])
+        return whole.select(world.share(self._config.tuning.tasks, "tuning.tasks"))
 
 
 def _search(config: EvalConfig, base: str, step: int, tasks: Tasks, world: World) -> dict[str, Any]:
@@ -161,6 +192,17 @@ def _read(cache: Path) -> dict[str, Any]:
     """The cache; one that is missing or damaged is empty."""
     try:
         content = json.loads(cache.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
-    return content if isinstance(content, dict) else {}
+    if not isinstance(content, dict):
+        return {}
+    return {key: kept for key, kept in content.items() if _is_choice(kept)}
+
+
+def _is_choice(kept: Any) -> bool:
+    return (
+        isinstance(kept, dict)
+        and isinstance(kept.get("values"), dict)
+        and isinstance(kept.get("validation_loss"), float)
+        and isinstance(kept.get("family", {}), dict)
+    )
