@@ -23,8 +23,7 @@ from benchmarks.hardening.settings import Found, Hardening, side_by_side
 from benchmarks.hardening.victim import Plan, begun, errors_of
 from benchmarks.output import PRETRAINED
 from metaopt.checkpoint import read_state
-from metaopt.records import BEST_FILE, LAST_FILE
-from metaopt.run import STATE_FILE
+from metaopt.run_files import BEST_FILE, LAST_FILE, STATE_FILE
 
 PATIENCE = 120.0
 ACTS = ("fill", "forbid")

@@ -15,8 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from benchmarks.hardening.victim import Plan, Victim, begun, begun_by_torchrun
 from metaopt.checkpoint import read_state
-from metaopt.records import BEST_FILE, LAST_FILE, METRICS_FILE
-from metaopt.run import CONFIG_FILE, STATE_FILE
+from metaopt.run_files import BEST_FILE, CONFIG_FILE, LAST_FILE, METRICS_FILE, STATE_FILE
 
 SHAPES = ("task.width=3", "task.inputs=4", "task.outputs=2", "task.samples=3")
 META = ("meta.batch=4", "meta.steps=8", "meta.unroll=3", "meta.outer_steps=12")

@@ -27,8 +27,8 @@ from benchmarks.study.config import StudyConfig
 from metaopt import build, checkpoint, config, pretrained, show, tuning
 from metaopt.distributed import World
 from metaopt.learned import restore
-from metaopt.records import METRICS_FILE
-from metaopt.run import STATE_FILE, Run
+from metaopt.run import Run
+from metaopt.run_files import METRICS_FILE, STATE_FILE
 from metaopt.schema import EvalConfig, TrainConfig
 
 CPU = torch.device("cpu")
