@@ -50,8 +50,8 @@ def units_of(symmetries: Sequence[Symmetry], shapes: Mapping[str, torch.Size]) -
 def _numbered(symmetry: Symmetry, slot: Slot, shape: torch.Size, first: int, none: int) -> Tensor:
     """The unit of each entry of a parameter, as a matrix [out, rest]."""
     blocks, size = symmetry.blocks, symmetry.size
-    numbers = torch.arange(first, first + blocks * size).reshape(1, blocks, size, 1)
-    empty = torch.full(shape, none)
+    numbers = torch.arange(first, first + blocks * size, device="cpu").reshape(1, blocks, size, 1)
+    empty = torch.full(shape, none, device="cpu")
     try:
         filled = slot.apply(empty, blocks, size, lambda stretch: numbers.expand_as(stretch))
     except (RuntimeError, IndexError):
