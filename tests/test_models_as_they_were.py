@@ -8,6 +8,7 @@ import types
 import weakref
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -20,9 +21,11 @@ from torch.nn import functional
 from zoo import ZOO
 
 import metaopt
+from metaopt.models.units import units_of
 
 SEEN: list[Any] = []
 COUNT = 0
+CONTEXT: ContextVar[Any] = ContextVar("hidden", default=None)
 
 
 class _Slotted:
@@ -83,6 +86,7 @@ class _Writing(Pair):
         SEEN.append(h)
         COUNT += 1
         self.note(h)
+        CONTEXT.set(h)
         _cached(h)
         return self.fc2(h)
 
@@ -96,6 +100,7 @@ class _Writing(Pair):
             [list(module._forward_hooks) for module in self.modules()],
             [module.training for module in self.modules()],
             [list(self._modules), list(self._buffers), hasattr(self.slotted, "hidden")],
+            [CONTEXT.get()],
             [self.calls, self.last, list(SEEN), COUNT, self.noted(), _cached.cache_info().currsize],
         ]
 
@@ -280,11 +285,14 @@ def test_the_default_device_changes_nothing(name: str) -> None:
     plain, other = specimen.model().eval(), specimen.model().eval()
     x = specimen.inputs()
     found = metaopt.symmetries(plain, x)
+    shapes = {path: parameter.shape for path, parameter in plain.named_parameters()}
     metaopt.teleport(plain, symmetries=found)
     with torch.device("meta"):
         assert str(metaopt.symmetries(other, x)) == str(found)
         metaopt.teleport(other, symmetries=found)
+        units = units_of(found, shapes)
     assert not differ(plain, other)
+    assert str(units) == str(units_of(found, shapes))
     assert not any(module.training for module in other.modules())
 
 

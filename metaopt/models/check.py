@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextvars import copy_context
 from dataclasses import replace
 from typing import Any
 
@@ -70,7 +71,7 @@ class Trial:
         touched = touches(self._model, chosen, NORM, seed=0)
         with self._guard.holding_tensors():
             move_for_a_trial(self._model, touched)
-            return _outputs(self._model, self._example)
+            return copy_context().run(_outputs, self._model, self._example)
 
     def _deviation(self, chosen: Sequence[Symmetry]) -> float:
         """The largest relative change of an output."""

@@ -19,6 +19,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from contextvars import copy_context
 from dataclasses import dataclass, replace
 from functools import partial
 from types import FrameType
@@ -88,6 +89,12 @@ class _Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return is_leaf(m) or module_qualified_name in self.opaque
+
+    def path_of_module(self, mod: nn.Module) -> str:
+        try:
+            return super().path_of_module(mod)
+        except NameError:
+            self.watch.refuse(f"it calls a {type(mod).__name__} that is no part of the model")
 
     def call_module(
         self,
@@ -211,7 +218,7 @@ def _trace_once(
                 # Code of the user's that runs when the mode changes.
                 if training is not None and not is_foreign(module.train):
                     module.train(training)
-            graph = _Tracer(opaque, defaults, watch).trace(model)
+            graph = copy_context().run(_Tracer(opaque, defaults, watch).trace, model)
         if watch.refused is not None:
             raise UntraceableError(watch.refused)
         if guard.drew():
