@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim import lr_scheduler
 
 from metaopt import LearnedOptimizer
+from metaopt.torch_optim.inputs import require_no_capture
 
 KINDS = [UPDATES, "layer", "adam"]
 Parts = tuple[Problem, LearnedOptimizer]
@@ -215,6 +216,13 @@ def test_the_loss_is_a_number_or_none(kind: str) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             step(wrong)
+
+
+def test_a_step_is_not_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    require_no_capture(torch.device("cpu"))
+    with pytest.raises(RuntimeError, match=r"call step\(\) after replay"):
+        require_no_capture(torch.device("cuda"))
 
 
 def test_gradients_of_another_kind() -> None:

@@ -104,6 +104,8 @@ CHANGES: dict[str, tuple[Callable[[Any], Any], str]] = {
     "nan": (lambda s: s["param_groups"][0].update(weight_decay=math.nan), "decay: found nan"),
     "groups": (lambda s: s["param_groups"].append({"params": []}), r"groups of \[4, 0\]"),
     "params": (lambda s: s["param_groups"][0].pop("params"), "found no 'params'"),
+    "twice": (lambda s: s["param_groups"][0].update(params=[0, 0, 2, 3]), "found the parameters 0"),
+    "lists": (lambda s: s["param_groups"][0].update(params=[[0], 1, 2, 3]), r"parameters \[0\], 1"),
     "steps": (lambda s: s["param_groups"][0].update(steps="many"), "found 'many', expected a"),
     "rule": (lambda s: s["param_groups"][0].update(rule=3), "found 3, expected text"),
     "missing": (lambda s: s["state"][1].pop("update.h0"), "of 0.bias lacks update.h0"),

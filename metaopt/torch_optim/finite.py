@@ -69,9 +69,13 @@ class Watch:
 
     Args:
         device: that the parameters lie on.
+
+    Attributes:
+        device: the same.
     """
 
     def __init__(self, device: torch.device) -> None:
+        self.device = device
         self._waits = waits_for(device)
         self._asked: deque[_Asked] = deque()
 

@@ -69,6 +69,22 @@ def loss_of(returned: Any) -> Tensor | None:
     )
 
 
+def require_no_capture(device: torch.device) -> None:
+    """Refuse steps within ``torch.cuda.graph``.
+
+    Args:
+        device: of the parameters.
+
+    Raises:
+        RuntimeError: a replay would take the same step from the same state again and again.
+    """
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            "LearnedOptimizer takes no steps within a CUDA graph, as its state moves to other "
+            "memory at each: capture the forward and backward pass, and call step() after replay()"
+        )
+
+
 def require_gradients(parameters: Sequence[Tensor], names: Mapping[int, str]) -> None:
     """Refuse gradients that are no real tensor of their parameter's shape beside it.
 

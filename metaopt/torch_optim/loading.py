@@ -184,6 +184,13 @@ def _parts(given: Any) -> tuple[list[dict[str, Any]], Mapping[Any, Mapping[str, 
                 f"state_dict['param_groups'][{g}]: found no 'params', expected a group as "
                 f"state_dict() returns it"
             )
+    indices = [index for group in groups for index in group["params"]]
+    # torch counts parameters, torch.distributed.checkpoint names them.
+    if not all(isinstance(index, int | str) for index in indices) or len({*indices}) < len(indices):
+        raise ValueError(
+            f"state_dict['param_groups']: found the parameters {_shown(indices)}, expected a "
+            f"number or a name for each"
+        )
     for index, state in states.items():
         if not isinstance(state, Mapping):
             raise ValueError(

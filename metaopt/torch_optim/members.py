@@ -7,7 +7,7 @@ who stands in the groups is looked at anew at each step.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,23 @@ from torch import Tensor, nn
 from metaopt.models.find import plain
 from metaopt.torch_optim.precision import working_dtype
 from metaopt.torch_optim.replicas import require_whole
+
+Parameters = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
+"""What ``torch.optim`` takes: parameters, named parameters or groups."""
+
+
+def trainable(model: nn.Module | Parameters, params: Parameters | None) -> Parameters:
+    """What is to be optimised: those given, else all that a model has to train.
+
+    Args:
+        model: or parameters.
+        params: or None.
+    """
+    if params is not None:
+        return params
+    if isinstance(model, nn.Module):
+        return [p for p in model.parameters() if p.requires_grad]
+    return model
 
 
 @dataclass(frozen=True)

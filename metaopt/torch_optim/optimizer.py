@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,10 @@ from metaopt.symmetry import UnitEngine
 from metaopt.torch_optim.chain import Chain
 from metaopt.torch_optim.finite import Watch, given, made
 from metaopt.torch_optim.horizon import tell_horizon
-from metaopt.torch_optim.inputs import loss_of, rates, require_gradients
+from metaopt.torch_optim.inputs import loss_of, rates, require_gradients, require_no_capture
 from metaopt.torch_optim.loading import Loaded, Owner
 from metaopt.torch_optim.loading import load as load_state
-from metaopt.torch_optim.members import Members
+from metaopt.torch_optim.members import Members, Parameters, trainable
 from metaopt.torch_optim.memory import (
     NOTHING_YET,
     RULE,
@@ -36,9 +36,6 @@ from metaopt.torch_optim.states import of_the_same_shapes
 from metaopt.torch_optim.stepper import Stepper
 from metaopt.torch_optim.within import units_within
 from metaopt.units import Units
-
-Parameters = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
-"""What ``torch.optim`` takes: parameters, named parameters or groups."""
 
 
 class LearnedOptimizer(torch.optim.Optimizer):
@@ -89,6 +86,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
     """
 
     _stepper: Stepper
+    _watch: Watch
 
     def __init__(
         self,
@@ -100,15 +98,9 @@ class LearnedOptimizer(torch.optim.Optimizer):
         learned_decay: float = 1.0,
     ) -> None:
         self.model = model if isinstance(model, nn.Module) else None
-        if params is None:
-            params = (
-                [p for p in model.parameters() if p.requires_grad]
-                if isinstance(model, nn.Module)
-                else model
-            )
         self.rule = rule if isinstance(rule, LearnedRule) else load(rule)
         options = {"lr": lr, "weight_decay": weight_decay, "learned_decay": learned_decay}
-        super().__init__(params, options | NOTHING_YET)  # type: ignore[arg-type]
+        super().__init__(trainable(model, params), options | NOTHING_YET)  # type: ignore[arg-type]
         self._prepare()
 
     @property
@@ -169,7 +161,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
         if known is not None and not (before is not None and before.is_off_from_the_start):
             self._stepper.turn_teleports_off(known)
         self._complete_states()
-        self._watch = getattr(self, "_watch", None) or Watch(self._members.device)
+        if before is None or self._watch.device != self._members.device:
+            self._watch = Watch(self._members.device)
         self._remember_rule()
 
     def _remember_rule(self) -> None:
@@ -254,6 +247,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             UnknownInputsError: where the rule reads the inputs of layers, and there was no forward
                 pass of the model, or not of its layers in order.
         """
+        require_no_capture(self._members.device)
         self._watch.report()
         loss = None
         if closure is not None:
@@ -275,9 +269,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             self._complete_states()
         states = [self.state[p] for p in parameters]
         names = self._members.in_order_names
-        weights = [
-            unrounded(p, state, self.dtype) for p, state in zip(parameters, states, strict=True)
-        ]
+        weights = [unrounded(p, self.state[p], self.dtype) for p in parameters]
         grads = [None if p.grad is None else p.grad.to(self.dtype) for p in parameters]
         loss = None if loss is None else loss.to(weights[0])
         step = remembered(self.param_groups)[STEPS] + 1
@@ -302,8 +294,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
             if p.grad is not None:
                 write(p, W, state)
             state.update(change)
-        tell_horizon(self.rule, step)
         remember(self, **{STEPS: step, TELEPORTS_OFF: self.teleports_off})
+        tell_horizon(self.rule, step)
 
     def state_dict(self) -> dict[str, Any]:
         """As torch's, with why teleports are off (``teleports_off``)."""
