@@ -137,7 +137,7 @@ def adam(model: nn.Module) -> torch.optim.Optimizer:
 
 def learned_by(rule: LearnedRule) -> Callable[[nn.Module], torch.optim.Optimizer]:
     """The learned optimizer of a rule."""
-    return lambda model: LearnedOptimizer(model, rule, lr=LR)
+    return lambda model: LearnedOptimizer(model, rule, lr=LR, full_batch=True)
 
 
 def updates_of(rule: LearnedRule) -> LearnedRule:

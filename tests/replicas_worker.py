@@ -100,8 +100,8 @@ def replicas(
     return {"weights": weights(model), "warned": said(caught)}
 
 
-def given_wrapper(rule: Any) -> Make:
-    return lambda shared, model: metaopt.LearnedOptimizer(shared, rule)
+def given_wrapper(rule: Any, lr: float = 1.0) -> Make:
+    return lambda shared, model: metaopt.LearnedOptimizer(shared, rule, lr=lr)
 
 
 def given_model(rule: Any) -> Make:
@@ -161,17 +161,17 @@ def main() -> None:
     # Older than the processes' knowledge of each other.
     alone = mlp(3)
     early = chain(0)
-    early_optimizer = metaopt.LearnedOptimizer(early, learned_rule("coordinate_lstm"))
+    coordinate = learned_rule("coordinate_lstm")
+    early_optimizer = metaopt.LearnedOptimizer(early, coordinate, lr=0.01, full_batch=True)
     distributed.init_process_group("gloo")
     rank = distributed.get_rank()
-    coordinate = learned_rule("coordinate_lstm")
     found: dict[str, Any] = {
         "wrapper": replicas(mlp(rank), given_wrapper(D), closure=True),
         "model": replicas(mlp(rank), given_model(D), closure=True),
         "no closure": replicas(mlp(rank), given_model(D), closure=False),
         "before": replicas(mlp(rank), given_model(D), closure=True, made_before=True),
         "bfloat16": replicas(mlp(rank).bfloat16(), given_wrapper(D), closure=True),
-        "chain": replicas(chain(rank), given_wrapper(coordinate), closure=True),
+        "chain": replicas(chain(rank), given_wrapper(coordinate, lr=0.01), closure=True),
         "early": replicas(early, lambda shared, model: early_optimizer, closure=True),
         "uneven": uneven(),
         "parts": parts(),

@@ -213,11 +213,11 @@ def steps_in_torch(steps: int, resumed_at: int | None) -> list[Tensor]:
     with torch.no_grad():
         for seed, parameter in enumerate(model.parameters()):
             parameter.copy_(signed(*parameter.shape, seed=seed))
-    optimizer = metaopt.LearnedOptimizer(model, rule)
+    optimizer = metaopt.LearnedOptimizer(model, rule, full_batch=True)
     for step in range(steps):
         if step == resumed_at:
             saved = optimizer.state_dict()
-            optimizer = metaopt.LearnedOptimizer(model, rule)
+            optimizer = metaopt.LearnedOptimizer(model, rule, full_batch=True)
             optimizer.load_state_dict(saved)
         optimizer.zero_grad()
         (model(X) - Y).square().sum().backward()

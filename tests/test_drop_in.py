@@ -71,8 +71,9 @@ def test_lr_multiplies_updates(make: Callable[[], Problem], rate: Any) -> None:
 @pytest.mark.parametrize("kind", ["coordinate_lstm", "coordinate_directions", "lstm_step"])
 def test_without_lr_nothing_moves(kind: str) -> None:
     start = models.chain().to(torch.float64)
-    assert equal(stepped(models.chain, learned_rule(kind), lr=0.0).weights(), start.weights())
-    assert not equal(stepped(models.chain, learned_rule(kind)).weights(), start.weights())
+    there: dict[str, Any] = {"make": models.chain, "rule": learned_rule(kind), "full_batch": True}
+    assert equal(stepped(**there, lr=0.0).weights(), start.weights())
+    assert not equal(stepped(**there).weights(), start.weights())
 
 
 def test_lr_multiplies_generators() -> None:
@@ -96,7 +97,7 @@ def test_lr_multiplies_generators() -> None:
     (T,) = (generator.detach() for generator in proposal.generators)
     assert float(T.norm()) > 1e-2
     for lr in (1.0, 0.3):
-        found = stepped(models.chain, rule, lr=lr).weights()[1]
+        found = stepped(models.chain, rule, lr=lr, full_batch=True).weights()[1]
         expected = (W2 @ torch.linalg.matrix_exp(-lr * T))[0]
         torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9)
 

@@ -32,7 +32,7 @@ Parts = tuple[Problem, LearnedOptimizer]
 
 def fresh(kind: str = "coordinate_lstm", make: Callable[[], Problem] = models.chain) -> Parts:
     problem = make().to(torch.float64)
-    return problem, LearnedOptimizer(problem.model, learned_rule(kind))
+    return problem, LearnedOptimizer(problem.model, learned_rule(kind), lr=0.01, full_batch=True)
 
 
 def turned_off() -> Parts:

@@ -57,7 +57,7 @@ def test_autocast_does_not_reach_the_rule(make: Callable[[], Problem], kind: str
     results = []
     for inside in (True, False):
         problem = make()
-        optimizer = metaopt.LearnedOptimizer(problem.model, learned_rule(kind))
+        optimizer = metaopt.LearnedOptimizer(problem.model, learned_rule(kind), full_batch=True)
         problem.backward()
         with torch.autocast("cpu", torch.bfloat16, enabled=inside):
             optimizer.step()
@@ -67,7 +67,8 @@ def test_autocast_does_not_reach_the_rule(make: Callable[[], Problem], kind: str
 
 def test_teleports_go_on_under_autocast() -> None:
     problem = models.chain()
-    optimizer = metaopt.LearnedOptimizer(problem.model, learned_rule("coordinate_lstm"), lr=0.1)
+    rule = learned_rule("coordinate_lstm")
+    optimizer = metaopt.LearnedOptimizer(problem.model, rule, lr=0.1, full_batch=True)
     for _ in range(2):
         problem.model.zero_grad()
         with torch.autocast("cpu", torch.bfloat16):
@@ -109,7 +110,7 @@ def test_compiled_models_take_the_same_step(make: Callable[[], Problem], kind: s
         problem = make().to(torch.float64)
         if compiled:
             problem.model = torch.compile(problem.model, backend="eager")  # type: ignore[assignment]
-        optimizer = metaopt.LearnedOptimizer(problem.model, learned_rule(kind))
+        optimizer = metaopt.LearnedOptimizer(problem.model, learned_rule(kind), full_batch=True)
         take_steps(problem, optimizer, 2)
         assert optimizer.state_dict()["teleports_off"] is None
         results.append(problem.weights())

@@ -31,7 +31,9 @@ def scheduled(
         {"params": parameters[1:], "weight_decay": 0.01},
         {"params": parameters[:1], "lr": 0.01},
     ]
-    optimizer = metaopt.LearnedOptimizer(problem.model, rule, lr=0.02, params=groups)
+    optimizer = metaopt.LearnedOptimizer(
+        problem.model, rule, lr=0.02, params=groups, full_batch=True
+    )
     return problem, optimizer, lr_scheduler.ExponentialLR(optimizer, 0.7)
 
 
@@ -119,13 +121,13 @@ def test_schedulers_drive_lr() -> None:
 def test_data_that_changes_turns_teleports_off_for_good() -> None:
     problem = models.chain().to(torch.float64)
     rule = learned_rule("coordinate_lstm")
-    optimizer = metaopt.LearnedOptimizer(problem.model, rule)
+    optimizer = metaopt.LearnedOptimizer(problem.model, rule, full_batch=True)
     take_steps(problem, optimizer, 2)
     problem.x = problem.x.flip(0) + 1
     problem.backward()
     with pytest.warns(UserWarning, match="the data changes from step to step"):
         optimizer.step()
-    resumed = metaopt.LearnedOptimizer(problem.model, rule)
+    resumed = metaopt.LearnedOptimizer(problem.model, rule, full_batch=True)
     resumed.load_state_dict(saved(optimizer.state_dict()))
     outputs = []
     for each in (optimizer, resumed):
@@ -139,7 +141,8 @@ def test_data_that_changes_turns_teleports_off_for_good() -> None:
 
 def test_a_weight_without_gradient_turns_teleports_off() -> None:
     problem = models.chain().to(torch.float64)
-    optimizer = metaopt.LearnedOptimizer(problem.model, learned_rule("coordinate_lstm"))
+    rule = learned_rule("coordinate_lstm")
+    optimizer = metaopt.LearnedOptimizer(problem.model, rule, full_batch=True)
     problem.backward()
     first, last = problem.model.parameters()
     last.grad = None
@@ -152,8 +155,9 @@ def test_a_weight_without_gradient_turns_teleports_off() -> None:
 
 def test_half_precision_allows_no_teleports() -> None:
     problem = models.chain().to(torch.bfloat16)
+    rule = learned_rule("coordinate_lstm")
     with pytest.warns(UserWarning, match="too coarse"):
-        optimizer = metaopt.LearnedOptimizer(problem.model, learned_rule("coordinate_lstm"))
+        optimizer = metaopt.LearnedOptimizer(problem.model, rule, lr=0.01)
     take_steps(problem, optimizer, 1)
     assert all(bool(W.isfinite().all()) for W in problem.weights())
 
@@ -192,7 +196,7 @@ def test_what_cannot_be_stepped_is_an_error() -> None:
 @pytest.mark.parametrize("kind", ["coordinate_lstm_step", "lstm_directions_step"])
 def test_rules_of_step_sizes_go_on_without_teleports_on_a_chain(kind: str) -> None:
     problem = models.chain().to(torch.float64)
-    optimizer = metaopt.LearnedOptimizer(problem.model, learned_rule(kind))
+    optimizer = metaopt.LearnedOptimizer(problem.model, learned_rule(kind), full_batch=True)
     take_steps(problem, optimizer, 1)
     problem.x = problem.x + 1
     problem.backward()

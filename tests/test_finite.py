@@ -46,7 +46,7 @@ SPOILED: dict[str, tuple[Spoil, str]] = {
 
 def started(kind: str) -> Parts:
     problem = models.perceptron()
-    optimizer = LearnedOptimizer(problem.model, learned_rule(kind))
+    optimizer = LearnedOptimizer(problem.model, learned_rule(kind), lr=0.01)
     take_steps(problem, optimizer, 2)
     return problem, optimizer
 

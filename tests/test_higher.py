@@ -57,7 +57,7 @@ def test_higher_and_the_batched_unroll_agree(kind: str, order: int) -> None:
 
     model = two_layers(tasks.initial, rule.config.task.slope)
     X, Y = tasks.X[0].T, tasks.Y[0].T
-    optimizer = metaopt.LearnedOptimizer(model, rule)
+    optimizer = metaopt.LearnedOptimizer(model, rule, full_batch=True)
     with higher.innerloop_ctx(model, optimizer) as (functional, differentiable):
         losses = []
         for _ in range(STEPS + 1):
@@ -93,7 +93,7 @@ def test_plain_steps_with_a_closure_follow_the_unroll(kind: str) -> None:
         state, unrolled = unroll(tasks, rule.optimizer, state, STEPS)
 
     model = two_layers(tasks.initial, rule.config.task.slope)
-    optimizer = metaopt.LearnedOptimizer(model, rule)
+    optimizer = metaopt.LearnedOptimizer(model, rule, full_batch=True)
     X, Y = tasks.X[0].T, tasks.Y[0].T
 
     def closure() -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Models that are a chain, and the data behind their last forward pass.
+"""Models that are a chain, and the data behind their gradient.
 
 A chain is an alternation of bias-free ``nn.Linear`` layers and one kind of ``nn.LeakyReLU``, with
 no other parameters: the network whose orbits the teleport engine knows.
@@ -6,20 +6,19 @@ no other parameters: the network whose orbits the teleport engine knows.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from functools import cached_property, partial
-from typing import Any
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from metaopt.network import LeakyReLU, pseudo_inverse
+from metaopt.torch_optim.passes import Pass, Recorder
 
 
 @dataclass(frozen=True)
 class ModelData:
-    """The data behind the last forward pass of a model: a ``TeleportData`` with B = 1.
+    """All the data that a model is trained on: a ``TeleportData`` with B = 1.
 
     Attributes:
         X: the input of the first layer, [1, n, N].
@@ -34,33 +33,34 @@ class ModelData:
         """X^+, [1, N, n]."""
         return pseudo_inverse(self.X)
 
+    def has_same_rows(self, X: Tensor) -> bool:
+        """Whether other inputs are these, in whatever order: the action is exact on the same."""
+        if torch.equal(X, self.X):
+            return True
+        return torch.equal(torch.unique(X[0], dim=1), torch.unique(self.X[0], dim=1))
+
     @property
     def target_norm(self) -> Tensor:
         """The targets are not known to an optimizer: 0."""
         return self.X.new_zeros(1)
 
 
-@dataclass
 class Chain:
-    """The layers of a model as a chain, and the inputs that they saw last.
+    """The layers of a model as a chain, and the inputs that they saw.
 
-    Attributes:
+    Args:
         layers: the ``nn.Linear`` modules in order.
         s: the activation between them.
-        keep_graph: record inputs with their graph, for second-order meta-gradients.
-        inputs: of each layer at the last forward pass with gradients, each [N, n_l].
-        hooks: those that record them.
     """
 
-    layers: list[nn.Linear]
-    s: LeakyReLU
-    keep_graph: bool
-    inputs: list[Tensor | None]
-    hooks: list[RemovableHandle] = field(default_factory=list)
+    def __init__(self, layers: list[nn.Linear], s: LeakyReLU) -> None:
+        self.layers = layers
+        self.s = s
+        self._recorder: Recorder | None = None
 
     @staticmethod
-    def of(model: nn.Module, keep_graph: bool) -> Chain | str:
-        """The chain that a model is, with hooks on its layers, or why it is none."""
+    def of(model: nn.Module) -> Chain | str:
+        """The chain that a model is, or why it is none."""
         leaves = [module for module in model.modules() if not any(module.children())]
         linear = [leaf for leaf in leaves[0::2] if isinstance(leaf, nn.Linear)]
         between = [leaf for leaf in leaves[1::2] if isinstance(leaf, nn.LeakyReLU)]
@@ -78,46 +78,40 @@ class Chain:
         slopes = {leaf.negative_slope for leaf in between}
         if len(slopes) != 1:
             return f"its activations have different slopes {sorted(slopes)}"
-        chain = Chain(linear, LeakyReLU(slopes.pop()), keep_graph, [None] * len(linear))
-        chain.hooks += [
-            layer.register_forward_pre_hook(partial(chain.record, position))
-            for position, layer in enumerate(linear)
-        ]
-        return chain
+        return Chain(linear, LeakyReLU(slopes.pop()))
 
-    def record(self, position: int, module: nn.Module, arguments: tuple[Any, ...]) -> None:
-        """A forward hook: keep the input of the layer at ``position``."""
-        # A pass without gradients is a measurement, not the one that the step belongs to.
-        if torch.is_grad_enabled():
-            self.inputs[position] = arguments[0] if self.keep_graph else arguments[0].detach()
+    def watch(self, keep_graph: bool) -> None:
+        """From now on, and as long as this object lives, see what the layers see.
 
-    def release(self) -> None:
-        """Take the hooks off the model."""
-        for hook in self.hooks:
-            hook.remove()
+        Args:
+            keep_graph: with its graph, for second-order meta-gradients.
+        """
+        self._recorder = Recorder(self.layers, self.s, keep_graph)
+
+    def is_in_order(self) -> bool:
+        """Whether all passes that the gradient comes from went from layer to layer."""
+        return all(one.is_whole(len(self.layers)) for one in self._passes())
+
+    def _passes(self) -> list[Pass]:
+        return [] if self._recorder is None else self._recorder.step()
 
     def layer_inputs(self) -> tuple[Tensor, ...]:
-        """A_0 .. A_{L-1}, each [1, n_l, N] in the dtype of the weights; none before a whole pass.
+        """A_0 .. A_{L-1} behind the gradient, each [1, n_l, N] in the dtype of the weights.
 
-        Under autocast layers are fed in half precision.
+        Of all passes that it comes from, side by side; none where no pass was seen. (Under autocast
+        layers are fed in half precision.)
+
+        Raises:
+            ValueError: where a pass went through the layers in another order.
         """
-        seen = [x for x in self.inputs if x is not None]
-        if len(seen) < len(self.layers):
-            return ()
+        passes = self._passes()
+        if not self.is_in_order():
+            raise ValueError(
+                "the layers of this model do not feed each other in order; teleporting would "
+                "change what it computes"
+            )
         dtype = self.layers[0].weight.dtype
-        return tuple(x.reshape(-1, x.shape[-1]).mT[None].to(dtype) for x in seen)
-
-    def is_fed_in_order(self) -> bool:
-        """Whether each layer saw what the one before made; a model may call them otherwise."""
-        seen = self.layer_inputs()
-        for position, (A, layer) in enumerate(zip(seen[:-1], self.layers, strict=False)):
-            expected, after = self.s(layer.weight @ A), seen[position + 1]
-            recorded = self.inputs[position + 1]
-            assert recorded is not None
-            # As near as the products of this precision come to each other.
-            tolerance = max(1e-3, 8 * torch.finfo(recorded.dtype).eps)
-            if expected.shape != after.shape:
-                return False
-            if not bool((expected - after).norm() <= tolerance * after.norm()):
-                return False
-        return True
+        return tuple(
+            torch.cat([x.reshape(-1, x.shape[-1]) for x in seen]).mT[None].to(dtype)
+            for seen in zip(*(one.inputs for one in passes), strict=True)
+        )

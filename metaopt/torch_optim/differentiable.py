@@ -6,20 +6,24 @@ from collections.abc import Sequence
 from typing import Any
 
 import higher
+import torch
 from torch import Tensor
 
+from metaopt.optimizers import MetaOptimizer
 from metaopt.torch_optim.horizon import tell_horizon
 from metaopt.torch_optim.memory import STEPS, remembered
 from metaopt.torch_optim.optimizer import LearnedOptimizer
-from metaopt.torch_optim.stepper import Rates, Stepper
+from metaopt.torch_optim.precision import cast_with_graph
+from metaopt.torch_optim.rates import Rates
 
 
 class DifferentiableLearnedOptimizer(higher.optim.DifferentiableOptimizer):
     """The same step with its graph kept, for ``higher.innerloop_ctx``.
 
-    Meta-gradients flow to ``LearnedOptimizer.meta_optimizer`` (the rule's own, where model and rule
-    have one dtype and device), and to ``lr`` and ``weight_decay`` where ``higher`` overrides them
-    by tensors; the order (first or second) is that of the rule's configuration.
+    Meta-gradients flow to the parameters of the rule, ``LearnedOptimizer.rule.optimizer``, whatever
+    their dtype and device, and to ``lr``, ``weight_decay`` and ``learned_decay`` where ``higher``
+    overrides them by tensors; the order (first or second) is that of the rule's configuration. With
+    ``track_higher_grads=False`` nothing of a step is kept but weights and states.
     """
 
     def __init__(self, other: LearnedOptimizer, *arguments: Any, **options: Any) -> None:
@@ -28,16 +32,28 @@ class DifferentiableLearnedOptimizer(higher.optim.DifferentiableOptimizer):
         self._places = other.places
         self._dtype = other.dtype
         self._loss: Tensor | None = None
-        # Forward hooks belong to the functional copy of the model, which makes its own.
-        found = other.chain_of(self._fmodel, keep_graph=True)
-        self._stepper = Stepper(other.meta_optimizer, found, other.units(), other.in_order())
+        # What the layers of the functional copy see is not what those of the model do.
+        self._stepper = other.stepper(
+            self._fmodel, self._as_in_graph(other), keep_graph=self._track_higher_grads
+        )
         if other.teleports_off is not None:
             self._stepper.turn_teleports_off(other.teleports_off)
+
+    def _as_in_graph(self, other: LearnedOptimizer) -> MetaOptimizer:
+        """The rule's optimizer, cast with its graph to the model's dtype and device."""
+        own = other.rule.optimizer
+        if other.meta_optimizer is own or not self._track_higher_grads:
+            return other.meta_optimizer
+        return cast_with_graph(own, other.in_order()[0].device, other.dtype)
 
     def step(self, loss: Tensor, *arguments: Any, **options: Any) -> Any:
         """One inner step from the loss of the functional model."""
         self._loss = loss
-        return super().step(loss, *arguments, **options)
+        try:
+            return super().step(loss, *arguments, **options)
+        finally:
+            # Its graph is the caller's to keep.
+            self._loss = None
 
     def _update(self, grouped_grads: Sequence[Sequence[Tensor | None]], **options: Any) -> None:
         groups = self.param_groups
@@ -46,17 +62,22 @@ class DifferentiableLearnedOptimizer(higher.optim.DifferentiableOptimizer):
         for group in groups:
             group[STEPS] = steps
         grads = [grouped_grads[g][i] for g, i in self._places]
-        new, states = self._stepper.step(
-            [groups[g]["params"][i].to(self._dtype) for g, i in self._places],
-            [None if G is None else G.to(self._dtype) for G in grads],
-            None if self._loss is None else self._loss.to(self._dtype),
-            [Rates.of(groups[g]) for g, _ in self._places],
-            [self.state[g][i] for g, i in self._places],
-            differentiate_features=self._rule.config.meta.order == 2,
-        )
-        for (g, i), W, state in zip(self._places, new, states, strict=True):
-            groups[g]["params"][i] = W.to(groups[g]["params"][i].dtype)
-            self.state[g][i].update(state)
+        with torch.set_grad_enabled(self._track_higher_grads and torch.is_grad_enabled()):
+            new, states = self._stepper.step(
+                [groups[g]["params"][i].to(self._dtype) for g, i in self._places],
+                [None if G is None else G.to(self._dtype) for G in grads],
+                None if self._loss is None else self._loss.to(self._dtype),
+                [Rates.of(groups[g]) for g, _ in self._places],
+                [self.state[g][i] for g, i in self._places],
+                differentiate_features=self._rule.config.meta.order == 2,
+            )
+            for (g, i), W, state in zip(self._places, new, states, strict=True):
+                before = groups[g]["params"][i]
+                after = W.to(before.dtype)
+                # What stays is a node of its own too: the next gradient is that by the weights as
+                # they are then, not by those that the others came from.
+                groups[g]["params"][i] = after.view_as(after) if after is before else after
+                self.state[g][i].update(state)
 
 
 higher.register_optim(LearnedOptimizer, DifferentiableLearnedOptimizer)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metaopt.torch_optim.stepper import Rate, Rates
+from metaopt.torch_optim.rates import Rate, Rates
 
 _OPTIONS = {"lr": None, "weight_decay": None, "learned_decay": 1.0}
 """With what holds for groups that an older version saved without it; None where all have it."""

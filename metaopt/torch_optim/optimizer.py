@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from metaopt.learned import LearnedRule, load
+from metaopt.optimizers import MetaOptimizer
 from metaopt.rules import Kept, State
-from metaopt.symmetry import UnitEngine
-from metaopt.torch_optim.chain import Chain
 from metaopt.torch_optim.finite import Watch, given, made
 from metaopt.torch_optim.horizon import tell_horizon
 from metaopt.torch_optim.inputs import loss_of, rates, require_gradients, require_no_capture
@@ -33,9 +32,9 @@ from metaopt.torch_optim.memory import (
 from metaopt.torch_optim.precision import matching, unrounded, write
 from metaopt.torch_optim.replicas import Replicas
 from metaopt.torch_optim.states import of_the_same_shapes
-from metaopt.torch_optim.stepper import Stepper
-from metaopt.torch_optim.within import units_within
-from metaopt.units import Units
+from metaopt.torch_optim.stepper import NOT_SAID, Stepper
+from metaopt.torch_optim.told import Told
+from metaopt.torch_optim.within import chain_within, units_within
 
 
 class LearnedOptimizer(torch.optim.Optimizer):
@@ -69,6 +68,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
             the groups, rules see parameters in the model's order.
         learned_decay: factor on the weight decay that a rule has learned, of each group without one
             of its own: 1 as it was meta-trained, 0 for none.
+        full_batch: whether each gradient is that of all the data there is: teleports through the
+            data, which change what the model computes on any other, want that said.
 
     Attributes:
         meta_optimizer: the rule's, or a copy of it on the parameters' device and in ``dtype``.
@@ -96,8 +97,10 @@ class LearnedOptimizer(torch.optim.Optimizer):
         weight_decay: float = 0.0,
         params: Parameters | None = None,
         learned_decay: float = 1.0,
+        full_batch: bool = False,
     ) -> None:
         self.model = model if isinstance(model, nn.Module) else None
+        self.full_batch = full_batch
         self.rule = rule if isinstance(rule, LearnedRule) else load(rule)
         options = {"lr": lr, "weight_decay": weight_decay, "learned_decay": learned_decay}
         super().__init__(trainable(model, params), options | NOTHING_YET)  # type: ignore[arg-type]
@@ -152,11 +155,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
         self._replicas = Replicas(self.model)
         self.meta_optimizer = matching(self.rule.optimizer, self._members.device, self.dtype)
         before = getattr(self, "_stepper", None)
-        if before is not None and before.chain is not None:
-            before.chain.release()
-        found = "no model was given" if self.model is None else self.chain_of(self.model)
         known = remembered(self.param_groups)[TELEPORTS_OFF]
-        self._stepper = Stepper(self.meta_optimizer, found, self.units(), self.in_order(), known)
+        self._stepper = self.stepper(self.model, self.meta_optimizer, keep_graph=False)
         # What was so from the start may be otherwise with other parameters.
         if known is not None and not (before is not None and before.is_off_from_the_start):
             self._stepper.turn_teleports_off(known)
@@ -180,6 +180,21 @@ class LearnedOptimizer(torch.optim.Optimizer):
         """(group, position in it) of each parameter, in the order in which rules see them."""
         return self._members.places
 
+    def stepper(
+        self, model: nn.Module | None, optimizer: MetaOptimizer, keep_graph: bool
+    ) -> Stepper:
+        """What takes steps on the model, or a copy of it, with the rule's optimizer or a copy."""
+        return Stepper(
+            optimizer,
+            self._replicas.inputs_unknown() or chain_within(model, self.model, self.in_order()),
+            units_within(self.model, self.in_order(), optimizer.engine),
+            self.in_order(),
+            Told(self.rule.config),
+            self.full_batch,
+            keep_graph,
+            known=remembered(self.param_groups)[TELEPORTS_OFF],
+        )
+
     def in_order(self) -> list[Tensor]:
         """All parameters, in the order in which rules see them."""
         return self._members.parameters
@@ -193,25 +208,6 @@ class LearnedOptimizer(torch.optim.Optimizer):
     def kept(self, key: str) -> Kept | None:
         """What a tensor in a parameter's state belongs to; None for what is no rule's."""
         return self._stepper.layout.moves(key) if "." in key else None
-
-    def units(self) -> Units | str:
-        """The hidden units that the rule may scale, or why it may scale none."""
-        if not isinstance(self.meta_optimizer.engine, UnitEngine):
-            return "the rule scales no units"
-        return units_within(self.model, self.in_order())
-
-    def chain_of(self, model: nn.Module, keep_graph: bool = False) -> Chain | str:
-        """The model, or a copy of it, as a chain, or why it is none.
-
-        Args:
-            model: of the structure of this optimizer's.
-            keep_graph: record the inputs of its layers with their graph.
-        """
-        if self.model is not None:
-            whole = {id(p) for p in self.model.parameters() if p.requires_grad}
-            if whole != {id(p) for p in self.in_order()}:
-                return "the parameters to optimise are not those of the model"
-        return self._replicas.inputs_unknown() or Chain.of(model, keep_graph)
 
     def _complete_states(self) -> None:
         """The state before the first step, for parameters that have none or one of other shapes."""
@@ -240,12 +236,11 @@ class LearnedOptimizer(torch.optim.Optimizer):
         Raises:
             NonFiniteError: where a gradient or a weight is not finite, or would not be after the
                 step: then nothing is changed. On CUDA it is the first later step that raises it.
-            ValueError: where an option of a group has become no finite number of at least 0, or the
-                closure returns no loss.
+            ValueError: where an option of a group has become no finite number of at least 0, the
+                closure returns no loss, or lr is not small and a rule lacks its layers' inputs.
             RuntimeError: where gradients are sparse, or the model has moved to another device or
                 dtype since the optimizer was made, or has other parameters.
-            UnknownInputsError: where the rule reads the inputs of layers, and there was no forward
-                pass of the model, or not of its layers in order.
+            UnknownInputsError: where the rule is nothing without the inputs of layers.
         """
         require_no_capture(self._members.device)
         self._watch.report()
@@ -325,7 +320,10 @@ class LearnedOptimizer(torch.optim.Optimizer):
     def _lay_down(self, loaded: Loaded) -> None:
         for p, state in loaded.states:
             self.state[p] = {k: v.to(p.device, self.dtype, copy=True) for k, v in state.items()}
-        if loaded.teleports_off is not None:
+        if loaded.teleports_off == NOT_SAID:
+            # It is said, or not, to this optimizer.
+            self._complete_states()
+        elif loaded.teleports_off is not None:
             self._stepper.turn_teleports_off(loaded.teleports_off)
         remember(self, **{STEPS: loaded.steps})
         self._remember_rule()
@@ -333,10 +331,12 @@ class LearnedOptimizer(torch.optim.Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         self._follow()
         self._remember_rule()
-        return super().__getstate__() | {"model": self.model, "rule": self.rule}
+        own = {"model": self.model, "rule": self.rule, "full_batch": self.full_batch}
+        return super().__getstate__() | own
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         # torch's load_state_dict passes groups and states alone.
         if "rule" in state:
+            self.full_batch = state.get("full_batch", False)
             self._prepare()

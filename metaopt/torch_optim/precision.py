@@ -49,6 +49,20 @@ def matching(optimizer: MetaOptimizer, device: torch.device, dtype: torch.dtype)
     return copy.deepcopy(optimizer).to(device, dtype)
 
 
+def cast_with_graph(
+    optimizer: MetaOptimizer, device: torch.device, dtype: torch.dtype
+) -> MetaOptimizer:
+    """A copy elsewhere or in another precision, through which gradients reach the original."""
+    cast = copy.deepcopy(optimizer)
+    for name, parameter in optimizer.named_parameters():
+        owner, _, own_name = name.rpartition(".")
+        module = cast.get_submodule(owner)
+        delattr(module, own_name)
+        # No parameter of its own, which would be a leaf.
+        setattr(module, own_name, parameter.to(device, dtype))
+    return cast.to(device, dtype)
+
+
 def unrounded(parameter: Tensor, state: MutableMapping[str, Tensor], dtype: torch.dtype) -> Tensor:
     """The parameter as rules see it, in ``dtype``."""
     copy = state.get(UNROUNDED)

@@ -10,7 +10,7 @@ rules were meta-trained with; lr = 0 leaves everything where it is.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,44 +23,16 @@ from metaopt.rules import InformedUpdateLSTM, Proposal, State
 from metaopt.symmetry import InexactActionError, TeleportEngine, UnitEngine
 from metaopt.tasks import Observation
 from metaopt.torch_optim.chain import Chain, ModelData
+from metaopt.torch_optim.rates import Rates
 from metaopt.torch_optim.states import Layout, as_matrix
+from metaopt.torch_optim.told import Told, reads_inputs
 from metaopt.units import Units
 
-Rate = float | Tensor
-
-
-@dataclass(frozen=True)
-class Rates:
-    """The options of one parameter's group.
-
-    Attributes:
-        lr: factor on its updates.
-        weight_decay: decoupled, in units of lr.
-        learned_decay: factor on the decay that the rule itself proposes.
-    """
-
-    lr: Rate
-    weight_decay: Rate
-    learned_decay: Rate = 1.0
-
-    @staticmethod
-    def of(group: Mapping[str, Any]) -> Rates:
-        """Those of a group; one that comes from an older state has no ``learned_decay``."""
-        return Rates(group["lr"], group["weight_decay"], group.get("learned_decay", 1.0))
-
-    def step(self, W: Tensor, f: Tensor, decay: Tensor | None) -> Tensor:
-        """What W moves by: lr (f + (learned_decay - 1) decay - weight_decay W).
-
-        Args:
-            W: the parameter.
-            f: its update, the rule's decay included.
-            decay: that decay, or None where the rule has none.
-        """
-        if decay is not None and (
-            isinstance(self.learned_decay, Tensor) or self.learned_decay != 1
-        ):
-            f = f + (self.learned_decay - 1) * decay
-        return self.lr * (f - self.weight_decay * W)
+NOT_SAID = (
+    "they go through the data, and change what the model computes on any other: say "
+    "full_batch=True where each gradient is that of all the data there is"
+)
+"""Why teleports through the data are off until the user says so."""
 
 
 @dataclass(frozen=True)
@@ -111,10 +83,14 @@ class Stepper:
         found: the model as a chain, or why it is none.
         units: its hidden units, or why none can be scaled.
         parameters: the trainable ones, in the order of the rules.
+        told: what the rules rely on to be told.
+        full_batch: whether each gradient is that of all the data there is.
+        keep_graph: of the inputs of layers, for ``higher``; there rules may still learn what they
+            are told, so that none is refused.
         known: why teleports are off, where that is known already and no cause for a warning.
 
     Attributes:
-        chain: the model as a chain, or None.
+        chain: the model as a chain whose layers' inputs are seen, or None.
         teleports_off: why teleports were turned off, or None.
         is_off_from_the_start: that is what model and parameters leave no other way.
 
@@ -128,6 +104,9 @@ class Stepper:
         found: Chain | str,
         units: Units | str,
         parameters: Sequence[Tensor],
+        told: Told,
+        full_batch: bool,
+        keep_graph: bool,
         known: str | None = None,
     ) -> None:
         if optimizer.gradients_per_step != 1:
@@ -142,12 +121,21 @@ class Stepper:
         self.teleports_off: str | None = None
         self.is_off_from_the_start = False
         self._known = known
+        self._told = told
+        self._keep_graph = keep_graph
         self._data: ModelData | None = None
         self.units = units if isinstance(units, Units) else None
         if isinstance(units, str) and isinstance(optimizer.engine, UnitEngine):
             self._warn_and_turn_off(units)
         if isinstance(found, str):
             self.without_inputs(found)
+        elif not told.inputs_shown or not reads_inputs(optimizer.rules.values()):
+            self.chain = self.chain if self._through_data is not None else None
+        if self.chain is not None:
+            self.chain.watch(keep_graph)
+        engine = self._through_data
+        if engine is not None and engine.action.needs_data and not full_batch:
+            self._warn_and_turn_off(NOT_SAID)
         self.is_off_from_the_start = self.teleports_off is not None
 
     @property
@@ -181,9 +169,7 @@ class Stepper:
         Raises:
             ValueError: where the rule cannot work without them.
         """
-        if self.chain is not None:
-            self.chain.release()
-            self.chain = None
+        self.chain = None
         if any(isinstance(rule, InformedUpdateLSTM) for rule in self.optimizer.rules.values()):
             raise ValueError(f"this rule reads products of layers' inputs, but {why}")
         if self._through_data is not None:
@@ -267,6 +253,8 @@ class Stepper:
         )
         if not differentiate_features:
             observation = observation.detach()
+        if not self._keep_graph:
+            self._told.check(self.optimizer.rules.values(), observation, [r.lr for r in rates])
         old = self.layout.together(states, self.optimizer.rules)
         proposal, new = self.optimizer.propose(observation, old)
         taken = self._carry_out(matrices, proposal, new, rates, active)
@@ -304,35 +292,27 @@ class Stepper:
         return self.optimizer.carry_out(weights, Proposal(updates, generators), state, data)
 
     def _layer_inputs(self, chain: Chain) -> tuple[Tensor, ...]:
-        """Those of the last forward pass; what they are good for is checked when they change."""
-        inputs = chain.layer_inputs()
+        """Those behind the gradient; what they are good for is checked when they change."""
         engine = self._through_data
+        if engine is None:
+            return chain.layer_inputs() if chain.is_in_order() else ()
+        inputs = chain.layer_inputs()
         if not inputs:
-            if engine is not None:
-                raise RuntimeError(
-                    "teleporting needs a forward pass of the model before step(), and hooks on it: "
-                    "make the optimizer before a compiled model is called"
-                )
-            return ()
+            raise RuntimeError(
+                "teleporting needs to see the forward and backward pass that a gradient comes "
+                "from: make the optimizer before a compiled model is called"
+            )
         X = inputs[0].detach()
         before = self._data
-        if before is not None and torch.equal(X, before.X):
+        if before is not None and before.has_same_rows(X):
             return inputs
-        if not chain.is_fed_in_order():
-            if engine is not None:
-                raise ValueError(
-                    "the layers of this model do not feed each other in order; teleporting would "
-                    "change what it computes"
-                )
-            return ()
         self._data = ModelData(X, chain.s)
-        if engine is not None:
-            if before is not None and engine.action.needs_data:
-                # Exact on one mini-batch, the action would change the outputs on all others.
-                self._warn_and_turn_off("the data changes from step to step")
-                return inputs
-            try:
-                engine.check(self._data, tuple(as_matrix(layer.weight) for layer in chain.layers))
-            except InexactActionError as error:
-                self._warn_and_turn_off(str(error))
+        if before is not None and engine.action.needs_data:
+            # Exact on one mini-batch, the action would change the outputs on all others.
+            self._warn_and_turn_off("the data changes from step to step")
+            return inputs
+        try:
+            engine.check(self._data, tuple(as_matrix(layer.weight) for layer in chain.layers))
+        except InexactActionError as error:
+            self._warn_and_turn_off(str(error))
         return inputs

@@ -1,4 +1,4 @@
-"""The hidden units within a model that a rule may scale as it trains."""
+"""What a rule may use of a model as it trains: its layers as a chain, its hidden units."""
 
 from __future__ import annotations
 
@@ -8,17 +8,24 @@ from torch import Tensor, nn
 
 from metaopt.models.find import plain, symmetries
 from metaopt.models.units import units_of
+from metaopt.symmetry import UnitEngine
+from metaopt.torch_optim.chain import Chain
 from metaopt.torch_optim.precision import HALF
 from metaopt.units import Units
 
 
-def units_within(model: nn.Module | None, parameters: Sequence[Tensor]) -> Units | str:
+def units_within(
+    model: nn.Module | None, parameters: Sequence[Tensor], engine: object
+) -> Units | str:
     """The units, or why there are none that may be scaled.
 
     Args:
         model: or None.
         parameters: to optimise, in the order in which rules see them.
+        engine: of the rule, or None.
     """
+    if not isinstance(engine, UnitEngine):
+        return "the rule scales no units"
     if model is None:
         return "no model was given"
     if any(p.dtype in HALF for p in parameters):
@@ -31,3 +38,20 @@ def units_within(model: nn.Module | None, parameters: Sequence[Tensor]) -> Units
     if units is None:
         return "no hidden units can be scaled; metaopt.symmetries(model) says why"
     return units.to(parameters[0].device)
+
+
+def chain_within(
+    model: nn.Module | None, whole: nn.Module | None, parameters: Sequence[Tensor]
+) -> Chain | str:
+    """The model as a chain, or why it is none.
+
+    Args:
+        model: or a functional copy of it, or None.
+        whole: the model itself.
+        parameters: to optimise.
+    """
+    if model is None or whole is None:
+        return "no model was given"
+    if {id(p) for p in whole.parameters() if p.requires_grad} != {id(p) for p in parameters}:
+        return "the parameters to optimise are not those of the model"
+    return Chain.of(model)
