@@ -150,9 +150,10 @@ def _location(loc: tuple[int | str, ...], data: Any) -> list[str]:
 def _known_fields(kind: type[BaseModel], parents: Sequence[str], data: Any) -> list[str]:
     models = [kind]
     for parent in parents:
-        data = data[parent]
+        data = data[int(parent)] if isinstance(data, list) else data[parent]
         models = _sections(models, parent)
-        tagged = [model for model in models if kind_of(model) == data.get("kind")]
+        tag = data.get("kind") if isinstance(data, dict) else None
+        tagged = [model for model in models if kind_of(model) == tag]
         models = tagged or models
     return sorted({field for model in models for field in model.model_fields})
 

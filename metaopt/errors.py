@@ -2,9 +2,22 @@
 
 import torch
 
+LONGEST_LINE = 600
+
 
 class UserError(ValueError):
-    """The message is one line: the file, the field, what was found and what would be right."""
+    """The message is one line: the file, the field, what was found and what would be right.
+
+    Args:
+        message: shown in one line and without its middle, where what it quotes is not so.
+    """
+
+    def __init__(self, message: str) -> None:
+        line = " ".join(message.split())
+        shown = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line)
+        if len(shown) > LONGEST_LINE:
+            shown = f"{shown[: LONGEST_LINE // 2]} ... {shown[-LONGEST_LINE // 2 :]}"
+        super().__init__(shown)
 
 
 class MisfitError(ValueError):

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-import platform
+import os
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -71,7 +71,9 @@ def _machine() -> list[str]:
         about = ""
     model = next((line for line in about.splitlines() if line.startswith("model name")), "")
     threads = str(torch.get_num_threads())
-    return [platform.platform(), model, threads, str(torch.__version__), np.__version__]
+    system = os.uname()
+    kind = [system.sysname, system.machine, model, threads]
+    return [*kind, str(torch.__version__), np.__version__]
 
 
 def difference(saved: Identity, found: Identity) -> str | None:

@@ -237,7 +237,8 @@ class MetaTrainer:
         self._require_own(state)
         self.progress = Progress(**state["progress"])
         self.optimizer.load_state_dict(state["phi"])
-        self.adam.load_state_dict(state["adam"])
+        # Of its options none is anything but this run's; the rates are set in every step.
+        self.adam.load_state_dict(self.adam.state_dict() | {"state": state["adam"]["state"]})
         self.average.restore(state["average"])
         self.windows.restore(state["windows"])
         self.inner = None

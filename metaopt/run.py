@@ -15,7 +15,6 @@ import json
 import os
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -219,11 +218,10 @@ class Run:
     def _rewind_metrics(self) -> None:
         """Take out what came after the state, and note the resumption."""
         path, outer_step = self.folder / METRICS_FILE, self.trainer.progress.outer_step
-        rows = [
-            row
-            for row in _read_rows(path)
-            if row.get("outer_step", row.get("resumed_from", 0)) <= outer_step
-        ]
+        whole, damaged = _read_rows(path)
+        if damaged:
+            self.world.say(f"{path}: {damaged} lines are damaged and left out")
+        rows = [row for step, row in whole if step <= outer_step]
         rows.append({"resumed_from": outer_step})
         write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
 
@@ -253,15 +251,23 @@ class Run:
         )
 
 
-def _read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The whole rows of a metrics file; a kill may have cut the last one."""
-    if not path.is_file():
-        return
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            yield json.loads(line)
-        except json.JSONDecodeError:
-            return
+def _read_rows(path: Path) -> tuple[list[tuple[int, dict[str, Any]]], int]:
+    """The rows of a metrics file with their outer steps, and how many lines are none.
+
+    A kill may have cut the last line, which does not count.
+    """
+    lines = path.read_bytes().split(b"\n") if path.is_file() else [b""]
+    rows = [_row(line) for line in lines]
+    return [row for row in rows if row is not None], rows[:-1].count(None)
+
+
+def _row(line: bytes) -> tuple[int, dict[str, Any]] | None:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    step = row.get("outer_step", row.get("resumed_from")) if isinstance(row, dict) else None
+    return (step, row) if isinstance(step, int) else None
 
 
 def _other_length(before: int, meta: MetaConfig, done: int) -> str:

@@ -199,3 +199,18 @@ def test_short_memory_is_no_misfit(
     capsys.readouterr()
     assert train("--resume", outer_steps=3) == 1
     assert_one_line(capsys.readouterr().err, "out of memory")
+
+
+def test_damaged_metrics_are_left_out_with_a_line(
+    train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(outer_steps=4) == 0
+    file = tmp_path / "r/metrics.jsonl"
+    first, second, *rest = file.read_bytes().splitlines()
+    odd = [b"\xff\xfe", b'"text"', b"[1]", b'{"outer_step": "two"}', b"[" * 100_000]
+    file.write_bytes(b"\n".join([first, *odd, second, *rest, b'{"outer_st']))
+    capsys.readouterr()
+    assert train("--resume", outer_steps=6) == 0
+    assert "5 lines are damaged" in capsys.readouterr().out
+    found = [row["outer_step"] for row in rows(tmp_path / "r") if "inner_steps" in row]
+    assert found == [1, 2, 3, 4, 5, 6]
