@@ -245,7 +245,8 @@ def read_state(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from None
+        reason = error.strerror or error
+        raise CheckpointError(f"{path}: not a resume state that can be read: {reason}") from None
     # A damaged file makes torch's reader raise anything else at all; whatever it is, it means this.
     except Exception as error:
         if is_out_of_memory(error):

@@ -15,7 +15,8 @@ from metaopt.schema import AdamConfig, EvalConfig, FlattenedConfig, TrainConfig
 
 SHIPPED = sorted(CONFIG_FOLDER.rglob("*.yaml"))
 EVALUATION = [path for path in SHIPPED if path.name.startswith("eval")]
-TRAINING = [path for path in SHIPPED if path not in EVALUATION and path.name != "study.yaml"]
+BENCHMARKS = ("study.yaml", "hardening.yaml")
+TRAINING = [path for path in SHIPPED if path not in EVALUATION and path.name not in BENCHMARKS]
 BASE = "lstm_update_tele.yaml"
 BASE_CONTENT = (CONFIG_FOLDER / BASE).read_bytes()
 
