@@ -150,6 +150,11 @@ def parts() -> dict[str, str]:
         found[f"{kind}, later"] = refusal(optimizer.step)
     parallel, model = cuts["tensor parallel"](mlp(0)), mlp(0)
     found["list"] = refusal(lambda: metaopt.LearnedOptimizer([*parallel.parameters()], D))
+    own = mlp(0)
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(own, ["2.bias"])
+    found["ignored"] = refusal(lambda: metaopt.LearnedOptimizer(own, D))
+    shared = [parameter for name, parameter in own.named_parameters() if name != "2.bias"]
+    found["the others"] = refusal(lambda: metaopt.LearnedOptimizer(own, D, params=shared).step())
     found["ZeRO"] = refusal(
         lambda: ZeroRedundancyOptimizer(model.parameters(), metaopt.LearnedOptimizer, rule=D)
     )

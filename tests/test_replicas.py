@@ -25,7 +25,7 @@ PARTS = {
     "FSDP, original": "FullyShardedDataParallel",
 }
 PARTS |= {f"{kind}, later": named for kind, named in PARTS.items()}
-PARTS |= {"list": "DTensor", "ZeRO": "ZeroRedundancyOptimizer"}
+PARTS |= {"list": "DTensor", "ZeRO": "ZeroRedundancyOptimizer", "ignored": "ignores"}
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +89,7 @@ def test_parts_of_parameters_are_refused(kind: str, named: str, two: list[dict[s
         assert named in line
         assert "DistributedDataParallel" in line
         assert "\n" not in line
+        assert rank["parts"]["the others"] == "none"
 
 
 # One process -------------------------------------------------------------------------------------

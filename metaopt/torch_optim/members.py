@@ -144,7 +144,9 @@ class Members:
             return
         own = {id(p) for p in self.parameters}
         now = dict(plain(model).named_parameters())
-        require_whole(now.values(), model)
+        # Where some are gone, the model may have them in another form.
+        is_whole = own <= {id(p) for p in now.values()}
+        require_whole(self.parameters if is_whole else [*self.parameters, *now.values()], model)
         for (g, i), p in zip(self.places, self.parameters, strict=True):
             there = now.get(self.names[id(p)], p)
             if there.requires_grad and id(there) not in own:

@@ -97,9 +97,17 @@ def require_whole(parameters: Iterable[Tensor], model: nn.Module | None) -> None
         model: given to the optimizer, or None.
 
     Raises:
-        ValueError: for those of FSDP and tensor parallelism, and for lists in several processes.
+        ValueError: for those of FSDP and tensor parallelism, for lists in several processes, and
+            for what replicas do not share.
     """
+    count = Replicas(model).count
     for parameter in parameters:
+        if count > 1 and getattr(parameter, "_ddp_ignored", False):
+            raise ValueError(
+                "parameters: found one that DistributedDataParallel ignores, expected such as have "
+                "the same gradient in every process: statistics of all would differ; give the "
+                "others as params= and this one to another optimizer"
+            )
         if hasattr(parameter, "device_mesh"):
             kind = "DTensor (fully_shard, tensor parallelism)"
         elif getattr(parameter, "_fsdp_flattened", False):
@@ -110,7 +118,6 @@ def require_whole(parameters: Iterable[Tensor], model: nn.Module | None) -> None
             f"parameters: found a {kind}, expected whole tensors in every process: a rule reads "
             f"statistics of whole parameters; train with DistributedDataParallel"
         )
-    count = Replicas(model).count
     if model is None and count > 1:
         raise ValueError(
             f"model: found a list of parameters in one of {count} processes, expected the model: "
