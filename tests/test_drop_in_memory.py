@@ -214,3 +214,15 @@ def test_empty_parameters_have_a_place() -> None:
     optimizer.load_state_dict(saved(state))
     with pytest.raises(ValueError, match="no parameters but empty ones"):
         metaopt.LearnedOptimizer([empty], learned_rule("layer"))
+
+
+@pytest.mark.parametrize("kind", ["layer", "adam", "coordinate_lstm"])
+def test_a_tensor_that_was_taken_out_begins_anew(kind: str) -> None:
+    problem, optimizer = fresh(kind)
+    take_steps(problem, optimizer, 2)
+    first = next(problem.model.parameters())
+    expected = {key: value.shape for key, value in optimizer.state[first].items()}
+    for key in expected:
+        del optimizer.state[first][key]
+        take_steps(problem, optimizer, 1)
+        assert {k: value.shape for k, value in optimizer.state[first].items()} == expected

@@ -83,6 +83,7 @@ def test_a_state_that_was_cleared_starts_afresh() -> None:
     take_steps(problem, optimizer, 3)
     optimizer.state.clear()
     start = copy.deepcopy(problem)
+    optimizer.state_dict()
     take_steps(problem, optimizer, 1)
     take_steps(start, metaopt.LearnedOptimizer(start.model, learned_rule(UPDATES)), 1)
     assert equal(problem.weights(), start.weights())

@@ -212,6 +212,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
     def _complete_states(self) -> None:
         """The state before the first step, for parameters that have none or one of other shapes."""
         fresh = self._fresh_states()
+        self._keys = {id_: state.keys() for id_, state in fresh.items()}
         for p in chain.from_iterable(group["params"] for group in self.param_groups):
             own = {key: value.to(self.dtype) for key, value in self.state[p].items()}
             new = fresh.get(id(p), {})
@@ -260,7 +261,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     def _advance(self, parameters: list[Tensor], loss: Tensor | None) -> None:
         of_groups = rates(self.param_groups)
-        if not all(self.state[p] for p in parameters):
+        if not all(self.state[p].keys() >= self._keys[id(p)] for p in parameters):
             self._complete_states()
         states = [self.state[p] for p in parameters]
         names = self._members.in_order_names
