@@ -10,7 +10,7 @@ import pytest
 import torch
 from cases import learned_rule
 from models import Problem, equal, take_steps
-from torch import Tensor
+from torch import Tensor, nn
 
 import metaopt
 
@@ -43,6 +43,25 @@ def micro_batches(here: Problem, optimizer: metaopt.LearnedOptimizer) -> None:
 def single_rows(here: Problem, optimizer: metaopt.LearnedOptimizer) -> None:
     optimizer.zero_grad(set_to_none=False)
     torch.stack([loss(here, slice(i, i + 1)) for i in range(4)]).sum().backward()
+    optimizer.step()
+
+
+class Named(nn.Module):
+    """The chain of ``models``, called by name and in place."""
+
+    def __init__(self, chain: nn.Module) -> None:
+        super().__init__()
+        self.first, _, self.last = chain.children()
+        self.between = nn.LeakyReLU(0.1, inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(input=self.between(self.first(input=x)))
+
+
+def named(here: Problem, optimizer: metaopt.LearnedOptimizer) -> None:
+    """Layers that are given their input by its name; the passes of another model of theirs."""
+    optimizer.zero_grad()
+    (0.5 * (Named(here.model)(here.x) - 1).square().sum()).backward()
     optimizer.step()
 
 
@@ -91,7 +110,7 @@ def taken(step: Step, full_batch: bool = True) -> tuple[Problem, metaopt.Learned
 
 
 @pytest.mark.parametrize(
-    "step", [micro_batches, single_rows, shuffled, validated, thrown_away, refilled]
+    "step", [micro_batches, single_rows, named, shuffled, validated, thrown_away, refilled]
 )
 def test_however_the_data_comes_it_is_the_same_step(step: Step) -> None:
     (one, _), (other, optimizer) = taken(whole), taken(step)

@@ -132,7 +132,7 @@ class FlattenedRule(Rule):
         if found != self.shapes:
             raise ShapeMismatchError(
                 f"this flattened rule was made for layers {self.shapes}, found {found}; "
-                f"coordinate-wise rules fit any shapes"
+                f"layer-wise rules fit any shapes (digits_update_tele)"
             )
         return self.lstm.initial_state(observation.weights[0].shape[0])
 

@@ -35,9 +35,9 @@ class Pass:
     expected: Tensor | None = None
     in_order: bool = True
 
-    def add(self, position: int, x: Tensor | None, kept: Tensor | None, output: Tensor) -> None:
-        """A call of the layer at ``position``: its input, what to keep of it, and its output."""
-        if x is None or kept is None or position != len(self.inputs):
+    def add(self, position: int, x: Tensor, kept: Tensor, expected: Tensor) -> None:
+        """A call of the layer at ``position``: its input, what to keep of it, what comes next."""
+        if position != len(self.inputs):
             self.in_order = False
             return
         if self.expected is not None:
@@ -47,7 +47,7 @@ class Pass:
                 (self.expected - x).norm() <= tolerance * x.norm()
             )
         self.inputs.append(kept)
-        self.expected = output
+        self.expected = expected
 
     def is_whole(self, count: int) -> bool:
         """Whether it went through all layers, ``count`` of them, in order."""
@@ -71,26 +71,23 @@ class Recorder:
         self._behind: list[Pass] = []
         self._stepped = False
         positions = {id(layer): position for position, layer in enumerate(layers)}
-        handle = register_module_forward_hook(_hook(positions, weakref.ref(self)))
+        hook = _hook(positions, weakref.ref(self))
+        handle = register_module_forward_hook(hook, with_kwargs=True)
         weakref.finalize(self, handle.remove)
 
-    def record(self, position: int, layer: nn.Module, arguments: tuple[Any, ...], out: Any) -> None:
-        """A call of the layer at ``position``."""
+    def record(self, position: int, layer: nn.Module, x: Any, out: Any) -> None:
+        """A call of the layer at ``position`` on x."""
         # A pass without gradients is a measurement, not the one that the step belongs to.
         if not isinstance(out, Tensor) or not out.requires_grad:
             return
         if position == 0 or self._now is None:
             self._forget(layer.weight)
             self._now = Pass()
-        x = arguments[0] if arguments else None
-        kept = x
-        if x is not None:
-            kept = x if self._keep_graph else x.detach()
-            # The caller may fill the same memory with other data before the step.
-            kept = kept.clone() if position == 0 else kept
+        kept = x if self._keep_graph else x.detach()
+        # The caller may fill the same memory with other data before the step.
+        kept = kept.clone() if position == 0 else kept
         with torch.no_grad():
-            seen = None if x is None else x.detach()
-            self._now.add(position, seen, kept, self._s(out.detach()))
+            self._now.add(position, x.detach(), kept, self._s(out.detach()))
         # The graph alone holds the pass until then, and lets go of it where there is no backward.
         own, through = weakref.ref(self), self._now
         out.register_hook(lambda _: _went_through(own, through))
@@ -122,12 +119,15 @@ class Recorder:
 
 
 def _hook(positions: Mapping[int, int], recorder: weakref.ref[Recorder]) -> Any:
-    def hook(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
+    def hook(
+        module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any], output: Any
+    ) -> None:
         if id(module) in positions:
-            record(recorder, positions[id(module)], module, arguments, output)
+            x = arguments[0] if arguments else named["input"]
+            record(recorder, positions[id(module)], module, x, output)
 
     # Not compiled, for a hook of a tensor is none of a compiled graph.
-    reason = "metaopt.LearnedOptimizer sees the inputs of this layer"
+    reason = "metaopt.LearnedOptimizer sees the inputs of this layer: leave out fullgraph=True"
     record: Callable[..., None] = torch.compiler.disable(_record, reason=reason)
     return hook
 
@@ -136,14 +136,14 @@ def _record(
     recorder: weakref.ref[Recorder],
     position: int,
     module: nn.Module,
-    arguments: tuple[Any, ...],
+    x: Any,
     output: Any,
 ) -> None:
     own = recorder()
     # Within transforms of torch.func and traces of torch.jit tensors are no data.
     if own is None or torch._C._get_tracing_state() or torch._C._functorch.peek_interpreter_stack():
         return
-    own.record(position, module, arguments, output)
+    own.record(position, module, x, output)
 
 
 def _went_through(recorder: weakref.ref[Recorder], one: Pass) -> None:

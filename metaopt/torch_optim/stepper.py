@@ -193,7 +193,10 @@ class Stepper:
         if "update" in rules:
             rules = {"update": rules["update"]}
         elif self.chain is None:
-            raise ValueError(f"this rule proposes steps from generator features, but {why}")
+            raise ValueError(
+                f"this rule proposes steps from generator features, but {why}; for other models "
+                f"take a rule with updates of its own (digits_update_tele)"
+            )
         return MetaOptimizer(rules, None)
 
     def _warn_and_turn_off(self, why: str) -> None:
@@ -300,7 +303,8 @@ class Stepper:
         if not inputs:
             raise RuntimeError(
                 "teleporting needs to see the forward and backward pass that a gradient comes "
-                "from: make the optimizer before a compiled model is called"
+                "from: call the model itself, not within torch.func or torch.jit, and make the "
+                "optimizer before a compiled model is called"
             )
         X = inputs[0].detach()
         before = self._data
