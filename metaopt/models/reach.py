@@ -44,7 +44,13 @@ MISSING = object()
 def is_foreign(thing: Any) -> bool:
     """Whether a class, function or module belongs to none of the user's code."""
     name = thing.__name__ if isinstance(thing, ModuleType) else getattr(thing, "__module__", None)
-    top = str(name).partition(".")[0]
+    return is_foreign_name(str(name))
+
+
+@functools.cache
+def is_foreign_name(module: str) -> bool:
+    """Whether the module of this name is none of the user's."""
+    top = module.partition(".")[0]
     return top in ("torch", "numpy", "metaopt") or top in sys.stdlib_module_names
 
 
@@ -87,22 +93,24 @@ def _global_names(code: CodeType) -> tuple[str, ...]:
     return tuple(dict.fromkeys(used))
 
 
-def asks_for_tensors(function: FunctionType) -> bool:
-    """Whether a function may take another way for a tensor than for a stand-in of one."""
-    if is_foreign(function) or function.__name__ == "__init__":
-        return False
-    names = {name for code in _with_nested(function.__code__) for name in code.co_names}
-    return "is_tensor" in names or (
-        "Tensor" in names and not names.isdisjoint(("isinstance", "type"))
-    )
+def asks_for_tensors(code: CodeType) -> bool:
+    """Whether code may take another way for a tensor than for a stand-in of one."""
+    names = {name for part in _with_nested(code) for name in part.co_names}
+    asks_for_types = not names.isdisjoint(("isinstance", "type"))
+    return "is_tensor" in names or ("Tensor" in names and asks_for_types)
 
 
 def slots_of(thing: Any) -> dict[str, Any]:
     """What an object of a user's class holds in its ``__slots__``, or ``MISSING``, by name."""
-    kinds = [kind for kind in type(thing).__mro__ if not is_foreign(kind)]
-    members = [m for kind in kinds for m in kind.__dict__.values()]
-    slots = [m for m in members if isinstance(m, MemberDescriptorType)]
-    return {slot.__name__: getattr(thing, slot.__name__, MISSING) for slot in slots}
+    kind: Any = type(thing)
+    return {name: getattr(thing, name, MISSING) for name in _slots(kind)}
+
+
+@functools.lru_cache(maxsize=10_000)
+def _slots(kind: type) -> tuple[str, ...]:
+    kinds = [base for base in kind.__mro__ if not is_foreign(base)]
+    members = [member for base in kinds for member in base.__dict__.values()]
+    return tuple(m.__name__ for m in members if isinstance(m, MemberDescriptorType))
 
 
 def attributes(thing: Any) -> dict[str, Any] | None:

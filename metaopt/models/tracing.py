@@ -22,7 +22,7 @@ from contextlib import ExitStack
 from contextvars import copy_context
 from dataclasses import dataclass, replace
 from functools import partial
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any
 
 import torch
@@ -32,7 +32,7 @@ from metaopt.models.guard import Guard
 from metaopt.models.memory import Owners, named_tensors
 from metaopt.models.reach import is_foreign
 from metaopt.models.unseen import hooks, hooks_on_all_modules, is_leaf, only_observes, unseen
-from metaopt.models.watch import UntraceableError, Watch
+from metaopt.models.watch import UntraceableError, Watch, noting
 
 COMPILED = "it is compiled by torch.jit"
 
@@ -198,7 +198,9 @@ def _graph_of_leaf() -> fx.Graph:
 
 def _trace_once(
     model: nn.Module, guard: Guard, opaque: dict[str, str], training: bool | None, defaults: bool
-) -> fx.Graph:
+) -> tuple[fx.Graph, list[CodeType]]:
+    """The graph, and the user's code that ran for it."""
+    ran: dict[int, CodeType] = {}
     named = ((path, t) for path, t in named_tensors(model) if isinstance(t, nn.Parameter))
     watch = Watch(Owners(named), guard.tensors)
     try:
@@ -214,6 +216,7 @@ def _trace_once(
             if torch.get_default_device().type == "meta":
                 stack.enter_context(torch.device("cpu"))
             stack.enter_context(watch)
+            stack.enter_context(noting(ran))
             for module in model.modules():
                 # Code of the user's that runs when the mode changes.
                 if training is not None and not is_foreign(module.train):
@@ -223,7 +226,7 @@ def _trace_once(
             raise UntraceableError(watch.refused)
         if guard.drew():
             raise UntraceableError("it draws random numbers outside of the trace")
-        return graph
+        return graph, list(ran.values())
     finally:
         guard.restore()
 
@@ -236,17 +239,20 @@ def _trace(model: nn.Module, guard: Guard, training: bool | None, defaults: bool
     while known < len(opaque):
         known = len(opaque)
         try:
-            graph = _trace_once(model, guard, opaque, training, defaults)
+            graph, ran = _trace_once(model, guard, opaque, training, defaults)
         except _RetraceError:
             continue
         except Exception as error:
             if known < len(opaque):
                 continue
             raise UntraceableError(_first_line(error)) from error
-    return _record(model, guard.found, graph, opaque)
+    return _record(model, guard.found, ran, graph, opaque)
 
 
-def _record(model: nn.Module, found: list[Any], graph: fx.Graph, opaque: dict[str, str]) -> Trace:
+def _record(
+    model: nn.Module, found: list[Any], ran: list[CodeType], graph: fx.Graph, opaque: dict[str, str]
+) -> Trace:
+    """What a graph shows; for the arguments see ``unseen``."""
     called = [str(node.target) for node in graph.nodes if node.op == "call_module"]
     calls = Counter(id(model.get_submodule(path)) for path in called)
     places = Counter(
@@ -255,7 +261,7 @@ def _record(model: nn.Module, found: list[Any], graph: fx.Graph, opaque: dict[st
         for _, module in model.get_submodule(path).named_modules(remove_duplicate=False)
     )
     read = frozenset(str(node.target) for node in graph.nodes if node.op == "get_attr")
-    return Trace(graph, opaque, calls, places, read, unseen(model, found, graph, opaque))
+    return Trace(graph, opaque, calls, places, read, unseen(model, found, ran, graph, opaque))
 
 
 def traces(model: nn.Module) -> list[Trace]:
@@ -269,7 +275,7 @@ def traces(model: nn.Module) -> list[Trace]:
     if not all(map(only_observes, hooks_on_all_modules())):
         raise UntraceableError("forward hooks on all modules may change what it computes")
     if is_leaf(model):
-        return [_record(model, [], _graph_of_leaf(), {})]
+        return [_record(model, [], [], _graph_of_leaf(), {})]
     if "forward" in model.__dict__:
         raise UntraceableError("its forward is replaced on the instance")
     signature = inspect.signature(type(model).forward).parameters.values()

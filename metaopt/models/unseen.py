@@ -6,9 +6,9 @@ of them is then an assumption, which an example may settle.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from types import FunctionType
+from types import CodeType, FunctionType
 from typing import Any
 
 import numpy as np
@@ -56,13 +56,18 @@ def hooks_on_all_modules() -> Iterator[Callable[..., Any]]:
 
 
 def unseen(
-    model: nn.Module, found: list[Any], graph: fx.Graph, opaque: dict[str, str]
+    model: nn.Module,
+    found: list[Any],
+    ran: Iterable[CodeType],
+    graph: fx.Graph,
+    opaque: dict[str, str],
 ) -> dict[str, str]:
     """What is to be assumed, by tensor, of code that was not traced and may come to it.
 
     Args:
         model: traced.
         found: all that its code may come to.
+        ran: the user's code that the trace ran.
         graph: of the trace.
         opaque: why the modules at these paths could not be traced.
     """
@@ -85,20 +90,19 @@ def unseen(
         elif node.op == "call_function" and isinstance(node.target, FunctionType):
             add([node.target], f"'{node.target.__name__}'", set())
     add([x for x in found if isinstance(x, np.ndarray)], "way of a numpy array", set())
-    if (outside := _outside_of_forward(model, found)) is not None:
+    if (outside := _outside_of_forward(model, ran)) is not None:
         assumed |= dict.fromkeys((path for path, _ in named_tensors(model)), outside)
     return assumed
 
 
-def _outside_of_forward(model: nn.Module, found: list[Any]) -> str | None:
+def _outside_of_forward(model: nn.Module, ran: Iterable[CodeType]) -> str | None:
     """What is to be assumed of code that is run with the model, and not, or otherwise, traced."""
     if not all(map(only_observes, hooks(model))):
         return "the model's forward hooks read no weights"
     for name in CALLS:
         if not is_foreign(model.__dict__.get(name, getattr(type(model), name))):
             return f"the model's {name} reads no weights"
-    for thing in found:
-        if isinstance(thing, FunctionType) and asks_for_tensors(thing):
-            name = thing.__qualname__.rpartition("<locals>.")[2]
-            return f"{name}, which asks for torch.Tensor, does with one what it did in the trace"
+    for code in filter(asks_for_tensors, ran):
+        name = code.co_qualname.rpartition("<locals>.")[2]
+        return f"{name}, which asks for torch.Tensor, does with one what it did in the trace"
     return None

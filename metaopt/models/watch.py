@@ -6,7 +6,10 @@ Symbolic tracing runs the model's code on stand-ins. What the code computes with
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from types import CodeType, FrameType
 from typing import Any, NoReturn
 
 from torch import Tensor, fx
@@ -14,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from metaopt.models.memory import Owners
+from metaopt.models.reach import is_foreign_name
 
 METADATA = frozenset({
     "shape", "dtype", "device", "ndim", "layout", "requires_grad", "is_leaf", "is_cuda",
@@ -76,3 +80,19 @@ class Watch(TorchFunctionMode):
         writes = writes or (name.endswith("_") and not name.endswith("__"))
         if writes and any(self.kept.paths(tensor) for tensor in tensors):
             self.refuse("it changes a tensor outside of the trace")
+
+
+@contextmanager
+def noting(ran: dict[int, CodeType]) -> Iterator[None]:
+    """Collect the user's code that runs meanwhile, by identity."""
+
+    def note(frame: FrameType, event: str, _: Any) -> None:
+        if event == "call" and not is_foreign_name(str(frame.f_globals.get("__name__"))):
+            ran[id(frame.f_code)] = frame.f_code
+
+    before = sys.getprofile()
+    sys.setprofile(note)
+    try:
+        yield
+    finally:
+        sys.setprofile(before)
