@@ -14,6 +14,7 @@ from torch.nn import functional
 
 import metaopt
 from metaopt.models.units import units_of
+from metaopt.torch_optim.within import chain_within
 
 every_hidden = pytest.mark.parametrize("make", HIDDEN.values(), ids=HIDDEN)
 
@@ -138,3 +139,19 @@ def test_hooks_on_all_modules_are_named() -> None:
         handle.remove()
     assert not found
     assert "forward hooks on all modules" in reason_for(found, "")
+
+
+class _Chain(nn.Sequential):
+    """Adds to its outputs what no layer of it makes."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return super().__call__(x) + self.get_parameter("0.weight").sum()
+
+
+@pytest.mark.parametrize("kind", [nn.Sequential, _Chain])
+def test_a_chain_whose_weights_code_may_read_is_none(kind: type[nn.Sequential]) -> None:
+    model = kind(*(nn.Linear(3, 3, bias=False) for _ in range(2)))
+    model.insert(1, nn.LeakyReLU(0.1))
+    found = chain_within(model, model, list(model.parameters()))
+    assert isinstance(found, str) == (kind is _Chain)
+    assert kind is nn.Sequential or "the model's __call__ reads no weights" in str(found)

@@ -73,6 +73,25 @@ def symmetries(model: nn.Module, example: Any = None, permutations: bool = False
     return result
 
 
+def read_beside(model: nn.Module) -> str | None:
+    """What may read weights of a model beside their layers, in one line; None if nothing does.
+
+    Args:
+        model: of whose layers alone something is known.
+    """
+    try:
+        seen = traces(model)
+    except UntraceableError as error:
+        return f"{type(model).__name__} cannot be traced: {error}"
+    for trace in seen:
+        for path, _ in model.named_parameters():
+            if path in trace.read:
+                return f"'{path}' is read by code of the model itself"
+            if path in trace.unseen:
+                return f"it is not known that {trace.unseen[path]}"
+    return None
+
+
 def _tried(model: nn.Module, found: Symmetries, example: Any) -> Symmetries:
     """What an example leaves of symmetries, and of what they assume of inputs."""
     trial = Trial(model, example)

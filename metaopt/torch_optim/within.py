@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from metaopt.models.find import plain, symmetries
+from metaopt.models.find import plain, read_beside, symmetries
 from metaopt.models.units import units_of
 from metaopt.symmetry import UnitEngine
 from metaopt.torch_optim.chain import Chain
@@ -54,4 +54,6 @@ def chain_within(
         return "no model was given"
     if {id(p) for p in whole.parameters() if p.requires_grad} != {id(p) for p in parameters}:
         return "the parameters to optimise are not those of the model"
-    return Chain.of(model)
+    chain = Chain.of(model)
+    reader = None if isinstance(chain, str) else read_beside(plain(whole))
+    return chain if reader is None else f"its layers may not be all that there is: {reader}"
