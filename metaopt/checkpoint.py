@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from metaopt._version import __version__
-from metaopt.errors import UserError, WriteError, is_out_of_memory
+from metaopt.errors import UserError, WriteError, is_out_of_memory, one_line
 
 FORMAT = "metaopt"
 FORMAT_VERSION = "1"
@@ -200,7 +200,8 @@ def read(path: str | Path) -> Checkpoint:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except safetensors.SafetensorError as error:
         raise CheckpointError(
-            f"{path}: not a whole safetensors file ({error}); write it again with train_meta.py"
+            f"{path}: not a whole safetensors file ({one_line(str(error), 200)}); write it again "
+            f"with train_meta.py"
         ) from None
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from None

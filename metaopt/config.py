@@ -7,7 +7,6 @@ would be right. The fields themselves are in ``schema``.
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -16,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from metaopt import yaml_text
-from metaopt.errors import UserError
+from metaopt.errors import UserError, one_line, shown
 
 
 class ConfigError(UserError):
@@ -58,7 +57,7 @@ def load(kind: type[C], name: str | Path, overrides: Sequence[str] = ()) -> C:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
     data = _parse(content, str(path))
     if not isinstance(data, dict):
-        raise ConfigError(f"{path}: a configuration is a mapping of fields, found {data!r:.60}")
+        raise ConfigError(f"{path}: a configuration is a mapping of fields, found {shown(data)}")
     for override in overrides:
         _override(kind, data, override)
     source = f"{path} with --set" if overrides else str(path)
@@ -71,7 +70,7 @@ def check(kind: type[C], data: Any, source: str) -> C:
         return kind.model_validate(data)
     except ValidationError as error:
         explained = _explain(kind, error.errors()[0], data)
-        raise ConfigError(_one_line(f"{source}: {explained}")) from None
+        raise ConfigError(one_line(f"{source}: {explained}")) from None
 
 
 def to_yaml(config: BaseModel) -> str:
@@ -83,13 +82,14 @@ def _parse(text: str | bytes, source: str) -> Any:
     try:
         return yaml_text.parse(text)
     except yaml_text.InvalidYAMLError as error:
-        raise ConfigError(f"{source}: not valid YAML: {error}") from None
+        raise ConfigError(f"{source}: not valid YAML: {one_line(str(error), 300)}") from None
 
 
 def _override(kind: type[BaseModel], data: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
+    told = f"--set {one_line(override, 80)}"
     if not equals or not all(key.split(".")):
-        raise ConfigError(f"--set {override}: expected key.sub=value, e.g. --set meta.batch=32")
+        raise ConfigError(f"{told}: expected key.sub=value, e.g. --set meta.batch=32")
     *parents, last = key.split(".")
     node: Any = data
     models = [kind]
@@ -99,16 +99,12 @@ def _override(kind: type[BaseModel], data: dict[str, Any], override: str) -> Non
             node[parent] = {}
         node = node[parent]
         if not isinstance(node, dict):
-            raise ConfigError(f"--set {override}: {parent} is a value, not a section")
+            raise ConfigError(f"{told}: {parent} is a value, not a section")
         models = _sections(models, parent)
     fields = [model.model_fields[last] for model in models if last in model.model_fields]
     # Text needs no quotes on a command line: --set name=1e3 is a name.
     is_text = bool(fields) and all(field.annotation is str for field in fields)
-    node[last] = text if is_text else _parse(text, f"--set {override}")
-
-
-def _one_line(text: str) -> str:
-    return re.sub(r"\s+", " ", text).strip()
+    node[last] = text if is_text else _parse(text, told)
 
 
 def _explain(kind: type[BaseModel], error: ErrorDetails, data: Any) -> str:
@@ -125,10 +121,10 @@ def _explain(kind: type[BaseModel], error: ErrorDetails, data: Any) -> str:
             return f"field {field} is missing"
         case "value_error":
             where = f"field {field}: " if field else ""
-            return where + _one_line(str(error["ctx"]["error"]))
+            return where + one_line(str(error["ctx"]["error"]))
         case _:
             message = error["msg"].removeprefix("Input ").removesuffix(".")
-            return f"field {field}: found {found!r:.60}, {message[0].lower()}{message[1:]}"
+            return f"field {field}: found {shown(found)}, {message[0].lower()}{message[1:]}"
 
 
 def _location(loc: tuple[int | str, ...], data: Any) -> list[str]:
@@ -150,11 +146,14 @@ def _location(loc: tuple[int | str, ...], data: Any) -> list[str]:
 def _known_fields(kind: type[BaseModel], parents: Sequence[str], data: Any) -> list[str]:
     models = [kind]
     for parent in parents:
-        data = data[int(parent)] if isinstance(data, list) else data[parent]
-        models = _sections(models, parent)
-        tag = data.get("kind") if isinstance(data, dict) else None
-        tagged = [model for model in models if kind_of(model) == tag]
-        models = tagged or models
+        if isinstance(data, list):
+            # What is in a list is of the same models, whatever its number.
+            data = data[int(parent)]
+        else:
+            data, models = data[parent], _sections(models, parent)
+        if isinstance(data, dict):
+            tagged = [model for model in models if kind_of(model) == data.get("kind")]
+            models = tagged or models
     return sorted({field for model in models for field in model.model_fields})
 
 

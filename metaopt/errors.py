@@ -1,8 +1,44 @@
 """What ends a script other than success: mistakes of the user's, signals, lost processes."""
 
+from __future__ import annotations
+
+import reprlib
+from typing import Any
+
 import torch
 
 LONGEST_LINE = 600
+
+
+class _Shortened(reprlib.Repr):
+    """Of values of any size and depth: it stops where enough is shown."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel = 4
+        self.maxdict = self.maxlist = self.maxtuple = self.maxset = 10
+        self.maxstring = self.maxlong = self.maxother = 200
+
+    def repr_int(self, x: int, level: int) -> str:
+        try:
+            return super().repr_int(x, level)
+        except ValueError:
+            # Python writes no number of more than some thousand digits.
+            return f"a whole number of {x.bit_length()} bits"
+
+
+_SHORTENED = _Shortened()
+
+
+def shown(value: Any, limit: int = 60) -> str:
+    """A value as an error shows it, in at most ``limit`` characters of one line."""
+    return f"{_SHORTENED.repr(value):.{limit}}"
+
+
+def one_line(text: str, limit: int = 600) -> str:
+    """A text without line breaks, cut off where nobody would read on."""
+    text = " ".join(text.split())
+    return text if len(text) <= limit else f"{text[: limit - 4]} ..."
 
 
 class UserError(ValueError):

@@ -29,7 +29,7 @@ from metaopt.checkpoint import (
 )
 from metaopt.config import ConfigError, to_yaml
 from metaopt.distributed import World
-from metaopt.errors import ProcessLostError, StoppedError, UserError, WriteError
+from metaopt.errors import ProcessLostError, StoppedError, UserError, WriteError, shown
 from metaopt.identity import Identity, difference
 from metaopt.learned import load
 from metaopt.meta_train import MetaTrainer
@@ -295,12 +295,12 @@ def _require_alone(lock: int, folder: Path) -> None:
 
 def _require_equal(saved: Any, given: Any, path: Path, done: int, field_name: str = "") -> None:
     if isinstance(saved, dict) and isinstance(given, dict):
-        for key in sorted(saved.keys() | given.keys()):
+        for key in sorted(saved.keys() | given.keys(), key=str):
             inner = f"{field_name}.{key}" if field_name else key
             _require_equal(saved.get(key), given.get(key), path, done, inner)
     elif repr(saved) != repr(given) and saved != given:
         also = f", more than the {done} already taken" if field_name == "meta.outer_steps" else ""
         raise ConfigError(
-            f"{path}: field {field_name}: the run was started with {saved!r}, found {given!r}; "
-            f"give it as it was{also}, or start afresh without --resume"
+            f"{path}: field {field_name}: the run was started with {shown(saved)}, found "
+            f"{shown(given)}; give it as it was{also}, or start afresh without --resume"
         )

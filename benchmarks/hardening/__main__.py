@@ -27,6 +27,7 @@ from metaopt import cli, config
 from metaopt.checkpoint import make_folder
 from metaopt.distributed import World
 
+SETTINGS = Path(__file__).with_name("hardening.yaml")
 PARTS: dict[str, Callable[[Hardening, Path], Found]] = {
     "kills": kills,
     "disk": disk,
@@ -48,10 +49,10 @@ def main(world: World) -> None:
         default=[],
         metavar="field=value",
         dest="overrides",
-        help="override a field of configs/hardening.yaml; may be repeated",
+        help="override a field of hardening.yaml beside this file; may be repeated",
     )
     arguments = parser.parse_args()
-    settings = config.load(Hardening, "hardening.yaml", arguments.overrides)
+    settings = config.load(Hardening, SETTINGS, arguments.overrides)
     if arguments.smoke:
         settings = settings.model_copy(update=settings.smoke.model_dump())
     folder = arguments.out or Path(tempfile.mkdtemp(prefix="hardening"))

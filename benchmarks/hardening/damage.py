@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 DEPTH = 2000
+DEEPEST = 12
 ODD: tuple[Any, ...] = (
     None,
     True,
@@ -118,21 +119,32 @@ def of_bytes(content: bytes, draw: random.Random) -> bytes:
             return content[:at] + content[other:] + content[:other]
 
 
-def places(data: Any, at: PATHS = ()) -> Iterator[PATHS]:
-    """The paths of all values in plain data."""
-    yield at
-    if isinstance(data, dict):
-        for key, value in data.items():
-            yield from places(value, (*at, key))
-    if isinstance(data, list | tuple):
-        for i, value in enumerate(data):
-            yield from places(value, (*at, i))
+def places(data: Any) -> Iterator[PATHS]:
+    """The paths of all values in plain data, but for what is nested deeper than anything is."""
+    left: list[tuple[PATHS, Any]] = [((), data)]
+    while left:
+        at, value = left.pop()
+        yield at
+        if len(at) < DEEPEST:
+            inner: Any = value.items() if isinstance(value, dict) else ()
+            if isinstance(value, list | tuple):
+                inner = enumerate(value)
+            left += [((*at, key), part) for key, part in inner]
 
 
 def of_data(data: Any, draw: random.Random, odd: tuple[Any, ...] = ODD) -> Any:
     """Plain data with one to three values changed, removed, renamed, moved, or nested to depth."""
+    data = copy.deepcopy(data)
     for _ in range(draw.choice((1, 1, 2, 3))):
         data = _once(data, draw, odd)
+    if draw.random() < 0.05:
+        every = [path for path in places(data) if path]
+        if every:
+            path = draw.choice(every)
+            parent = _at(data, path[:-1])
+            if not isinstance(parent, tuple):
+                depth = draw.choice((50, 500, DEPTH))
+                parent[path[-1]] = nested(depth, parent[path[-1]], draw)
     return data
 
 
@@ -141,7 +153,6 @@ def _once(data: Any, draw: random.Random, odd: tuple[Any, ...]) -> Any:
     path = draw.choice(every)
     if not path or draw.random() < 0.02:
         return draw.choice(odd) if draw.random() < 0.3 else data
-    data = copy.deepcopy(data)
     parent = _at(data, path[:-1])
     if isinstance(parent, tuple):
         return data
@@ -152,7 +163,7 @@ def _once(data: Any, draw: random.Random, odd: tuple[Any, ...]) -> Any:
         case 1 if isinstance(parent, dict):
             parent[draw.choice((f"{last}x", "", "kind", 7, str(last)[:-1]))] = parent.pop(last)
         case 2:
-            parent[last] = nested(draw.choice((2, 50, DEPTH)), value, draw)
+            parent[last] = nested(2, value, draw)
         case 3:
             parent[last] = copy.deepcopy(_at(data, draw.choice(every)))
         case 4 if isinstance(value, int | float) and not isinstance(value, bool):

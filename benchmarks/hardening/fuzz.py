@@ -37,7 +37,7 @@ HANGS = 3 * SECONDS
 BYTES = 2**30
 LONGEST = 1000
 """Characters of a line for the user."""
-CHUNK = 50
+CHUNK = 250
 
 
 class TooLongError(BaseException):

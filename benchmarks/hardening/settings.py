@@ -1,4 +1,4 @@
-"""The fields of ``configs/hardening.yaml``, and what a part of the command finds."""
+"""The fields of ``hardening.yaml``, and what a part of the command finds."""
 
 from __future__ import annotations
 
