@@ -18,6 +18,7 @@ step alike, and phi has the same bits in all of them.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,7 +33,7 @@ from metaopt.distributed import World
 from metaopt.identity import identity
 from metaopt.learned import LearnedRule
 from metaopt.outer_schedule import schedule
-from metaopt.resuming import require_adam, require_like, require_parts
+from metaopt.resuming import require_adam, require_like, require_parts, require_within
 from metaopt.schema import TrainConfig
 from metaopt.streams import Stream
 from metaopt.tasks import Tasks
@@ -266,10 +267,19 @@ class MetaTrainer:
             "windows": self.windows.state(),
         }
         require_like({name: state[name] for name in own}, own, "state")
+        for name, value in state["progress"].items():
+            # The lowest score is a mean of logarithms.
+            if name != "best":
+                most = sys.maxsize if isinstance(progress[name], int) else sys.float_info.max
+                require_within(value, most, f"state.progress.{name}")
         require_adam(state["adam"], [*self.networks.values()])
         if (inner := state["inner"]) is not None:
             require_like({**inner, "parts": [], "windows_left": []}, _INNER, "state.inner")
-            require_like(inner["windows_left"], [0] * len(inner["windows_left"]), "windows_left")
+            require_within(inner["step"], self.config.meta.steps, "state.inner.step")
+            for window in inner["windows_left"]:
+                require_within(window, self.config.meta.steps, "state.inner.windows_left")
+            if state["progress"]["drawn"] < self.config.meta.batch:
+                raise ValueError("state.progress.drawn: found less than a meta-batch")
 
     def learned_rule(self, validation: dict[str, Any]) -> LearnedRule:
         """The learned optimizer as it is now, at the averaged phi."""

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from metaopt.errors import shown
 from metaopt.network import Weights
 
 
@@ -41,6 +42,20 @@ def require_like(saved: Any, like: Any, place: str) -> None:
     elif isinstance(like, list | tuple):
         for i, value in enumerate(like):
             require_like(saved[i], value, f"{place}[{i}]")
+
+
+def require_within(saved: Any, most: float, place: str) -> None:
+    """Raise ``ValueError``, one line, unless ``saved`` is a number from 0 to ``most``.
+
+    Args:
+        saved: of a state; a whole number where ``most`` is one.
+        most: the largest that makes sense.
+        place: of it in the state.
+    """
+    if type(saved) not in ((int,) if isinstance(most, int) else (int, float)) or not (
+        0 <= saved <= most
+    ):
+        raise ValueError(f"{place}: found {shown(saved)}, expected a number from 0 to {most:g}")
 
 
 def require_adam(saved: Any, groups: Sequence[Sequence[nn.Parameter]]) -> None:

@@ -76,6 +76,9 @@ def tune(config: EvalConfig, device: torch.device, cache: Path, world: World) ->
             world.say(f"left out: {name}: it is tuned for a step beyond the last, {config.steps}")
             continue
         key = _key(config, base, step)
+        settings = list(candidates(config.tuning.grid(base), HYPERPARAMETERS[base]))
+        if key in known and known[key]["values"] not in settings:
+            del known[key]
         if key in known:
             changed = world.on_first(partial(drawn.changed, known[key]))
             if changed is not None:
