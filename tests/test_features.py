@@ -22,6 +22,7 @@ from torch import Tensor
 
 from metaopt.network import LeakyReLU, Weights, forward
 from metaopt.rules.base import UnknownInputsError
+from metaopt.rules.directions import NaturalSteps
 from metaopt.rules.features import (
     GENERATOR_FEATURES,
     INFORMED_FEATURES,
@@ -237,8 +238,32 @@ def test_without_inputs_or_loss_updates_have_features_still() -> None:
         found, known = update_features(seen), update_features(Seen(whole))
         assert found.isfinite().all()
         assert torch.equal(found[:, :4], known[:, :4])
+    size = torch.cat([G.flatten(1) for G in whole.grads], dim=1).square().mean(1).sqrt()
     for N, G in zip(seen.natural, whole.grads, strict=True):
-        assert torch.equal(N, over_rms(G))
+        torch.testing.assert_close(N, G / size[:, None, None])
+
+
+def test_without_inputs_steps_fade_by_themselves() -> None:
+    tasks = regression(SIZES, samples=4, seed=0)
+    whole = tasks.observe(tasks.initial)
+    one = Observation(whole.weights, whole.grads, (), None)
+    first, later = Seen(one), Seen(one, 99 * Seen(one).squares)
+    for N, last in zip(first.natural, later.natural, strict=True):
+        # Under noise that stays: one over the root of the steps so far.
+        torch.testing.assert_close(last, N / 10)
+    # With the gradient, at once; and no step is of a share of the weights.
+    vanishing = Observation(whole.weights, tuple(1e-6 * G for G in whole.grads), (), None)
+    converged = Seen(vanishing, first.squares)
+    for N, last in zip(first.natural, converged.natural, strict=True):
+        torch.testing.assert_close(last, 1e-6 * N)
+    found = NaturalSteps(free=1.0).directions(converged)
+    assert float(found.sizes.abs().max()) < 1e-5
+    # Where inputs are known nothing is remembered.
+    assert torch.equal(Seen(whole, first.squares).squares, first.squares)
+    # Entries that do not move are not counted.
+    padded = tuple(torch.cat([G, torch.zeros_like(G)], dim=1) for G in whole.grads)
+    same = Seen(Observation(padded, padded, (), None))
+    torch.testing.assert_close(same.squares, first.squares)
 
 
 def test_without_inputs_there_are_no_products() -> None:

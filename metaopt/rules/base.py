@@ -70,9 +70,11 @@ class Rule(nn.Module, ABC):
         batch_axis: the axis of the state's tensors on which the trajectories lie, one after
             another (each with as many rows as any other); tensors without axes are all
             trajectories'. It lets a state be cut and joined over processes.
+        added_later: names in its state that states saved by older versions lack; they begin anew.
     """
 
     batch_axis: ClassVar[int] = 0
+    added_later: ClassVar[frozenset[str]] = frozenset()
 
     def kept(self, name: str) -> Kept:
         """What the state's tensor of this name belongs to."""

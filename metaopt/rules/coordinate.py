@@ -22,6 +22,7 @@ from metaopt.rules.directions import HEAD_BOUND, Basis
 from metaopt.rules.features import (
     GENERATOR_FEATURES,
     INFORMED_FEATURES,
+    SQUARES,
     STEP_SIZE_FEATURES,
     UPDATE_FEATURES,
     Seen,
@@ -80,6 +81,7 @@ class CoordinateRule(Rule):
 class CoordinateUpdateLSTM(CoordinateRule):
     """m1: features of a weight -> its update."""
 
+    added_later = frozenset({SQUARES})
     features = UPDATE_FEATURES
     featurise = staticmethod(update_features)
 
@@ -88,19 +90,20 @@ class CoordinateUpdateLSTM(CoordinateRule):
 
     def kept(self, name: str) -> Kept:
         """The cells' states are those of entries."""
-        return Kept.ENTRIES
+        return Kept.ALL if name == SQUARES else Kept.ENTRIES
 
     def initial_state(self, observation: Observation) -> State:
-        """Zeros for every weight of every trajectory."""
-        batch = observation.weights[0].shape[0]
-        return self.lstm.initial_state(batch, sum(W[0].numel() for W in observation.weights))
+        """Zeros for every weight of every trajectory, and one for each trajectory, [B]."""
+        W = observation.weights
+        cells = self.lstm.initial_state(W[0].shape[0], sum(w[0].numel() for w in W))
+        return cells | {SQUARES: W[0].new_zeros(W[0].shape[0])}
 
     def propose(self, observation: Observation, state: State) -> tuple[Proposal, State]:
         """Updates f."""
-        seen = Seen(observation)
-        h, state = self.lstm(self.featurise(seen), state)
+        seen = Seen(observation, state[SQUARES])
+        h, cells = self.lstm(self.featurise(seen), state)
         rows = self.combination(h, [W[0].numel() for W in observation.weights], seen)
-        return Proposal(updates=split_weights(rows, observation)), state
+        return Proposal(updates=split_weights(rows, observation)), cells | {SQUARES: seen.squares}
 
 
 class InformedUpdateLSTM(CoordinateUpdateLSTM):

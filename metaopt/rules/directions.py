@@ -153,7 +153,8 @@ class NaturalSteps(Basis):
 
     z = 0 is half of the largest step that is safe in a layer by itself, since layers step together.
     Sizes: the root mean square of N in the layer; and that of its weights times FREE_STEP and
-    ||f(w) - Y|| / sqrt(||f(w) - Y||^2 + ||f(w)||^2), the share of the outputs that is wrong.
+    ||f(w) - Y|| / sqrt(||f(w) - Y||^2 + ||f(w)||^2), the share of the outputs that is wrong, or
+    times 0 where the inputs of the layers are not known.
     Entries without a gradient, such as rows of an embedding that were not looked up, stay.
     """
 
@@ -164,7 +165,8 @@ class NaturalSteps(Basis):
     def directions(self, seen: Seen) -> Directions:
         """N and the sizes."""
         N, W = seen.natural, seen.observation.weights
-        free = FREE_STEP * _share(seen)
+        # What is wrong of unknown outputs is not known to shrink: a step of that size never fades.
+        free = FREE_STEP * _share(seen) if seen.observation.inputs else torch.zeros_like(rms(W[0]))
         sizes = (_filled([rms(n) for n in N], N), _filled([free * rms(w) for w in W], W))
         shaped = torch.cat([n.flatten(1) for n in N], dim=1)
         return Directions(shaped[:, None], self.free * torch.stack(sizes, dim=1))

@@ -55,6 +55,8 @@ def over_rms(x: Tensor) -> Tensor:
 
 
 PRODUCTS = 7
+SQUARES = "squares"
+"""In the state of update rules: ``Seen.squares``."""
 
 
 class Seen:
@@ -62,10 +64,27 @@ class Seen:
 
     Args:
         observation: one gradient evaluation.
+        earlier: the sum of ``squares`` over the steps before it, [B]; 0 by default.
     """
 
-    def __init__(self, observation: Observation) -> None:
+    def __init__(self, observation: Observation, earlier: Tensor | None = None) -> None:
         self.observation = observation
+        self._earlier = earlier
+
+    @cached_property
+    def squares(self) -> Tensor:
+        """S_t = sum_{s <= t} mean g_s^2 over the entries that move at s, [B].
+
+        Where the inputs of the layers are known nothing is added: natural steps then have a size
+        of their own (``curvatures``).
+        """
+        G = self.observation.grads
+        earlier = G[0].new_zeros(G[0].shape[0]) if self._earlier is None else self._earlier
+        if self.observation.inputs:
+            return earlier
+        total = torch.stack([g.square().sum(dim=(1, 2)) for g in G]).sum(0)
+        moving = torch.stack([g.count_nonzero(dim=(1, 2)) for g in G]).sum(0)
+        return earlier + total / moving.clamp(min=1)
 
     @cached_property
     def log_residual(self) -> Tensor:
@@ -103,11 +122,19 @@ class Seen:
 
         -N_l is a step of gradient descent in that layer that cannot overshoot, whatever the scales
         of data and weights; for W_L it is Newton's where A A^T is a multiple of the identity. Where
-        the inputs of the layers are not known, N_l is G_l over its root mean square.
+        the inputs of the layers are not known, N_l = G_l / sqrt(S_t) (``squares``): its root mean
+        square is about 1 at the first step, and falls with the gradient, and with 1 / sqrt(t) where
+        noise keeps that from vanishing, so that steps fade by themselves.
+
+        References:
+            Ward, Wu and Bottou, AdaGrad stepsizes: sharp convergence over nonconvex landscapes
+            (2019), for sums over all entries.
         """
         G = self.observation.grads
         if not self.observation.inputs:
-            return tuple(over_rms(g) for g in G)
+            # The derivative of a root is infinite at 0, where all gradients are 0.
+            total = torch.where(self.squares < FLOOR, 1.0, self.squares)
+            return tuple(g / total.sqrt()[:, None, None] for g in G)
         scales = (self.curvatures + FLOOR).unbind(1)
         return tuple(g / c[:, None, None] for g, c in zip(G, scales, strict=True))
 

@@ -22,6 +22,7 @@ from metaopt.rules.base import Proposal, Rule, ShapeMismatchError
 from metaopt.rules.directions import Basis
 from metaopt.rules.features import (
     LAYER_FEATURES,
+    SQUARES,
     Seen,
     flat_gradient,
     layer_features,
@@ -152,15 +153,24 @@ class FlattenedRule(Rule):
 class LocalUpdateLSTM(FlattenedRule):
     """m1: the flattened gradient -> an update of every weight."""
 
+    added_later = frozenset({SQUARES})
+
     @staticmethod
     def entries_of(shapes: Sequence[tuple[int, int]]) -> list[int]:
         """Weights of each layer."""
         return [out * fan_in for out, fan_in in shapes]
 
+    def initial_state(self, observation: Observation) -> State:
+        """Zeros, and one for each trajectory, [1, B]; raises as the others do."""
+        W = observation.weights[0]
+        return super().initial_state(observation) | {SQUARES: W.new_zeros(1, W.shape[0])}
+
     def propose(self, observation: Observation, state: State) -> tuple[Proposal, State]:
         """Updates f."""
-        rows, _, state = self.emit(Seen(observation), state)
-        return Proposal(updates=split_weights(rows, observation)), state
+        seen = Seen(observation, state[SQUARES][0])
+        rows, _, cells = self.emit(seen, state)
+        squares = {SQUARES: seen.squares[None]}
+        return Proposal(updates=split_weights(rows, observation)), cells | squares
 
 
 class GroupElementLSTM(FlattenedRule):

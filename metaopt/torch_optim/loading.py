@@ -247,7 +247,7 @@ def _fitting(
     # A teleporter that was turned off keeps its state, which nothing reads.
     resting = {key for key in saved if _is_at_rest(key, owner, at_work)}
     foreign = [key for key in saved if key not in fresh and key != UNROUNDED and key not in resting]
-    missing = [key for key in fresh if key not in saved]
+    missing = [key for key in fresh if key not in saved and not owner.layout.begins_anew(key)]
     for says, keys in (("holds", foreign), ("lacks", missing)):
         if keys:
             raise ValueError(

@@ -128,6 +128,11 @@ class Layout:
         """Whether a rule of this name is one of those whose states are laid out."""
         return rule in self._rules
 
+    def begins_anew(self, key: str) -> bool:
+        """Whether states saved by older versions lack it."""
+        rule, _, name = key.partition(".")
+        return rule in self._rules and name in self._rules[rule].added_later
+
     def is_of_units(self, key: str) -> bool:
         """Whether it has a column for each hidden unit."""
         return isinstance(self._rules.get(rule_of(key)), UnitScalingLSTM)
