@@ -16,6 +16,7 @@ from test_checkpoint import learned
 from torch import nn
 
 import metaopt
+from benchmarks import horizon
 from metaopt import checkpoint, model_card, show
 from metaopt.checkpoint import CheckpointError
 from metaopt.contenders import learned_contenders
@@ -167,3 +168,14 @@ def test_evaluation_past_the_horizon_says_so(
     said = capsys.readouterr().out
     assert said.count("\n") == 1
     assert f"meta-trained for {last} steps" in said
+
+
+def test_the_benchmark_runs_past_the_horizon(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "rule.safetensors"
+    learned().save(path)
+    horizon.main(World(), [str(path), "--steps", "12", "--tasks", "2"])
+    rows = [line.split("|")[1].strip() for line in capsys.readouterr().out.splitlines()[1:]]
+    assert rows[0] == "inner step"
+    assert rows[2:] == ["1", "2", "5", "10", "12"]

@@ -1,0 +1,81 @@
+"""A rule past its horizon: losses and weights on unseen tasks, far beyond what it was trained for.
+
+    python -m benchmarks.horizon FILE [--steps N] [--tasks 32] [--task-seed 0]
+                                 [--options '{"width": 32}']
+
+Runs a learned optimizer on unseen tasks of its own family to N inner steps, 10 times its horizon
+unless it is said, and prints losses (as tasks are judged) and root mean squares of the weights at
+steps between. ``--options``, JSON, changes keyword arguments of a family of your own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from metaopt import build, cli, learned
+from metaopt.config import check
+from metaopt.distributed import World
+from metaopt.loss_statistics import clean, geomean
+from metaopt.optimizers import MetaOptimizer
+from metaopt.schema import TaskConfig
+from metaopt.stopwatch import UNTIMED
+from metaopt.streams import Stream
+from metaopt.tables import markdown_table
+from metaopt.tasks import Tasks
+from metaopt.unroll import judging, start, unroll
+
+STOPS = (1, 2, 5)
+
+
+def stops(last: int) -> list[int]:
+    """1, 2, 5, 10, 20, 50, 100, 200, 500, .. below ``last``, and ``last``."""
+    found = {stop * 10**power for stop in STOPS for power in range(12)}
+    return sorted({stop for stop in found if stop < last} | {last})
+
+
+def far(optimizer: MetaOptimizer, tasks: Tasks, steps: int) -> list[list[str]]:
+    """Rows of the table: step, losses (geometric mean, median, largest), the largest weights."""
+    rows = []
+    with torch.no_grad():
+        state = start(tasks, optimizer, judging(UNTIMED))
+        for stop in stops(steps):
+            state, _ = unroll(tasks, optimizer, state, stop - state.step, judging(UNTIMED))
+            losses = clean(state.loss.double().cpu().numpy())
+            sizes = [float(W.square().mean().sqrt()) for W in state.weights]
+            figures = [float(geomean(losses[None])[0]), float(np.median(losses)), losses.max()]
+            rows.append([f"{stop:,}", *(f"{value:.3g}" for value in (*figures, max(sizes)))])
+    return rows
+
+
+def main(world: World, given: Sequence[str] | None = None) -> None:
+    """Run and print."""
+    parser = argparse.ArgumentParser(description="A rule past its horizon.")
+    parser.add_argument("checkpoint", type=Path, metavar="FILE")
+    parser.add_argument("--steps", type=cli.positive)
+    parser.add_argument("--tasks", type=cli.positive, default=32)
+    parser.add_argument("--task-seed", type=int, default=0)
+    parser.add_argument("--options", type=json.loads, default={}, help="JSON")
+    arguments = parser.parse_args(given)
+    rule = learned.load(arguments.checkpoint)
+    task = rule.config.task.model_dump(mode="json")
+    if arguments.options:
+        task["options"] = (task["options"] or {}) | arguments.options
+    family = build.task_family(check(TaskConfig, task, "--options"))
+    dtype = build.DTYPES[rule.config.dtype]
+    tasks = family.sample(
+        Stream.TEST, arguments.task_seed, 0, arguments.tasks, dtype, torch.device("cpu")
+    )
+    steps = arguments.steps or 10 * rule.reach.steps
+    header = ["inner step", "loss, geometric mean", "median", "largest", "largest rms of weights"]
+    world.say(f"{rule.name}: {rule.reach}; {arguments.tasks} unseen tasks")
+    world.say(markdown_table(header, far(rule.optimizer, tasks, steps)))
+
+
+if __name__ == "__main__":
+    cli.run(main)
