@@ -1,18 +1,24 @@
 """Ten times past the horizon: a rule for mini-batches, with teleports and with its updates alone.
 
-    python -m benchmarks.long_run [--rule FILE] [--smoke] [--json FILE] [--page FILE]
+    python -m benchmarks.long_run [--rule FILE] [--out DIR] [--smoke] [--json FILE] [--page FILE]
 
 Digits of scikit-learn, cross-entropy, mini-batches of 32, ReLU networks of one to six hidden
 layers, without normalisation, with LayerNorm and with BatchNorm, ten seeds side by side; the images
 that no meta-training saw judge. The same phi of the update rule runs with its teleporter and
 without it. Told are the largest weight that any seed ever had, whatever became infinite or NaN, and
-the test loss on the way: geometric means over seeds.
+the test loss on the way: geometric means over seeds. Networks are processes of one thread, one for
+each core; a command that was stopped goes on with those that it has not finished.
 """
 
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+import hashlib
+import json
+import os
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +28,8 @@ from tqdm import tqdm
 
 import metaopt
 from benchmarks.output import PRETRAINED, ROOT, add_page, tell
-from metaopt import cli
+from metaopt import build, cli
+from metaopt.checkpoint import make_folder, write_atomically
 from metaopt.distributed import World
 from metaopt.image_tasks import Images
 from metaopt.loss_statistics import geomean, geomean_interval, resamples
@@ -108,10 +115,31 @@ class Row:
     marks: list[int]
     pair: list[float]
     alone: list[float]
-    ratio: tuple[float, float, float]
+    ratio: list[float]
     largest: float
     largest_alone: float
     not_finite: int
+
+
+@dataclass(frozen=True)
+class Job:
+    """One network to be measured.
+
+    Attributes:
+        depth: hidden layers.
+        normalisation: before each.
+        size: of the measurement.
+        rule: the pair's checkpoint.
+        folder: where what was found is kept.
+        digest: of rule and size, so that nothing is taken for another's.
+    """
+
+    depth: int
+    normalisation: str
+    size: Size
+    rule: Path
+    folder: Path
+    digest: str
 
 
 @dataclass(frozen=True)
@@ -120,49 +148,62 @@ class _Run:
     largest: np.ndarray
 
 
-def _run(tasks: LossTasks, optimizer: MetaOptimizer, size: Size, bar: tqdm) -> _Run:
+def _run(tasks: LossTasks, optimizer: MetaOptimizer, size: Size) -> _Run:
     """Losses [marks, seeds] and the largest weight on the way [seeds]; NaN where one was none."""
     losses = []
     with torch.no_grad():
         state = start(tasks, optimizer, first_order)
-        largest = torch.zeros(tasks.size)
+        largest = tasks.initial[0].new_zeros(tasks.size)
         while state.step < size.marks[-1]:
             state, _ = unroll(tasks, optimizer, state, size.every)
             now = torch.stack([W.abs().amax(dim=(1, 2)) for W in state.weights]).amax(0)
             largest = torch.maximum(largest, now)
             if state.step in size.marks:
                 losses.append(tasks.at(state.step).loss(state.weights).numpy())
-            bar.update(size.every)
     return _Run(np.stack(losses), largest.numpy())
 
 
-def rows(size: Size, rule: Path) -> list[Row]:
-    """All networks, one after the other."""
-    pair = metaopt.load(rule).optimizer
+def of_network(job: Job) -> Row:
+    """One network with both, or what an earlier command found of it."""
+    path = job.folder / f"{job.depth}_{job.normalisation}_{job.digest}.json"
+    if path.exists():
+        return Row(**json.loads(path.read_text(encoding="utf-8")))
+    torch.set_num_threads(1)
+    rule = metaopt.load(job.rule)
+    pair, dtype = rule.optimizer, build.DTYPES[rule.config.dtype]
     alone = MetaOptimizer({"update": pair.rules["update"]}, None)
-    found = []
-    jobs = [(depth, kind) for kind in NORMALISATIONS for depth in size.depths]
-    with tqdm(total=2 * len(jobs) * size.marks[-1], desc="steps") as bar:
-        for depth, kind in jobs:
-            family = LossFamily(DeepDigits(depth, kind), "DeepDigits")
-            tasks = family.sample(Stream.TEST, 0, 0, size.seeds)
-            bar.set_postfix(depth=depth, normalisation=kind)
-            both = [_run(tasks, optimizer, size, bar) for optimizer in (pair, alone)]
-            found.append(_row(depth, kind, size, *both))
-    return found
+    family = LossFamily(DeepDigits(job.depth, job.normalisation), "DeepDigits")
+    tasks = family.sample(Stream.TEST, 0, 0, job.size.seeds, dtype)
+    row = _row(job, *(_run(tasks, optimizer, job.size) for optimizer in (pair, alone)))
+    write_atomically(path, json.dumps(asdict(row)).encode())
+    return row
 
 
-def _row(depth: int, kind: str, size: Size, pair: _Run, alone: _Run) -> Row:
+def rows(size: Size, rule: Path, folder: Path) -> list[Row]:
+    """All networks, in order of normalisation and depth."""
+    make_folder(folder)
+    told = json.dumps(asdict(size)).encode() + rule.read_bytes()
+    digest = hashlib.sha256(told).hexdigest()[:12]
+    # Deep ones take longest.
+    networks = [(depth, kind) for depth in reversed(size.depths) for kind in NORMALISATIONS]
+    jobs = [Job(*network, size, rule, folder, digest) for network in networks]
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
+        found = list(tqdm(pool.map(of_network, jobs), total=len(jobs), desc="networks"))
+    return sorted(found, key=lambda row: (NORMALISATIONS.index(row.normalisation), row.depth))
+
+
+def _row(job: Job, pair: _Run, alone: _Run) -> Row:
+    size = job.size
     ratios = pair.losses[-1:] / alone.losses[-1:]
     low, high = geomean_interval(ratios, resamples(size.seeds, RESAMPLINGS, 0))
     both = np.stack([pair.largest, alone.largest])
     return Row(
-        depth=depth,
-        normalisation=kind,
+        depth=job.depth,
+        normalisation=job.normalisation,
         marks=list(size.marks),
         pair=geomean(pair.losses).tolist(),
         alone=geomean(alone.losses).tolist(),
-        ratio=(float(geomean(ratios)[0]), float(low[0]), float(high[0])),
+        ratio=[float(geomean(ratios)[0]), float(low[0]), float(high[0])],
         largest=float(pair.largest.max()),
         largest_alone=float(alone.largest.max()),
         not_finite=int((~np.isfinite(both)).any(axis=0).sum()),
@@ -202,11 +243,12 @@ def main(world: World) -> None:
     """Train, print, write the page."""
     parser = argparse.ArgumentParser(description="Ten times past the horizon.")
     parser.add_argument("--rule", type=Path, default=RULE, metavar="FILE")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="default runs/long_run")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to FILE")
     add_page(parser, PAGE)
     arguments = parser.parse_args()
     size = SMOKE if arguments.smoke else FULL
-    found = rows(size, arguments.rule)
+    found = rows(size, arguments.rule, arguments.out or ROOT / "runs" / "long_run")
     tell(arguments, "long run table", f"{size.seeds} seeds\n\n{table(found)}", found)
 
 
