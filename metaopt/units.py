@@ -118,7 +118,11 @@ class Units:
     def within(self, active: Sequence[bool]) -> Tensor:
         """1 for the units of symmetries that touch active matrices alone, 0 for others: [K]."""
         stays = {s.symmetry for s in self.stretches if not active[s.tensor]}
-        flags = [torch.full((n,), float(i not in stays)) for i, n in enumerate(self.sizes)]
+        # Numbers of Python, on the device at hand: no copy of them is waited for.
+        device = self.stretches[0].unit.device
+        flags = [
+            torch.full((n,), float(i not in stays), device=device) for i, n in enumerate(self.sizes)
+        ]
         return torch.cat(flags)
 
     def to(self, device: torch.device | str) -> Units:
@@ -138,7 +142,7 @@ class Units:
         none, first = sum(sizes), 0
         stretches: list[Stretch] = []
         for layer, ((out, fan_in), (out_next, _)) in enumerate(pairwise(shapes)):
-            ids = torch.arange(first, first + out)
+            ids = torch.arange(first, first + out, device="cpu")
             makes, reads = ids[:, None].expand(out, fan_in), ids[None].expand(out_next, out)
             stretches.append(Stretch.of(layer, MAKES, layer, out, makes, none))
             stretches.append(Stretch.of(layer + 1, READS, layer, out, reads, none))

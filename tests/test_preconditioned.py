@@ -105,7 +105,8 @@ def test_a_refused_teleport_leaves_a_plain_step(guard: Guard) -> None:
     T = (signed(2, 4, 4, seed=7),)
     taken = stepped(around(GradientDescent(0.01), Given(generators=T), ThroughData(), guard), tasks)
     assert isinstance(taken.report, TeleportReport)
-    assert taken.report.refused.all()
+    # A shrunk element may be the identity to the last bit: which, depends on the processor.
+    assert (taken.report.refused | (taken.report.drift == 0)).all()
     observation = tasks.observe(tasks.initial)
     for W, old, G in zip(taken.weights, tasks.initial, observation.grads, strict=True):
         torch.testing.assert_close(W, old - 0.01 * G)

@@ -157,3 +157,11 @@ def test_a_rule_of_before_the_bound_says_so_and_is_bounded(tmp_path: Path) -> No
         restore(path, content)
     with pytest.warns(UserWarning, match="without a bound"):
         restore(path, replace(content, metaopt_version="0.1.0"))
+
+
+def test_units_are_known_on_the_cpu_under_any_default_device() -> None:
+    with torch.device("meta"):
+        units = Units.of_chain([(3, 2), (2, 3)])
+    assert all(s.unit.device.type == s.entries.device.type == "cpu" for s in units.stretches)
+    with torch.device("meta"):
+        assert units.within([True, False]).tolist() == [0.0, 0.0, 0.0]
