@@ -21,7 +21,7 @@ held by the ends: in a chain of L hidden layers, of which inputs and outputs do 
     |T - T*| <= beta l (L + 1 - l) / 2    in layer l, once it is so,
 
 whatever c, a and z are at each step. An increment of its own for each unit had no such bound: what
-was learned for 1,000 steps carried weights of three layers and more to infinity by step 2,800.
+was learned for 1,000 steps carried weights of three layers and more to infinity within 3,000.
 """
 
 from __future__ import annotations
