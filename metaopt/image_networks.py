@@ -54,12 +54,6 @@ def four_layers(inputs: int, width: int, classes: int) -> nn.Module:
     )
 
 
-def six_layers(inputs: int, width: int, classes: int) -> nn.Module:
-    """With ReLU and no normalisation: the kind that large first steps leave dead."""
-    hidden = [part for _ in range(4) for part in (nn.Linear(width, width), nn.ReLU())]
-    return nn.Sequential(nn.Linear(inputs, width), nn.ReLU(), *hidden, nn.Linear(width, classes))
-
-
 def convolutions(inputs: int, width: int, classes: int) -> nn.Module:
     """Two, of width / 4 and width / 2 channels, each half as fine as what it reads."""
     side = math.isqrt(inputs)
@@ -85,7 +79,6 @@ def transformer(inputs: int, width: int, classes: int) -> nn.Module:
 NETWORKS = {
     "two_layers": two_layers,
     "four_layers": four_layers,
-    "six_layers": six_layers,
     "convolutions": convolutions,
     "transformer": transformer,
 }

@@ -6,11 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from cases import learned_rule
 
 from benchmarks import long_run
-from metaopt.image_networks import NETWORKS
 from metaopt.loss_tasks import LossFamily
 from metaopt.streams import Stream
 
@@ -54,5 +52,3 @@ def test_deep_networks_have_what_their_name_says() -> None:
         assert kinds.count("Linear") == depth + 1
         assert kinds.count("ReLU") == depth
         assert sum("Norm" in name for name in kinds) == (0 if kind == "none" else depth)
-    six = NETWORKS["six_layers"](64, 8, 10)
-    assert sum(isinstance(module, torch.nn.Linear) for module in six.children()) == 6
