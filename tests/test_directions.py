@@ -291,6 +291,19 @@ def test_projected_generators_are_isometric(sizes: list[int], seed: int) -> None
 
 
 @both_sizes
+def test_nothing_is_free_where_it_is_not_known_what_is_wrong(sizes: list[int]) -> None:
+    whole = seen(regression(sizes, samples=4, seed=0)).observation
+    for told in (replace(whole, loss=None), replace(whole, inputs=()), whole):
+        sizes_of_updates = NATURAL.directions(Seen(told)).sizes[:, 1]
+        assert bool(
+            (sizes_of_updates > 0).all() if told is whole else (sizes_of_updates == 0).all()
+        )
+    free = WHITENING.directions(Seen(replace(whole, loss=None))).sizes
+    assert torch.equal(free, torch.zeros_like(free))
+    assert bool((WHITENING.directions(Seen(whole)).sizes > 0).all())
+
+
+@both_sizes
 def test_at_whitened_activations_and_without_residual_no_generator_is_left(
     sizes: list[int],
 ) -> None:

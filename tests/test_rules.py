@@ -237,7 +237,7 @@ def test_flattened_rules_have_the_papers_shapes(
 @pytest.mark.parametrize("kind", COORDINATE)
 def test_flattened_rules_refuse_other_shapes(kind: str) -> None:
     tasks = regression([5, 4, 2], samples=4, seed=0)
-    with pytest.raises(ShapeMismatchError, match="coordinate-wise rules fit any"):
+    with pytest.raises(ShapeMismatchError, match="layer-wise rules fit any"):
         flattened_rule(kind, "entries", SIZES).initial_state(tasks.observe(tasks.initial))
 
 

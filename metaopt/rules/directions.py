@@ -153,8 +153,8 @@ class NaturalSteps(Basis):
 
     z = 0 is half of the largest step that is safe in a layer by itself, since layers step together.
     Sizes: the root mean square of N in the layer; and that of its weights times FREE_STEP and
-    ||f(w) - Y|| / sqrt(||f(w) - Y||^2 + ||f(w)||^2), the share of the outputs that is wrong, or
-    times 0 where the inputs of the layers are not known.
+    ||f(w) - Y|| / sqrt(||f(w) - Y||^2 + ||f(w)||^2), the share of the outputs that is wrong,
+    or times 0 where that is not known (``Seen.residual_known``).
     Entries without a gradient, such as rows of an embedding that were not looked up, stay.
     """
 
@@ -165,8 +165,7 @@ class NaturalSteps(Basis):
     def directions(self, seen: Seen) -> Directions:
         """N and the sizes."""
         N, W = seen.natural, seen.observation.weights
-        # What is wrong of unknown outputs is not known to shrink: a step of that size never fades.
-        free = FREE_STEP * _share(seen) if seen.observation.inputs else torch.zeros_like(rms(W[0]))
+        free = FREE_STEP * _share(seen)
         sizes = (_filled([rms(n) for n in N], N), _filled([free * rms(w) for w in W], W))
         shaped = torch.cat([n.flatten(1) for n in N], dim=1)
         return Directions(shaped[:, None], self.free * torch.stack(sizes, dim=1))
@@ -263,8 +262,12 @@ def _isometric(T: Tensor, S: Tensor) -> Tensor:
 
 
 def _share(seen: Seen) -> Tensor:
-    """The share of the outputs that is wrong, in [0, 1]: [B, 1, 1]."""
-    return (seen.log_residual * (LOG_RANGE / 2)).exp()[:, None, None]
+    """The share of the outputs that is wrong, in [0, 1]; 0 where it is not known: [B, 1, 1].
+
+    What is not known is not known to shrink: a step of that size would never fade.
+    """
+    share = (seen.log_residual * (LOG_RANGE / 2)).exp()[:, None, None]
+    return share if seen.residual_known else torch.zeros_like(share)
 
 
 def _filled(sizes: list[Tensor], like: Weights) -> Tensor:

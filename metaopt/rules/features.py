@@ -86,12 +86,17 @@ class Seen:
         moving = torch.stack([g.count_nonzero(dim=(1, 2)) for g in G]).sum(0)
         return earlier + total / moving.clamp(min=1)
 
+    @property
+    def residual_known(self) -> bool:
+        """Whether it is known how much of the outputs is wrong: the loss and the layers' inputs."""
+        return self.observation.loss is not None and bool(self.observation.inputs)
+
     @cached_property
     def log_residual(self) -> Tensor:
         """log(||f(w) - Y||^2 / (||f(w) - Y||^2 + ||f(w)||^2)) / p, [B], with 2 L = ||f(w) - Y||^2.
 
         How much of the outputs is wrong, whatever the scale of targets and weights; 0 (all of it)
-        where the loss or the layers' inputs are not known.
+        where that is not known (``residual_known``).
         """
         W, inputs, loss = self.observation.weights, self.observation.inputs, self.observation.loss
         if loss is None or not inputs:
