@@ -1,13 +1,14 @@
 """Ten times past the horizon: a rule for mini-batches, with teleports and with its updates alone.
 
-    python -m benchmarks.long_run [--rule FILE] [--out DIR] [--smoke] [--json FILE] [--page FILE]
+    python -m benchmarks.long_run [--rule FILE] [--out DIR] [--record] [--smoke] [--json FILE]
 
 Digits of scikit-learn, cross-entropy, mini-batches of 32, ReLU networks of one to six hidden
 layers, without normalisation, with LayerNorm and with BatchNorm, ten seeds side by side; the images
 that no meta-training saw judge. The same phi of the update rule runs with its teleporter and
 without it. Told are the largest weight that any seed ever had, whatever became infinite or NaN, and
 the test loss on the way: geometric means over seeds. Networks are processes of one thread, one for
-each core; a command that was stopped goes on with those that it has not finished.
+each core; a command that was stopped goes on with those that it has not finished. ``--record``
+writes into the rule's file how far it was tested, where every network held (``shortfalls``).
 """
 
 from __future__ import annotations
@@ -28,14 +29,16 @@ from tqdm import tqdm
 
 import metaopt
 from benchmarks.output import PRETRAINED, ROOT, add_page, tell
-from metaopt import build, cli
+from metaopt import build, checkpoint, cli
 from metaopt.checkpoint import make_folder, write_atomically
 from metaopt.distributed import World
+from metaopt.errors import UserError
 from metaopt.image_tasks import Images
 from metaopt.loss_statistics import geomean, geomean_interval, resamples
 from metaopt.loss_tasks import LossFamily, LossTasks
 from metaopt.models.units import units_of
 from metaopt.optimizers import MetaOptimizer
+from metaopt.reach import record_test
 from metaopt.streams import Stream
 from metaopt.tables import markdown_table
 from metaopt.unroll import first_order, start, unroll
@@ -44,6 +47,7 @@ PAGE = ROOT / "docs" / "digits.md"
 RULE = PRETRAINED / "digits_update_tele.safetensors"
 NORMALISATIONS = ("none", "LayerNorm", "BatchNorm")
 RESAMPLINGS = 2000
+LARGEST_FACTOR = 100.0
 
 
 class DeepDigits(Images):
@@ -182,14 +186,21 @@ def of_network(job: Job) -> Row:
 def rows(size: Size, rule: Path, folder: Path) -> list[Row]:
     """All networks, in order of normalisation and depth."""
     make_folder(folder)
-    told = json.dumps(asdict(size)).encode() + rule.read_bytes()
-    digest = hashlib.sha256(told).hexdigest()[:12]
+    digest = _digest(size, checkpoint.read(rule))
     # Deep ones take longest.
     networks = [(depth, kind) for depth in reversed(size.depths) for kind in NORMALISATIONS]
     jobs = [Job(*network, size, rule, folder, digest) for network in networks]
     with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
         found = list(tqdm(pool.map(of_network, jobs), total=len(jobs), desc="networks"))
     return sorted(found, key=lambda row: (NORMALISATIONS.index(row.normalisation), row.depth))
+
+
+def _digest(size: Size, content: checkpoint.Checkpoint) -> str:
+    """Of what figures depend on: what else a file tells of its rule may change."""
+    told = hashlib.sha256(json.dumps([asdict(size), content.config]).encode())
+    for name, tensor in sorted(content.tensors.items()):
+        told.update(name.encode() + tensor.contiguous().numpy().tobytes())
+    return told.hexdigest()[:12]
 
 
 def _row(job: Job, pair: _Run, alone: _Run) -> Row:
@@ -208,6 +219,24 @@ def _row(job: Job, pair: _Run, alone: _Run) -> Row:
         largest_alone=float(alone.largest.max()),
         not_finite=int((~np.isfinite(both)).any(axis=0).sum()),
     )
+
+
+def shortfalls(found: list[Row]) -> list[str]:
+    """Where a network did not hold to the end, a line each.
+
+    It holds where all is finite, no weight is larger than ``LARGEST_FACTOR`` times the updates'
+    alone, and the loss is no worse than theirs: the interval of the ratio reaches down to 1.
+    """
+    lines = []
+    for row in found:
+        where = f"{row.depth} hidden layers, normalisation {row.normalisation}"
+        if row.not_finite:
+            lines.append(f"{where}: {row.not_finite} seeds are not finite")
+        elif row.largest > LARGEST_FACTOR * row.largest_alone:
+            lines.append(f"{where}: a weight of {row.largest:.3g}, alone {row.largest_alone:.3g}")
+        if not row.ratio[1] <= 1:
+            lines.append(f"{where}: loss {row.ratio[0]:.3g} times that of the updates alone")
+    return lines
 
 
 def table(found: list[Row]) -> str:
@@ -245,11 +274,19 @@ def main(world: World) -> None:
     parser.add_argument("--rule", type=Path, default=RULE, metavar="FILE")
     parser.add_argument("--out", type=Path, metavar="DIR", help="default runs/long_run")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to FILE")
+    parser.add_argument("--record", action="store_true", help="how far it held, into the rule")
     add_page(parser, PAGE)
     arguments = parser.parse_args()
     size = SMOKE if arguments.smoke else FULL
     found = rows(size, arguments.rule, arguments.out or ROOT / "runs" / "long_run")
-    tell(arguments, "long run table", f"{size.seeds} seeds\n\n{table(found)}", found)
+    short = shortfalls(found)
+    verdict = "\n".join(f"- {line}" for line in short) or "Every network holds to the end."
+    text = f"{size.seeds} seeds\n\n{table(found)}\n\n{verdict}"
+    tell(arguments, "long run table", text, found)
+    if arguments.record:
+        if short or arguments.smoke:
+            raise UserError(f"--record: {arguments.rule} was not run far enough, or did not hold")
+        print(record_test(arguments.rule, size.marks[-1], "python -m benchmarks.long_run"))
 
 
 if __name__ == "__main__":

@@ -6,9 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from cases import learned_rule
 
 from benchmarks import long_run
+from metaopt import checkpoint
 from metaopt.loss_tasks import LossFamily
 from metaopt.streams import Stream
 
@@ -52,3 +54,32 @@ def test_deep_networks_have_what_their_name_says() -> None:
         assert kinds.count("Linear") == depth + 1
         assert kinds.count("ReLU") == depth
         assert sum("Norm" in name for name in kinds) == (0 if kind == "none" else depth)
+
+
+def test_what_falls_short_is_said() -> None:
+    job = long_run.Job(3, "none", SIZE, Path(), Path(), "")
+    one = np.ones((2, 2))
+    alone = long_run._Run(one, np.ones(2))
+    assert long_run.shortfalls([long_run._row(job, alone, alone)]) == []
+    worse = long_run._Run(1.5 * one, np.full(2, 99.0))
+    (line,) = long_run.shortfalls([long_run._row(job, worse, alone)])
+    assert line == "3 hidden layers, normalisation none: loss 1.5 times that of the updates alone"
+    large = long_run._Run(one, np.array([1.0, 101.0]))
+    (line,) = long_run.shortfalls([long_run._row(job, large, alone)])
+    assert "a weight of 101" in line
+    broken = long_run._Run(one * np.nan, np.array([np.nan, 1.0]))
+    assert "1 seeds are not finite" in long_run.shortfalls([long_run._row(job, broken, alone)])[0]
+
+
+def test_figures_are_of_a_rule_whatever_else_its_file_tells(tmp_path: Path) -> None:
+    rule = learned_rule("layer_units")
+    digests = []
+    for name, training in (("a", {}), ("b", {"commit": "x"})):
+        rule.training = training
+        rule.save(tmp_path / name)
+        digests.append(long_run._digest(SIZE, checkpoint.read(tmp_path / name)))
+    assert digests[0] == digests[1]
+    with torch.no_grad():
+        next(rule.optimizer.parameters()).mul_(2)
+    rule.save(tmp_path / "c")
+    assert long_run._digest(SIZE, checkpoint.read(tmp_path / "c")) != digests[0]
