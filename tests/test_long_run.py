@@ -14,7 +14,7 @@ from metaopt import checkpoint
 from metaopt.loss_tasks import LossFamily
 from metaopt.streams import Stream
 
-SIZE = replace(long_run.SMOKE, depths=(1,), marks=(2, 4), seeds=2)
+SIZE = replace(long_run.SMOKE, marks=(2, 4), seeds=2)
 
 
 def test_rows_are_of_both_and_are_kept(tmp_path: Path) -> None:
