@@ -89,21 +89,23 @@ class CoordinateUpdateLSTM(CoordinateRule):
         super().__init__(self.features, basis, hidden, scale, seed, name)
 
     def kept(self, name: str) -> Kept:
-        """The cells' states are those of entries."""
-        return Kept.ALL if name == SQUARES else Kept.ENTRIES
+        """The cells' states are those of entries; the sum of squares is told to each parameter."""
+        return Kept.TENSORS if name == SQUARES else Kept.ENTRIES
 
     def initial_state(self, observation: Observation) -> State:
-        """Zeros for every weight of every trajectory, and one for each trajectory, [B]."""
+        """Zeros for every weight of every trajectory, and one for each parameter, [B, 1, L]."""
         W = observation.weights
         cells = self.lstm.initial_state(W[0].shape[0], sum(w[0].numel() for w in W))
-        return cells | {SQUARES: W[0].new_zeros(W[0].shape[0])}
+        return cells | {SQUARES: W[0].new_zeros(W[0].shape[0], 1, len(W))}
 
     def propose(self, observation: Observation, state: State) -> tuple[Proposal, State]:
         """Updates f."""
-        seen = Seen(observation, state[SQUARES])
+        # A parameter that rested, or is new, has not heard of the last steps.
+        seen = Seen(observation, state[SQUARES].amax(dim=(1, 2)))
         h, cells = self.lstm(self.featurise(seen), state)
         rows = self.combination(h, [W[0].numel() for W in observation.weights], seen)
-        return Proposal(updates=split_weights(rows, observation)), cells | {SQUARES: seen.squares}
+        squares = seen.squares[:, None, None].repeat(1, 1, len(observation.weights))
+        return Proposal(updates=split_weights(rows, observation)), cells | {SQUARES: squares}
 
 
 class InformedUpdateLSTM(CoordinateUpdateLSTM):
