@@ -12,7 +12,7 @@ import pytest
 import torch
 from cases import learned_rule
 from models import UPDATES, Problem, saved, take_steps
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import SGD, Adagrad, AdamW, RMSprop, lr_scheduler
 
 from metaopt import LearnedOptimizer
@@ -98,6 +98,12 @@ def test_another_rule_of_the_same_shapes() -> None:
     trained().load_state_dict(LearnedOptimizer(problem.model, rule).state_dict())
 
 
+def recast(state: Any, change: Callable[[Tensor], Tensor]) -> None:
+    """Every tensor of a parameter's state as something else."""
+    own = state["state"][1]
+    own.update({key: change(value) for key, value in own.items()})
+
+
 CHANGES: dict[str, tuple[Callable[[Any], Any], str]] = {
     "lr": (lambda s: s["param_groups"][0].pop("lr"), "lr: found None"),
     "negative": (lambda s: s["param_groups"][0].update(lr=-1.0), "lr: found -1.0"),
@@ -110,6 +116,9 @@ CHANGES: dict[str, tuple[Callable[[Any], Any], str]] = {
     "rule": (lambda s: s["param_groups"][0].update(rule=3), "found 3, expected text"),
     "missing": (lambda s: s["state"][1].pop("update.h0"), "of 0.bias lacks update.h0"),
     "more": (lambda s: s["state"][1].update({"update.x": torch.ones(1)}), "holds update.x"),
+    "no numbers": (lambda s: recast(s, lambda t: t.to("meta")), r"is torch\..* on meta, expected"),
+    "sparse": (lambda s: recast(s, Tensor.to_sparse), "expected a dense tensor of floating"),
+    "integers": (lambda s: recast(s, Tensor.long), "is torch.int64 on cpu, expected a dense"),
     "number": (lambda s: s["state"][1].update({3: torch.ones(1)}), "holds 3"),
     "list": (lambda s: s["state"][1].update({"update.h0": [1.0]}), "update.h0 is list"),
     "complex": (lambda s: s["state"][1].update({"update.h0": torch.ones(1) * 1j}), "is torch.comp"),

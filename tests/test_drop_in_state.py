@@ -192,6 +192,8 @@ def test_what_cannot_be_stepped_is_an_error() -> None:
         metaopt.LearnedOptimizer(
             [nn.Parameter(torch.ones(2, device=d)) for d in ("cpu", "meta")], rule
         )
+    with torch.device("meta"), pytest.raises(ValueError, match="device meta, which has shapes"):
+        metaopt.LearnedOptimizer(nn.Linear(2, 2), rule)
 
 
 @pytest.mark.parametrize("kind", ["coordinate_lstm_step", "lstm_directions_step"])

@@ -267,3 +267,11 @@ def test_the_optimizer_of_another_model_is_refused(state: str, wrap: Any) -> Non
     # One that trains a part is this model's.
     metaopt.teleport(model, optimizer=torch.optim.SGD([model.get_parameter("5.bias")], 0.1))
     assert not torch.equal(model.get_parameter("0.weight"), kept["0.weight"])
+
+
+@pytest.mark.parametrize("state", ["transport", "reset"])
+@pytest.mark.parametrize("given", ["Adam", torch.optim.Adam, {}])
+def test_what_is_no_optimizer_is_refused(state: str, given: Any) -> None:
+    model = ZOO["mlp"].model()
+    with pytest.raises(ValueError, match=r"optimizer: found (str|Adam|dict), expected"):
+        metaopt.teleport(model, optimizer=given, state=state)

@@ -59,9 +59,16 @@ def unwrapped(optimizer: Optimizer) -> Optimizer:
 
 
 def require_optimizer_of(optimizer: Optimizer, model: nn.Module) -> None:
-    """Raises ``ValueError`` where an optimizer holds none of a model's parameters."""
+    """Raises ``ValueError`` for what is no optimizer, or holds none of a model's parameters."""
+    groups = getattr(optimizer, "param_groups", None)
+    if isinstance(optimizer, type) or not isinstance(groups, list | tuple):
+        found = optimizer.__name__ if isinstance(optimizer, type) else type(optimizer).__name__
+        raise ValueError(
+            f"optimizer: found {found}, expected the optimizer object that trains the model that "
+            f"is teleported"
+        )
     own = {id(parameter) for parameter in model.parameters()}
-    held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    held = [parameter for group in groups for parameter in group["params"]]
     if not any(id(parameter) in own for parameter in held):
         raise ValueError(
             f"optimizer: none of its {len(held)} parameters is one of this model's: pass the "

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -254,9 +255,12 @@ def _fitting(
                 f"{field} {says} {_shown(keys)}, and the rule here is {owner.rule}: {_WHAT_TO_DO}"
             )
     for key, value in saved.items():
-        if not isinstance(value, Tensor) or value.is_complex():
-            found = value.dtype if isinstance(value, Tensor) else type(value).__name__
-            raise ValueError(f"{field}: {key} is {found}, expected a tensor of real numbers")
+        if not _is_of_numbers(value):
+            is_tensor = isinstance(value, Tensor)
+            found = f"{value.dtype} on {value.device}" if is_tensor else type(value).__name__
+            raise ValueError(
+                f"{field}: {key} is {found}, expected a dense tensor of floating-point numbers"
+            )
         shape = parameter.shape if key == UNROUNDED else fresh.get(key, value).shape
         of_units = owner.layout.is_of_units(key) and value.shape[:-1] == shape[:-1]
         if value.shape != shape and not of_units:
@@ -265,6 +269,13 @@ def _fitting(
                 f"model has other shapes: {_WHAT_TO_DO}"
             )
     return saved
+
+
+def _is_of_numbers(value: Any) -> bool:
+    """Whether it can be copied into a state, and says there what it says here."""
+    if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_meta:
+        return False
+    return value.is_floating_point()
 
 
 def _is_at_rest(key: Any, owner: Owner, at_work: set[str]) -> bool:

@@ -99,6 +99,11 @@ class Members:
             names = ", ".join(sorted(map(str, devices)))
             raise ValueError(f"parameters must lie on one device, found {names}")
         (self.device,) = devices
+        if self.device.type == "meta":
+            raise ValueError(
+                "parameters: found them on the device meta, which has shapes and no numbers, "
+                "expected CPU or CUDA: make the optimizer after the model has its weights"
+            )
         self.dtype = working_dtype(self.parameters)
         self.names = _names(model, groups)
         self.in_order_names = [self.names[id(p)] for p in self.parameters]
