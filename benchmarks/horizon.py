@@ -14,6 +14,7 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,14 +54,26 @@ def far(optimizer: MetaOptimizer, tasks: Tasks, steps: int) -> list[list[str]]:
     return rows
 
 
+def _object(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise argparse.ArgumentTypeError(
+            f'found {text!r:.60}, expected JSON such as {{"width": 32}}'
+        )
+    return found
+
+
 def main(world: World, given: Sequence[str] | None = None) -> None:
     """Run and print."""
-    parser = argparse.ArgumentParser(description="A rule past its horizon.")
+    parser = cli.plain_parser("A rule past its horizon.", prog="python -m benchmarks.horizon")
     parser.add_argument("checkpoint", type=Path, metavar="FILE")
     parser.add_argument("--steps", type=cli.positive)
     parser.add_argument("--tasks", type=cli.positive, default=32)
     parser.add_argument("--task-seed", type=int, default=0)
-    parser.add_argument("--options", type=json.loads, default={}, help="JSON")
+    parser.add_argument("--options", type=_object, default={}, help="of the family, as JSON")
     arguments = parser.parse_args(given)
     rule = learned.load(arguments.checkpoint)
     task = rule.config.task.model_dump(mode="json")

@@ -13,8 +13,8 @@ Decay = Annotated[float, Field(ge=0, lt=1)]
 Size = Annotated[int, Field(ge=1, le=100_000)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Text = Annotated[str, Field(min_length=1)]
-# Becomes a folder's name.
-Name = Annotated[str, Field(pattern=r"^\w[\w.+-]*$")]
+# Becomes a folder's name: file systems take 255 bytes.
+Name = Annotated[str, Field(pattern=r"^\w[\w.+-]*$", max_length=200)]
 
 
 LONGEST_LABEL = 100
