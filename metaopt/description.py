@@ -10,7 +10,7 @@ from torch import Tensor
 from metaopt.checkpoint import Checkpoint
 from metaopt.config import check
 from metaopt.reach import PAGE, TESTED, reach_of
-from metaopt.schema import TaskConfig, TrainConfig
+from metaopt.schema import LayerConfig, TaskConfig, TrainConfig
 from metaopt.tables import printable
 
 Rows = list[tuple[str, str]]
@@ -42,6 +42,7 @@ def rows(content: Checkpoint, source: str) -> Rows:
         ("written by", f"metaopt {printable(content.metaopt_version)}"),
         ("licence", content.licence),
         *_of_rules(config, content.tensors),
+        *_of_decay(config),
         ("parameters", _size(content.tensors)),
         ("teleporter", _fields(config.teleporter) if config.teleporter else "none"),
         ("tasks", _fields(config.task, *_task_fields(config.task))),
@@ -73,6 +74,15 @@ def _of_rules(config: TrainConfig, tensors: dict[str, Tensor]) -> Iterator[tuple
     for name, rule in config.rules.by_name().items():
         own = {key: t for key, t in tensors.items() if key.startswith(f"networks.{name}.")}
         yield f"rules.{name}", f"{_fields(rule)}: {_size(own)}"
+
+
+def _of_decay(config: TrainConfig) -> Iterator[tuple[str, str]]:
+    if isinstance(config.rules.update, LayerConfig):
+        yield (
+            "weight decay",
+            "learned: acts on what has a gradient though weight_decay is 0; "
+            "LearnedOptimizer(.., learned_decay=0) turns it off",
+        )
 
 
 def _task_fields(task: TaskConfig) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,8 +12,9 @@ from cases import learned_rule
 from torch import Tensor, nn
 from torch.nn import functional
 
-from metaopt import LearnedOptimizer
+from metaopt import LearnedOptimizer, checkpoint
 from metaopt.rules import LayerUpdateLSTM
+from metaopt.show import report
 
 
 class Words(nn.Module):
@@ -127,3 +129,13 @@ def test_a_state_of_before_the_option_is_as_meta_trained() -> None:
         own.step()
         ends.append(one.head.weight)
     assert torch.equal(*ends)
+
+
+def test_it_stands_in_what_a_checkpoint_tells(tmp_path: Path) -> None:
+    told = {}
+    for kind in ("layer", "coordinate_directions_update"):
+        path = tmp_path / kind
+        learned_rule(kind).save(path)
+        told[kind] = report(checkpoint.read(path), str(path))
+    assert "learned_decay=0" in told["layer"]
+    assert "learned_decay" not in told["coordinate_directions_update"]
