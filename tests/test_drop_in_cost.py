@@ -29,9 +29,10 @@ def test_bytes_of_state_are_those_of_the_networks() -> None:
             # Two means, and a count of steps for each tensor.
             assert row.state_bytes == 8 * row.parameters + 4 * tensors
         elif name.endswith(("(update)", "alone")):
-            assert row.state_bytes == of_entry * row.parameters
+            # And the sum of squares, for each tensor.
+            assert row.state_bytes == of_entry * row.parameters + 4 * tensors
         elif name.endswith("tele)"):
-            assert row.state_bytes == of_entry * (row.parameters + hidden**2)
+            assert row.state_bytes == of_entry * (row.parameters + hidden**2) + 4 * tensors
         else:
             assert row.state_bytes == 0
     lines = table([*found.values()]).splitlines()
