@@ -14,6 +14,9 @@ from torch import Tensor, nn
 from metaopt.errors import shown
 from metaopt.network import Weights
 
+LARGEST_COUNT = 2**53
+"""Of steps: numbers of Python and of JSON are exact up to here."""
+
 
 def require_like(saved: Any, like: Any, place: str) -> None:
     """Raise ``ValueError``, one line, unless ``saved`` is of the same build as ``like``.
@@ -42,6 +45,26 @@ def require_like(saved: Any, like: Any, place: str) -> None:
     elif isinstance(like, list | tuple):
         for i, value in enumerate(like):
             require_like(saved[i], value, f"{place}[{i}]")
+
+
+def require_plain(saved: Any, place: str) -> None:
+    """Raise ``ValueError``, one line, where anything in ``saved`` is no plain data.
+
+    A tensor among numbers cannot even be compared.
+
+    Args:
+        saved: of a state.
+        place: of it in the state.
+    """
+    left = [saved]
+    while left:
+        value = left.pop()
+        if isinstance(value, dict):
+            left += [*value.keys(), *value.values()]
+        elif isinstance(value, list | tuple):
+            left += value
+        elif not (value is None or isinstance(value, bool | int | float | str)):
+            raise ValueError(f"{place}: found {_told(value)} in it, expected plain data")
 
 
 def require_within(saved: Any, most: float, place: str) -> None:

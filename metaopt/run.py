@@ -37,6 +37,7 @@ from metaopt.outer_schedule import schedule
 from metaopt.pace import Pace
 from metaopt.profiling import NoProfile, Profile
 from metaopt.records import FirstRecords, Records
+from metaopt.resuming import LARGEST_COUNT, require_plain, require_within
 from metaopt.rules.products import note
 from metaopt.run_files import BEST_FILE, CONFIG_FILE, METRICS_FILE, STATE_FILE, set_aside
 from metaopt.schema import TrainConfig
@@ -182,7 +183,13 @@ class Run:
             return False
         config = self.trainer.config
         try:
+            for place in ("config", "progress", "families"):
+                require_plain(state.get(place), place)
             done, before = state["progress"]["outer_step"], state["config"]["meta"]["outer_steps"]
+            require_within(before, LARGEST_COUNT, "config.meta.outer_steps")
+            require_within(done, before, "progress.outer_step")
+            if not before:
+                raise ValueError("config.meta.outer_steps: found 0, expected at least 1")
             further = config.meta.outer_steps if config.meta.outer_steps > done else before
             meta = state["config"]["meta"] | {"outer_steps": further}
             saved = state["config"] | {"meta": meta}

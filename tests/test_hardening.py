@@ -191,6 +191,12 @@ def _set(path: str, value: Any) -> Any:
         (_set("inner.parts.0.weights", ()), "inner.parts[0].weights"),
         (_set("inner.windows_left", [-1]), "inner.windows_left"),
         (_set("config", None), "not a state of this run"),
+        (_set("config.meta.outer_steps", 0), "not a state of this run"),
+        (_set("config.meta.outer_steps", [3]), "not a state of this run"),
+        (_set("config.meta.outer_steps", "3"), "not a state of this run"),
+        (_set("config.name", torch.zeros(2)), "not a state of this run"),
+        (_set("families", {"task.family": {"x": torch.zeros(0)}}), "not a state of this run"),
+        (_set("progress.outer_step", torch.zeros(2)), "not a state of this run"),
     ],
 )
 def test_a_state_that_does_not_fit_is_told_in_one_line(

@@ -132,9 +132,17 @@ def places(data: Any) -> Iterator[PATHS]:
             left += [((*at, key), part) for key, part in inner]
 
 
+def _copied(value: Any) -> Any:
+    """A copy; nothing, of what is nested too deep to be copied."""
+    try:
+        return copy.deepcopy(value)
+    except RecursionError:
+        return None
+
+
 def of_data(data: Any, draw: random.Random, odd: tuple[Any, ...] = ODD) -> Any:
     """Plain data with one to three values changed, removed, renamed, moved, or nested to depth."""
-    data = copy.deepcopy(data)
+    data = _copied(data)
     for _ in range(draw.choice((1, 1, 2, 3))):
         data = _once(data, draw, odd)
     if draw.random() < 0.05:
@@ -165,13 +173,13 @@ def _once(data: Any, draw: random.Random, odd: tuple[Any, ...]) -> Any:
         case 2:
             parent[last] = nested(2, value, draw)
         case 3:
-            parent[last] = copy.deepcopy(_at(data, draw.choice(every)))
+            parent[last] = _copied(_at(data, draw.choice(every)))
         case 4 if isinstance(value, int | float) and not isinstance(value, bool):
             parent[last] = value * draw.choice((-1, 0, 0.5, 2, 10**3, 10**9, 10**18))
         case 5 if isinstance(value, list):
             parent[last] = value * draw.choice((0, 2, 1000))
         case _:
-            parent[last] = copy.deepcopy(draw.choice(odd))
+            parent[last] = _copied(draw.choice(odd))
     return data
 
 
