@@ -29,7 +29,7 @@ def names(*given: tuple[str, str | None]) -> list[str]:
     return [found.name for found in told_apart([contender(*one) for one in given])]
 
 
-SHIPPED = "/work/checkpoints/pretrained/lstm.safetensors"
+SHIPPED = "/home/me/checkpoints/pretrained/lstm.safetensors"
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ SHIPPED = "/work/checkpoints/pretrained/lstm.safetensors"
     [
         ([("A", SHIPPED), ("B", "runs/b/optimizer.safetensors")], ["A", "B"]),
         (
-            [("A", SHIPPED), ("A", "/work/runs/lstm/optimizer.safetensors")],
+            [("A", SHIPPED), ("A", "/home/me/runs/lstm/optimizer.safetensors")],
             ["A (pretrained/lstm)", "A (runs/lstm)"],
         ),
         (

@@ -63,7 +63,7 @@ class DifferentiableLearnedOptimizer(higher.optim.DifferentiableOptimizer):
             group[STEPS] = steps
         grads = [grouped_grads[g][i] for g, i in self._places]
         with torch.set_grad_enabled(self._track_higher_grads and torch.is_grad_enabled()):
-            new, states = self._stepper.step(
+            taken = self._stepper.advance(
                 [groups[g]["params"][i].to(self._dtype) for g, i in self._places],
                 [None if G is None else G.to(self._dtype) for G in grads],
                 None if self._loss is None else self._loss.to(self._dtype),
@@ -71,7 +71,8 @@ class DifferentiableLearnedOptimizer(higher.optim.DifferentiableOptimizer):
                 [self.state[g][i] for g, i in self._places],
                 differentiate_features=self._rule.config.meta.order == 2,
             )
-            for (g, i), W, state in zip(self._places, new, states, strict=True):
+            states = self._stepper.layout.apart(taken.after)
+            for (g, i), W, state in zip(self._places, taken.weights, states, strict=True):
                 before = groups[g]["params"][i]
                 after = W.to(before.dtype)
                 # What stays is a node of its own too: the next gradient is that by the weights as

@@ -204,22 +204,6 @@ class Stepper:
         if why != self._known:
             warnings.warn(f"updates only, no teleports: {why}", stacklevel=5)
 
-    def step(
-        self,
-        weights: Sequence[Tensor],
-        grads: Sequence[Tensor | None],
-        loss: Tensor | None,
-        rates: Sequence[Rates],
-        states: Sequence[State],
-        differentiate_features: bool,
-    ) -> tuple[list[Tensor], list[State]]:
-        """New weights and states; those without a gradient stay.
-
-        Args: those of ``advance``.
-        """
-        taken = self.advance(weights, grads, loss, rates, states, differentiate_features)
-        return taken.weights, self.layout.apart(taken.after)
-
     def advance(
         self,
         weights: Sequence[Tensor],
