@@ -3,8 +3,8 @@
     python -m benchmarks.long_run [--rule FILE] [--out DIR] [--record] [--smoke] [--json FILE]
 
 Digits of scikit-learn, cross-entropy, mini-batches of 32, ReLU networks of one to six hidden
-layers (three with LayerNorm and with BatchNorm, too), ten seeds side by side; the images that no
-meta-training saw judge. The same phi of the update rule runs with its
+layers, without normalisation, with LayerNorm and with BatchNorm, ten seeds side by side; the images
+that no meta-training saw judge. The same phi of the update rule runs with its
 teleporter and without it. Told are the largest weight that any seed ever had, whatever became
 infinite or NaN, and the test loss on the way: geometric means over seeds.
 
@@ -96,11 +96,7 @@ class Size:
     every: int
 
 
-NETWORKS = (
-    *((depth, "none") for depth in range(1, 7)),
-    (3, "LayerNorm"),
-    (3, "BatchNorm"),
-)
+NETWORKS = tuple((depth, kind) for kind in NORMALISATIONS for depth in range(1, 7))
 FULL = Size(NETWORKS, (100, 1000, 3000, 10000), 10, 50)
 SMOKE = Size(((2, "none"), (2, "BatchNorm")), (4, 8), 2, 2)
 
