@@ -13,13 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.parameters import Network, adam, linear, load_cell
-from metaopt import build
-from metaopt.loss_statistics import FLOOR
-from metaopt.outer_schedule import schedule
-from metaopt.rules.directions import FREE_STEP, LARGEST_LOG_STEP, LARGEST_WHITENING
-from metaopt.rules.features import LOG_RANGE
-from metaopt.schema import CoordinateConfig, TrainConfig
-from metaopt.streams import Stream
+from metaopt.base.fields import DTYPES
+from metaopt.base.loss_statistics import FLOOR
+from metaopt.base.streams import Stream
+from metaopt.meta.config import TrainConfig
+from metaopt.meta.schedule import schedule
+from metaopt.rules.config import CoordinateConfig
+from metaopt.rules.learned.directions import FREE_STEP, LARGEST_LOG_STEP, LARGEST_WHITENING
+from metaopt.rules.learned.features import LOG_RANGE
+from metaopt.tasks.build import task_family
 
 State = list[tuple[Tensor, Tensor]]
 
@@ -38,7 +40,7 @@ class AutogradStep:
     ) -> None:
         self.config = config
         self.device = device
-        self.family = build.task_family(config.task)
+        self.family = task_family(config.task)
         self.networks = {name: _Cells(network) for name, network in initial.items()}
         self.adam = adam(config, self.networks)
         self.drawn = self.windows = self.steps_left = 0
@@ -80,7 +82,7 @@ class AutogradStep:
 
     def _draw(self) -> None:
         config = self.config
-        batch, dtype = config.meta.batch, build.DTYPES[config.dtype]
+        batch, dtype = config.meta.batch, DTYPES[config.dtype]
         tasks = self.family.sample(Stream.TRAIN, config.seed, self.drawn, batch, dtype, self.device)
         self.drawn += batch
         self.X, self.Y, (self.W1, self.W2) = tasks.X, tasks.Y, tasks.initial

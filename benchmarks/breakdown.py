@@ -18,10 +18,10 @@ import torch
 
 from benchmarks.timing import synchronize
 from benchmarks.work import Work
-from metaopt.meta_train import MetaTrainer
-from metaopt.symmetry import TeleportEngine
-from metaopt.tables import markdown_table
-from metaopt.tasks import RegressionFamily, TaskBatch
+from metaopt.base.tables import markdown_table
+from metaopt.meta.trainer import MetaTrainer
+from metaopt.tasks.regression import RegressionFamily, TaskBatch
+from metaopt.teleport.engine import TeleportEngine
 
 DRAW = "drawing tasks"
 OPTIMIZEE = "optimizee: loss and gradient"

@@ -12,15 +12,16 @@ import argparse
 
 import torch
 
-from metaopt import build
-from metaopt.config import load
-from metaopt.schema import LEARNED, TrainConfig
+from metaopt.base.config import load
+from metaopt.meta.build import meta_optimizer
+from metaopt.meta.config import TrainConfig
+from metaopt.rules.config import LEARNED
 
 
 def parameters(config: TrainConfig) -> dict[str, int]:
     """Number of parameters of each network, by rule; nothing is allocated."""
     with torch.device("meta"):
-        optimizer = build.meta_optimizer(config)
+        optimizer = meta_optimizer(config)
     return {
         name: sum(parameter.numel() for parameter in rule.parameters())
         for name, rule in optimizer.rules.items()

@@ -29,12 +29,12 @@ from pathlib import Path
 import torch
 
 from benchmarks.climb import climb
-from benchmarks.output import add_arguments, write_json
 from benchmarks.timing import median_seconds, seconds
 from benchmarks.work import Piece, Work
-from metaopt import cli
-from metaopt.distributed import World
-from metaopt.tables import markdown_table
+from metaopt.base import cli
+from metaopt.base.process import World
+from metaopt.base.tables import markdown_table
+from studies.output import add_arguments, write_json
 
 CONFIGS = ("lstm_update_tele.yaml", "coordinate_update_tele.yaml")
 BATCH = 16

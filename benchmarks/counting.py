@@ -21,10 +21,12 @@ from typing import Any
 
 import torch
 
-from metaopt import build_rules
-from metaopt.rules import FlattenedRule
-from metaopt.schema import LEARNED, TaskConfig, TrainConfig
-from metaopt.tasks import layer_shapes
+from metaopt.meta.config import TrainConfig
+from metaopt.rules.build import rule
+from metaopt.rules.config import LEARNED
+from metaopt.rules.learned.flattened import FlattenedRule
+from metaopt.tasks.config import TaskConfig
+from metaopt.tasks.regression import layer_shapes
 
 CELLS = 2
 """L: both kinds of rules are two LSTM cells and a head."""
@@ -66,9 +68,9 @@ def network_shapes(config: TrainConfig) -> list[Shape]:
         if not isinstance(given, LEARNED):
             continue
         with torch.device("meta"):
-            rule: Any = build_rules.rule(name, given, config.task, config.seed)
-        inputs, outputs = rule.lstm.W_x[0].shape[1], rule.head.W.shape[0]
-        rows = 1 if isinstance(rule, FlattenedRule) else _coordinates(name, config.task)
+            made: Any = rule(name, given, config.task, config.seed)
+        inputs, outputs = made.lstm.W_x[0].shape[1], made.head.W.shape[0]
+        rows = 1 if isinstance(made, FlattenedRule) else _coordinates(name, config.task)
         shapes.append(Shape(rows, inputs, given.hidden, outputs))
     return shapes
 

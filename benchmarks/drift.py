@@ -19,11 +19,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from metaopt.network import LeakyReLU, Weights, forward
-from metaopt.schema import TaskConfig
-from metaopt.streams import Stream
-from metaopt.symmetry import Exponential, GroupElement, LayerPair, ThroughData, drift
-from metaopt.tasks import RegressionFamily, TaskBatch
+from metaopt.base.network import LeakyReLU, Weights, forward
+from metaopt.base.streams import Stream
+from metaopt.symmetry.actions import LayerPair, ThroughData
+from metaopt.symmetry.maps import Exponential, GroupElement
+from metaopt.tasks.config import TaskConfig
+from metaopt.tasks.regression import RegressionFamily, TaskBatch
+from metaopt.teleport.guard import drift
 
 
 class Unrefined(ThroughData):

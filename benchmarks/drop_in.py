@@ -31,12 +31,14 @@ from torch import nn
 
 from benchmarks import machine
 from benchmarks.memory import in_use, peak_bytes
-from benchmarks.output import PRETRAINED, ROOT, add_arguments, add_page, tell
 from benchmarks.timing import Side, compare
-from metaopt import LearnedOptimizer, LearnedRule, cli, learned
-from metaopt.distributed import World
-from metaopt.optimizers import MetaOptimizer
-from metaopt.tables import markdown_table
+from metaopt import LearnedOptimizer, LearnedRule
+from metaopt.base import cli
+from metaopt.base.process import World
+from metaopt.base.tables import markdown_table
+from metaopt.optim import learned
+from metaopt.rules.composed import MetaOptimizer
+from studies.output import PRETRAINED, ROOT, add_arguments, add_page, tell
 
 PAGE = ROOT / "docs" / "drop_in.md"
 ALONE = ", its updates alone"

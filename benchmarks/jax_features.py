@@ -1,6 +1,6 @@
 """Features and directions of one task in the JAX yardstick, for ``vmap``.
 
-As ``metaopt.rules.features`` and ``directions`` have them, for two layers; at points where nothing
+As ``metaopt.rules.learned.features`` and ``directions`` have them, for two layers; at points where nothing
 is zero.
 """
 
@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from benchmarks.jax_task import Tree
-from metaopt.loss_statistics import FLOOR
-from metaopt.rules.directions import FREE_STEP, LARGEST_LOG_STEP, LARGEST_WHITENING
-from metaopt.rules.features import LOG_RANGE
+from metaopt.base.loss_statistics import FLOOR
+from metaopt.rules.learned.directions import FREE_STEP, LARGEST_LOG_STEP, LARGEST_WHITENING
+from metaopt.rules.learned.features import LOG_RANGE
 
 
 class Seen:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from metaopt.schema import TeleporterConfig
+from metaopt.rules.config import TeleporterConfig
 
 Tree = Any
 """A pytree of arrays."""

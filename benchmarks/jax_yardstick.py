@@ -32,10 +32,11 @@ from torch import Tensor
 from benchmarks import jax_features, jax_task
 from benchmarks.jax_task import Tree
 from benchmarks.parameters import Network
-from metaopt import build
-from metaopt.outer_schedule import schedule
-from metaopt.schema import TrainConfig
-from metaopt.streams import Stream
+from metaopt.base.fields import DTYPES
+from metaopt.base.streams import Stream
+from metaopt.meta.config import TrainConfig
+from metaopt.meta.schedule import schedule
+from metaopt.tasks.build import task_family
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 """Of ``torch.optim.Adam``."""
@@ -62,7 +63,7 @@ class JaxStep(ABC):
     def __init__(self, config: TrainConfig, initial: Mapping[str, Network]) -> None:
         self.config = config
         self.rules = config.rules.by_name()
-        self.family = build.task_family(config.task)
+        self.family = task_family(config.task)
         self.params: Tree = {
             name: {key: arrays(value) for key, value in vars(given).items()}
             for name, given in initial.items()
@@ -130,7 +131,7 @@ class JaxStep(ABC):
         if self.steps_left > 0:
             return
         config = self.config
-        batch, dtype = config.meta.batch, build.DTYPES[config.dtype]
+        batch, dtype = config.meta.batch, DTYPES[config.dtype]
         tasks = self.family.sample(Stream.TRAIN, config.seed, self.drawn, batch, dtype)
         self.drawn += batch
         self.tasks = arrays([tasks.X, tasks.Y, tasks.X_pinv])

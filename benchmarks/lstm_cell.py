@@ -15,8 +15,8 @@ from collections.abc import Callable
 
 import torch
 
-from metaopt.rules import LSTM
-from metaopt.rules.affine import one_window
+from metaopt.rules.learned.affine import one_window
+from metaopt.rules.learned.lstm import LSTM
 
 WINDOW = 10
 SHAPES = (((64,), 800, 300), ((8, 800), 5, 20), ((8, 400), 9, 20), ((64, 800), 5, 20))

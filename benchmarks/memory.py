@@ -27,9 +27,9 @@ from pathlib import Path
 import torch
 
 from benchmarks.limits import Cost, too_much
-from benchmarks.output import ROOT
 from benchmarks.timing import seconds
 from benchmarks.work import Piece, Work
+from studies.output import ROOT
 
 STATUS = Path("/proc/self/status")
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from metaopt import build
-from metaopt.schema import TrainConfig
+from metaopt.meta.build import meta_optimizer
+from metaopt.meta.config import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def networks(tensors: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, N
 
 def initial(config: TrainConfig) -> dict[str, Network]:
     """The rules that meta-training of ``config`` begins with."""
-    state = build.meta_optimizer(config).state_dict()
+    state = meta_optimizer(config).state_dict()
     return networks(state, config.rules.by_name())
 
 

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.parameters import Network, adam, linear, load_cell
-from metaopt import build
-from metaopt.schema import TrainConfig
-from metaopt.streams import Stream
+from metaopt.base.fields import DTYPES
+from metaopt.base.streams import Stream
+from metaopt.meta.config import TrainConfig
+from metaopt.tasks.build import task_family
 
 
 class PlainLoop:
@@ -31,8 +32,8 @@ class PlainLoop:
     ) -> None:
         self.config = config
         self.device = device
-        self.dtype = build.DTYPES[config.dtype]
-        self.family = build.task_family(config.task)
+        self.dtype = DTYPES[config.dtype]
+        self.family = task_family(config.task)
         self.networks = {name: _modules(network) for name, network in initial.items()}
         self.adam = adam(config, self.networks)
         self.drawn = self.steps_left = 0

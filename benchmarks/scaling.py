@@ -12,7 +12,7 @@ from benchmarks.climb import climb
 from benchmarks.counting import evaluation_flop, training_flop
 from benchmarks.timing import REPEATS, seconds
 from benchmarks.work import Piece, Work
-from metaopt.tables import markdown_table
+from metaopt.base.tables import markdown_table
 
 BUDGET = 2.0
 """Seconds that the repeats of one measurement may take, if a window of each does not."""

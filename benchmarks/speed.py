@@ -27,11 +27,11 @@ from typing import Any
 import torch
 
 from benchmarks import breakdown, machine, scaling, yardsticks
-from benchmarks.output import add_arguments, write_json
 from benchmarks.timing import REPEATS
 from benchmarks.work import Mode, Work
-from metaopt import cli
-from metaopt.distributed import World
+from metaopt.base import cli
+from metaopt.base.process import World
+from studies.output import add_arguments, write_json
 
 FLATTENED = ("paper/lstm_update_tele.yaml", "paper/lstm_update.yaml")
 COORDINATE = ("coordinate_update_tele.yaml", "coordinate_update.yaml")

@@ -28,15 +28,15 @@ from typing import Any
 
 import torch
 
-from benchmarks.output import add_arguments, write_json
-from metaopt import cli
-from metaopt.config import load
-from metaopt.distributed import World
-from metaopt.errors import UserError
-from metaopt.loss_statistics import geomean
-from metaopt.meta_train import MetaTrainer
-from metaopt.schema import TrainConfig
-from metaopt.tables import markdown_table
+from metaopt.base import cli
+from metaopt.base.config import load
+from metaopt.base.errors import UserError
+from metaopt.base.loss_statistics import geomean
+from metaopt.base.process import World
+from metaopt.base.tables import markdown_table
+from metaopt.meta.config import TrainConfig
+from metaopt.meta.trainer import MetaTrainer
+from studies.output import add_arguments, write_json
 
 KINDS = ("lstm_update", "lstm_update_tele", "lstm_lr_tele")
 CONFIGS = (

@@ -12,9 +12,9 @@ from typing import Literal
 
 import torch
 
-from metaopt.config import load
-from metaopt.meta_train import MetaTrainer
-from metaopt.schema import TrainConfig
+from metaopt.base.config import load
+from metaopt.meta.config import TrainConfig
+from metaopt.meta.trainer import MetaTrainer
 
 Mode = Literal["meta-training", "evaluation"]
 WHOLE = "meta.horizon={kind: fixed}"

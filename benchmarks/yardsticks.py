@@ -23,8 +23,8 @@ from benchmarks.plain_loop import PlainLoop
 from benchmarks.scaling import BUDGET, windows_within
 from benchmarks.timing import REPEATS, Side, compare, seconds
 from benchmarks.work import Work
-from metaopt.schema import TrainConfig
-from metaopt.tables import markdown_table
+from metaopt.base.tables import markdown_table
+from metaopt.meta.config import TrainConfig
 
 METAOPT, LOOP, CELL, JAX = "metaopt", "one at a time", "nn.LSTMCell", "JAX"
 SAME_RECIPE = ("meta.order=1", "meta.average=null")

@@ -1,19 +1,113 @@
-"""All commands under one name: ``metaopt train | eval | show | fields``."""
+"""All commands under one name: ``metaopt train | eval | show | fields``.
+
+The first two are also ``train_meta.py`` and ``eval_meta.py`` of the repository.
+"""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NoReturn
 
-from metaopt import cli, commands, config_table, show
-from metaopt.distributed import World
+from metaopt.base import cli, config
+from metaopt.base.began import BEGAN
+from metaopt.base.errors import UserError
+from metaopt.base.field_table import field_table
+from metaopt.base.process import World
+from metaopt.evaluation.config import EvalConfig
+from metaopt.evaluation.evaluate import execute
+from metaopt.meta.config import TrainConfig
+from metaopt.meta.run import Run
+from metaopt.meta.torch_profile import WARM_UP
+from metaopt.optim import show
+
+PRETRAINED = Path(__file__).resolve().parent.parent / "checkpoints" / "pretrained"
+
+
+def train(world: World, given: Sequence[str] | None = None, prog: str | None = None) -> None:
+    """Read the configuration, train, print the validation table and where the file is.
+
+    Args:
+        world: the processes that share the meta-batch.
+        given: the arguments; those of the process by default.
+        prog: how the command is called, if not by its file.
+    """
+    parser = cli.parser("Meta-train a learned optimizer.", prog)
+    parser.add_argument("--config", required=True, help="a path, or a name in configs/")
+    parser.add_argument("--resume", action="store_true", help="go on with a stopped run")
+    parser.add_argument(
+        "--profile",
+        type=cli.positive,
+        metavar="N",
+        help=f"trace N outer steps, after {WARM_UP} to warm up, into profile/ of the results; "
+        "TensorBoard and ui.perfetto.dev open it",
+    )
+    arguments = parser.parse_args(given)
+    settings = config.load(TrainConfig, arguments.config, arguments.overrides)
+    folder = Path(arguments.out) if arguments.out else Path("runs") / settings.name
+    device = cli.device(arguments.device, world)
+    try:
+        run = Run(settings, folder, device, BEGAN, world)
+    except UserError as error:
+        raise UserError(f"{arguments.config}: {error}") from None
+    world.say(run.execute(arguments.resume, arguments.profile))
+
+
+def evaluate(world: World, given: Sequence[str] | None = None, prog: str | None = None) -> None:
+    """Evaluate checkpoints and baselines, write results, print the table.
+
+    Args:
+        world: the processes that share the tasks.
+        given: the arguments; those of the process by default.
+        prog: how the command is called, if not by its file.
+    """
+    parser = cli.parser("Compare learned and hand-made optimizers on unseen tasks.", prog)
+    parser.add_argument("--config", default="eval.yaml", help="a path, or a name in configs/")
+    parser.add_argument(
+        "--checkpoints",
+        nargs="+",
+        metavar="PATH",
+        help="learned optimizers; by default all of checkpoints/pretrained/ and runs/",
+    )
+    arguments = parser.parse_args(given)
+    settings = config.load(EvalConfig, arguments.config, arguments.overrides)
+    named = arguments.checkpoints is not None
+    if named:
+        paths = [Path(path) for path in arguments.checkpoints]
+    else:
+        paths = [
+            *sorted(PRETRAINED.glob("*.safetensors")),
+            *sorted(Path("runs").glob("*/optimizer.safetensors")),
+        ]
+    folder = Path(arguments.out) if arguments.out else Path("runs/eval")
+    device = cli.device(arguments.device, world)
+    world.say(execute(settings, paths, folder, device, world, required=named))
+
+
+def tables() -> str:
+    """The fields of both configurations, as ``metaopt fields`` prints them."""
+    scripts = (("train_meta.py", TrainConfig), ("eval_meta.py", EvalConfig))
+    return "\n\n".join(f"`{name}`\n\n{field_table(fields)}" for name, fields in scripts)
+
+
+def fields(world: World, given: Sequence[str] | None = None, prog: str | None = None) -> None:
+    """Print the tables.
+
+    Args:
+        world: the processes; the first one prints.
+        given: the arguments, none; those of the process by default.
+        prog: how the command is called, if not by its file.
+    """
+    cli.plain_parser("Print the table of all configuration fields.", prog).parse_args(given)
+    world.say(tables())
+
 
 COMMANDS: dict[str, tuple[Callable[[World, Sequence[str], str], None], str]] = {
-    "train": (commands.train, "meta-train a learned optimizer, as train_meta.py does"),
-    "eval": (commands.evaluate, "compare optimizers on unseen tasks, as eval_meta.py does"),
+    "train": (train, "meta-train a learned optimizer, as train_meta.py does"),
+    "eval": (evaluate, "compare optimizers on unseen tasks, as eval_meta.py does"),
     "show": (show.main, "print what a learned optimizer is"),
-    "fields": (config_table.main, "print the table of all configuration fields"),
+    "fields": (fields, "print the table of all configuration fields"),
 }
 
 

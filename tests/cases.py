@@ -8,13 +8,16 @@ from typing import Any
 import torch
 from support import amplify_head
 
-from metaopt import LearnedRule, build
-from metaopt.config import check
-from metaopt.meta_train import MetaTrainer
-from metaopt.rules import StepSizeGroupElementLSTM
-from metaopt.schema import TaskConfig, TrainConfig
-from metaopt.streams import Stream
-from metaopt.tasks import TaskBatch
+from metaopt import LearnedRule
+from metaopt.base.config import check
+from metaopt.base.streams import Stream
+from metaopt.meta.build import meta_optimizer
+from metaopt.meta.config import TrainConfig
+from metaopt.meta.trainer import MetaTrainer
+from metaopt.rules.learned.flattened import StepSizeGroupElementLSTM
+from metaopt.tasks.build import task_family
+from metaopt.tasks.config import TaskConfig
+from metaopt.tasks.regression import TaskBatch
 
 TASK = {
     "width": 4,
@@ -73,7 +76,7 @@ def learned_rule(kind: str, order: int = 1) -> LearnedRule:
     # Rules that have learned to do without may be stepped where neither is known.
     hide = {"loss": 0.5, "inputs": 0.0 if through_data else 0.5}
     config = train_config(kind, meta={"order": order, "steps": 100, "hide": hide})
-    rule = LearnedRule(build.meta_optimizer(config), config)
+    rule = LearnedRule(meta_optimizer(config), config)
     for own in rule.optimizer.rules.values():
         amplify_head(own, 2 if kind.startswith("lstm") and "directions" not in kind else 20)
         if isinstance(own, StepSizeGroupElementLSTM):
@@ -85,7 +88,7 @@ def learned_rule(kind: str, order: int = 1) -> LearnedRule:
 
 def tasks(config: TaskConfig, count: int, start: int = 0) -> TaskBatch:
     """Training tasks in float64."""
-    family = build.task_family(config)
+    family = task_family(config)
     return family.sample(Stream.TRAIN, 7, start, count, torch.float64)
 
 

@@ -15,10 +15,10 @@ import torch
 from cases import train_config
 from torch import Tensor
 
-from metaopt import distributed
-from metaopt.distributed import World
-from metaopt.meta_train import MetaTrainer
-from metaopt.schema import TrainConfig
+from metaopt.base import process
+from metaopt.base.process import World
+from metaopt.meta.config import TrainConfig
+from metaopt.meta.trainer import MetaTrainer
 
 KINDS = ["lstm", "coordinate_lstm_step", "adam"]
 WINDOWS = 3
@@ -107,7 +107,7 @@ def mean_of_two(world: World) -> dict[str, Any]:
 
 def main() -> None:
     """Everything for every kind of rules."""
-    world = distributed.join()
+    world = process.join()
     found: dict[str, Any] = {
         "means": mean_of_two(world),
         "gathered": world.gather(world.rank),

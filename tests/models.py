@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from metaopt import LearnedOptimizer, LearnedRule
-from metaopt.optimizers import MetaOptimizer
-from metaopt.rules import Rule
+from metaopt.rules.base import Rule
+from metaopt.rules.composed import MetaOptimizer
 
 UPDATES = "coordinate_directions_update"
 

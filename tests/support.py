@@ -12,12 +12,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from metaopt import config
-from metaopt.network import LeakyReLU
-from metaopt.rules import Rule
-from metaopt.schema import TrainConfig
-from metaopt.symmetry import Action, Linear, Orthogonal, Permutation, Scaling, ThroughData
-from metaopt.tasks import TaskBatch
+from metaopt.base import config
+from metaopt.base.network import LeakyReLU
+from metaopt.meta.config import TrainConfig
+from metaopt.rules.base import Rule
+from metaopt.symmetry.actions import Action, Linear, Orthogonal, Permutation, Scaling, ThroughData
+from metaopt.tasks.regression import TaskBatch
 
 CONTINUOUS: list[Action] = [ThroughData(), Linear(), Scaling(), Orthogonal()]
 ACTIONS: list[Action] = [*CONTINUOUS, Permutation()]

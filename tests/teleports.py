@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from zoo import ZOO
 
 import metaopt
-from metaopt.models import Symmetries
+from metaopt.symmetry.groups import Symmetries
 
 every_specimen = pytest.mark.parametrize("name", ZOO)
 every_moving = pytest.mark.parametrize(

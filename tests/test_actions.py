@@ -24,15 +24,9 @@ from support import (
 )
 from torch import Tensor
 
-from metaopt.network import LeakyReLU
-from metaopt.symmetry import (
+from metaopt.base.network import LeakyReLU
+from metaopt.symmetry.actions import (
     Action,
-    BoundedNorm,
-    Cayley,
-    ElementMap,
-    Exponential,
-    FirstOrder,
-    GroupElement,
     InexactActionError,
     LayerPair,
     Linear,
@@ -40,7 +34,14 @@ from metaopt.symmetry import (
     Permutation,
     Scaling,
     ThroughData,
-    frobenius_norm,
+)
+from metaopt.symmetry.limits import BoundedNorm, frobenius_norm
+from metaopt.symmetry.maps import (
+    Cayley,
+    ElementMap,
+    Exponential,
+    FirstOrder,
+    GroupElement,
     permutation,
 )
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from metaopt.allocator import keep_freed_memory
+from metaopt.base.allocator import keep_freed_memory
 
 # Page faults of taking, filling and freeing 64 MB ten times, after it was done ten times before.
 SCRIPT = """

@@ -8,11 +8,11 @@ import pytest
 import torch
 from support import tiny_config
 
-from metaopt.augment import Rescaled
-from metaopt.meta_train import MetaTrainer
-from metaopt.schema import TrainConfig
-from metaopt.streams import Stream
-from metaopt.tasks import RegressionFamily, TaskBatch
+from metaopt.base.streams import Stream
+from metaopt.meta.config import TrainConfig
+from metaopt.meta.trainer import MetaTrainer
+from metaopt.tasks.regression import RegressionFamily, TaskBatch
+from metaopt.tasks.variations import Rescaled
 
 CONFIG = tiny_config(dtype="float64", rescale=2.0)
 FAMILY = RegressionFamily(CONFIG.task)

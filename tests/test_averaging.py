@@ -11,11 +11,13 @@ import torch
 from support import tiny_config
 from torch import Tensor
 
-from metaopt import build, load
-from metaopt.averaging import ExponentialAverage
-from metaopt.meta_train import MetaTrainer
-from metaopt.optimizers import MetaOptimizer
-from metaopt.tasks import TaskBatch
+from metaopt import load
+from metaopt.base import checkpoint
+from metaopt.meta import build
+from metaopt.meta.averaging import ExponentialAverage
+from metaopt.meta.trainer import MetaTrainer
+from metaopt.rules.composed import MetaOptimizer
+from metaopt.tasks.regression import TaskBatch
 
 CPU = torch.device("cpu")
 
@@ -62,7 +64,7 @@ def test_the_average_is_validated_and_written(tmp_path: Path) -> None:
     run = trainer(average=0.9)
     for _ in range(3):
         run.outer_step()
-    run.learned_rule({}).save(tmp_path / "rule.safetensors")
+    checkpoint.write(tmp_path / "rule.safetensors", run.checkpoint({}))
     mean = phi(run.average.optimizer)
     assert torch.equal(phi(load(tmp_path / "rule.safetensors").optimizer), mean)
     assert not torch.equal(mean, phi(run.optimizer))

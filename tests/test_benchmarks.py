@@ -19,11 +19,11 @@ from benchmarks.parameters import Network, initial, networks
 from benchmarks.plain_loop import PlainLoop
 from benchmarks.timing import Side, compare
 from benchmarks.work import WHOLE, Mode, Piece, Work
-from metaopt.config import load
-from metaopt.errors import UserError
-from metaopt.meta_train import MetaTrainer
-from metaopt.schema import TrainConfig
-from metaopt.unroll import rollout
+from metaopt.base.config import load
+from metaopt.base.errors import UserError
+from metaopt.meta.config import TrainConfig
+from metaopt.meta.trainer import MetaTrainer
+from metaopt.meta.unroll import rollout
 
 CPU = torch.device("cpu")
 PAPER = "paper/lstm_update_tele.yaml"

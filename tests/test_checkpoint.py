@@ -17,11 +17,13 @@ from support import UPDATE, UPDATE_AND_TELEPORT, regression, tiny_config
 from torch import Tensor
 
 import metaopt
-from metaopt import build, checkpoint
-from metaopt.checkpoint import CheckpointError
-from metaopt.learned import LearnedRule, load
-from metaopt.rules.directions import NaturalSteps, Whitening
-from metaopt.rules.flattened import StatefulGradient
+from metaopt.base import checkpoint, files
+from metaopt.base.checkpoint import CheckpointError
+from metaopt.base.fields import DTYPES
+from metaopt.meta.build import meta_optimizer
+from metaopt.optim.learned import LearnedRule, load
+from metaopt.rules.learned.directions import NaturalSteps, Whitening
+from metaopt.rules.learned.flattened import StatefulGradient
 
 FLATTENED: dict[str, Any] = {"kind": "lstm", "hidden": 4, "outer_lr": 1e-3}
 DIRECTIONS = UPDATE | {"basis": "directions"}
@@ -42,12 +44,12 @@ def learned(kind: str = "coordinate pair", dtype: str = "float32") -> LearnedRul
     teleporter = None if kind == "update alone" else {"max_norm": 0.5}
     config = tiny_config(RULES[kind], teleporter, dtype=dtype)
     training, validation = {"seed": 3}, {"outer_step": 4, "val_loss_geomean": [2.0, 1.0]}
-    return LearnedRule(build.meta_optimizer(config), config, training, validation)
+    return LearnedRule(meta_optimizer(config), config, training, validation)
 
 
 def proposed(rule: LearnedRule, steps: int = 3) -> list[Tensor]:
     """All that a rule does over a few steps."""
-    dtype = build.DTYPES[rule.config.dtype]
+    dtype = DTYPES[rule.config.dtype]
     tasks = regression([4, 3, 2], samples=3, seed=0)
     weights = tuple(W.to(dtype) for W in tasks.initial)
     tasks = type(tasks)(tasks.X.to(dtype), tasks.Y.to(dtype), weights, tasks.s)
@@ -368,7 +370,7 @@ def test_a_failed_write_leaves_the_old_file(
     call: str, error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "rule.safetensors"
-    checkpoint.write_atomically(path, b"old")
+    files.write_atomically(path, b"old")
 
     def fail(*arguments: object, **options: object) -> None:
         raise error
@@ -376,10 +378,10 @@ def test_a_failed_write_leaves_the_old_file(
     with monkeypatch.context() as patch:
         patch.setattr(os, call, fail)
         with pytest.raises(type(error)):
-            checkpoint.write_atomically(path, b"new")
+            files.write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["rule.safetensors"]
-    checkpoint.write_atomically(path, b"new")
+    files.write_atomically(path, b"new")
     assert path.read_bytes() == b"new"
 
 
@@ -403,7 +405,7 @@ def test_writes_make_folders_and_files_that_others_may_read(tmp_path: Path) -> N
     path = tmp_path / "a" / "b" / "file"
     umask = os.umask(0o022)
     try:
-        checkpoint.write_atomically(path, b"x")
+        files.write_atomically(path, b"x")
     finally:
         os.umask(umask)
     assert path.stat().st_mode & 0o777 == 0o644

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from metaopt import __main__ as commands
-from metaopt.config_table import tables
+from metaopt.__main__ import tables
 
 ROOT = Path(__file__).resolve().parent.parent
 SHIPPED = ROOT / "checkpoints/pretrained/coordinate_update.safetensors"

@@ -9,9 +9,11 @@ import pytest
 import yaml
 from support import UPDATE, UPDATE_AND_TELEPORT, tiny_config
 
-from metaopt import build
-from metaopt.config import CONFIG_FOLDER, ConfigError, load, to_yaml
-from metaopt.schema import AdamConfig, EvalConfig, FlattenedConfig, TrainConfig
+from metaopt.base.config import CONFIG_FOLDER, ConfigError, load, to_yaml
+from metaopt.evaluation.config import EvalConfig
+from metaopt.meta.build import meta_optimizer
+from metaopt.meta.config import TrainConfig
+from metaopt.rules.config import AdamConfig, FlattenedConfig
 
 SHIPPED = sorted(CONFIG_FOLDER.rglob("*.yaml"))
 EVALUATION = [path for path in SHIPPED if path.name.startswith("eval")]
@@ -47,7 +49,7 @@ def test_contract_files_ship() -> None:
 @pytest.mark.parametrize("path", TRAINING, ids=_names)
 def test_training_configs_load_and_build(path: Path) -> None:
     config = load(TrainConfig, path)
-    optimizer = build.meta_optimizer(config)
+    optimizer = meta_optimizer(config)
     assert set(optimizer.rules) == set(config.rules.by_name())
     assert (optimizer.engine is None) == (config.teleporter is None)
     assert config.label == config.label.strip()
@@ -261,16 +263,16 @@ def test_a_path_goes_before_the_folder(tmp_path: Path, monkeypatch: pytest.Monke
 def test_exactness_is_checked_when_built(task: dict[str, Any], action: str, exact: bool) -> None:
     strict = tiny_config(UPDATE_AND_TELEPORT, {"action": action}, task)
     if exact:
-        assert build.meta_optimizer(strict).engine is not None
+        assert meta_optimizer(strict).engine is not None
     else:
         with pytest.raises(ConfigError) as caught:
-            build.meta_optimizer(strict)
+            meta_optimizer(strict)
         message = str(caught.value)
         assert message.startswith("field teleporter.action: the ")
         assert "inexact: guard" in message
         assert "\n" not in message
     lenient = tiny_config(UPDATE_AND_TELEPORT, {"action": action, "inexact": "guard"}, task)
-    assert build.meta_optimizer(lenient).engine is not None
+    assert meta_optimizer(lenient).engine is not None
 
 
 # Overrides.

@@ -13,18 +13,19 @@ from torch import Tensor, nn
 
 import metaopt
 from benchmarks import capacity
-from metaopt import build, config
-from metaopt.config import ConfigError
-from metaopt.learned import LearnedRule
-from metaopt.meta_train import MetaTrainer
-from metaopt.rules import RandomGenerators, Rule
-from metaopt.schema import TrainConfig
-from metaopt.streams import normals, philox
-from metaopt.symmetry import (
-    CappedNorm,
-)
-from metaopt.tasks import TaskBatch
-from metaopt.unroll import rollout
+from metaopt.base import checkpoint, config
+from metaopt.base.config import ConfigError
+from metaopt.base.streams import Stream, normals, philox
+from metaopt.meta.build import meta_optimizer
+from metaopt.meta.config import TrainConfig
+from metaopt.meta.trainer import MetaTrainer
+from metaopt.meta.unroll import rollout
+from metaopt.optim.learned import LearnedRule
+from metaopt.rules.base import Rule
+from metaopt.rules.random_generators import RandomGenerators
+from metaopt.symmetry.limits import CappedNorm
+from metaopt.tasks.build import task_family
+from metaopt.tasks.regression import TaskBatch
 
 CPU = torch.device("cpu")
 NORMS = [0.3, 0.1, 0.2]
@@ -125,13 +126,13 @@ def test_norms_are_of_all_pairs_together() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_trajectory_has_its_draws_in_any_batch(dtype: torch.dtype) -> None:
-    family = build.task_family(train_config("coordinate_lstm").task)
-    together = family.sample(metaopt.streams.Stream.TEST, 0, 0, 4, dtype)
+    family = task_family(train_config("coordinate_lstm").task)
+    together = family.sample(Stream.TEST, 0, 0, 4, dtype)
     rule = RandomGenerators(NORMS, seed=0).to(dtype)
     alone = generators_of(rule, together.select(slice(2, 3)), steps=3)
     found = generators_of(rule, together, steps=3)[:, 2:3]
     assert torch.equal(alone, found)
-    in_float64 = family.sample(metaopt.streams.Stream.TEST, 0, 2, 1, torch.float64)
+    in_float64 = family.sample(Stream.TEST, 0, 2, 1, torch.float64)
     wanted = generators_of(RandomGenerators(NORMS, seed=0).double(), in_float64, steps=3)
     torch.testing.assert_close(alone.double(), wanted, rtol=1e-5, atol=1e-7)
 
@@ -184,7 +185,7 @@ def test_a_checkpoint_has_the_losses_of_what_was_saved(
     trainer = MetaTrainer(control, CPU)
     for _ in range(3):
         trainer.outer_step()
-    trainer.learned_rule({}).save(tmp_path / "control.safetensors")
+    checkpoint.write(tmp_path / "control.safetensors", trainer.checkpoint({}))
     found = metaopt.load(tmp_path / "control.safetensors").optimizer
     tasks = trainer.validation_tasks
     assert torch.equal(rollout(tasks, found, 4)[0], rollout(tasks, trainer.optimizer, 4)[0])
@@ -206,7 +207,7 @@ def test_a_frozen_network_does_not_change() -> None:
 def steps_in_torch(steps: int, resumed_at: int | None) -> list[Tensor]:
     """Weights of a model after steps with random teleports; resumed from a state dict, or not."""
     given = tiny_config(RANDOM_RULES, {"limit": "capped"})
-    rule = LearnedRule(build.meta_optimizer(given), given)
+    rule = LearnedRule(meta_optimizer(given), given)
     X, Y = (signed(3, n, seed=n, dtype=torch.float32) for n in (4, 2))
     layers = nn.Linear(4, 5, bias=False), nn.LeakyReLU(0.1), nn.Linear(5, 2, bias=False)
     model = nn.Sequential(*layers)
@@ -259,7 +260,7 @@ def test_controls_that_cannot_be(
     rules: dict[str, Any], teleporter: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
-        build.meta_optimizer(tiny_config(rules, teleporter))
+        meta_optimizer(tiny_config(rules, teleporter))
 
 
 @pytest.mark.parametrize("family", ["coordinate", "lstm"])
@@ -268,7 +269,7 @@ def test_an_update_alone_can_have_the_parameters_of_the_pair(family: str) -> Non
         config.load(TrainConfig, f"{family}_{name}.yaml") for name in ("update_tele", "update")
     )
     counts = capacity.parameters(pair)
-    rules = build.meta_optimizer(pair).rules
+    rules = meta_optimizer(pair).rules
     assert counts == {name: sum(p.numel() for p in rules[name].parameters()) for name in rules}
     wanted = sum(counts.values())
     assert sum(capacity.parameters(alone).values()) < 0.9 * wanted

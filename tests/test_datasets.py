@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from support import FEW
 
-from metaopt.datasets import digits, mnist, read_idx
-from metaopt.errors import UserError
+from metaopt.base.errors import UserError
+from metaopt.tasks.datasets import digits, mnist, read_idx
 
 CODES = {"u1": 0x08, "i1": 0x09, "i2": 0x0B, "i4": 0x0C, "f4": 0x0D, "f8": 0x0E}
 

@@ -11,15 +11,17 @@ import torch
 from cases import LAYER, run_and_resume, train_config
 from torch import nn
 
-from benchmarks import digits, drop_in_training
-from metaopt import LearnedRule, build, symmetries
-from metaopt.config import load
-from metaopt.image_networks import NETWORKS
-from metaopt.image_tasks import Images
-from metaopt.loss_tasks import LossFamily
-from metaopt.meta_train import MetaTrainer
-from metaopt.schema import EvalConfig, TrainConfig
-from metaopt.streams import Stream
+from metaopt import LearnedRule, symmetries
+from metaopt.base.config import load
+from metaopt.base.streams import Stream
+from metaopt.evaluation.config import EvalConfig
+from metaopt.meta.build import meta_optimizer
+from metaopt.meta.config import TrainConfig
+from metaopt.meta.trainer import MetaTrainer
+from metaopt.tasks.image_networks import NETWORKS
+from metaopt.tasks.images import Images
+from metaopt.tasks.own_batch import LossFamily
+from studies import digits, drop_in_training
 
 
 def overrides(command: list[str]) -> list[str]:
@@ -91,7 +93,7 @@ def test_networks_are_meta_trained_through(network: str) -> None:
     tasks = family.sample(Stream.TRAIN, 0, 0, 2)
     assert tasks.units is not None
     options = {"width": 8, "network": network, "judged": 12, "batch": 4}
-    task = {"family": "metaopt.image_tasks:Images", "options": options}
+    task = {"family": "metaopt.tasks.images:Images", "options": options}
     meta = {"batch": 2, "outer_steps": 2, "steps": 2, "unroll": 2, "order": 2}
     config = train_config(
         "layer_units",
@@ -109,7 +111,7 @@ def test_networks_are_meta_trained_through(network: str) -> None:
 def test_meta_batches_take_turns_and_resume() -> None:
     options = {"width": 4, "judged": 8, "batch": 4}
     more = [options | {"width": 6, "network": "four_layers"}]
-    task = {"family": "metaopt.image_tasks:Images", "options": options, "more": more}
+    task = {"family": "metaopt.tasks.images:Images", "options": options, "more": more}
     config = train_config(
         "layer",
         task=task,
@@ -134,7 +136,7 @@ def test_unbalanced_networks_compute_the_same() -> None:
 def test_a_users_loop_is_measured(tmp_path: Path) -> None:
     config = train_config("layer", dtype="float32", rules={"update": LAYER})
     path = tmp_path / "rule.safetensors"
-    LearnedRule(build.meta_optimizer(config), config).save(path)
+    LearnedRule(meta_optimizer(config), config).save(path)
     size = drop_in_training.SMOKE
     found = drop_in_training.rows(size, path)
     assert len(found) == len(drop_in_training.MODELS) * (1 + len(size.rates))

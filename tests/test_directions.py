@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from support import DEEP_SIZES, FEW, SIZES, both_sizes, layer_sizes, regression, seeds, signed
 from torch import Tensor
 
-from metaopt.rules.directions import (
+from metaopt.rules.learned.directions import (
     FREE_STEP,
     LARGEST_LOG_STEP,
     LARGEST_WHITENING,
@@ -25,8 +25,8 @@ from metaopt.rules.directions import (
     UpdateEntries,
     Whitening,
 )
-from metaopt.rules.features import Seen
-from metaopt.tasks import TaskBatch
+from metaopt.rules.learned.features import Seen
+from metaopt.tasks.regression import TaskBatch
 
 FREE = 0.5
 NATURAL, INFORMED, WHITENING = NaturalSteps(FREE), InformedSteps(FREE), Whitening(FREE)

@@ -21,9 +21,9 @@ from safetensors.torch import load_file
 from test_scripts import TINY, TINY_EVAL, command, rows, run_here
 from torch import Tensor
 
-from metaopt.distributed import World, join
-from metaopt.errors import UserError
-from metaopt.meta_train import MetaTrainer
+from metaopt.base.errors import UserError
+from metaopt.base.process import World, join
+from metaopt.meta.trainer import MetaTrainer
 
 CONFIG = "coordinate_update_tele.yaml"
 UNEVEN = [*TINY, "meta.batch=5", "validation.tasks=3", "dtype=float64"]

@@ -15,9 +15,9 @@ from models import UPDATES, Problem, equal, every_model, hand_made, stepped, tak
 from torch import nn
 
 import metaopt
-from metaopt.optimizers import Adam, GradientDescent
-from metaopt.tasks import Observation
-from metaopt.torch_optim.states import as_matrix
+from metaopt.optim.states import as_matrix
+from metaopt.rules.hand_made import Adam, GradientDescent
+from metaopt.tasks.base import Observation
 
 pytestmark = pytest.mark.filterwarnings("error:updates only:UserWarning")
 

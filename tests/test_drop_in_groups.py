@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim import lr_scheduler
 
 from metaopt import LearnedOptimizer
-from metaopt.torch_optim.inputs import require_no_capture
+from metaopt.optim.inputs import require_no_capture
 
 KINDS = [UPDATES, "layer", "adam"]
 Parts = tuple[Problem, LearnedOptimizer]

@@ -13,7 +13,7 @@ from models import UPDATES, Problem, equal, every_model, hand_made, stepped, tak
 from torch import nn
 
 import metaopt
-from metaopt.optimizers import GradientDescent
+from metaopt.rules.hand_made import GradientDescent
 
 pytestmark = pytest.mark.filterwarnings("error:updates only:UserWarning")
 

@@ -16,23 +16,14 @@ from support import (
 )
 from torch import Tensor
 
-from metaopt.schema import TaskConfig
-from metaopt.streams import Stream
-from metaopt.symmetry import (
-    BoundedNorm,
-    Cayley,
-    ElementMap,
-    Exponential,
-    FirstOrder,
-    FixedNorm,
-    NormLimit,
-    Orthogonal,
-    TeleportEngine,
-    ThroughData,
-    Unguarded,
-    frobenius_norm,
-)
-from metaopt.tasks import RegressionFamily
+from metaopt.base.streams import Stream
+from metaopt.symmetry.actions import Orthogonal, ThroughData
+from metaopt.symmetry.limits import BoundedNorm, FixedNorm, NormLimit, frobenius_norm
+from metaopt.symmetry.maps import Cayley, ElementMap, Exponential, FirstOrder
+from metaopt.tasks.config import TaskConfig
+from metaopt.tasks.regression import RegressionFamily
+from metaopt.teleport.engine import TeleportEngine
+from metaopt.teleport.guard import Unguarded
 
 # Maps from generators to elements.
 

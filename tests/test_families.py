@@ -23,16 +23,18 @@ from torch.func import functional_call
 from torch.nn import functional
 
 import metaopt
-from metaopt import build
-from metaopt.config import check
-from metaopt.errors import UserError
-from metaopt.learned import LearnedRule
-from metaopt.loss_tasks import LossFamily, LossTasks
-from metaopt.meta_train import MetaTrainer
-from metaopt.schema import TaskConfig, TrainConfig
-from metaopt.streams import Stream, choices, item_generator
-from metaopt.tasks import TaskBatch
-from metaopt.unroll import rollout, second_order
+from metaopt.base.config import check
+from metaopt.base.errors import UserError
+from metaopt.base.streams import Stream, choices, item_generator
+from metaopt.meta.build import meta_optimizer
+from metaopt.meta.config import TrainConfig
+from metaopt.meta.trainer import MetaTrainer
+from metaopt.meta.unroll import rollout, second_order
+from metaopt.optim.learned import LearnedRule
+from metaopt.rules.build import hand_made
+from metaopt.tasks.config import TaskConfig
+from metaopt.tasks.own_batch import LossFamily, LossTasks
+from metaopt.tasks.regression import TaskBatch
 
 CPU = torch.device("cpu")
 HERE = "test_families"
@@ -154,9 +156,7 @@ def test_loss_and_gradient_are_those_of_the_same_tasks_by_hand(sizes: list[int],
 def test_gradient_descent_takes_the_same_path_by_hand() -> None:
     wanted = regression([3, 4, 2], samples=3, seed=1)
     tasks = draw(SameAs(wanted), count=wanted.size)
-    paths = [
-        rollout(batch, build.hand_made("GD", {"lr": 1e-3}, 5), 5)[0] for batch in (tasks, wanted)
-    ]
+    paths = [rollout(batch, hand_made("GD", {"lr": 1e-3}, 5), 5)[0] for batch in (tasks, wanted)]
     torch.testing.assert_close(*paths, rtol=1e-10, atol=0)
     assert (paths[0][1:] < paths[0][:-1]).all()
 
@@ -181,7 +181,7 @@ def test_each_task_has_its_own_gradient(own: metaopt.Family) -> None:
 @pytest.mark.parametrize("order", [1, 2])
 def test_meta_gradients_are_those_of_finite_differences(order: int) -> None:
     config = check(TrainConfig, own_config() | {"dtype": "float64"}, "own")
-    optimizer, tasks = build.meta_optimizer(config), draw(Whole(), count=2)
+    optimizer, tasks = meta_optimizer(config), draw(Whole(), count=2)
     amplify_head(optimizer.rules["update"], 20)
     replay = Replay()
     meta_loss(optimizer, tasks, {1: replay.record, 2: second_order}[order]).backward()
@@ -252,7 +252,7 @@ def test_items_never_meet_streams_drawn_by_blocks() -> None:
 
 def test_trajectories_are_judged_on_what_is_kept_apart() -> None:
     tasks = draw(Logistic())
-    losses, _ = rollout(tasks, build.hand_made("GD", {"lr": 0.1}, 3), 3)
+    losses, _ = rollout(tasks, hand_made("GD", {"lr": 0.1}, 3), 3)
     weights = tasks.initial
     for step in range(4):
         torch.testing.assert_close(losses[step], tasks.loss(weights))
@@ -328,7 +328,7 @@ def save_informed(path: Path) -> None:
     config["label"] = "informed"
     config["rules"]["update"] = {"kind": "informed_lstm", "hidden": 3, "outer_lr": 1e-2}
     checked = check(TrainConfig, config, "informed")
-    LearnedRule(build.meta_optimizer(checked), checked).save(path)
+    LearnedRule(meta_optimizer(checked), checked).save(path)
 
 
 def test_scripts_train_and_evaluate_on_a_users_family(

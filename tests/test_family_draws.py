@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 import metaopt
-from metaopt import families
-from metaopt.errors import UserError
-from metaopt.global_generators import seeded
-from metaopt.loss_tasks import LossFamily
+from metaopt.base.errors import UserError
+from metaopt.base.global_generators import seeded
+from metaopt.tasks import own
+from metaopt.tasks.own_batch import LossFamily
 
 
 class Line(metaopt.Family):
@@ -162,6 +162,6 @@ def test_what_a_class_is_made_of_is_the_same_in_every_process(
     offsets = []
     for seed in (3, 4):
         with seeded(seed):
-            offsets.append(vars(families.make("made_of:Mine", {}))["offset"])
+            offsets.append(vars(own.make("made_of:Mine", {}))["offset"])
         monkeypatch.delitem(sys.modules, "made_of")
     assert torch.equal(*offsets)

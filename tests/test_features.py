@@ -20,10 +20,10 @@ from support import (
 )
 from torch import Tensor
 
-from metaopt.network import LeakyReLU, Weights, forward
+from metaopt.base.network import LeakyReLU, Weights, forward
 from metaopt.rules.base import UnknownInputsError
-from metaopt.rules.directions import NaturalSteps
-from metaopt.rules.features import (
+from metaopt.rules.learned.directions import NaturalSteps
+from metaopt.rules.learned.features import (
     GENERATOR_FEATURES,
     INFORMED_FEATURES,
     LAYER_FEATURES,
@@ -44,7 +44,8 @@ from metaopt.rules.features import (
     step_size_features,
     update_features,
 )
-from metaopt.tasks import Observation, TaskBatch
+from metaopt.tasks.base import Observation
+from metaopt.tasks.regression import TaskBatch
 
 SCALE_FREE = [layer_features, update_features, informed_features, generator_features]
 EVERY = [*SCALE_FREE, step_size_features]

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 import metaopt
 from metaopt import LearnedOptimizer, NonFiniteError
-from metaopt.optimizers import GradientDescent
-from metaopt.torch_optim import finite
+from metaopt.optim import finite
+from metaopt.rules.hand_made import GradientDescent
 
 pytestmark = pytest.mark.filterwarnings("ignore:updates only:UserWarning")
 

@@ -7,12 +7,14 @@ import torch
 from support import DEEP_SIZES, SIZES, UPDATE_AND_TELEPORT, regression, speak_up, tiny_config
 from torch import Tensor
 
-from metaopt import build
-from metaopt.lbfgs import LBFGS
-from metaopt.network import Weights
-from metaopt.optimizers import MetaOptimizer, Optimizer
-from metaopt.tasks import Observation, TaskBatch
-from metaopt.unroll import rollout
+from metaopt.base.network import Weights
+from metaopt.meta.build import meta_optimizer
+from metaopt.meta.unroll import rollout
+from metaopt.rules.build import hand_made
+from metaopt.rules.composed import MetaOptimizer, Optimizer
+from metaopt.rules.lbfgs import LBFGS
+from metaopt.tasks.base import Observation
+from metaopt.tasks.regression import TaskBatch
 
 LOW, HIGH = 1e-7, 5e-3
 COORDINATE = ("update", "group", "step")
@@ -50,7 +52,7 @@ def test_the_cosine_is_torchs_and_ends_at_its_horizon() -> None:
     parameters = [W.clone().requires_grad_() for W in tasks.initial]
     theirs = torch.optim.AdamW(parameters, lr=0.05, betas=(0.7, 0.999), weight_decay=0.3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(theirs, T_max=8)
-    visited = _steps(build.hand_made("AdamW+cosine", values, 8), tasks, 10)
+    visited = _steps(hand_made("AdamW+cosine", values, 8), tasks, 10)
     for weights in visited[:8]:
         theirs.zero_grad()
         tasks.loss(parameters).sum().backward()
@@ -64,7 +66,7 @@ def test_the_cosine_is_torchs_and_ends_at_its_horizon() -> None:
 @pytest.mark.parametrize("name", list(HAND_MADE))
 def test_hand_made_rules_are_torchs(name: str) -> None:
     tasks = regression(DEEP_SIZES, samples=4, seed=0)
-    optimizer = build.hand_made(name, HAND_MADE[name], 20)
+    optimizer = hand_made(name, HAND_MADE[name], 20)
     parameters = [W.clone().requires_grad_() for W in tasks.initial]
     theirs = TORCH[name](parameters)
     for weights in _steps(optimizer, tasks, 20):
@@ -79,7 +81,7 @@ def test_hand_made_rules_are_torchs(name: str) -> None:
 
 def test_update_first_teleport_after_it() -> None:
     config = tiny_config(UPDATE_AND_TELEPORT, {"max_norm": 0.5}, dtype="float64")
-    optimizer = build.meta_optimizer(config)
+    optimizer = meta_optimizer(config)
     for rule in optimizer.rules.values():
         speak_up(rule)
     assert optimizer.engine is not None
@@ -101,7 +103,7 @@ def test_update_first_teleport_after_it() -> None:
 @pytest.mark.parametrize("update", ["gd", "momentum", "adam"])
 def test_hand_made_updates_stand_beside_learned_teleports(update: str) -> None:
     rules = {"update": {"kind": update, "lr": 1e-3}, "teleport": UPDATE_AND_TELEPORT["teleport"]}
-    optimizer = build.meta_optimizer(tiny_config(rules, {}, dtype="float64"))
+    optimizer = meta_optimizer(tiny_config(rules, {}, dtype="float64"))
     alone = MetaOptimizer({"update": optimizer.rules["update"]}, None)
     tasks = regression([4, 3, 2], samples=3, seed=0)
     with torch.no_grad():

@@ -16,13 +16,17 @@ from support import UPDATE_AND_TELEPORT, tiny_config
 
 from benchmarks.hardening import damage
 from benchmarks.hardening.saboteur import Saboteur
-from metaopt import build, checkpoint, events, tuning
-from metaopt.checkpoint import CheckpointError, read_state, write_state
-from metaopt.config import ConfigError, load
-from metaopt.distributed import World
-from metaopt.errors import WriteError, shown
-from metaopt.run import Run
-from metaopt.schema import EvalConfig, TrainConfig
+from metaopt.base import files
+from metaopt.base.checkpoint import CheckpointError, read_state, write_state
+from metaopt.base.config import ConfigError, load
+from metaopt.base.errors import WriteError, shown
+from metaopt.base.process import World
+from metaopt.evaluation import tuning
+from metaopt.evaluation.config import EvalConfig
+from metaopt.meta import events
+from metaopt.meta.config import TrainConfig
+from metaopt.meta.run import Run
+from metaopt.rules.build import hand_made
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")
@@ -60,10 +64,10 @@ def test_a_saboteur_acts_in_the_middle_of_each_write(
 
     saboteur = Saboteur(0, look)
     saboteur.install()
-    checkpoint.write_atomically(target, b"new one")
+    files.write_atomically(target, b"new one")
     for at in range(1, saboteur.count + 1):
         saboteur._left, saboteur.count = at, 0
-        checkpoint.write_atomically(target, b"new one" if at % 2 else b"another")
+        files.write_atomically(target, b"new one" if at % 2 else b"another")
     assert [b"new", b"new one"] in seen or [b"ano", b"new one"] in seen
     # Under its own name it is whole at every moment.
     assert all(found[-1] in (b"new one", b"another") for found in seen)
@@ -116,7 +120,7 @@ def test_files_that_go_together_come_together(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paths = [tmp_path / name for name in "abc"]
-    checkpoint.write_together(dict.fromkeys(paths, b"old"))
+    files.write_together(dict.fromkeys(paths, b"old"))
     sync, calls = os.fsync, [0]
 
     def full(descriptor: int) -> None:
@@ -127,7 +131,7 @@ def test_files_that_go_together_come_together(
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(WriteError, match="c: cannot be written: No space left"):
-        checkpoint.write_together(dict.fromkeys(paths, b"new"))
+        files.write_together(dict.fromkeys(paths, b"new"))
     assert [path.read_bytes() for path in sorted(tmp_path.iterdir())] == [b"old"] * 3
 
 
@@ -241,7 +245,7 @@ def test_a_tuned_value_that_is_none_is_tuned_again(entry: Any, tmp_path: Path) -
     (key,) = json.loads(cache.read_text())
     cache.write_text(json.dumps({key: entry}))
     assert tuning.tune(config, CPU, cache, World()) == wanted
-    assert build.hand_made("GD", wanted[0].values, 2) is not None
+    assert hand_made("GD", wanted[0].values, 2) is not None
 
 
 @pytest.mark.parametrize(

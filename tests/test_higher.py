@@ -8,8 +8,8 @@ from cases import tasks as sample
 from torch import nn
 
 import metaopt
-from metaopt import build
-from metaopt.unroll import start, unroll
+from metaopt.meta import build
+from metaopt.meta.unroll import start, unroll
 
 STEPS = 6
 

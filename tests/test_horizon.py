@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import FEW, seeds, tiny_config
 
-from metaopt import build
-from metaopt.config import ConfigError, load
-from metaopt.horizon import Curriculum, Even, Fixed, Horizon, Lengths, LogUniform, RandomPairs
-from metaopt.meta_train import MetaTrainer
-from metaopt.schema import TrainConfig
+from metaopt.base.config import ConfigError, load
+from metaopt.meta import build
+from metaopt.meta.config import TrainConfig
+from metaopt.meta.horizon import Curriculum, Even, Fixed, Horizon, Lengths, LogUniform, RandomPairs
+from metaopt.meta.trainer import MetaTrainer
 
 CPU = torch.device("cpu")
 CURRICULUM = {"kind": "curriculum", "first": 2, "share": 0.5}
@@ -103,7 +103,7 @@ def test_inner_steps_are_those_that_were_taken(levers: dict[str, Any]) -> None:
         taken += run.inner.step - before
     batch = run.config.meta.batch
     assert run.progress.inner_steps == taken * batch
-    training = run.learned_rule({}).training
+    training = run.checkpoint({}).training
     assert training["inner_steps"] == taken * batch
     assert training["trajectories_begun"] == begun * batch
     assert training["trajectories"] == taken * batch / run.config.meta.steps

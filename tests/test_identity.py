@@ -14,10 +14,11 @@ import pytest
 import torch
 from test_scripts import assert_one_line, run_here
 
-from metaopt import build, checkpoint
-from metaopt.identity import Identity, difference, identity
-from metaopt.schema import TaskConfig
-from metaopt.streams import Stream
+from metaopt.base import checkpoint
+from metaopt.base.streams import Stream
+from metaopt.tasks.build import task_family
+from metaopt.tasks.config import TaskConfig
+from metaopt.tasks.identity import Identity, difference, identity
 
 TASKS = '''
 """Lines with noise."""
@@ -109,7 +110,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def now(**options: Any) -> Identity:
     forget()
-    family = build.task_family(TaskConfig(family="tasks_of_mine:Mine", options=options))
+    family = task_family(TaskConfig(family="tasks_of_mine:Mine", options=options))
     found = identity(family, family.drawn(Stream.VALIDATION, 0, 0, 3))
     # As it is in a file.
     return json.loads(json.dumps(found))
@@ -205,7 +206,7 @@ def test_families_of_this_package_are_told_apart_by_their_tasks(field: str) -> N
     value = 5 if field == "width" else "gaussian"
     found = []
     for config in (TaskConfig(), TaskConfig(), TaskConfig().model_copy(update={field: value})):
-        family = build.task_family(config)
+        family = task_family(config)
         found.append(identity(family, family.drawn(Stream.VALIDATION, 0, 0, 3)))
     assert difference(found[0], found[1]) is None
     assert difference(found[0], found[2]) is not None
@@ -266,7 +267,7 @@ def test_hand_made_optimizers_are_tuned_again(
     sets = ["task.family=tasks_of_mine:Mine", "baselines=[GD]", "tasks=2", "steps=2"]
     sets += ["tuning.grids={GD: {lr: [0.1, 0.01]}}", "tuning.tasks=2", "bootstrap=5"]
     arguments = ["--out", "e", *(part for value in sets for part in ("--set", value))]
-    monkeypatch.setattr("metaopt.commands.PRETRAINED", folder)
+    monkeypatch.setattr("metaopt.__main__.PRETRAINED", folder)
     cache = Path("runs/tuned_baselines.json")
 
     def tuned() -> tuple[str, dict[str, Any]]:

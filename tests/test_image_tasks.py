@@ -10,14 +10,18 @@ import torch
 from test_datasets import write_mnist
 from torch.nn import functional
 
-from metaopt import build
-from metaopt.config import CONFIG_FOLDER, load
-from metaopt.errors import UserError
-from metaopt.image_tasks import Images
-from metaopt.loss_tasks import LossFamily
-from metaopt.schema import EvalConfig, TrainConfig
-from metaopt.streams import Stream
-from metaopt.unroll import as_judged, last_loss, rollout, second_order
+from metaopt.base.config import CONFIG_FOLDER, load
+from metaopt.base.errors import UserError
+from metaopt.base.streams import Stream
+from metaopt.evaluation.config import EvalConfig
+from metaopt.meta import build
+from metaopt.meta.build import meta_optimizer
+from metaopt.meta.config import TrainConfig
+from metaopt.meta.unroll import as_judged, last_loss, rollout, second_order
+from metaopt.rules.build import hand_made
+from metaopt.tasks.build import task_family
+from metaopt.tasks.images import Images
+from metaopt.tasks.own_batch import LossFamily
 
 
 def rows(family: Images, count: int = 3) -> list[tuple[set[int], set[int]]]:
@@ -66,8 +70,8 @@ def test_mnist_by_the_same_configuration(tmp_path: Path) -> None:
     assert test <= set(range(40, 52))
     override = f"task.options={{width: 3, path: {tmp_path}}}"
     config = load(TrainConfig, "digits_update_tele.yaml", [override])
-    tasks = build.task_family(config.task).sample(Stream.TRAIN, 0, 0, 2)
-    losses, _ = rollout(tasks, build.meta_optimizer(config), 2)
+    tasks = task_family(config.task).sample(Stream.TRAIN, 0, 0, 2)
+    losses, _ = rollout(tasks, meta_optimizer(config), 2)
     assert losses.isfinite().all()
     assert tasks.units is not None
     assert tasks.units.sizes == (3,)
@@ -103,7 +107,7 @@ def test_judged_losses_are_differentiated(unseen: bool) -> None:
 def test_the_last_loss_is_that_of_the_whole_curve() -> None:
     family = LossFamily(Images(width=3), "images")
     tasks = family.sample(Stream.TRAIN, 0, 0, 2)
-    adam = build.hand_made("Adam", {"lr": 0.01, "beta1": 0.9, "beta2": 0.99}, 4)
+    adam = hand_made("Adam", {"lr": 0.01, "beta1": 0.9, "beta2": 0.99}, 4)
     losses, _ = rollout(tasks, adam, 4)
     torch.testing.assert_close(last_loss(tasks, adam, 4), losses[-1])
 
@@ -119,7 +123,7 @@ def test_the_last_loss_is_that_of_the_whole_curve() -> None:
 def test_mistakes_end_in_a_line(override: str, field: str, hint: str) -> None:
     config = load(TrainConfig, "digits_update_tele.yaml", [override])
     with pytest.raises(UserError) as caught:
-        build.training_tasks(build.task_family(config.task), config)
+        build.training_tasks(task_family(config.task), config)
     message = str(caught.value)
     assert field in message
     assert hint in message

@@ -12,13 +12,20 @@ from cases import tasks as sample
 from support import signed
 from torch import Tensor
 
-from metaopt import build
-from metaopt.augment import Hiding
-from metaopt.network import Weights
-from metaopt.rules import Kept, LayerUpdateLSTM
-from metaopt.rules.layer import DECAYS, MIXTURE, ROUNDING, SQUARES_DECAY, WEIGHT_DECAY
-from metaopt.tasks import Observation
-from metaopt.unroll import rollout
+from metaopt.base.network import Weights
+from metaopt.meta.build import meta_optimizer
+from metaopt.meta.unroll import rollout
+from metaopt.rules.learned.layer import (
+    DECAYS,
+    MIXTURE,
+    ROUNDING,
+    SQUARES_DECAY,
+    WEIGHT_DECAY,
+    LayerUpdateLSTM,
+)
+from metaopt.tasks.base import Observation
+from metaopt.tasks.variations import Hiding
+from metaopt.teleport.optimizer_state import Kept
 
 
 def silent() -> LayerUpdateLSTM:
@@ -260,6 +267,6 @@ def test_meta_training_hides_and_resumes_to_the_same_bits() -> None:
 
 def test_a_run_is_built_from_its_configuration() -> None:
     config = train_config("layer")
-    rule = build.meta_optimizer(config).rules["update"]
+    rule = meta_optimizer(config).rules["update"]
     assert isinstance(rule, LayerUpdateLSTM)
     assert rule.lstm.hidden == LAYER["hidden"]

@@ -12,9 +12,10 @@ from cases import learned_rule
 from torch import Tensor, nn
 from torch.nn import functional
 
-from metaopt import LearnedOptimizer, checkpoint
-from metaopt.rules import LayerUpdateLSTM
-from metaopt.show import report
+from metaopt import LearnedOptimizer
+from metaopt.base import checkpoint
+from metaopt.optim.show import report
+from metaopt.rules.learned.layer import LayerUpdateLSTM
 
 
 class Words(nn.Module):

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.level_sets import LR, START, descent, geometry, losses, orbit, table
+from studies.level_sets import LR, START, descent, geometry, losses, orbit, table
 
 T = np.linspace(-1.5, 1.5, 13)
 

@@ -14,8 +14,8 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_scripts import TINY, assert_one_line, command, rows, run_here
 
-from metaopt.pace import RECENT, Pace
-from metaopt.signals import CAUGHT, Signals
+from metaopt.base.signals import CAUGHT, Signals
+from metaopt.meta.pace import RECENT, Pace
 
 CONFIG = "coordinate_update.yaml"
 
@@ -62,7 +62,7 @@ def test_a_second_press_interrupts(monkeypatch: pytest.MonkeyPatch) -> None:
     with Signals():
         os.kill(os.getpid(), signal.SIGINT)
         later = time.monotonic() + 2
-        monkeypatch.setattr("metaopt.signals.time.monotonic", lambda: later)
+        monkeypatch.setattr("metaopt.base.signals.time.monotonic", lambda: later)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
 

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from cases import learned_rule
 
-from benchmarks import long_run
-from metaopt import checkpoint
-from metaopt.loss_tasks import LossFamily
-from metaopt.streams import Stream
+from metaopt.base import checkpoint
+from metaopt.base.streams import Stream
+from metaopt.tasks.own_batch import LossFamily
+from studies import long_run
 
 SIZE = replace(long_run.SMOKE, marks=(2, 4), seeds=2)
 

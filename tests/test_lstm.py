@@ -10,8 +10,9 @@ import torch
 from support import signed
 from torch import Tensor, nn
 
-from metaopt.rules import LSTM, Head, affine, lstm
-from metaopt.rules.affine import one_window
+from metaopt.rules.learned import affine, lstm
+from metaopt.rules.learned.affine import one_window
+from metaopt.rules.learned.lstm import LSTM, Head
 
 INPUTS, HIDDEN = 3, 4
 

@@ -14,17 +14,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import metaopt
-from metaopt import build
-from metaopt.contenders import Contender
-from metaopt.distributed import World
-from metaopt.evaluate import run_contender
-from metaopt.lbfgs import LBFGS
-from metaopt.loss_tasks import LossFamily, LossTasks
-from metaopt.network import Weights
-from metaopt.streams import Stream
-from metaopt.symmetry import UnitEngine, UnitReport
-from metaopt.tasks import Tasks
-from metaopt.unroll import rollout
+from metaopt.base.network import Weights
+from metaopt.base.process import World
+from metaopt.base.streams import Stream
+from metaopt.evaluation.contenders import Contender
+from metaopt.evaluation.evaluate import run_contender
+from metaopt.meta.unroll import rollout
+from metaopt.rules.build import hand_made
+from metaopt.rules.lbfgs import LBFGS
+from metaopt.tasks.base import Tasks
+from metaopt.tasks.own_batch import LossFamily, LossTasks
+from metaopt.teleport.unit_engine import UnitEngine, UnitReport
 
 EXAMPLES, BATCH = 40, 6
 
@@ -161,7 +161,7 @@ class Clock:
 @pytest.mark.parametrize("own", [Fit(), Scaled()], ids=["judged apart", "and teleports"])
 def test_seconds_are_those_of_steps_alone(own: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
-    monkeypatch.setattr("metaopt.stopwatch.time", clock)
+    monkeypatch.setattr("metaopt.base.stopwatch.time", clock)
 
     def taking(method: Any, seconds: float) -> Any:
         def taken(*arguments: Any) -> Any:
@@ -176,7 +176,7 @@ def test_seconds_are_those_of_steps_alone(own: Fit, monkeypatch: pytest.MonkeyPa
     if isinstance(own, Scaled):
         optimizer: Any = learned_rule("layer_units").optimizer
     else:
-        optimizer = build.hand_made("Adam", {"lr": 0.1, "beta1": 0.9, "beta2": 0.9}, 4)
+        optimizer = hand_made("Adam", {"lr": 0.1, "beta1": 0.9, "beta2": 0.9}, 4)
     monkeypatch.setattr(type(optimizer), "step", taking(type(optimizer).step, 4.0))
     contender = Contender("it", "baseline", optimizer, {})
     outcome = run_contender(contender, draw(own), 5, World())

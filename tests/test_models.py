@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from zoo import ZOO
 
 import metaopt
-from metaopt.models import Group, Slot, Symmetry
-from metaopt.models.movement import tensor_at
+from metaopt.symmetry.groups import Group, Slot, Symmetry
+from metaopt.symmetry.modules import tensor_at
 
 # What is found.
 

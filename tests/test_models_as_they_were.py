@@ -21,7 +21,7 @@ from torch.nn import functional
 from zoo import ZOO
 
 import metaopt
-from metaopt.models.units import units_of
+from metaopt.symmetry.units import units_of
 
 SEEN: list[Any] = []
 COUNT = 0

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import metaopt
-from metaopt.models.units import units_of
-from metaopt.torch_optim.within import chain_within
+from metaopt.optim.within import chain_within
+from metaopt.symmetry.units import units_of
 
 every_hidden = pytest.mark.parametrize("make", HIDDEN.values(), ids=HIDDEN)
 

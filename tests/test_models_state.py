@@ -20,10 +20,10 @@ from zoo import ZOO, Specimen
 
 import metaopt
 from benchmarks import teleport_state
-from metaopt import build
-from metaopt.models import Group
-from metaopt.optimizers import Momentum
-from metaopt.rules import Rule
+from metaopt.meta.build import meta_optimizer
+from metaopt.rules.base import Rule
+from metaopt.rules.hand_made import Momentum
+from metaopt.symmetry.groups import Group
 
 
 def _loss(model: nn.Module, x: Tensor) -> Tensor:
@@ -178,7 +178,7 @@ def test_learned_states_are_reset_but_for_relabellings(kind: str, state: str) ->
     config = learned_rule(kind).config
     rules = config.rules.model_copy(update={"teleport": None})
     config = config.model_copy(update={"rules": rules, "teleporter": None})
-    rule = metaopt.LearnedRule(build.meta_optimizer(config), config)
+    rule = metaopt.LearnedRule(meta_optimizer(config), config)
     optimizer = metaopt.LearnedOptimizer(model, rule, lr=1e-3)
     _steps(model, optimizer, specimen)
     stated = {path for path, p in model.named_parameters() if optimizer.state[p]}

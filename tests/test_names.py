@@ -11,15 +11,16 @@ import torch
 from support import tiny_config
 from test_scripts import TINY, assert_one_line, run_here
 
-from metaopt import build
-from metaopt.contenders import Contender, told_apart
-from metaopt.events import run_folders
-from metaopt.learned import LearnedRule
-from metaopt.schema_types import LONGEST_LABEL
+from metaopt.base.fields import LONGEST_LABEL
+from metaopt.evaluation.contenders import Contender, told_apart
+from metaopt.evaluation.overlay import run_folders
+from metaopt.meta.build import meta_optimizer
+from metaopt.optim.learned import LearnedRule
+from metaopt.rules.build import hand_made
 
 
 def contender(name: str, path: str | None = None) -> Contender:
-    optimizer = build.hand_made("GD", {"lr": 0.1}, 1)
+    optimizer = hand_made("GD", {"lr": 0.1}, 1)
     if path is None:
         return Contender(name, "baseline", optimizer, {})
     return Contender(name, "learned", optimizer, {"checkpoint": path})
@@ -117,7 +118,7 @@ def test_rules_of_any_label_are_evaluated(
     ]
     for i, label in enumerate(labels):
         config = tiny_config().model_copy(update={"label": label})
-        LearnedRule(build.meta_optimizer(config), config).save(tmp_path / f"{i}.safetensors")
+        LearnedRule(meta_optimizer(config), config).save(tmp_path / f"{i}.safetensors")
     paths = [str(tmp_path / f"{i}.safetensors") for i in range(len(labels))]
     grids = "tuning.grids={Adam: {lr: [0.1], beta1: [0.9], beta2: [0.9]}}"
     sets = ["tasks=2", "steps=2", "tuning.tasks=2", "bootstrap=5", "baselines=[Adam]", grids]

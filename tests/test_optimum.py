@@ -8,8 +8,8 @@ import pytest
 import torch
 from support import full_rank, regression, signed
 
-from metaopt.optimum import least_loss, rank_bound
-from metaopt.tasks import TaskBatch
+from metaopt.tasks.least_loss import least_loss, rank_bound
+from metaopt.tasks.regression import TaskBatch
 
 
 def test_bound_is_the_best_approximation_of_the_rank() -> None:

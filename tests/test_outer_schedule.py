@@ -6,8 +6,8 @@ import pytest
 import torch
 from support import UPDATE, tiny_config
 
-from metaopt.meta_train import MetaTrainer
-from metaopt.outer_schedule import schedule
+from metaopt.meta.schedule import schedule
+from metaopt.meta.trainer import MetaTrainer
 
 
 def test_the_cosine_goes_from_one_to_its_end() -> None:

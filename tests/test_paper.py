@@ -6,12 +6,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from metaopt import build
-from metaopt.config import load
-from metaopt.rules import FlattenedRule
-from metaopt.schema import TrainConfig
-from metaopt.streams import Stream
-from metaopt.unroll import first_order, start, unroll
+from metaopt.base.config import load
+from metaopt.base.streams import Stream
+from metaopt.meta import build
+from metaopt.meta.build import meta_optimizer
+from metaopt.meta.config import TrainConfig
+from metaopt.meta.unroll import first_order, start, unroll
+from metaopt.rules.learned.flattened import FlattenedRule
+from metaopt.tasks.build import task_family
 
 STEPS = 3
 
@@ -52,12 +54,12 @@ def s_inverse(a: Tensor) -> Tensor:
 
 def literal_losses(config: TrainConfig, trajectory: int) -> tuple[list[Tensor], list[Tensor]]:
     """One trajectory as the paper writes it; returns losses and meta-gradients of the heads."""
-    optimizer = build.meta_optimizer(config)
+    optimizer = meta_optimizer(config)
     networks = {}
     for name, rule in optimizer.rules.items():
         assert isinstance(rule, FlattenedRule)
         networks[name] = torch_lstm(rule)
-    family = build.task_family(config.task)
+    family = task_family(config.task)
     task = family.sample(Stream.TRAIN, config.seed, trajectory, 1, torch.float64)
     X, Y = task.X[0], task.Y[0]
     W1, W2 = task.initial[0][0], task.initial[1][0]
@@ -95,8 +97,8 @@ def literal_losses(config: TrainConfig, trajectory: int) -> tuple[list[Tensor], 
 @pytest.mark.parametrize("name", ["lstm_update_tele", "lstm_update", "lstm_lr_tele"])
 def test_batched_step_is_the_papers(name: str) -> None:
     config = paper_config(name)
-    optimizer = build.meta_optimizer(config)
-    tasks = build.task_family(config.task).sample(Stream.TRAIN, config.seed, 0, 2, torch.float64)
+    optimizer = meta_optimizer(config)
+    tasks = task_family(config.task).sample(Stream.TRAIN, config.seed, 0, 2, torch.float64)
     state = start(tasks, optimizer, first_order)
     _, unrolled = unroll(tasks, optimizer, state, STEPS, first_order)
     meta_loss = build.meta_loss(config.meta)(state.loss, unrolled.losses)

@@ -12,17 +12,18 @@ from cases import tasks as sample
 from support import UPDATE_AND_TELEPORT, regression, tiny_config
 from torch import Tensor, nn
 
-from metaopt import build
-from metaopt.distributed import World
-from metaopt.meta_loss import LogLoss, SumOfLosses
-from metaopt.meta_train import MetaTrainer
-from metaopt.optimizers import MetaOptimizer
-from metaopt.pes import PersistentES
-from metaopt.rules import Proposal, Rule, State
-from metaopt.streams import Stream, uniforms
-from metaopt.tasks import Observation, TaskBatch
-from metaopt.unroll import first_order, start, unroll
-from metaopt.windows import StepByStep
+from metaopt.base.process import World
+from metaopt.base.streams import Stream, uniforms
+from metaopt.meta import build
+from metaopt.meta.loss import LogLoss, SumOfLosses
+from metaopt.meta.pes import PersistentES
+from metaopt.meta.trainer import MetaTrainer
+from metaopt.meta.unroll import first_order, start, unroll
+from metaopt.meta.windows import StepByStep
+from metaopt.rules.base import Proposal, Rule, State
+from metaopt.rules.composed import MetaOptimizer
+from metaopt.tasks.base import Observation
+from metaopt.tasks.regression import TaskBatch
 
 CPU = torch.device("cpu")
 SIGMA = 0.1

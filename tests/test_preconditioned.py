@@ -13,28 +13,22 @@ from support import regression, relative_error, signed
 from torch import Tensor, nn
 
 import metaopt
-from metaopt import build
-from metaopt.learned import LearnedRule
-from metaopt.meta_loss import LogLoss
-from metaopt.network import Weights
-from metaopt.optimizers import GradientDescent, MetaOptimizer
-from metaopt.preconditioned import PreconditionedOptimizer, as_constant, differentiated
-from metaopt.rules import Proposal, Rule, State
-from metaopt.symmetry import (
-    Action,
-    BoundedNorm,
-    Exponential,
-    Guard,
-    Linear,
-    Refuse,
-    Shrink,
-    TeleportEngine,
-    TeleportReport,
-    ThroughData,
-    Unguarded,
-)
-from metaopt.tasks import Observation, TaskBatch
-from metaopt.unroll import first_order, second_order, start, unroll
+from metaopt.base.network import Weights
+from metaopt.meta.build import meta_optimizer
+from metaopt.meta.loss import LogLoss
+from metaopt.meta.unroll import first_order, second_order, start, unroll
+from metaopt.optim.learned import LearnedRule
+from metaopt.rules.around import PreconditionedOptimizer, as_constant, differentiated
+from metaopt.rules.base import Proposal, Rule, State
+from metaopt.rules.composed import MetaOptimizer, Step
+from metaopt.rules.hand_made import GradientDescent
+from metaopt.symmetry.actions import Action, Linear, ThroughData
+from metaopt.symmetry.limits import BoundedNorm
+from metaopt.symmetry.maps import Exponential
+from metaopt.tasks.base import Observation
+from metaopt.tasks.regression import TaskBatch
+from metaopt.teleport.engine import TeleportEngine, TeleportReport
+from metaopt.teleport.guard import Guard, Refuse, Shrink, Unguarded
 
 
 class Given(Rule):
@@ -60,7 +54,7 @@ def around(
     return PreconditionedOptimizer({"update": update, "teleport": teleport}, engine, as_constant)
 
 
-def stepped(optimizer: MetaOptimizer, tasks: TaskBatch) -> metaopt.optimizers.Step:
+def stepped(optimizer: MetaOptimizer, tasks: TaskBatch) -> Step:
     observation = tasks.observe(tasks.initial)
     state = optimizer.initial_state(tasks, observation)
     return optimizer.step(tasks.initial, observation, state, tasks)
@@ -143,7 +137,7 @@ def test_drift_and_change_of_loss_are_those_of_both_teleports() -> None:
     kind = "coordinate_lstm"
     teleporter = {"order": "around", "element": "first_order", "guard": "none"}
     given = train_config(kind, teleporter=teleporter)
-    optimizer = build.meta_optimizer(given)
+    optimizer = meta_optimizer(given)
     optimizer.load_state_dict(learned_rule(kind).optimizer.state_dict())
     assert isinstance(optimizer, PreconditionedOptimizer)
     tasks = sample(given.task, count=3)
@@ -177,7 +171,7 @@ def test_meta_gradients_of_both_orders_match_differences(order: int) -> None:
     given = train_config(
         "coordinate_lstm", teleporter={"order": "around"}, meta={"order": order, "steps": 100}
     )
-    optimizer = build.meta_optimizer(given)
+    optimizer = meta_optimizer(given)
     assert isinstance(optimizer, PreconditionedOptimizer)
     optimizer.load_state_dict(learned_rule("coordinate_lstm").optimizer.state_dict())
     tasks = sample(given.task, count=2)
@@ -226,6 +220,4 @@ def test_torch_optimizers_refuse_a_second_gradient() -> None:
     given = train_config("coordinate_lstm", teleporter={"order": "around"})
     layers = (nn.Linear(3, 4, bias=False), nn.LeakyReLU(0.1), nn.Linear(4, 2, bias=False))
     with pytest.raises(ValueError, match=r"2 gradients a step.*teleporter\.order: after"):
-        metaopt.LearnedOptimizer(
-            nn.Sequential(*layers), LearnedRule(build.meta_optimizer(given), given)
-        )
+        metaopt.LearnedOptimizer(nn.Sequential(*layers), LearnedRule(meta_optimizer(given), given))

@@ -10,14 +10,16 @@ import torch
 from support import UPDATE_AND_TELEPORT, signed, tiny_config
 from torch import Tensor
 
-from metaopt import build
-from metaopt.contenders import learned_contenders
-from metaopt.distributed import World
-from metaopt.meta_train import MetaTrainer
-from metaopt.rules import LSTM, affine
-from metaopt.rules import products as affine_products
-from metaopt.rules.affine import one_window
-from metaopt.rules.products import (
+from metaopt.base.process import World
+from metaopt.evaluation.contenders import learned_contenders
+from metaopt.meta.build import meta_optimizer
+from metaopt.meta.run import Run
+from metaopt.meta.trainer import MetaTrainer
+from metaopt.rules.learned import affine
+from metaopt.rules.learned import precision as affine_products
+from metaopt.rules.learned.affine import one_window
+from metaopt.rules.learned.lstm import LSTM
+from metaopt.rules.learned.precision import (
     TF32,
     BFloat16,
     Full,
@@ -25,7 +27,6 @@ from metaopt.rules.products import (
     multiplies_bfloat16,
     note,
 )
-from metaopt.run import Run
 
 ROUNDING = 2.0**-8
 EVERY = [Full(), TF32(), BFloat16()]
@@ -90,7 +91,7 @@ def test_bfloat16_gradients_are_those_of_float32_up_to_rounding(shape: tuple[int
 @pytest.mark.parametrize(("name", "kind"), [("full", Full), ("tf32", TF32), ("bfloat16", BFloat16)])
 def test_the_configuration_reaches_every_map(name: str, kind: type[Products]) -> None:
     config = tiny_config(UPDATE_AND_TELEPORT, {}).model_copy(update={"products": name})
-    optimizer = build.meta_optimizer(config)
+    optimizer = meta_optimizer(config)
     found = [m.products for m in optimizer.modules() if isinstance(m, affine.AffineModule)]
     assert len(found) == 4
     assert all(type(products) is kind for products in found)

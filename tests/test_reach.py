@@ -16,14 +16,15 @@ from test_checkpoint import learned
 from torch import nn
 
 import metaopt
-from benchmarks import horizon
-from metaopt import checkpoint, model_card, show
-from metaopt.checkpoint import CheckpointError
-from metaopt.contenders import learned_contenders
-from metaopt.distributed import World
-from metaopt.evaluate import tell_horizons
-from metaopt.learned import LearnedRule
-from metaopt.reach import PastHorizonWarning, reach_of, record_test
+from metaopt.base import checkpoint
+from metaopt.base.checkpoint import CheckpointError
+from metaopt.base.process import World
+from metaopt.evaluation.contenders import learned_contenders
+from metaopt.evaluation.evaluate import tell_horizons
+from metaopt.optim import card, show
+from metaopt.optim.learned import LearnedRule
+from metaopt.optim.reach import PastHorizonWarning, reach_of, record_test
+from studies import horizon
 
 STEPS = 3
 
@@ -138,18 +139,18 @@ def test_a_test_is_written_into_the_file_and_nothing_else_changes(tmp_path: Path
     rule = learned()
     rule.save(path)
     before = checkpoint.read(path)
-    assert record_test(path, 10_000, "python -m benchmarks.long_run").steps == 10_000
+    assert record_test(path, 10_000, "python -m studies.long_run").steps == 10_000
     assert record_test(path, 500, "a shorter one").tested == 10_000
     after = checkpoint.read(path)
     assert after.config == before.config
     assert after.training == before.training | {
         "tested_steps": 10_000,
-        "tested_by": "python -m benchmarks.long_run",
+        "tested_by": "python -m studies.long_run",
     }
     assert all(torch.equal(before.tensors[name], t) for name, t in after.tensors.items())
     with pytest.raises(CheckpointError, match="tested_steps"):
         record_test(path, 0, "none")
-    for text in (show.report(after, str(path)), model_card.card(after, str(path))):
+    for text in (show.report(after, str(path)), card.card(after, str(path))):
         assert f"meta-trained for {rule.config.meta.steps} steps, tested to 10,000" in text
         assert "docs/horizons.md" in text
 

@@ -9,26 +9,23 @@ import torch
 from support import regression, signed
 from torch import Tensor
 
-from metaopt import build
-from metaopt.classical import GradientTeleport, ascent_direction
-from metaopt.config import ConfigError, check, load
-from metaopt.contenders import baseline_contenders
-from metaopt.distributed import World
-from metaopt.network import Weights
-from metaopt.optimizers import Optimizer, Step
-from metaopt.references import KFAC, SolveLast, WhitenLast, whitening
-from metaopt.schema import EvalConfig
-from metaopt.symmetry import (
-    Exponential,
-    FixedNorm,
-    InexactActionError,
-    Refuse,
-    TeleportEngine,
-    TeleportReport,
-    ThroughData,
-)
-from metaopt.tasks import TaskBatch
-from metaopt.unroll import rollout
+from metaopt.base.config import ConfigError, check, load
+from metaopt.base.network import Weights
+from metaopt.base.process import World
+from metaopt.evaluation.config import EvalConfig
+from metaopt.evaluation.contenders import baseline_contenders
+from metaopt.meta.unroll import rollout
+from metaopt.rules.build import hand_made
+from metaopt.rules.composed import Optimizer, Step
+from metaopt.rules.gradient_teleport import GradientTeleport
+from metaopt.rules.references import KFAC, SolveLast, WhitenLast, whitening
+from metaopt.symmetry.actions import InexactActionError, ThroughData
+from metaopt.symmetry.limits import FixedNorm
+from metaopt.symmetry.maps import Exponential
+from metaopt.tasks.regression import TaskBatch
+from metaopt.teleport.engine import TeleportEngine, TeleportReport
+from metaopt.teleport.guard import Refuse
+from metaopt.teleport.search import ascent_direction
 
 CPU = torch.device("cpu")
 SHAPES = [[6, 4, 3], [7, 6, 4, 3]]
@@ -274,4 +271,4 @@ def test_shipped_grids_hold_all_hand_made_optimizers() -> None:
     config = load(EvalConfig, "eval.yaml", ["baselines=[GD+teleport,K-FAC,solve W2,whiten W2@20]"])
     for base, grid in config.tuning.grids.items():
         first = {name: values[0] for name, values in grid.items()}
-        assert build.hand_made(base, first, 10).gradients_per_step >= 1
+        assert hand_made(base, first, 10).gradients_per_step >= 1

@@ -21,33 +21,35 @@ from support import (
 )
 from torch import Tensor
 
-from metaopt import build
-from metaopt.config import load
-from metaopt.network import Weights
-from metaopt.rules import (
+from metaopt.base.config import load
+from metaopt.base.network import Weights
+from metaopt.meta.build import meta_optimizer
+from metaopt.meta.config import TrainConfig
+from metaopt.rules.base import Proposal, Rule, ShapeMismatchError
+from metaopt.rules.learned.coordinate import (
     CoordinateGroupElementLSTM,
     CoordinateStepSizeGroupElementLSTM,
     CoordinateUpdateLSTM,
-    FlattenedRule,
-    GroupElementLSTM,
-    LocalUpdateLSTM,
-    Proposal,
-    Rule,
-    StepSizeGroupElementLSTM,
 )
-from metaopt.rules.base import ShapeMismatchError
-from metaopt.rules.directions import (
+from metaopt.rules.learned.directions import (
     Basis,
     GeneratorEntries,
     NaturalSteps,
     UpdateEntries,
     Whitening,
 )
-from metaopt.rules.features import Seen
-from metaopt.rules.flattened import RawGradient, SignedLogGradient, StatefulGradient
-from metaopt.rules.step_size import Clamp, Natural, Sigmoid, StepSizeBound
-from metaopt.schema import TrainConfig
-from metaopt.tasks import TaskBatch
+from metaopt.rules.learned.features import Seen
+from metaopt.rules.learned.flattened import (
+    FlattenedRule,
+    GroupElementLSTM,
+    LocalUpdateLSTM,
+    RawGradient,
+    SignedLogGradient,
+    StatefulGradient,
+    StepSizeGroupElementLSTM,
+)
+from metaopt.rules.learned.step_size import Clamp, Natural, Sigmoid, StepSizeBound
+from metaopt.tasks.regression import TaskBatch
 
 LOW, HIGH = 1e-7, 5e-3
 COORDINATE = ("update", "group", "step")
@@ -220,7 +222,7 @@ def test_rules_remember(kind: str, basis: str, make: Make) -> None:
 def test_flattened_rules_have_the_papers_shapes(
     file: str, rule: str, hidden: int, outputs: int
 ) -> None:
-    optimizer = build.meta_optimizer(load(TrainConfig, f"paper/{file}.yaml"))
+    optimizer = meta_optimizer(load(TrainConfig, f"paper/{file}.yaml"))
     found = {name: list(p.shape) for name, p in optimizer.rules[rule].named_parameters()}
     assert found == {
         "lstm.W_x.0": [4 * hidden, 800],

@@ -16,8 +16,8 @@ import yaml
 from test_scripts import TINY, assert_one_line, rows, run_here, without_times
 
 import metaopt
-from metaopt import checkpoint
-from metaopt.meta_train import MetaTrainer
+from metaopt.base import checkpoint
+from metaopt.meta.trainer import MetaTrainer
 
 Train = Callable[..., object]
 FILES = ["config.yaml", "last.safetensors", "metrics.jsonl", "optimizer.safetensors", "state.pt"]

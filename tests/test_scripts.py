@@ -18,8 +18,10 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import metaopt
-from metaopt import cli, events
-from metaopt.records import validation_score
+from metaopt.base import cli
+from metaopt.evaluation import overlay
+from metaopt.meta import events
+from metaopt.meta.records import validation_score
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = [
@@ -190,7 +192,7 @@ def test_evaluation_follows_the_contract(trained: Path) -> None:
         shown = EventAccumulator(str(folder / "tensorboard" / name))
         shown.Reload()
         assert len(shown.Scalars("loss/geomean")) == 23
-        assert {tag for tags in charts(events.COMPARISON) for tag in tags} <= {
+        assert {tag for tags in charts(overlay.COMPARISON) for tag in tags} <= {
             *shown.Tags()["scalars"]
         }
         seconds = found["optimizers"][name]["seconds_per_step"]

@@ -16,11 +16,13 @@ from support import UPDATE, tiny_config
 from test_checkpoint import RULES, learned, proposed
 
 import metaopt
-from metaopt import build, cli, show
-from metaopt.checkpoint import CheckpointError
-from metaopt.errors import UserError
-from metaopt.learned import LearnedRule
-from metaopt.schema import TaskConfig
+from metaopt.base import cli
+from metaopt.base.checkpoint import CheckpointError
+from metaopt.base.errors import UserError
+from metaopt.meta.build import meta_optimizer
+from metaopt.optim import show
+from metaopt.optim.learned import LearnedRule
+from metaopt.tasks.config import TaskConfig
 
 SHIPPED = sorted((Path(__file__).parent.parent / "checkpoints/pretrained").glob("*.safetensors"))
 AT_STEP = {"geomean": 0.5, "ci95": [0.25, 0.75]}
@@ -294,7 +296,7 @@ def test_of_a_users_family_its_name_and_options_are_told(
     rule = learned("update alone")
     task = TaskConfig(family="never.imported:Here", options={"width": 3})
     config = tiny_config({"update": UPDATE}).model_copy(update={"task": task})
-    LearnedRule(build.meta_optimizer(config), config, rule.training).save(tmp_path / "a")
+    LearnedRule(meta_optimizer(config), config, rule.training).save(tmp_path / "a")
     assert run_show(str(tmp_path / "a"), monkeypatch=monkeypatch) == 0
     row = next(line for line in capsys.readouterr().out.splitlines() if "never.imported" in line)
     assert row.split(maxsplit=1) == ["tasks", "family never.imported:Here, options {'width': 3}"]

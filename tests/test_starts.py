@@ -11,28 +11,34 @@ import torch
 from hypothesis import given
 from support import FEW, SIZES, both_sizes, layer_sizes, regression, relative_error, seeds, signed
 
-from metaopt.optimizers import GradientDescent, MetaOptimizer
-from metaopt.rules import (
+from metaopt.rules.base import Rule
+from metaopt.rules.composed import MetaOptimizer
+from metaopt.rules.hand_made import GradientDescent
+from metaopt.rules.learned.coordinate import (
     CoordinateGroupElementLSTM,
     CoordinateUpdateLSTM,
+    InformedUpdateLSTM,
+)
+from metaopt.rules.learned.directions import (
+    HEAD_BOUND,
+    Basis,
+    InformedSteps,
+    NaturalSteps,
+    Whitening,
+)
+from metaopt.rules.learned.features import Seen
+from metaopt.rules.learned.flattened import (
     FlattenedRule,
     GroupElementLSTM,
-    InformedUpdateLSTM,
     LocalUpdateLSTM,
-    Rule,
+    StatefulGradient,
 )
-from metaopt.rules.directions import HEAD_BOUND, Basis, InformedSteps, NaturalSteps, Whitening
-from metaopt.rules.features import Seen
-from metaopt.rules.flattened import StatefulGradient
-from metaopt.symmetry import (
-    BoundedNorm,
-    Exponential,
-    Refuse,
-    TeleportEngine,
-    TeleportReport,
-    ThroughData,
-)
-from metaopt.tasks import TaskBatch
+from metaopt.symmetry.actions import ThroughData
+from metaopt.symmetry.limits import BoundedNorm
+from metaopt.symmetry.maps import Exponential
+from metaopt.tasks.regression import TaskBatch
+from metaopt.teleport.engine import TeleportEngine, TeleportReport
+from metaopt.teleport.guard import Refuse
 
 HIDDEN, SCALE = 4, 0.1
 NATURAL, INFORMED, WHITENING = NaturalSteps(0.5), InformedSteps(0.5), Whitening(0.5)

@@ -18,23 +18,23 @@ import torch
 from support import tiny_config
 
 import metaopt
-from benchmarks.study.claims import checked
-from benchmarks.study.compared import Compared, RunOf, best_hand_made, ratios
-from benchmarks.study.config import StudyConfig, smoked
-from benchmarks.study.jobs import alone
-from benchmarks.study.least import excess, least_losses
-from benchmarks.study.plan import Planner, Point, budget
-from benchmarks.study.ship import ship
-from benchmarks.study.study import Study
-from benchmarks.study.tables import BEGIN, END, ablations, tables, write_readme
-from metaopt import config
-from metaopt.distributed import World
-from metaopt.errors import UserError
-from metaopt.evaluate import unseen_tasks
-from metaopt.loss_statistics import resamples
-from metaopt.meta_train import MetaTrainer
-from metaopt.optimum import rank_bound
-from metaopt.schema import EvalConfig
+from metaopt.base import config
+from metaopt.base.errors import UserError
+from metaopt.base.loss_statistics import resamples
+from metaopt.base.process import World
+from metaopt.evaluation.config import EvalConfig
+from metaopt.evaluation.evaluate import unseen_tasks
+from metaopt.meta.trainer import MetaTrainer
+from metaopt.tasks.least_loss import rank_bound
+from studies.study.claims import checked
+from studies.study.compared import Compared, RunOf, best_hand_made, ratios
+from studies.study.config import StudyConfig, smoked
+from studies.study.jobs import alone
+from studies.study.least import excess, least_losses
+from studies.study.plan import Planner, Point, budget
+from studies.study.ship import ship
+from studies.study.study import Study
+from studies.study.tables import BEGIN, END, ablations, tables, write_readme
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")
@@ -232,7 +232,7 @@ def test_two_studies_do_not_share_a_folder(tmp_path: Path) -> None:
 
 
 def smoke(out: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "benchmarks.study", "--smoke", "--device", "cpu"]
+    command = [sys.executable, "-m", "studies.study", "--smoke", "--device", "cpu"]
     return subprocess.Popen(
         [*command, "--out", str(out)],
         cwd=ROOT,

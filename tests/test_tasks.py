@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from support import FEW, regression, relative_error, seeds, slopes
 from torch import Tensor
 
-from metaopt.schema import TaskConfig
-from metaopt.streams import Stream, generator
-from metaopt.tasks import RegressionFamily, TaskBatch, layer_shapes
+from metaopt.base.streams import Stream, generator
+from metaopt.tasks.config import TaskConfig
+from metaopt.tasks.regression import RegressionFamily, TaskBatch, layer_shapes
 
 STREAMS = (Stream.TRAIN, Stream.VALIDATION, Stream.TEST)
 # Nine numbers of each layer and odd totals: draws do not fill whole blocks of the generator.

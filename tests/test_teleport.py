@@ -22,25 +22,15 @@ from support import (
 )
 from torch import Tensor
 
-from metaopt.network import Weights, forward
-from metaopt.schema import TaskConfig
-from metaopt.streams import Stream
-from metaopt.symmetry import (
-    Action,
-    BoundedNorm,
-    Exponential,
-    Guard,
-    InexactActionError,
-    Linear,
-    Refuse,
-    Scaling,
-    Shrink,
-    TeleportEngine,
-    ThroughData,
-    Unguarded,
-    drift,
-)
-from metaopt.tasks import RegressionFamily, TaskBatch
+from metaopt.base.network import Weights, forward
+from metaopt.base.streams import Stream
+from metaopt.symmetry.actions import Action, InexactActionError, Linear, Scaling, ThroughData
+from metaopt.symmetry.limits import BoundedNorm
+from metaopt.symmetry.maps import Exponential
+from metaopt.tasks.config import TaskConfig
+from metaopt.tasks.regression import RegressionFamily, TaskBatch
+from metaopt.teleport.engine import TeleportEngine
+from metaopt.teleport.guard import Guard, Refuse, Shrink, Unguarded, drift
 
 # Drift and guards.
 

@@ -14,8 +14,9 @@ from models import equal, hand_made, take_steps
 from torch import nn
 
 import metaopt
-from metaopt import LearnedRule, build
-from metaopt.optimizers import Adam
+from metaopt import LearnedRule
+from metaopt.meta.build import meta_optimizer
+from metaopt.rules.hand_made import Adam
 
 PRETRAINED = Path(__file__).resolve().parent.parent / "checkpoints" / "pretrained"
 PAIR = PRETRAINED / "coordinate_update_tele.safetensors"
@@ -23,7 +24,7 @@ PAIR = PRETRAINED / "coordinate_update_tele.safetensors"
 
 def rule(kind: str, **sections: Any) -> LearnedRule:
     config = train_config(kind, **sections)
-    return LearnedRule(build.meta_optimizer(config), config)
+    return LearnedRule(meta_optimizer(config), config)
 
 
 @pytest.mark.filterwarnings("ignore:updates only:UserWarning")

@@ -13,7 +13,8 @@ from support import tiny_config
 from torch import nn
 
 import metaopt
-from metaopt import LearnedRule, build
+from metaopt import LearnedRule
+from metaopt.meta.build import meta_optimizer
 from metaopt.rules.base import ShapeMismatchError, UnknownInputsError
 
 
@@ -244,7 +245,7 @@ def test_layers_called_in_another_order_are_an_error() -> None:
 def test_a_rule_that_reads_layer_inputs_wants_a_forward_pass() -> None:
     config = tiny_config({"update": {"kind": "informed_lstm", "outer_lr": 1e-3}}, dtype="float64")
     model = chain()
-    optimizer = metaopt.LearnedOptimizer(model, LearnedRule(build.meta_optimizer(config), config))
+    optimizer = metaopt.LearnedOptimizer(model, LearnedRule(meta_optimizer(config), config))
     before = weights(model)
     for p in model.parameters():
         p.grad = torch.ones_like(p)

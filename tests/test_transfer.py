@@ -1,4 +1,4 @@
-"""benchmarks.transfer: pieces are the whole, inexact actions under guard, failures are shown."""
+"""studies.transfer: pieces are the whole, inexact actions under guard, failures are shown."""
 
 from __future__ import annotations
 
@@ -12,9 +12,16 @@ import torch
 from cases import learned_rule
 from cases import tasks as sample
 
-from benchmarks import transfer
-from benchmarks.output import PRETRAINED, in_repository
-from benchmarks.transfer import (
+from metaopt.base.process import World
+from metaopt.evaluation.config import EvalConfig
+from metaopt.evaluation.contenders import Contender
+from metaopt.evaluation.evaluate import Outcome, run_contender, unseen_tasks
+from metaopt.rules.composed import MetaOptimizer
+from metaopt.symmetry.actions import InexactActionError
+from metaopt.tasks.config import TaskConfig
+from studies import transfer
+from studies.output import PRETRAINED, in_repository
+from studies.transfer import (
     Setting,
     contenders,
     evaluation,
@@ -25,12 +32,6 @@ from benchmarks.transfer import (
     with_teleporter,
     zero_is_reachable,
 )
-from metaopt.contenders import Contender
-from metaopt.distributed import World
-from metaopt.evaluate import Outcome, run_contender, unseen_tasks
-from metaopt.optimizers import MetaOptimizer
-from metaopt.schema import EvalConfig, TaskConfig
-from metaopt.symmetry import InexactActionError
 
 CPU = torch.device("cpu")
 SMALL = {"width": 4, "inputs": 5, "outputs": 3, "samples": 4, "layers": 2}

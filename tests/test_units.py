@@ -21,14 +21,15 @@ from zoo import ZOO
 
 import metaopt
 from metaopt import LearnedOptimizer
-from metaopt.models import Group, Symmetries
-from metaopt.models.units import units_of
-from metaopt.network import Weights, as_matrices
-from metaopt.optimizers import Adam, MetaOptimizer, Momentum
-from metaopt.rules import Kept
-from metaopt.symmetry import BoundedNorm, UnitEngine
-from metaopt.units import MAKES, READS, Units
-from metaopt.unroll import rollout, start, unroll
+from metaopt.base.network import Weights, as_matrices
+from metaopt.meta.unroll import rollout, start, unroll
+from metaopt.rules.composed import MetaOptimizer
+from metaopt.rules.hand_made import Adam, Momentum
+from metaopt.symmetry.groups import Group, Symmetries
+from metaopt.symmetry.limits import BoundedNorm
+from metaopt.symmetry.units import MAKES, READS, Units, units_of
+from metaopt.teleport.optimizer_state import Kept
+from metaopt.teleport.unit_engine import UnitEngine
 
 
 def scaled_model(model: nn.Module, t_of: Callable[[int], Tensor]) -> tuple[nn.Module, Units] | None:

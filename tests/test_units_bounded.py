@@ -13,14 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from metaopt import checkpoint
-from metaopt.learned import restore
-from metaopt.network import Weights
-from metaopt.rules.unit import LARGEST_OFFSET, UnitScalingLSTM
-from metaopt.symmetry import UnitEngine
-from metaopt.symmetry.generators import BoundedNorm
-from metaopt.tasks import Observation
-from metaopt.units import MAKES, READS, Units
+from metaopt.base import checkpoint
+from metaopt.base.network import Weights
+from metaopt.optim.learned import restore
+from metaopt.rules.learned.unit import LARGEST_OFFSET, UnitScalingLSTM
+from metaopt.symmetry.limits import BoundedNorm
+from metaopt.symmetry.units import MAKES, READS, Units
+from metaopt.tasks.base import Observation
+from metaopt.teleport.unit_engine import UnitEngine
 
 WIDTH = 4
 

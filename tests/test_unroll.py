@@ -11,14 +11,15 @@ from cases import learned_rule, train_config
 from cases import tasks as sample
 from torch import Tensor
 
-import metaopt.unroll
-from metaopt import build
-from metaopt.meta_loss import LogLoss, LogOfLast, MetaLoss, Normalised, SumOfLosses
-from metaopt.network import Weights
-from metaopt.optimizers import MetaOptimizer
-from metaopt.tasks import Observation, TaskBatch, Tasks
-from metaopt.unroll import Observe, first_order, rollout, second_order, start, unroll
-from metaopt.windows import StepByStep
+import metaopt.meta.unroll
+from metaopt.base.network import Weights
+from metaopt.meta.build import meta_optimizer
+from metaopt.meta.loss import LogLoss, LogOfLast, MetaLoss, Normalised, SumOfLosses
+from metaopt.meta.unroll import Observe, first_order, rollout, second_order, start, unroll
+from metaopt.meta.windows import StepByStep
+from metaopt.rules.composed import MetaOptimizer
+from metaopt.tasks.base import Observation, Tasks
+from metaopt.tasks.regression import TaskBatch
 
 KINDS = [
     "lstm",
@@ -240,7 +241,7 @@ def test_the_loss_at_the_start_of_a_window_is_a_constant(observe: Observe) -> No
 
 def test_a_refused_teleport_leaves_the_update_alone() -> None:
     config = train_config("coordinate_lstm", teleporter={"tolerance": 1e-300})
-    rule = build.meta_optimizer(config)
+    rule = meta_optimizer(config)
     update_only = MetaOptimizer({"update": rule.rules["update"]}, None)
     tasks = sample(config.task, count=3)
     refused, trace = rollout(tasks, rule, STEPS)
@@ -259,7 +260,7 @@ def test_the_trace_does_not_depend_on_how_many_reports_wait(
     rule = learned_rule("coordinate_lstm")
     tasks = sample(rule.config.task, count=3)
     _, wanted = rollout(tasks, rule.optimizer, STEPS)
-    monkeypatch.setattr(metaopt.unroll, "TRACED_TOGETHER", together)
+    monkeypatch.setattr(metaopt.meta.unroll, "TRACED_TOGETHER", together)
     _, found = rollout(tasks, rule.optimizer, STEPS)
     assert wanted is not None
     assert found is not None
@@ -271,7 +272,7 @@ def test_the_trace_does_not_depend_on_how_many_reports_wait(
 def test_the_trace_reports_what_teleports_did() -> None:
     config = train_config("coordinate_lstm", teleporter={"element": "first_order", "guard": "none"})
     rule = learned_rule("coordinate_lstm")
-    optimizer = build.meta_optimizer(config)
+    optimizer = meta_optimizer(config)
     optimizer.load_state_dict(rule.optimizer.state_dict())
     tasks = sample(config.task, count=3)
     state = start(tasks, optimizer)

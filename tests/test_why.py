@@ -1,4 +1,4 @@
-"""benchmarks.why: curvature against torch.func, what a teleport keeps, stops of the one unroll."""
+"""studies.why: curvature against torch.func, what a teleport keeps, stops of the one unroll."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ from cases import tasks as sample
 from support import regression, signed
 from torch import Tensor
 
-from benchmarks import why
-from benchmarks.alignment import (
-    Measured,
-    Stop,
-    Teleported,
-    acted,
-    carried,
-    condition,
-    measure,
-    stops,
-)
-from benchmarks.curvature import (
+from metaopt.base.errors import UserError
+from metaopt.base.network import Weights
+from metaopt.base.process import World
+from metaopt.base.streams import Stream
+from metaopt.meta.unroll import rollout, start, unroll
+from metaopt.symmetry.actions import Action, Orthogonal, ThroughData
+from metaopt.symmetry.maps import Exponential
+from metaopt.tasks.build import task_family
+from metaopt.tasks.config import TaskConfig
+from metaopt.tasks.regression import TaskBatch
+from studies import why
+from studies.alignment import Measured, Stop, Teleported, acted, carried, condition, measure, stops
+from studies.curvature import (
     CURVATURES,
     AbsoluteHessian,
     GaussNewton,
@@ -35,21 +36,7 @@ from benchmarks.curvature import (
     hessian,
     jacobian,
 )
-from benchmarks.output import write_between
-from metaopt import build
-from metaopt.distributed import World
-from metaopt.errors import UserError
-from metaopt.network import Weights
-from metaopt.schema import TaskConfig
-from metaopt.streams import Stream
-from metaopt.symmetry import (
-    Action,
-    Exponential,
-    Orthogonal,
-    ThroughData,
-)
-from metaopt.tasks import TaskBatch
-from metaopt.unroll import rollout, start, unroll
+from studies.output import write_between
 
 SIZES = (5, 4, 3)
 TASKS = regression(SIZES, samples=6, seed=1)
@@ -267,9 +254,7 @@ def test_the_command_writes_figure_figures_and_table(
     pair, update = found["optimizers"].values()
     assert [stop["step"] for stop in pair["stops"]] == [0, 1, 2, 3]
     losses, trace = rollout(
-        build.task_family(TaskConfig.model_validate(TASK)).sample(
-            Stream.TEST, 0, 0, 3, torch.float64
-        ),
+        task_family(TaskConfig.model_validate(TASK)).sample(Stream.TEST, 0, 0, 3, torch.float64),
         learned_rule("coordinate_lstm").optimizer,
         3,
     )

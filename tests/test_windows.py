@@ -9,11 +9,11 @@ import torch
 from support import UPDATE, UPDATE_AND_TELEPORT, tiny_config
 from torch import Tensor
 
-from metaopt import build
-from metaopt.meta_train import MetaTrainer
-from metaopt.schema import TrainConfig
-from metaopt.unroll import start
-from metaopt.windows import Differentiated, Record, Replayed, Run, StepByStep
+from metaopt.meta import build
+from metaopt.meta.config import TrainConfig
+from metaopt.meta.trainer import MetaTrainer
+from metaopt.meta.unroll import start
+from metaopt.meta.windows import Differentiated, Record, Replayed, Run, StepByStep
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import FEW
 
-from metaopt.config import ConfigError, load
-from metaopt.schema import TrainConfig
-from metaopt.yaml_text import MOST_BYTES, InvalidYAMLError, parse, written
+from metaopt.base.config import ConfigError, load
+from metaopt.base.yaml_text import MOST_BYTES, InvalidYAMLError, parse, written
+from metaopt.meta.config import TrainConfig
 
 BOTTOM = "a: &a {x: 1, y: 2}\n"
 

@@ -23,9 +23,9 @@ from benchmarks.hardening.disk import disk
 from benchmarks.hardening.fuzz import fuzz
 from benchmarks.hardening.kills import kills
 from benchmarks.hardening.settings import Found, Hardening
-from metaopt import cli, config
-from metaopt.checkpoint import make_folder
-from metaopt.distributed import World
+from metaopt.base import cli, config
+from metaopt.base.files import make_folder
+from metaopt.base.process import World
 
 SETTINGS = Path(__file__).with_name("hardening.yaml")
 PARTS: dict[str, Callable[[Hardening, Path], Found]] = {

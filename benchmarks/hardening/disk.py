@@ -21,9 +21,9 @@ from benchmarks.hardening import places
 from benchmarks.hardening.runs import COORDINATE, SHAPES, differences
 from benchmarks.hardening.settings import Found, Hardening, side_by_side
 from benchmarks.hardening.victim import Plan, begun, errors_of
-from benchmarks.output import PRETRAINED
-from metaopt.checkpoint import read_state
-from metaopt.run_files import BEST_FILE, LAST_FILE, STATE_FILE
+from metaopt.base.checkpoint import read_state
+from metaopt.meta.run_files import BEST_FILE, LAST_FILE, STATE_FILE
+from studies.output import PRETRAINED
 
 PATIENCE = 120.0
 ACTS = ("fill", "forbid")

@@ -29,7 +29,7 @@ from benchmarks.hardening import trap
 from benchmarks.hardening.settings import Found, Hardening, side_by_side
 from benchmarks.hardening.targets import TARGETS
 from benchmarks.hardening.victim import FORKED
-from metaopt.errors import UserError
+from metaopt.base.errors import UserError
 
 SECONDS = 10
 HANGS = 3 * SECONDS

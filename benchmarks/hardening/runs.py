@@ -14,8 +14,8 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from benchmarks.hardening.victim import Plan, Victim, begun, begun_by_torchrun
-from metaopt.checkpoint import read_state
-from metaopt.run_files import BEST_FILE, CONFIG_FILE, LAST_FILE, METRICS_FILE, STATE_FILE
+from metaopt.base.checkpoint import read_state
+from metaopt.meta.run_files import BEST_FILE, CONFIG_FILE, LAST_FILE, METRICS_FILE, STATE_FILE
 
 SHAPES = ("task.width=3", "task.inputs=4", "task.outputs=2", "task.samples=3")
 META = ("meta.batch=4", "meta.steps=8", "meta.unroll=3", "meta.outer_steps=12")

@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from metaopt.run_files import METRICS_FILE
+from metaopt.meta.run_files import METRICS_FILE
 
 
 class Saboteur:

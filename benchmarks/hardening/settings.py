@@ -10,7 +10,7 @@ from typing import TypeVar
 from pydantic import BaseModel, ConfigDict
 from tqdm import tqdm
 
-from metaopt.schema_types import Positive, Seed
+from metaopt.base.fields import Positive, Seed
 
 T = TypeVar("T")
 R = TypeVar("R")

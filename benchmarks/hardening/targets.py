@@ -22,14 +22,19 @@ import yaml
 import metaopt
 from benchmarks.hardening import damage, trap
 from benchmarks.hardening.runs import COORDINATE, META, SHAPES, VALIDATION
-from benchmarks.output import PRETRAINED, ROOT
-from benchmarks.study.config import StudyConfig
-from metaopt import build, checkpoint, config, pretrained, show, tuning
-from metaopt.distributed import World
-from metaopt.learned import restore
-from metaopt.run import Run
-from metaopt.run_files import METRICS_FILE, STATE_FILE
-from metaopt.schema import EvalConfig, TrainConfig
+from metaopt.base import checkpoint, config
+from metaopt.base.process import World
+from metaopt.evaluation import tuning
+from metaopt.evaluation.config import EvalConfig
+from metaopt.meta.build import meta_optimizer
+from metaopt.meta.config import TrainConfig
+from metaopt.meta.run import Run
+from metaopt.meta.run_files import METRICS_FILE, STATE_FILE
+from metaopt.optim import hub, show
+from metaopt.optim.learned import restore
+from metaopt.rules.build import hand_made
+from studies.output import PRETRAINED, ROOT
+from studies.study.config import StudyConfig
 
 CPU = torch.device("cpu")
 CONFIGS = ROOT / "configs"
@@ -55,7 +60,7 @@ def _built(found: TrainConfig) -> None:
     config.to_yaml(found)
     # As a checkpoint's: shapes cost nothing, whatever sizes are asked for.
     with torch.device("meta"):
-        build.meta_optimizer(found)
+        meta_optimizer(found)
 
 
 def training_config(draw: random.Random, folder: Path) -> None:
@@ -73,7 +78,7 @@ def evaluation_config(draw: random.Random, folder: Path) -> None:
 
 
 def study_config(draw: random.Random, folder: Path) -> None:
-    """``python -m benchmarks.study --config``."""
+    """``python -m studies.study --config``."""
     path = folder / "damaged.yaml"
     data = damage.of_data(_plain(CONFIGS / "study.yaml"), draw)
     path.write_bytes(damage.as_yaml(data, draw))
@@ -107,7 +112,7 @@ def checkpoint_file(draw: random.Random, folder: Path) -> None:
 
 
 def _loaded(path: Path) -> None:
-    found = pretrained.read(path)
+    found = hub.read(path)
     restore(*found)
     show.report(found[1], str(path))
 
@@ -117,7 +122,7 @@ def optimizer_folder(draw: random.Random, folder: Path) -> None:
     own = folder / "optimizer"
     if not own.exists():
         metaopt.load(SMALL[0]).save_pretrained(own)
-    model, described = own / pretrained.MODEL_FILE, own / pretrained.CONFIG_FILE
+    model, described = own / hub.MODEL_FILE, own / hub.CONFIG_FILE
     before = {path: path.read_bytes() for path in (model, described)}
     if draw.random() < 0.5:
         model.write_bytes(damage.of_safetensors(before[model], draw))
@@ -232,7 +237,7 @@ def tuning_cache(draw: random.Random, folder: Path) -> None:
     cache_file.write_bytes(content)
     for choice in tuning.tune(settings, CPU, cache_file, World()):
         tuning.edges(choice, settings)
-        build.hand_made(choice.base, choice.values, choice.step)
+        hand_made(choice.base, choice.values, choice.step)
 
 
 TARGETS: dict[str, Target] = {

@@ -26,12 +26,13 @@ import torch
 from tqdm import tqdm
 
 import metaopt
-import metaopt.run
+import metaopt.meta.run
 from benchmarks.hardening import places
 from benchmarks.hardening.saboteur import Saboteur
-from benchmarks.output import ROOT
-from metaopt import cli, commands
-from metaopt.distributed import World
+from metaopt import __main__ as commands
+from metaopt.base import cli
+from metaopt.base.process import World
+from studies.output import ROOT
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,7 @@ def suffer(plan: Plan, command: Sequence[str], world: World) -> None:
     """Do what the command says until it happens."""
     name, *arguments = command
     os.chdir(ROOT if plan.at_home else plan.place)
-    metaopt.run.SECONDS_BETWEEN_STATES = plan.every
+    metaopt.meta.run.SECONDS_BETWEEN_STATES = plan.every
     saboteur = Saboteur(plan.at if world.first else 0, _action(plan))
     saboteur.install()
     match name:

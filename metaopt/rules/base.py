@@ -9,16 +9,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields, replace
-from enum import Enum
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from metaopt.errors import MisfitError
-from metaopt.network import Weights
-from metaopt.rules.lstm import State
-from metaopt.tasks import Observation
+from metaopt.base.errors import MisfitError
+from metaopt.base.network import Weights
+from metaopt.tasks.base import Observation
+from metaopt.teleport.optimizer_state import Kept
 
 
 class ShapeMismatchError(MisfitError):
@@ -51,16 +50,6 @@ class Proposal:
             f.name: value for f in fields(other) if (value := getattr(other, f.name)) is not None
         }
         return replace(self, **said)
-
-
-class Kept(Enum):
-    """What a tensor of a rule's state belongs to, and how it moves when the weights teleport."""
-
-    ALL = "all parameters together"
-    TENSORS = "parameters, [B, any, L] with a column for each; stays under every element"
-    ENTRIES = "entries of parameters, [B, any, P]; moves under permutations alone"
-    GRADIENTS = "the same; linear in gradients, moves like them under every element"
-    SQUARES = "the same; linear in squares of gradients"
 
 
 class Rule(nn.Module, ABC):
@@ -102,3 +91,7 @@ class Rule(nn.Module, ABC):
     @abstractmethod
     def propose(self, observation: Observation, state: State) -> tuple[Proposal, State]:
         """The proposal for the step from ``observation.weights``, and the state after it."""
+
+
+State = dict[str, Tensor]
+"""What a rule remembers from step to step: named tensors, to be cut, kept and resumed."""

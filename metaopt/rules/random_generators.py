@@ -12,11 +12,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from metaopt.rules.base import Proposal, Rule
-from metaopt.rules.features import generator_sizes, split_generators
-from metaopt.rules.lstm import State
-from metaopt.streams import fingerprints, normals
-from metaopt.tasks import Observation
+from metaopt.base.streams import fingerprints, normals
+from metaopt.rules.base import Proposal, Rule, State
+from metaopt.rules.learned.features import generator_sizes, split_generators
+from metaopt.tasks.base import Observation
 
 _HALF_WORD = 2**16
 

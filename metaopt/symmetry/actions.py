@@ -22,9 +22,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from metaopt.errors import MisfitError
-from metaopt.network import LeakyReLU
-from metaopt.symmetry.elements import GroupElement
+from metaopt.base.errors import MisfitError
+from metaopt.base.network import LeakyReLU
+from metaopt.symmetry.maps import GroupElement
 
 
 class InexactActionError(MisfitError):

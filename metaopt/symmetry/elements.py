@@ -1,125 +1,165 @@
-"""Maps from a generator T of the Lie algebra to the group element g = exp T and its inverse.
+"""Random elements of the groups, and how weights and gradients move under them.
 
-    Exponential  g = exp(T),                          g^-1 = exp(-T)
-    Cayley       g = (I - T/2)^-1 (I + T/2),          g^-1 = (I + T/2)^-1 (I - T/2)
-    FirstOrder   g = I + T,                           "g^-1" = I - T
+    positive scaling    g = diag(exp t),  t a vector,    ||t|| = norm
+    general linear      g = exp(T),       T a matrix,    ||T||_F = norm
+    permutation         g = P
 
-The first two are exact pairs. The third is what the code published with arXiv 2305.13404 does: the
-product of its two matrices is I - T^2, so the loss moves by O(||T||^2). It is kept as a named mode.
-None of them waits for the device: degrees and numbers of squarings are fixed beforehand.
+Each comes with its inverse exactly (exp(T) and exp(-T)). A symmetry with blocks (heads) has one
+generator of this norm for each. The draws of a symmetry depend on the seed and on its own name
+alone, so that editing a list leaves the elements of the others as they are.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from functools import lru_cache
-from typing import ClassVar, NamedTuple
+from dataclasses import dataclass
+from hashlib import blake2b
 
 import torch
 from torch import Tensor
 
-
-class GroupElement(NamedTuple):
-    """An element and its inverse, both [B, k, k]."""
-
-    g: Tensor
-    g_inv: Tensor
+from metaopt.base.streams import Stream, generator
+from metaopt.symmetry.groups import Group, Slot, Symmetry
+from metaopt.symmetry.limits import FixedNorm
+from metaopt.symmetry.maps import Exponential
 
 
-class ElementMap(ABC):
-    """T [B, k, k] -> (g, g^-1), differentiable."""
+class Element(ABC):
+    """g, acting on stretches [outer, blocks, size, any]."""
+
+    @property
+    def squared(self) -> Element | None:
+        """The element that acts on squares as this one does on what is squared; None if none."""
+        return None
 
     @abstractmethod
-    def __call__(self, T: Tensor) -> GroupElement:
-        """The element of a generator [B, k, k]."""
+    def act(self, x: Tensor) -> Tensor:
+        """G x."""
+
+    @abstractmethod
+    def act_inversely_transposed(self, x: Tensor) -> Tensor:
+        """G^-T x."""
 
 
-def _identity_like(T: Tensor) -> Tensor:
-    return torch.eye(T.shape[-1], dtype=T.dtype, device=T.device)
-
-
-@lru_cache
-def _taylor_terms(order: int, width: int, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
-    """I / (2j)! above I / (2j + 1)!, [2 width, width], for 2j = order - 2, order - 4, .., 0."""
-    identity = torch.eye(width, dtype=dtype, device=device)
-    return [
-        torch.cat([identity / math.factorial(power), identity / math.factorial(power + 1)])
-        for power in range(order - 2, -1, -2)
-    ]
-
-
-class Exponential(ElementMap):
-    """g = exp(T) by scaling and squaring of the even and odd Taylor parts.
-
-        exp(+-A) = cosh A +- sinh A,   A = T / 2^s,   exp(T) = exp(A)^(2^s)
-
-    The even and odd parts are shared by g and g^-1. In float32 ||A|| <= 1/2 and the first dropped
-    term is A^10 / 10!, below 3e-10; in float64 ||A|| <= 1/4 and A^14 / 14!, below 5e-20.
+class Diagonal(Element):
+    """g = diag(exp t).
 
     Args:
-        max_norm: the largest Frobenius norm that T will have; fixes s beforehand. Beyond it the
-            result loses accuracy gradually.
-
-    References:
-        Higham, Functions of Matrices (2008), chapter 10.
+        t: float64 [blocks, size].
     """
 
-    _ORDER_AND_RADIUS: ClassVar = {torch.float32: (10, 0.5), torch.float64: (14, 0.25)}
+    def __init__(self, t: Tensor) -> None:
+        self.t = t[..., None]
 
-    def __init__(self, max_norm: float) -> None:
-        self.max_norm = max_norm
+    @property
+    def squared(self) -> Element:
+        """diag(exp 2 t): (exp(t) x)^2 = exp(2 t) x^2."""
+        return Diagonal(2 * self.t[..., 0])
 
-    def __call__(self, T: Tensor) -> GroupElement:
-        """The element of T [B, k, k]."""
-        order, radius = self._ORDER_AND_RADIUS[T.dtype]
-        squarings = max(0, math.ceil(math.log2(self.max_norm / radius)))
-        A = T * 2.0**-squarings if squarings else T
-        A2 = torch.bmm(A, A)
-        # Horner's rule in A^2 for sum A^(2j) / (2j)! and sum A^(2j) / (2j+1)!, both at once.
-        first, *others = _taylor_terms(order, T.shape[-1], T.dtype, T.device)
-        sums = first.expand(T.shape[0], -1, -1)
-        for terms in others:
-            sums = torch.baddbmm(terms, sums, A2)
-        even, odd = sums.chunk(2, dim=1)
-        odd = torch.bmm(odd, A)
-        both = torch.cat([even + odd, even - odd])
-        for _ in range(squarings):
-            both = torch.bmm(both, both)
-        return GroupElement(*both.chunk(2))
+    def act(self, x: Tensor) -> Tensor:
+        """exp(t) x."""
+        return self.t.exp() * x
+
+    def act_inversely_transposed(self, x: Tensor) -> Tensor:
+        """exp(-t) x."""
+        return (-self.t).exp() * x
 
 
-class Cayley(ElementMap):
-    """g = (I - T/2)^-1 (I + T/2): rational, exact pair, orthogonal where T is skew.
-
-    Needs that +-2 is no eigenvalue of T; any ||T|| < 2 will do.
-    """
-
-    def __call__(self, T: Tensor) -> GroupElement:
-        """The element of T [B, k, k]."""
-        identity = _identity_like(T)
-        plus, minus = identity + T / 2, identity - T / 2
-        # solve_ex does not check for singularity, hence does not wait for the device.
-        g = torch.linalg.solve_ex(minus, plus).result
-        g_inv = torch.linalg.solve_ex(plus, minus).result
-        return GroupElement(g, g_inv)
-
-
-class FirstOrder(ElementMap):
-    """g = I + T with I - T in the place of its inverse: the paper's pair, inexact by T^2."""
-
-    def __call__(self, T: Tensor) -> GroupElement:
-        """The pair of T [B, k, k]."""
-        identity = _identity_like(T)
-        return GroupElement(identity + T, identity - T)
-
-
-def permutation(order: Tensor, dtype: torch.dtype = torch.float32) -> GroupElement:
-    """The permutation matrices P with (P z)_i = z_{order_i}, and their transposes.
+class Matrix(Element):
+    """g = exp(T), with exp(-T) for its inverse. Squares of entries mix: ``squared`` is None.
 
     Args:
-        order: int64 [B, k], each row a permutation of 0 .. k - 1.
-        dtype: of the matrices [B, k, k].
+        T: float64 [blocks, size, size].
+        norm: the largest Frobenius norm in it.
     """
-    P = torch.nn.functional.one_hot(order, order.shape[-1]).to(dtype)
-    return GroupElement(P, P.mT)
+
+    def __init__(self, T: Tensor, norm: float) -> None:
+        self.g, self.g_inv = Exponential(norm)(T)
+
+    def act(self, x: Tensor) -> Tensor:
+        """G x."""
+        return self.g @ x
+
+    def act_inversely_transposed(self, x: Tensor) -> Tensor:
+        """G^-T x."""
+        return self.g_inv.mT @ x
+
+
+class Relabelling(Element):
+    """g = P, (P x)_i = x_{order_i}; P^-T = P, and squares are relabelled alike.
+
+    Args:
+        order: int64 [size].
+    """
+
+    def __init__(self, order: Tensor) -> None:
+        self.order = order
+
+    @property
+    def squared(self) -> Element:
+        """Itself."""
+        return self
+
+    def act(self, x: Tensor) -> Tensor:
+        """P x."""
+        return x.index_select(2, self.order.to(x.device))
+
+    def act_inversely_transposed(self, x: Tensor) -> Tensor:
+        """P x."""
+        return self.act(x)
+
+
+def random_element(symmetry: Symmetry, norm: float, seed: int, device: torch.device) -> Element:
+    """The element of a symmetry at a seed; that of -norm is its inverse.
+
+    Args:
+        symmetry: whose group it is.
+        norm: of the generator of each block, with a sign; not 0.
+        seed: non-negative.
+        device: of what the element acts on.
+    """
+    digest = blake2b(f"{symmetry.group}: {symmetry.name}".encode(), digest_size=7).digest()
+    draws = generator(Stream.ELEMENTS, seed, int.from_bytes(digest, "big"))
+    blocks, size = symmetry.blocks, symmetry.size
+    if symmetry.group is Group.PERMUTATION:
+        order = torch.from_numpy(draws.permutation(size))
+        return Relabelling(order if norm > 0 else order.argsort())
+    shape = (1, size) if symmetry.group is Group.SCALING else (size, size)
+    T = torch.from_numpy(draws.standard_normal((blocks, *shape))).to(device)
+    T = math.copysign(1, norm) * FixedNorm(abs(norm))(T)
+    return Diagonal(T[:, 0]) if symmetry.group is Group.SCALING else Matrix(T, abs(norm))
+
+
+@dataclass(frozen=True)
+class Touch:
+    """What a teleport does to one stretch of one tensor.
+
+    Attributes:
+        slot: the stretch.
+        symmetry: to which it belongs.
+        element: of the symmetry's group.
+        is_incoming: whether weights move by g; otherwise by g^-T.
+    """
+
+    slot: Slot
+    symmetry: Symmetry
+    element: Element
+    is_incoming: bool
+
+    def weights(self, tensor: Tensor) -> Tensor:
+        """The weights after the teleport."""
+        return self._moved(tensor, self.element, self.is_incoming)
+
+    def gradients(self, tensor: Tensor) -> Tensor:
+        """What is linear in gradients, by the inverse transpose of what moves the weights."""
+        return self._moved(tensor, self.element, not self.is_incoming)
+
+    def squares(self, tensor: Tensor) -> Tensor | None:
+        """What is linear in squares of gradients, entry by entry; None where it is unknown."""
+        squared = self.element.squared
+        return None if squared is None else self._moved(tensor, squared, not self.is_incoming)
+
+    def _moved(self, tensor: Tensor, element: Element, by_g: bool) -> Tensor:
+        act = element.act if by_g else element.act_inversely_transposed
+        return self.slot.apply(tensor, self.symmetry.blocks, self.symmetry.size, act)

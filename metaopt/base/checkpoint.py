@@ -1,0 +1,177 @@
+"""Files that are never half written, and that run no code when they are read.
+
+A learned optimizer is one safetensors file: tensors, and in its header the metadata
+
+    format            "metaopt"
+    format_version    "1"
+    metaopt_version   of the package that wrote it
+    config            JSON, the full resolved configuration
+    training          JSON, seeds and how far meta-training had gone
+    validation        JSON, the validation curve at that point, and figures on unseen tasks
+    licence           SPDX identifier; MIT where an older file says nothing
+
+The state from which a run resumes is a second file, read with ``weights_only``.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from metaopt._version import __version__
+from metaopt.base.errors import UserError, is_out_of_memory, one_line
+from metaopt.base.files import write_atomically
+
+FORMAT = "metaopt"
+FORMAT_VERSION = "1"
+LICENCE = "MIT"
+"""Of this package, and so of what it ships; the fields of a file without one are older than it."""
+_JSON_FIELDS = ("config", "training", "validation")
+_SPDX = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]*")
+
+
+class CheckpointError(UserError):
+    """A file that is no checkpoint of ours; its message is one line for the user."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The content of a checkpoint.
+
+    Attributes:
+        tensors: the parameters by name.
+        config: the full configuration as plain data.
+        training: seeds, outer step, trajectories.
+        validation: validation figures.
+        licence: SPDX identifier.
+        metaopt_version: of the package that wrote it.
+    """
+
+    tensors: dict[str, Tensor]
+    config: dict[str, Any]
+    training: dict[str, Any]
+    validation: dict[str, Any]
+    licence: str = LICENCE
+    metaopt_version: str = __version__
+
+
+def write(path: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint, atomically, as of this version of the package."""
+    write_atomically(path, encoded(checkpoint, str(path)))
+
+
+def encoded(checkpoint: Checkpoint, source: str) -> bytes:
+    """A checkpoint as the content of a file, as of this version of the package."""
+    metadata = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "metaopt_version": __version__,
+        "config": json.dumps(checkpoint.config),
+        "training": json.dumps(checkpoint.training),
+        "validation": json.dumps(checkpoint.validation),
+        "licence": require_licence(checkpoint.licence, source),
+    }
+    tensors = {name: tensor.contiguous().cpu() for name, tensor in checkpoint.tensors.items()}
+    return _ordered(safetensors.torch.save(tensors, metadata))
+
+
+def require_licence(licence: str, source: str) -> str:
+    """The licence itself; raises ``CheckpointError`` where it is no SPDX identifier."""
+    if not _SPDX.fullmatch(licence):
+        raise CheckpointError(
+            f"{source}: field licence: found {licence!r:.60}, expected an SPDX identifier, e.g. MIT"
+        )
+    return licence
+
+
+def _ordered(content: bytes) -> bytes:
+    """The same file with the fields of its header in order: equal content, equal bytes."""
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8:start]), sort_keys=True, separators=(",", ":"))
+    padded = header.encode() + b" " * (-len(header.encode()) % 8)
+    return len(padded).to_bytes(8, "little") + padded + content[start:]
+
+
+def read(path: str | Path) -> Checkpoint:
+    """Read a checkpoint.
+
+    Raises:
+        CheckpointError: where the file is missing, truncated, of another program or of a version
+            that this one does not know.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file")
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except safetensors.SafetensorError as error:
+        raise CheckpointError(
+            f"{path}: not a whole safetensors file ({one_line(str(error), 200)}); write it again "
+            f"with train_meta.py"
+        ) from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from None
+    if metadata.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path}: metadata field format: found {metadata.get('format')!r}, "
+            f"expected {FORMAT!r}; the file is of another program"
+        )
+    if metadata.get("format_version") != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path}: metadata field format_version: found {metadata.get('format_version')!r}, "
+            f"expected {FORMAT_VERSION!r}; metaopt {metadata.get('metaopt_version', '?')} wrote it"
+        )
+    parsed = {}
+    for field in _JSON_FIELDS:
+        try:
+            parsed[field] = json.loads(metadata[field])
+        except (KeyError, ValueError, RecursionError):
+            parsed[field] = None
+        if not isinstance(parsed[field], dict):
+            raise CheckpointError(
+                f"{path}: metadata field {field}: found {metadata.get(field)!r:.60}, "
+                f"expected a JSON object"
+            )
+    return Checkpoint(
+        tensors,
+        **parsed,
+        licence=require_licence(metadata.get("licence", LICENCE), str(path)),
+        metaopt_version=metadata.get("metaopt_version", "?"),
+    )
+
+
+def write_state(path: Path, state: dict[str, Any]) -> None:
+    """Write the state of a run (plain data and tensors), atomically."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    write_atomically(path, buffer.getvalue())
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """Read the state of a run; raises ``CheckpointError`` where there is none to be read."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        reason = error.strerror or error
+        raise CheckpointError(f"{path}: not a resume state that can be read: {reason}") from None
+    # A damaged file makes torch's reader raise anything else at all; whatever it is, it means this.
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        state = None
+    if not isinstance(state, dict):
+        raise CheckpointError(
+            f"{path}: not a resume state; remove it, or start afresh without --resume"
+        )
+    return state

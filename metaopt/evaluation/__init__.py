@@ -1,0 +1,1 @@
+"""Optimizers side by side: tuned, run, counted, in tables and figures."""

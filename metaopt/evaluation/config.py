@@ -1,0 +1,115 @@
+"""The fields of all configurations: types, defaults, bounds, and what each means.
+
+``config`` reads YAML into these models. ``python -m metaopt fields`` prints them as the table
+that stands in the README. The section ``meta`` is in ``schema_meta``.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from metaopt.base.fields import (
+    DtypeName,
+    Positive,
+    PositiveFloat,
+    Seed,
+    Text,
+)
+from metaopt.base.fields import Model as _Model
+from metaopt.base.fields import described as _field
+from metaopt.base.fields import required as _required
+from metaopt.tasks.config import ONLY_THE_LOSS
+from metaopt.tasks.config import TaskConfig as TaskConfig
+
+Grid = dict[str, Annotated[list[PositiveFloat | Positive | Literal[0]], Field(min_length=1)]]
+
+# What each hand-made optimizer is tuned over; also the list of those that exist.
+HYPERPARAMETERS: dict[str, tuple[str, ...]] = {
+    "GD": ("lr",),
+    "Momentum": ("lr", "momentum"),
+    "Adam": ("lr", "beta1", "beta2"),
+    "AdamW+cosine": ("lr", "beta1", "decay"),
+    "L-BFGS": ("history",),
+    "GD+teleport": ("lr", "norm", "ascents", "every"),
+    "K-FAC": ("lr", "damping"),
+    "solve W2": (),
+    "whiten W2": (),
+}
+# Those that know more than first-order methods do.
+REFERENCES = ("K-FAC", "solve W2", "whiten W2")
+# Those that need to know the network of the tasks.
+_KNOWING = ("GD+teleport", *REFERENCES)
+
+
+def parse_baseline(name: str) -> tuple[str, int | None]:
+    """``Adam@20`` -> (``Adam``, 20): tuned for step 20; without @, for the last step."""
+    base, at, step = name.partition("@")
+    if base not in HYPERPARAMETERS or (at and not (step.isdigit() and int(step) > 0)):
+        known = ", ".join(HYPERPARAMETERS)
+        raise ValueError(f"baselines are {known}, or one of them @STEP (Adam@20), found {name!r}")
+    return base, int(step) if at else None
+
+
+class TuningConfig(_Model):
+    """How hand-made optimizers are tuned, on validation tasks."""
+
+    tasks: Positive = _field(64, "validation tasks")
+    seed: Seed = _field(0, "of the validation tasks")
+    grids: dict[str, Grid] = _required("values to try for each hyper-parameter of each optimizer")
+
+    def grid(self, base: str) -> Grid:
+        """What an optimizer is tuned over; empty for one without hyper-parameters."""
+        return self.grids.get(base, {})
+
+    @model_validator(mode="after")
+    def _complete(self) -> TuningConfig:
+        for name, grid in self.grids.items():
+            if name not in HYPERPARAMETERS:
+                raise ValueError(f"grids are for {', '.join(HYPERPARAMETERS)}, found {name!r}")
+            if set(grid) != set(HYPERPARAMETERS[name]):
+                wanted = ", ".join(HYPERPARAMETERS[name])
+                raise ValueError(f"the grid of {name} needs {wanted}, found {', '.join(grid)}")
+            for parameter, values in grid.items():
+                for value in values:
+                    if not _is_possible(parameter, value):
+                        raise ValueError(f"the grid of {name}: {parameter} cannot be {value!r}")
+        return self
+
+
+def _is_possible(parameter: str, value: float) -> bool:
+    match parameter:
+        case "lr" | "norm" | "damping":
+            return value > 0
+        case "decay":
+            return value >= 0
+        case "history" | "ascents" | "every":
+            return isinstance(value, int) and value >= 1
+        case _:
+            return 0 <= value < 1
+
+
+class EvalConfig(_Model):
+    """An evaluation on unseen tasks."""
+
+    tasks: Positive = _field(256, "test tasks")
+    task_seed: Seed = _field(0, "of the test tasks")
+    steps: Positive = _field(100, "inner steps")
+    dtype: DtypeName = _field("float32", "of optimizees and rules")
+    task: TaskConfig = _field(TaskConfig(), "what is evaluated on")
+    baselines: list[Text] = _field([], "hand-made optimizers; NAME@STEP is tuned for that step")
+    tuning: TuningConfig = _required("of the hand-made optimizers")
+    bootstrap: Positive = _field(2000, "resamplings behind the intervals")
+
+    @model_validator(mode="after")
+    def _baselines(self) -> EvalConfig:
+        for name in self.baselines:
+            base, _ = parse_baseline(name)
+            if HYPERPARAMETERS[base] and base not in self.tuning.grids:
+                raise ValueError(f"tuning.grids has no entry for {base}, which baselines asks for")
+            if self.task.is_own and base in _KNOWING:
+                raise ValueError(f"baselines: {ONLY_THE_LOSS} others than {base}")
+        if self.task.more is not None:
+            raise ValueError("task.more: is for meta-training; an evaluation has task.options")
+        return self

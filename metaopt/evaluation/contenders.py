@@ -1,0 +1,145 @@
+"""What is evaluated: learned optimizers from checkpoints, hand-made ones as they were tuned."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from metaopt.base.checkpoint import CheckpointError
+from metaopt.base.fields import DTYPES
+from metaopt.base.process import World
+from metaopt.base.tables import printable
+from metaopt.evaluation.config import REFERENCES, EvalConfig
+from metaopt.evaluation.tuning import edges, tune
+from metaopt.optim import learned
+from metaopt.optim.learned import LearnedRule
+from metaopt.optim.reach import Reach
+from metaopt.rules.build import hand_made
+from metaopt.rules.composed import Optimizer
+from metaopt.rules.learned.precision import note
+
+_OF_A_FOLDER = ("optimizer.safetensors", "model.safetensors")
+"""Names of files that say nothing of a rule: a run's best, and that of a shared folder."""
+
+Kind = Literal["learned", "baseline", "reference"]
+
+
+@dataclass(frozen=True)
+class Contender:
+    """An optimizer to be evaluated.
+
+    Attributes:
+        name: as it stands in all results.
+        kind: where it comes from.
+        optimizer: what steps.
+        origin: what is worth telling of it: a path, or chosen hyper-parameters.
+        reach: how far it was meta-trained to go and tested; None for what was not meta-trained.
+    """
+
+    name: str
+    kind: Kind
+    optimizer: Optimizer
+    origin: dict[str, Any]
+    reach: Reach | None = None
+
+
+def learned_contenders(
+    paths: Sequence[Path], device: torch.device, required: bool, world: World
+) -> list[Contender]:
+    """Checkpoints as contenders, each by the name in it.
+
+    Args:
+        paths: of checkpoints.
+        device: where to compute.
+        required: a damaged file is an error; otherwise it is left out with a line.
+        world: whose first process says that line.
+    """
+    rules = []
+    for path in paths:
+        try:
+            rules.append((path, learned.load(path, device)))
+        except CheckpointError as error:
+            if required:
+                raise
+            world.say(f"left out: {error}")
+    for path, rule in rules:
+        if (line := note(rule.config.products, DTYPES[rule.config.dtype], device)) is not None:
+            world.say(f"{path}: {line}")
+    return [
+        Contender(
+            printable(rule.name).strip() or "no label",
+            "learned",
+            rule.optimizer,
+            _origin(path, rule),
+            rule.reach,
+        )
+        for path, rule in rules
+    ]
+
+
+def told_apart(contenders: Sequence[Contender]) -> list[Contender]:
+    """The contenders, learned ones of a name that others have with where they come from.
+
+    ``NAME (runs/mine)`` and ``NAME (pretrained/theirs)``: the fewest last parts of their paths that
+    tell them apart, without the file name where any run has that. Hand-made optimizers keep their
+    names; of two that are the same the second is ``NAME (2)``.
+    """
+    names: list[str] = []
+    for contender in contenders:
+        earlier = [c.name for c in contenders[: len(names)] if c.kind != "learned"]
+        again = contender.kind != "learned" and contender.name in earlier
+        count = f" ({earlier.count(contender.name) + 1})" if again else ""
+        names.append(contender.name + count)
+    longer = [_longer_names(contender, i) for i, contender in enumerate(contenders)]
+    while True:
+        # Those of a name go on together, so that none of them has it bare.
+        alike = [
+            i
+            for i, name in enumerate(names)
+            if names.count(name) > 1 and contenders[i].kind == "learned"
+        ]
+        if not alike:
+            return [replace(c, name=name) for c, name in zip(contenders, names, strict=True)]
+        for i in alike:
+            names[i] = next(longer[i])
+
+
+def _longer_names(contender: Contender, place: int) -> Iterator[str]:
+    """The name with ever more of where it comes from; a file that is there twice is numbered."""
+    path = Path(os.path.abspath(contender.origin.get("checkpoint", "")))
+    of_a_folder = path.name in _OF_A_FOLDER
+    for whole in (path.parent if of_a_folder else path.with_suffix(""), path):
+        for count in range(1, len(whole.parts)):
+            yield printable(f"{contender.name} ({'/'.join(whole.parts[-count:])})")
+    for number in itertools.count(place + 1):
+        yield printable(f"{contender.name} ({path}, {number})")
+
+
+def _origin(path: Path, rule: LearnedRule) -> dict[str, Any]:
+    return {"checkpoint": str(path), "seed": rule.config.seed, "training": rule.training}
+
+
+def baseline_contenders(
+    config: EvalConfig, device: torch.device, cache: Path, world: World
+) -> list[Contender]:
+    """The hand-made optimizers of a configuration, tuned on validation tasks."""
+    return [
+        Contender(
+            choice.name,
+            "reference" if choice.base in REFERENCES else "baseline",
+            hand_made(choice.base, choice.values, choice.step),
+            {
+                "hyperparameters": choice.values,
+                "tuned_for_step": choice.step,
+                "validation_loss": choice.validation_loss,
+                "at_the_edge_of_the_grid": edges(choice, config),
+            },
+        )
+        for choice in tune(config, device, cache, world)
+    ]

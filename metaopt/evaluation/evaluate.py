@@ -1,0 +1,304 @@
+"""Evaluation: all optimizers on the same unseen tasks, each in one batched run of the one unroll.
+
+Losses are those of the current weights, index 0 before the first step. Optimizers are compared by
+pairs on the same tasks: the ratio is the geometric mean of a's loss over b's. With N processes each
+runs its own slice of the tasks, and the first one has all the losses and writes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from metaopt.base.errors import MisfitError, UserError
+from metaopt.base.fields import DTYPES
+from metaopt.base.files import make_folder, write_together
+from metaopt.base.loss_statistics import (
+    CEILING,
+    clean,
+    diverged,
+    geomean,
+    geomean_interval,
+    resamples,
+)
+from metaopt.base.process import World
+from metaopt.base.stopwatch import Stopwatch
+from metaopt.base.streams import Stream
+from metaopt.evaluation.config import EvalConfig
+from metaopt.evaluation.contenders import (
+    Contender,
+    baseline_contenders,
+    learned_contenders,
+    told_apart,
+)
+from metaopt.evaluation.figure import convergence_figure
+from metaopt.evaluation.overlay import overlay_runs
+from metaopt.evaluation.report import curves_csv, results_table, teleport_table, tuning_lines
+from metaopt.meta.shares import gathered
+from metaopt.meta.unroll import rollout
+from metaopt.optim.reach import PAGE
+from metaopt.rules.composed import Optimizer
+from metaopt.tasks.base import Tasks
+from metaopt.tasks.build import task_family
+from metaopt.tasks.regression import TaskBatch
+from metaopt.teleport.traces import TeleportTrace
+
+Array = NDArray[np.float64]
+
+PAIR_STEPS = (1, 10, 20, 50, 100)
+TUNED_BASELINES = Path("runs/tuned_baselines.json")
+"""Cache of tuned hyper-parameters, whatever folder the results go to."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one contender did.
+
+    Attributes:
+        contender: who.
+        losses: float64 [steps + 1, tasks], as computed.
+        seconds_per_step: wall clock of an inner step of the whole batch, of the slowest process:
+            its gradient evaluation and what the optimizer makes of it. Judging on test data, and
+            what is measured of teleports, is not in it.
+        teleport: summary, or None without teleports.
+    """
+
+    contender: Contender
+    losses: Array
+    seconds_per_step: float
+    teleport: dict[str, float] | None
+
+
+def run_contender(contender: Contender, tasks: Tasks, steps: int, world: World) -> Outcome:
+    """One batched run, timed after a short warm-up.
+
+    Args:
+        contender: what runs.
+        tasks: of this process.
+        steps: inner steps.
+        world: the processes that share the tasks.
+
+    Raises:
+        MisfitError: where it does not fit the tasks.
+    """
+    # The warm-up also makes what belongs to the tasks and not to a step, such as X^+.
+    misfits = world.gather(_misfit(contender.optimizer, tasks, min(steps, 2)))
+    # Tasks differ in their data: an action may be exact on one process's and not on another's.
+    for misfit in misfits:
+        if misfit is not None:
+            raise misfit
+    watch = Stopwatch(tasks.initial[0].device)
+    own_losses, own_teleports = rollout(tasks, contender.optimizer, steps, watch)
+    seconds = max(world.gather(watch.seconds))
+    losses, teleports = gathered(world, own_losses, own_teleports)
+    return Outcome(
+        contender,
+        losses.double().numpy(),
+        seconds / steps,
+        None if teleports is None else summarise(teleports),
+    )
+
+
+def _misfit(optimizer: Optimizer, tasks: Tasks, steps: int) -> Exception | None:
+    """Why an optimizer does not fit the tasks, if it does not."""
+    try:
+        rollout(tasks, optimizer, steps)
+    except MisfitError as error:
+        return error
+    return None
+
+
+def summarise(teleports: TeleportTrace) -> dict[str, float]:
+    """Teleports of a run in four numbers."""
+    numbers = {name: float(value) for name, value in teleports.summary().items()}
+    # As for losses: what is not finite counts as very large, so that the file stays valid JSON.
+    return {
+        name: float(np.nan_to_num(number, nan=CEILING, posinf=CEILING, neginf=-CEILING))
+        for name, number in numbers.items()
+    }
+
+
+def unseen_tasks(config: EvalConfig, device: torch.device, world: World) -> TaskBatch:
+    """This process's share of the unseen tasks; raises ``UserError`` where it has none."""
+    share = world.share(config.tasks, "tasks")
+    dtype = DTYPES[config.dtype]
+    family = task_family(config.task)
+    drawn = family.sample(Stream.TEST, config.task_seed, 0, config.tasks, dtype, device)
+    return drawn.select(share)
+
+
+def evaluate(
+    config: EvalConfig, contenders: Sequence[Contender], tasks: Tasks, world: World
+) -> list[Outcome]:
+    """All contenders on the same test tasks; those that do not fit are left out with a line."""
+    outcomes = []
+    bar = tqdm(contenders, desc="evaluating", disable=not world.first)
+    for contender in bar:
+        bar.set_postfix_str(contender.name)
+        fitted = contender.optimizer
+        if isinstance(fitted, torch.nn.Module):
+            fitted.to(DTYPES[config.dtype])
+        try:
+            outcomes.append(run_contender(contender, tasks, config.steps, world))
+        except MisfitError as error:
+            world.say(f"left out: {contender.name}: {error}")
+    if not outcomes:
+        raise UserError("nothing is left to evaluate: no optimizer fits these tasks")
+    return outcomes
+
+
+def tell_horizons(contenders: Sequence[Contender], steps: int, world: World) -> None:
+    """One line for each learned optimizer that is to go further than it was seen to."""
+    for contender in contenders:
+        if contender.reach is not None and steps > contender.reach.steps:
+            world.say(
+                f"past its horizon: {contender.name}: steps is {steps:,}, but it was "
+                f"{contender.reach}: {PAGE}"
+            )
+
+
+def curves(outcomes: Sequence[Outcome], index: NDArray[np.int64]) -> dict[str, dict[str, Array]]:
+    """By optimizer: mean, geomean, its interval (low, high), q05, q95 and seconds by inner step."""
+    result = {}
+    for outcome in outcomes:
+        losses = clean(outcome.losses)
+        low, high = geomean_interval(losses, index)
+        q05, q95 = np.quantile(losses, [0.05, 0.95], axis=1)
+        result[outcome.contender.name] = {
+            "mean": losses.mean(axis=1),
+            "geomean": geomean(losses),
+            "low": low,
+            "high": high,
+            "q05": q05,
+            "q95": q95,
+            "seconds": outcome.seconds_per_step * np.arange(len(losses)),
+        }
+    return result
+
+
+def pairs(
+    outcomes: Sequence[Outcome], steps: int, index: NDArray[np.int64]
+) -> list[dict[str, Any]]:
+    """Every ordered pair at a few steps: ratio of losses, its interval, share of tasks won."""
+    at = sorted({step for step in PAIR_STEPS if step <= steps} | {steps})
+    losses = {outcome.contender.name: clean(outcome.losses)[at] for outcome in outcomes}
+    rows = []
+    for a, of_a in losses.items():
+        for b, of_b in losses.items():
+            if a == b:
+                continue
+            ratio = of_a / of_b
+            low, high = geomean_interval(ratio, index)
+            mean = np.exp(np.log(ratio).mean(axis=1))
+            wins = (of_a < of_b).mean(axis=1)
+            rows += [
+                {
+                    "a": a,
+                    "b": b,
+                    "step": step,
+                    "ratio": float(mean[i]),
+                    "ci95": [float(low[i]), float(high[i])],
+                    "win_rate": float(wins[i]),
+                }
+                for i, step in enumerate(at)
+            ]
+    return rows
+
+
+def results(
+    config: EvalConfig,
+    outcomes: Sequence[Outcome],
+    by_name: dict[str, dict[str, Array]],
+    index: NDArray[np.int64],
+    device: torch.device,
+) -> dict[str, Any]:
+    """The content of ``results.json``."""
+    optimizers = {}
+    for outcome in outcomes:
+        contender, curve = outcome.contender, by_name[outcome.contender.name]
+        optimizers[contender.name] = {
+            "kind": contender.kind,
+            "gradients_per_step": contender.optimizer.gradients_per_step,
+            "loss_mean": curve["mean"].tolist(),
+            "loss_geomean": curve["geomean"].tolist(),
+            "loss_q05": curve["q05"].tolist(),
+            "loss_q95": curve["q95"].tolist(),
+            "diverged": diverged(outcome.losses),
+            "seconds_per_step": outcome.seconds_per_step,
+            "teleport": outcome.teleport,
+            "origin": contender.origin,
+        }
+    return {
+        "tasks": config.tasks,
+        "steps": config.steps,
+        "task_seed": config.task_seed,
+        "family": config.task.family,
+        "device": str(device),
+        "config": config.model_dump(mode="json"),
+        "optimizers": optimizers,
+        "pairs": pairs(outcomes, config.steps, index),
+    }
+
+
+def execute(
+    config: EvalConfig,
+    paths: Sequence[Path],
+    folder: Path,
+    device: torch.device,
+    world: World,
+    required: bool = True,
+) -> str:
+    """Evaluate checkpoints and baselines, write all files, return the report.
+
+    Args:
+        config: what to evaluate on.
+        paths: of checkpoints.
+        folder: where results go.
+        device: where to compute.
+        world: the processes that share the tasks; the first one writes and has the report.
+        required: whether a damaged checkpoint is an error, or left out with a line.
+    """
+    tasks = unseen_tasks(config, device, world)
+    world.on_first(lambda: make_folder(folder))
+    contenders = told_apart(
+        [
+            *learned_contenders(paths, device, required, world),
+            *baseline_contenders(config, device, TUNED_BASELINES, world),
+        ]
+    )
+    if not contenders:
+        raise UserError("nothing to evaluate: train, name --checkpoints, or set baselines")
+    tell_horizons(contenders, config.steps, world)
+    outcomes = evaluate(config, contenders, tasks, world)
+    return world.on_first(lambda: _report(config, outcomes, folder, device))
+
+
+def _report(
+    config: EvalConfig, outcomes: Sequence[Outcome], folder: Path, device: torch.device
+) -> str:
+    """Write all files; returns what is printed."""
+    index = resamples(config.tasks, config.bootstrap, config.task_seed)
+    by_name = curves(outcomes, index)
+    found = results(config, outcomes, by_name, index, device)
+    learned_names = [o.contender.name for o in outcomes if o.contender.kind == "learned"]
+    task = config.task
+    what = task.family if task.is_own else f"width {task.width}"
+    title = f"{config.tasks} unseen tasks, {what}: geometric mean and 95 % interval"
+    figure = convergence_figure(by_name, learned_names, title)
+    contents = {
+        "results.json": json.dumps(found, indent=1, allow_nan=False).encode(),
+        "curves.csv": curves_csv(by_name),
+        "convergence.png": figure,
+    }
+    write_together({folder / name: content for name, content in contents.items()})
+    overlay_runs(folder / "tensorboard", by_name, figure)
+    parts = [results_table(found), teleport_table(found), tuning_lines(found), f"results: {folder}"]
+    return "\n\n".join(part for part in parts if part)

@@ -1,0 +1,142 @@
+"""One way to make objects from a configuration: scripts, benchmarks, ``metaopt.load``.
+
+Rules by themselves are made in ``build_rules``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from metaopt.base.errors import UserError
+from metaopt.base.streams import Stream
+from metaopt.meta.averaging import Average, ExponentialAverage, NoAverage
+from metaopt.meta.config import (
+    CurriculumConfig,
+    FixedHorizonConfig,
+    GradientConfig,
+    MetaConfig,
+    PersistentESConfig,
+    RandomHorizonConfig,
+    TrainConfig,
+)
+from metaopt.meta.horizon import Curriculum, Even, Fixed, Horizon, Lengths, LogUniform, RandomPairs
+from metaopt.meta.loss import LogLoss, LogOfLast, MetaLoss, Normalised, SumOfLosses
+from metaopt.meta.pes import PersistentES
+from metaopt.meta.unroll import Observe, as_judged, first_order, second_order
+from metaopt.meta.windows import Replayed, StepByStep, Windows
+from metaopt.rules.build import composed
+from metaopt.rules.composed import MetaOptimizer
+from metaopt.tasks.base import TaskFamily
+from metaopt.tasks.build import _own_family
+from metaopt.tasks.variations import Hiding, InTurn, Rescaled
+
+_TRUNCATIONS = {"even": Even, "random": RandomPairs}
+
+
+def require_units(config: TrainConfig, family: TaskFamily[Any]) -> None:
+    """Raise ``UserError`` where units are to be scaled, and a family of training knows of none."""
+    if config.teleporter is None or config.teleporter.action != "units":
+        return
+    for number, one in enumerate(family.families if isinstance(family, InTurn) else (family,)):
+        if one.drawn(Stream.TRAIN, config.seed, 0, 1).units is None:
+            where = f"task.more[{number - 1}]" if number else "task"
+            raise UserError(
+                f"field teleporter.action: units needs hidden units, and {config.task.family} "
+                f"({where}) lists none: symmetries = metaopt.symmetries(network) in the class"
+            )
+
+
+def training_tasks(family: TaskFamily[Any], config: TrainConfig) -> TaskFamily[Any]:
+    """What training tasks are drawn from: the task family, or a variation of it, if asked for.
+
+    Args:
+        family: that of ``config.task``.
+        config: of the run.
+    """
+    if config.meta.rescale > 0:
+        return Rescaled(family, config.meta.rescale)
+    others = [
+        _own_family(config.task.family, options, f"task.more[{i}]")
+        for i, options in enumerate(config.task.more or ())
+    ]
+    return InTurn((family, *others)) if others else family
+
+
+def hiding(config: MetaConfig, seed: int) -> Hiding:
+    """What is hidden from the rules in which meta-batch."""
+    return Hiding({"loss": config.hide.loss, "inputs": config.hide.inputs}, seed)
+
+
+def lengths(config: MetaConfig, seed: int) -> Lengths:
+    """How long the trajectories of meta-training are, and their windows."""
+    match config.horizon:
+        case FixedHorizonConfig():
+            horizon: Horizon = Fixed(config.steps)
+        case CurriculumConfig(first=first, share=share):
+            horizon = Curriculum(config.steps, config.unroll, first, share)
+        case RandomHorizonConfig(low=low):
+            horizon = LogUniform(config.steps, config.unroll, low)
+    truncation = _TRUNCATIONS[config.truncation](config.unroll)
+    return Lengths(horizon, truncation, config.steps, seed)
+
+
+def observe(config: MetaConfig) -> Observe:
+    """First or second order, and whose losses are judged."""
+    by_order = {1: first_order, 2: second_order}[config.order]
+    return as_judged(by_order) if config.objective == "judged" else by_order
+
+
+def meta_loss(config: MetaConfig) -> MetaLoss:
+    """The objective of a window."""
+    match config.loss:
+        case "log":
+            return LogLoss(config.epsilon)
+        case "log_last":
+            return LogOfLast(config.epsilon)
+        case "normalised":
+            return Normalised(config.epsilon)
+        case "sum":
+            return SumOfLosses()
+
+
+def windows(config: TrainConfig, optimizer: MetaOptimizer, device: torch.device) -> Windows:
+    """What runs truncation windows and differentiates them: on a CUDA device, CUDA graphs.
+
+    A user's tasks are observed anew in every step, with a mini-batch of its own: no graph holds it.
+
+    Args:
+        config: of the run.
+        optimizer: whose parameters are phi.
+        device: where it computes.
+    """
+    meta = config.meta
+    of_window = (optimizer, observe(meta), meta_loss(meta))
+    match meta.estimator:
+        case PersistentESConfig(sigma=sigma, pairs=pairs):
+            return PersistentES(*of_window, sigma, pairs, config.seed)
+        case GradientConfig():
+            step_by_step = StepByStep(*of_window)
+    recordable = device.type == "cuda" and not config.task.is_own
+    return Replayed(step_by_step) if recordable else step_by_step
+
+
+def average(config: MetaConfig, optimizer: MetaOptimizer) -> Average:
+    """What is validated and written."""
+    if config.average is None:
+        return NoAverage(optimizer)
+    return ExponentialAverage(optimizer, config.average)
+
+
+def meta_optimizer(config: TrainConfig) -> MetaOptimizer:
+    """The meta-optimizer of a run, freshly initialised from its seed."""
+    return composed(
+        config.rules,
+        config.teleporter,
+        config.task,
+        dtype=config.dtype,
+        products=config.products,
+        seed=config.seed,
+        order=config.meta.order,
+    )

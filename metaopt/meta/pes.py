@@ -1,0 +1,210 @@
+"""Persistent evolution strategies: meta-gradients without backpropagation, unbiased by truncation.
+
+Antithetic pairs of perturbed phi run side by side through the same trajectories. Each window of
+each pair p has a perturbation of its own, and the pair remembers their sum since the trajectory
+began:
+
+    e_p ~ N(0, sigma^2 I),   xi_p <- xi_p + e_p   (xi_p = 0 where a trajectory begins)
+    dM/dphi ~ 1 / (2 P sigma^2) sum_p xi_p (M(phi + e_p; states of p, +) - M(phi - e_p; .. -))
+
+Weights and rule states go on from window to window, of each member of each pair apart. Summed over
+the windows of a trajectory this is an unbiased estimate of the gradient of the smoothed meta-loss
+of the whole trajectory, where a truncated gradient leaves out what a window does to later ones. The
+price is variance, and 2 P windows for one.
+
+Reference: Vicol, Metz and Sohl-Dickstein, *Unbiased Gradient Estimation in Unrolled Computation
+Graphs with Persistent Evolution Strategies*, ICML 2021, arXiv 2112.13835. There each trajectory has
+a perturbation of its own; here all trajectories of the meta-batch share those of the P pairs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metaopt.base.streams import Stream, uniforms
+from metaopt.meta.loss import MetaLoss
+from metaopt.meta.unroll import InnerState, Observe, unroll
+from metaopt.meta.windows import Differentiated, Windows
+from metaopt.rules.base import Rule
+from metaopt.rules.composed import MetaOptimizer
+from metaopt.tasks.base import Observation, Tasks
+
+
+class PersistentES(Windows):
+    """Windows whose meta-gradient is estimated from pairs of perturbed phi.
+
+    Args:
+        optimizer: whose parameters are phi.
+        observe: what the rules see; its order makes no difference here.
+        meta_loss: of a window.
+        sigma: standard deviation of each perturbation.
+        pairs: P.
+        seed: of the perturbations.
+    """
+
+    def __init__(
+        self,
+        optimizer: MetaOptimizer,
+        observe: Observe,
+        meta_loss: MetaLoss,
+        sigma: float,
+        pairs: int,
+        seed: int,
+    ) -> None:
+        self.copies = 2 * pairs
+        self._optimizer = optimizer
+        self._observe = observe
+        self._meta_loss = meta_loss
+        self._sigma = sigma
+        self._pairs = pairs
+        self._seed = seed
+        self._parameters = [p for p in optimizer.parameters() if p.requires_grad]
+        self._taken = 0
+        self._xi = self._flat().new_zeros(pairs, len(self._flat()))
+        self._tasks: tuple[Tasks, Tasks] | None = None
+
+    def __call__(self, tasks: Tasks, inner: InnerState, steps: int) -> Differentiated:
+        """K = ``steps`` inner steps from ``inner``, and the estimate of the meta-gradient.
+
+        Args:
+            tasks: each of them ``copies`` times in a row.
+            inner: of all copies.
+            steps: K.
+        """
+        own_tasks = self._once(tasks)
+        perturbations = self._draw()
+        # A new tensor: the old one may be in a state that is being kept.
+        self._xi = self._xi + perturbations if inner.step > 0 else perturbations
+        rules, members = self._optimizer.rules, []
+        for copy in range(self.copies):
+            pair, sign = copy // 2, (1.0, -1.0)[copy % 2]
+            own = _across([inner], _member(own_tasks.size, self.copies, copy), rules)
+            with torch.no_grad(), self._moved_by(sign * perturbations[pair]):
+                members.append(self._window(own_tasks, own, steps))
+        losses = torch.stack([member.meta_loss for member in members])
+        differences = (losses[::2] - losses[1::2]) / (2 * self._pairs * self._sigma**2)
+        sizes = [parameter.numel() for parameter in self._parameters]
+        gradients = (differences @ self._xi).split(sizes)
+        for parameter, gradient in zip(self._parameters, gradients, strict=True):
+            parameter.grad = gradient.view_as(parameter).clone()
+        after = _across([member.inner for member in members], _side_by_side(own_tasks.size), rules)
+        return Differentiated(after, losses.mean(), _summary(members))
+
+    def state(self) -> dict[str, Any]:
+        """Windows taken so far, and the sums of perturbations."""
+        return {"taken": self._taken, "xi": self._xi}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from ``state``."""
+        self._taken = state["taken"]
+        self._xi = state["xi"].to(self._xi)
+
+    def _window(self, tasks: Tasks, inner: InnerState, steps: int) -> Differentiated:
+        after, unrolled = unroll(tasks, self._optimizer, inner, steps, self._observe)
+        summary = {} if unrolled.teleports is None else unrolled.teleports.summary()
+        return Differentiated(after, self._meta_loss(inner.loss, unrolled.losses), summary)
+
+    def _draw(self) -> Tensor:
+        """The perturbations of this window, [P, size of phi]; alike in every process."""
+        first, size = self._taken * self._pairs, self._xi.shape[1]
+        self._taken += 1
+        u = torch.from_numpy(uniforms(Stream.PERTURBATION, self._seed, first, self._pairs, size))
+        normal = torch.special.ndtri(u.clamp(min=math.ldexp(1.0, -54)))
+        return (self._sigma * normal).to(self._xi)
+
+    def _once(self, tasks: Tasks) -> Tasks:
+        """Each task once; kept, for the decompositions of its data."""
+        if self._tasks is None or self._tasks[0] is not tasks:
+            self._tasks = tasks, tasks.select(slice(0, None, self.copies))
+        return self._tasks[1]
+
+    def _flat(self) -> Tensor:
+        """A copy of phi in one row."""
+        return torch.cat([parameter.detach().flatten() for parameter in self._parameters])
+
+    @contextmanager
+    def _moved_by(self, perturbation: Tensor) -> Iterator[None]:
+        """phi + perturbation, and then phi again, in the memory where it is."""
+        phi = self._flat()
+        self._write(phi + perturbation)
+        try:
+            yield
+        finally:
+            self._write(phi)
+
+    def _write(self, flat: Tensor) -> None:
+        parts = flat.split([parameter.numel() for parameter in self._parameters])
+        for parameter, part in zip(self._parameters, parts, strict=True):
+            parameter.copy_(part.view_as(parameter))
+
+
+Rows = Callable[[Sequence[Tensor], int], Tensor]
+"""(the same tensor of some states, the axis of its trajectories) -> that of one state."""
+
+
+def _member(batch: int, copies: int, copy: int) -> Rows:
+    """The rows of one copy, out of those of all copies of each trajectory in turn."""
+
+    def rows(tensors: Sequence[Tensor], axis: int) -> Tensor:
+        (tensor,) = tensors
+        if tensor.ndim == 0:
+            return tensor
+        split = tensor.unflatten(axis, (batch, copies, -1))
+        return split.select(axis + 1, copy).flatten(axis, axis + 1)
+
+    return rows
+
+
+def _side_by_side(batch: int) -> Rows:
+    """The rows of all copies of each trajectory in turn, out of those of each copy."""
+
+    def rows(tensors: Sequence[Tensor], axis: int) -> Tensor:
+        if tensors[0].ndim == 0:
+            return tensors[0]
+        split = [tensor.unflatten(axis, (batch, -1)) for tensor in tensors]
+        return torch.stack(split, dim=axis + 1).flatten(axis, axis + 2)
+
+    return rows
+
+
+def _across(states: Sequence[InnerState], rows: Rows, rules: Mapping[str, Rule]) -> InnerState:
+    """One state, each of its tensors made of theirs."""
+
+    def made(values: Sequence[Any]) -> Any:
+        if isinstance(values[0], tuple):
+            return tuple(made(column) for column in zip(*values, strict=True))
+        return rows(values, 0) if isinstance(values[0], Tensor) else values[0]
+
+    observed = {
+        field.name: made([getattr(state.observation, field.name) for state in states])
+        for field in fields(Observation)
+    }
+    optimizer = {
+        key: rows(
+            [state.optimizer[key] for state in states], rules[key.partition(".")[0]].batch_axis
+        )
+        for key in states[0].optimizer
+    }
+    return InnerState(
+        states[0].step,
+        made([state.weights for state in states]),
+        made([state.loss for state in states]),
+        Observation(**observed),
+        optimizer,
+    )
+
+
+def _summary(members: Sequence[Differentiated]) -> dict[str, Tensor]:
+    """Teleports of all members: means of means, maxima of maxima."""
+    found = {}
+    for name in members[0].teleports:
+        numbers = torch.stack([member.teleports[name] for member in members])
+        found[name] = numbers.amax() if name.endswith("_max") else numbers.mean()
+    return found

@@ -1,0 +1,96 @@
+"""What is shared out over processes, and made whole again: losses, teleports, inner states.
+
+The inner state of a meta-batch is kept in parts, one for each process. A run that resumes on the
+same number of processes takes its own part as it was, bit for bit. On another number the parts are
+joined along the axis of the trajectories and cut anew. That axis is the first of weights; of a
+rule's tensors it is ``Rule.batch_axis``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metaopt.base.network import Weights
+from metaopt.base.process import World
+from metaopt.meta.unroll import InnerState
+from metaopt.rules.base import Rule, State
+from metaopt.teleport.traces import TeleportTrace
+
+Part = dict[str, Any]
+"""``count`` of trajectories, their ``weights`` and the ``optimizer``'s tensors by key."""
+
+
+def gathered(
+    world: World, losses: Tensor, teleports: TeleportTrace | None
+) -> tuple[Tensor, TeleportTrace | None]:
+    """Losses [steps + 1, B] and teleports of all processes, in order, in all of them.
+
+    Args:
+        world: the processes.
+        losses: of this process's tasks, [steps + 1, local].
+        teleports: of this process's tasks.
+    """
+    arrays = [losses]
+    if teleports is not None:
+        arrays += [teleports.norm, teleports.drift, teleports.refused, teleports.log_ratio]
+    parts = world.gather([array.cpu() for array in arrays])
+    whole, *traces = (torch.cat(column, dim=1) for column in zip(*parts, strict=True))
+    return whole, TeleportTrace(*traces) if traces else None
+
+
+def part(inner: InnerState) -> Part:
+    """A copy of the inner state of this process's trajectories, on the CPU."""
+    # Copies, since a view would take all that it is a view of into the file.
+    return {
+        "count": inner.weights[0].shape[0],
+        "weights": tuple(_copy(W) for W in inner.weights),
+        "optimizer": {key: _copy(value) for key, value in inner.optimizer.items()},
+    }
+
+
+def take(
+    parts: Sequence[Part], share: slice, rules: Mapping[str, Rule], device: torch.device
+) -> tuple[Weights, State]:
+    """Weights and rule states of the trajectories ``share`` of the whole meta-batch.
+
+    Args:
+        parts: of all trajectories, in order.
+        share: which trajectories.
+        rules: by name; a tensor of rule ``name`` is keyed ``name.key``.
+        device: where the tensors go.
+
+    Raises:
+        KeyError, ValueError, RuntimeError: where the parts are none of these rules'.
+    """
+    ends = list(accumulate(part["count"] for part in parts))
+    for own, end in zip(parts, ends, strict=True):
+        if (end - own["count"], end) == (share.start, share.stop):
+            weights = tuple(W.to(device) for W in own["weights"])
+            return weights, {key: value.to(device) for key, value in own["optimizer"].items()}
+    layers = zip(*(part["weights"] for part in parts), strict=True)
+    weights = tuple(_cut(layer, 0, share, ends[-1]).to(device) for layer in layers)
+    state = {}
+    for key in parts[0]["optimizer"]:
+        axis = rules[key.partition(".")[0]].batch_axis
+        tensors = [part["optimizer"][key] for part in parts]
+        state[key] = _cut(tensors, axis, share, ends[-1]).to(device)
+    return weights, state
+
+
+def _cut(tensors: Sequence[Tensor], axis: int, share: slice, batch: int) -> Tensor:
+    """The rows of the trajectories ``share`` out of tensors that follow each other on ``axis``."""
+    if tensors[0].ndim == 0:
+        return tensors[0]
+    whole = torch.cat(list(tensors), dim=axis)
+    rows = whole.shape[axis] // batch
+    own = whole.narrow(axis, share.start * rows, (share.stop - share.start) * rows)
+    return own.clone(memory_format=torch.contiguous_format)
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True)

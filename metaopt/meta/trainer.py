@@ -1,0 +1,330 @@
+"""The outer loop: learn phi by differentiating through truncation windows of many trajectories.
+
+    phi <- Adam(phi, clip(dM/dphi)),   M the meta-loss of one window of B trajectories
+
+One outer step is one window. Trajectories begin on fresh training tasks; after their last window
+(``horizon``) the next B tasks are drawn. Networks have learning rates and clips of their own. A
+window whose meta-loss or meta-gradient is not finite changes nothing, is counted, and its
+trajectories are given up. What is validated and written is an average of phi, if one is kept
+(``averaging``). Everything that a run depends on is in its state, so that a killed run resumes and
+ends, bit for bit, where the unbroken one would have.
+
+With N processes (``World``) each works on its own slice of the same meta-batch. The meta-loss is a
+mean over trajectories, so M is the mean of the local ones, weighed by local / B. Gradients are made
+global before clipping and before the look at what is finite, so that all processes clip, skip and
+step alike, and phi has the same bits in all of them.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from metaopt.base.checkpoint import Checkpoint
+from metaopt.base.fields import DTYPES
+from metaopt.base.process import World
+from metaopt.base.streams import Stream
+from metaopt.meta import build, shares
+from metaopt.meta.build import meta_optimizer
+from metaopt.meta.config import TrainConfig
+from metaopt.meta.resuming import require_adam, require_like, require_parts, require_within
+from metaopt.meta.schedule import schedule
+from metaopt.meta.unroll import InnerState, resume, rollout, start
+from metaopt.tasks.base import Tasks
+from metaopt.tasks.build import task_family
+from metaopt.tasks.identity import identity
+from metaopt.tasks.variations import InTurn
+from metaopt.teleport.traces import TeleportTrace
+
+_INNER = {"step": 0, "windows_left": [], "parts": []}
+
+
+@dataclass
+class Progress:
+    """Where a run is; all of it plain numbers, kept in the resume state.
+
+    Attributes:
+        outer_step: outer steps taken, skipped ones included.
+        inner_steps: inner steps taken, summed over trajectories and the copies of each.
+        drawn: training tasks drawn.
+        skipped: outer steps without effect, for a non-finite meta-gradient.
+        seconds: wall clock, over all parts of the run.
+        validation_seconds: the part of it spent validating.
+        best: lowest validation score so far.
+    """
+
+    outer_step: int = 0
+    inner_steps: int = 0
+    drawn: int = 0
+    skipped: int = 0
+    seconds: float = 0.0
+    validation_seconds: float = 0.0
+    best: float = math.inf
+
+
+@dataclass
+class Window:
+    """What one outer step did.
+
+    Attributes:
+        meta_loss: M.
+        grad_norms: of each network's meta-gradient before clipping.
+        teleports: of the window, as in ``TeleportTrace.summary``; empty without teleports.
+        skipped: whether it changed nothing.
+        votes: whether any process cast each of the votes that were given.
+    """
+
+    meta_loss: float
+    grad_norms: dict[str, float]
+    teleports: dict[str, float]
+    skipped: bool
+    votes: list[bool]
+
+
+@dataclass
+class MetaTrainer:
+    """One meta-training run in memory: call ``outer_step`` until ``finished``.
+
+    Args:
+        config: of the run.
+        device: where it computes.
+        world: the processes that share the meta-batch.
+
+    Raises:
+        UserError: where a process would have no trajectory, or no validation task.
+    """
+
+    config: TrainConfig
+    device: torch.device
+    world: World = field(default_factory=World)
+    progress: Progress = field(default_factory=Progress)
+
+    def __post_init__(self) -> None:
+        config = self.config
+        self.dtype = DTYPES[config.dtype]
+        self.share = self.world.share(config.meta.batch, "meta.batch")
+        validation_share = self.world.share(config.validation.tasks, "validation.tasks")
+        self.optimizer = meta_optimizer(config).to(self.device)
+        family = task_family(config.task)
+        self.training_tasks = build.training_tasks(family, config)
+        build.require_units(config, self.training_tasks)
+        self.lengths = build.lengths(config.meta, config.seed)
+        self.hiding = build.hiding(config.meta, config.seed)
+        self.observe = build.observe(config.meta)
+        self.windows = build.windows(config, self.optimizer, self.device)
+        self.average = build.average(config.meta, self.optimizer)
+        learned = {name: rule for name, rule in self.optimizer.rules.items() if _learns(rule)}
+        self.networks = {name: list(rule.parameters()) for name, rule in learned.items()}
+        self.base_lr = {name: config.rules.by_name()[name].outer_lr for name in learned}
+        self.adam = torch.optim.Adam(
+            [{"params": self.networks[name], "lr": self.base_lr[name]} for name in learned],
+            fused=True,
+        )
+        self.tasks: Tasks | None = None
+        self.inner: InnerState | None = None
+        self.windows_left: list[int] = []
+        drawn = family.drawn(Stream.VALIDATION, config.seed, 0, config.validation.tasks)
+        self.validation_tasks = drawn.to(self.device, self.dtype).select(validation_share)
+        self.families = {"task": identity(family, drawn)}
+        if isinstance(self.training_tasks, InTurn):
+            for i, other in enumerate(self.training_tasks.families[1:]):
+                some = other.drawn(Stream.VALIDATION, config.seed, 0, 2)
+                self.families[f"task.more[{i}]"] = identity(other, some)
+
+    @property
+    def finished(self) -> bool:
+        """Whether all outer steps were taken."""
+        return self.progress.outer_step >= self.config.meta.outer_steps
+
+    @property
+    def trajectories(self) -> float:
+        """Inner steps so far as whole trajectories, of ``meta.steps`` each."""
+        return self.progress.inner_steps / self.config.meta.steps
+
+    @property
+    def local_trajectories(self) -> int:
+        """Trajectories of the meta-batch that are this process's."""
+        return self.share.stop - self.share.start
+
+    def outer_step(self, vote: Callable[[], Sequence[bool]] = tuple) -> Window:
+        """One window: unroll, differentiate, update phi, cut the graph.
+
+        Args:
+            vote: asked once in a step for what this process wants to have decided by all.
+        """
+        meta, progress = self.config.meta, self.progress
+        tasks, inner = self._trajectories()
+        steps = self.windows_left.pop(0)
+        found = self.windows(tasks, inner, steps)
+        loss, summary, votes = self._over_processes(found.meta_loss, found.teleports, vote())
+        norms = [_clip(parameters, meta.clip) for parameters in self.networks.values()]
+        # The one wait for the device in an outer step.
+        numbers = torch.stack([loss, *norms, *summary.values()]).tolist()
+        value, norm_values = numbers[0], numbers[1 : 1 + len(norms)]
+        skipped = not all(map(math.isfinite, (value, *norm_values)))
+        progress.outer_step += 1
+        progress.inner_steps += steps * meta.batch * self.windows.copies
+        if skipped:
+            progress.skipped += 1
+            self.inner = None
+        else:
+            factor = schedule(meta, progress.outer_step)
+            for group, lr in zip(self.adam.param_groups, self.base_lr.values(), strict=True):
+                group["lr"] = lr * factor
+            self.adam.step()
+            self.average.update()
+            self.inner = found.inner
+        grad_norms = dict(zip(self.networks, norm_values, strict=True))
+        teleports = dict(zip(summary, numbers[1 + len(norms) :], strict=True))
+        decided = [count > 0 for count in votes.tolist()]
+        return Window(value, grad_norms, teleports, skipped, decided)
+
+    def _over_processes(
+        self, loss: Tensor, summary: dict[str, Tensor], votes: Sequence[bool]
+    ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        """Meta-loss, teleports in numbers and votes of all processes; gradients in their place."""
+        maxima = {name: number for name, number in summary.items() if name.endswith("_max")}
+        means = {name: number for name, number in summary.items() if name not in maxima}
+        mean_numbers, max_numbers, counts = self.world.mean_(
+            [p.grad for group in self.networks.values() for p in group if p.grad is not None],
+            torch.stack([loss, *means.values()]),
+            torch.stack([*maxima.values()]) if maxima else loss.new_empty(0),
+            votes,
+            self.local_trajectories / self.config.meta.batch,
+        )
+        found = dict(zip(means, mean_numbers[1:], strict=True))
+        found |= dict(zip(maxima, max_numbers, strict=True))
+        return mean_numbers[0], {name: found[name] for name in summary}, counts
+
+    def validate(self) -> tuple[Tensor, TeleportTrace | None]:
+        """Losses [steps + 1, tasks] of the averaged phi on all validation tasks, and teleports."""
+        optimizer, steps = self.average.optimizer, self.config.meta.steps
+        losses, teleports = rollout(self.validation_tasks, optimizer, steps)
+        return shares.gathered(self.world, losses, teleports)
+
+    def state(self) -> dict[str, Any]:
+        """All that the rest of the run depends on, as plain data and tensors.
+
+        All processes call it; the inner state of all trajectories is in the first one's alone.
+        """
+        inner = self.inner
+        return {
+            "config": self.config.model_dump(mode="json"),
+            "families": self.families,
+            "progress": vars(self.progress).copy(),
+            "phi": self.optimizer.state_dict(),
+            "adam": self.adam.state_dict(),
+            "average": self.average.state(),
+            "windows": self.windows.state(),
+            "inner": None
+            if inner is None
+            else {
+                "step": inner.step,
+                "windows_left": self.windows_left.copy(),
+                "parts": self.world.collect(shares.part(inner)),
+            },
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from ``state``, which need not be of as many processes.
+
+        Raises:
+            AttributeError, LookupError, TypeError, ValueError: where it is of another run; found
+                before anything is taken from it.
+        """
+        self._require_own(state)
+        self.progress = Progress(**state["progress"])
+        self.optimizer.load_state_dict(state["phi"])
+        # Of its options none is anything but this run's; the rates are set in every step.
+        self.adam.load_state_dict(self.adam.state_dict() | {"state": state["adam"]["state"]})
+        self.average.restore(state["average"])
+        self.windows.restore(state["windows"])
+        self.inner = None
+        if (inner := state["inner"]) is not None:
+            rules = self.optimizer.rules
+            self.windows_left = list(inner["windows_left"])
+            copies = self.windows.copies
+            share = slice(self.share.start * copies, self.share.stop * copies)
+            self.tasks = self._training_tasks(self.progress.drawn - self.config.meta.batch)
+            batch = self.config.meta.batch * copies
+            require_parts(inner["parts"], self.tasks.initial, batch, rules)
+            weights, rule_states = shares.take(inner["parts"], share, rules, self.device)
+            fresh = start(self.tasks, self.optimizer, self.observe)
+            require_like(rule_states, fresh.optimizer, "inner.optimizer")
+            self.inner = resume(self.tasks, inner["step"], weights, rule_states, self.observe)
+
+    def _require_own(self, state: dict[str, Any]) -> None:
+        """Raise unless all but the inner state is of this run's build."""
+        progress = vars(self.progress)
+        own = {
+            # Fields that older states lack keep their defaults.
+            "progress": {name: progress.get(name) for name in state["progress"]},
+            "phi": self.optimizer.state_dict(),
+            "average": self.average.state(),
+            "windows": self.windows.state(),
+        }
+        require_like({name: state[name] for name in own}, own, "state")
+        for name, value in state["progress"].items():
+            # The lowest score is a mean of logarithms.
+            if name != "best":
+                most = sys.maxsize if isinstance(progress[name], int) else sys.float_info.max
+                require_within(value, most, f"state.progress.{name}")
+        require_adam(state["adam"], [*self.networks.values()])
+        if (inner := state["inner"]) is not None:
+            require_like({**inner, "parts": [], "windows_left": []}, _INNER, "state.inner")
+            require_within(inner["step"], self.config.meta.steps, "state.inner.step")
+            for window in inner["windows_left"]:
+                require_within(window, self.config.meta.steps, "state.inner.windows_left")
+            if state["progress"]["drawn"] < self.config.meta.batch:
+                raise ValueError("state.progress.drawn: found less than a meta-batch")
+
+    def checkpoint(self, validation: dict[str, Any]) -> Checkpoint:
+        """The learned optimizer as it is now, at the averaged phi, as it is written."""
+        training = {
+            "seed": self.config.seed,
+            "streams": {"training": "TRAIN", "validation": "VALIDATION"},
+            "outer_step": self.progress.outer_step,
+            "trajectories": self.trajectories,
+            "trajectories_begun": self.progress.drawn,
+            "inner_steps": self.progress.inner_steps,
+            "skipped": self.progress.skipped,
+        }
+        tensors = dict(self.average.optimizer.state_dict())
+        return Checkpoint(tensors, self.config.model_dump(mode="json"), training, validation)
+
+    def _trajectories(self) -> tuple[Tasks, InnerState]:
+        meta, progress = self.config.meta, self.progress
+        if self.tasks is None or self.inner is None or not self.windows_left:
+            number, done = progress.drawn // meta.batch, progress.outer_step / meta.outer_steps
+            self.windows_left = self.lengths.windows(number, done)
+            self.tasks = self._training_tasks(progress.drawn)
+            progress.drawn += meta.batch
+            self.inner = start(self.tasks, self.optimizer, self.observe)
+        return self.tasks, self.inner
+
+    def _training_tasks(self, first: int) -> Tasks:
+        """This process's share of a meta-batch of tasks that all processes draw alike."""
+        seed, batch = self.config.seed, self.config.meta.batch
+        source, dtype = self.training_tasks, self.dtype
+        drawn = source.sample(Stream.TRAIN, seed, first, batch, dtype, self.device)
+        share = drawn.select(self.share).repeated(self.windows.copies)
+        return share.hiding(self.hiding.of(first // batch))
+
+
+def _clip(parameters: list[torch.nn.Parameter], limit: float | None) -> Tensor:
+    """Scales the gradients of a network down to the limit; returns their norm before that."""
+    norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if limit is not None:
+        clip_grads_with_norm_(parameters, limit, norm)
+    return norm
+
+
+def _learns(rule: torch.nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in rule.parameters())

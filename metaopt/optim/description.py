@@ -1,0 +1,107 @@
+"""What a checkpoint is, in rows of a name and a text: for ``metaopt show`` and the model card."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor
+
+from metaopt.base.checkpoint import Checkpoint
+from metaopt.base.config import check
+from metaopt.base.tables import printable
+from metaopt.meta.config import TrainConfig
+from metaopt.optim.reach import PAGE, TESTED, reach_of
+from metaopt.rules.config import LayerConfig
+from metaopt.tasks.config import TaskConfig
+
+Rows = list[tuple[str, str]]
+_APART = ("command", "commit", TESTED)
+
+
+def name_of(content: Checkpoint, source: str) -> str:
+    """As it stands in tables; raises ``ConfigError`` where the configuration is none."""
+    return printable(_config(content, source).label)
+
+
+def rows(content: Checkpoint, source: str) -> Rows:
+    """Format, licence, rules, sizes, tasks and training.
+
+    Args:
+        content: the checkpoint.
+        source: names it in errors.
+
+    Raises:
+        ConfigError: where its configuration is none; one line.
+    """
+    config = _config(content, source)
+    numbers = ", ".join(
+        printable(f"{key.replace('_', ' ')} {value}")
+        for key, value in content.training.items()
+        if key not in _APART and isinstance(value, int | float | str)
+    )
+    found = [
+        ("written by", f"metaopt {printable(content.metaopt_version)}"),
+        ("licence", content.licence),
+        *_of_rules(config, content.tensors),
+        *_of_decay(config),
+        ("parameters", _size(content.tensors)),
+        ("teleporter", _fields(config.teleporter) if config.teleporter else "none"),
+        ("tasks", _fields(config.task, *_task_fields(config.task))),
+        ("horizon", f"{reach_of(config, content.training, source)}; what comes after: {PAGE}"),
+        ("outer loop", _fields(config.meta, "batch", "outer_steps", "steps", "unroll", "loss")),
+        ("dtype", config.dtype),
+        ("training", numbers or "not in the file"),
+    ]
+    found += [
+        (key, printable(content.training.get(key, "not in the file")))
+        for key in ("command", "commit")
+    ]
+    return found
+
+
+def shapes(tensors: dict[str, Tensor]) -> Rows:
+    """Name, and shape with dtype, of every tensor."""
+    return [
+        (printable(name), f"{list(t.shape)} {str(t.dtype).removeprefix('torch.')}")
+        for name, t in sorted(tensors.items())
+    ]
+
+
+def _config(content: Checkpoint, source: str) -> TrainConfig:
+    return check(TrainConfig, content.config, f"{source}: metadata field config")
+
+
+def _of_rules(config: TrainConfig, tensors: dict[str, Tensor]) -> Iterator[tuple[str, str]]:
+    for name, rule in config.rules.by_name().items():
+        own = {key: t for key, t in tensors.items() if key.startswith(f"networks.{name}.")}
+        yield f"rules.{name}", f"{_fields(rule)}: {_size(own)}"
+
+
+def _of_decay(config: TrainConfig) -> Iterator[tuple[str, str]]:
+    if isinstance(config.rules.update, LayerConfig):
+        yield (
+            "weight decay",
+            "learned: acts on what has a gradient though weight_decay is 0; "
+            "LearnedOptimizer(.., learned_decay=0) turns it off",
+        )
+
+
+def _task_fields(task: TaskConfig) -> tuple[str, ...]:
+    """Those that say something; all, where none are named."""
+    return ("family", "options") if task.is_own else ()
+
+
+def _size(tensors: dict[str, Tensor]) -> str:
+    return f"{sum(t.numel() for t in tensors.values()):,} numbers in {len(tensors)} tensors"
+
+
+def _fields(section: Any, *names: str) -> str:
+    """Fields of a section with their values, ``kind`` first; all that are set, or those named."""
+    chosen = names or sorted(type(section).model_fields, key=lambda name: name != "kind")
+    values = {name: getattr(section, name) for name in chosen}
+    return ", ".join(
+        printable(f"{name.replace('_', ' ')} {value}")
+        for name, value in values.items()
+        if value is not None
+    )

@@ -1,0 +1,152 @@
+"""A learned optimizer as a thing to keep: meta-optimizer, configuration and figures."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metaopt.base import checkpoint
+from metaopt.base.checkpoint import LICENCE, Checkpoint, CheckpointError
+from metaopt.base.config import ConfigError, check
+from metaopt.base.fields import DTYPES
+from metaopt.meta.build import meta_optimizer
+from metaopt.meta.config import TrainConfig
+from metaopt.optim import hub
+from metaopt.optim.reach import Reach, reach_of
+from metaopt.rules.composed import MetaOptimizer
+from metaopt.rules.learned.unit import UNBOUNDED
+from metaopt.teleport.unit_engine import UnitEngine
+
+
+@dataclass
+class LearnedRule:
+    """A learned optimizer with where it comes from.
+
+    Attributes:
+        optimizer: the meta-optimizer, rules and teleport engine.
+        config: the configuration that it was meta-trained with.
+        training: seeds, outer step and trajectories of meta-training.
+        validation: the validation curve, ``{"outer_step", "val_loss_geomean"}``, and under
+            ``test`` figures on unseen tasks by family (``figures.Unseen``).
+        licence: SPDX identifier of the terms on which it is shared.
+    """
+
+    optimizer: MetaOptimizer
+    config: TrainConfig
+    training: dict[str, Any] = field(default_factory=dict)
+    validation: dict[str, Any] = field(default_factory=dict)
+    licence: str = LICENCE
+
+    @property
+    def name(self) -> str:
+        """As it stands in tables, e.g. ``LSTM(update,tele)``."""
+        return self.config.label
+
+    @property
+    def reach(self) -> Reach:
+        """How many inner steps it was meta-trained for, and tested to."""
+        return reach_of(self.config, self.training, self.name)
+
+    def save(self, path: str | Path) -> None:
+        """Write one safetensors file, atomically; in float64 where the rule was cast to it.
+
+        Raises:
+            UserError: where ``load`` could not read the file again; one line.
+        """
+        checkpoint.write(Path(path), self._content(str(path)))
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write a folder to share, in the layout of Hugging Face (``pretrained``).
+
+        ``config.json``, ``model.safetensors`` and a model card ``README.md``; other files in the
+        folder stay. Whoever loads it meanwhile gets the old rule or the new one.
+
+        Raises:
+            UserError: where the folder cannot be written, or ``validation`` or ``licence`` are
+                none; one line.
+        """
+        hub.write(Path(folder), self._content(str(folder)))
+
+    def _content(self, source: str) -> Checkpoint:
+        """What is written: of what the rule is now, which may have been cast since."""
+        tensors = dict(self.optimizer.state_dict())
+        dtypes = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
+        names = [name for name, dtype in DTYPES.items() if {dtype} == dtypes]
+        config = self.config.model_copy(update={"dtype": names[0] if names else self.config.dtype})
+        _require_those_of(_on_meta(config), tensors, source)
+        reach_of(config, self.training, source)
+        written = config.model_dump(mode="json")
+        return Checkpoint(tensors, written, self.training, self.validation, self.licence)
+
+
+def load(path: str | Path, device: torch.device | str = "cpu") -> LearnedRule:
+    """Read a learned optimizer; runs no code from the file.
+
+    Args:
+        path: a file written by ``train_meta.py`` or ``LearnedRule.save``; a folder written by
+            ``LearnedRule.save_pretrained``; or, as text, the id ``owner/name`` of such a folder on
+            the Hugging Face hub. The hub is asked only where there is nothing here of that name.
+        device: where its parameters go.
+
+    Raises:
+        CheckpointError: one line that says what is wrong with the file.
+    """
+    return restore(*hub.read(path), device)
+
+
+def restore(path: Path, content: Checkpoint, device: torch.device | str = "cpu") -> LearnedRule:
+    """The learned optimizer of a checkpoint that was read; ``path`` names it in errors."""
+    try:
+        config = check(TrainConfig, content.config, f"{path}: metadata field config")
+        optimizer = _on_meta(config)
+    except ConfigError as error:
+        message = str(error)
+        prefix = "" if message.startswith(str(path)) else f"{path}: metadata field config: "
+        raise CheckpointError(prefix + message) from None
+    reach_of(config, content.training, str(path))
+    _require_those_of(optimizer, content.tensors, str(path))
+    # Copies are aligned in memory as fresh parameters are: BLAS then gives the very same bits.
+    tensors = {name: tensor.clone() for name, tensor in content.tensors.items()}
+    optimizer.load_state_dict(tensors, assign=True)
+    optimizer.to(device)
+    if content.metaopt_version in UNBOUNDED and isinstance(optimizer.engine, UnitEngine):
+        warnings.warn(
+            f"{path}: metaopt {content.metaopt_version} wrote this rule, which scaled hidden units "
+            f"without a bound; this version bounds what the same network says, so that figures "
+            f"change: meta-train it again",
+            stacklevel=3,
+        )
+    return LearnedRule(optimizer, config, content.training, content.validation, content.licence)
+
+
+def _on_meta(config: TrainConfig) -> MetaOptimizer:
+    """The optimizer on the meta device: shapes cost nothing there, whatever sizes a file claims."""
+    with torch.device("meta"):
+        return meta_optimizer(config)
+
+
+def _require_those_of(optimizer: MetaOptimizer, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Raise ``CheckpointError`` unless the tensors are of the optimizer's names, shapes, dtypes."""
+    expected = {name: (tuple(t.shape), t.dtype) for name, t in optimizer.state_dict().items()}
+    found = {
+        name: (tuple(t.shape), t.dtype) for name, t in tensors.items() if t.device.type != "meta"
+    }
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            raise CheckpointError(
+                f"{source}: tensor {name}: found {_describe(found.get(name))}, but its config asks "
+                f"for {_describe(expected.get(name))}"
+            )
+
+
+def _describe(shape_and_dtype: tuple[tuple[int, ...], torch.dtype] | None) -> str:
+    if shape_and_dtype is None:
+        return "none"
+    shape, dtype = shape_and_dtype
+    return f"{list(shape)} of {str(dtype).removeprefix('torch.')}"

@@ -1,0 +1,344 @@
+"""The learned optimizer as ``torch.optim.Optimizer``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from metaopt.optim.finite import Watch, given, made
+from metaopt.optim.half import matching, unrounded, write
+from metaopt.optim.horizon import tell_horizon
+from metaopt.optim.inputs import loss_of, rates, require_gradients, require_no_capture
+from metaopt.optim.learned import LearnedRule, load
+from metaopt.optim.loading import Loaded, Owner
+from metaopt.optim.loading import load as load_state
+from metaopt.optim.members import Members, Parameters, trainable
+from metaopt.optim.memory import (
+    NOTHING_YET,
+    RULE,
+    STEPS,
+    TELEPORTS_OFF,
+    identity,
+    remember,
+    remembered,
+    state_dict_of,
+)
+from metaopt.optim.replicas import Replicas
+from metaopt.optim.states import of_the_same_shapes
+from metaopt.optim.stepper import NOT_SAID, Stepper
+from metaopt.optim.told import Told
+from metaopt.optim.within import chain_within, units_within
+from metaopt.rules.base import State
+from metaopt.rules.composed import MetaOptimizer
+from metaopt.teleport.optimizer_state import Kept
+
+
+class LearnedOptimizer(torch.optim.Optimizer):
+    """w <- g . (w + lr (f - weight_decay w)) on the parameters of a model, with a learned rule.
+
+    Without teleports that is ``w <- (1 - lr weight_decay) w + lr f``, as in AdamW; f is what the
+    rule proposes, and its size is the rule's, so that lr is a multiplier: 1 is as meta-trained, and
+    torch's schedulers drive it. Generators are multiplied by the smallest lr of all groups.
+
+    **Weights decay under some rules though weight_decay is 0**: layer-wise ones (that of digits)
+    have learned a decay of their own, which is in f. It acts on entries that have a gradient at
+    this step; learned_decay is a factor on it, and 0 turns it off.
+
+    Each parameter is a matrix for the rule, [out, rest], and a vector one of one column. Parameters
+    without a gradient stay as they are, and so does their state. Half-precision parameters are
+    advanced in float32 and rounded (``precision``); the rule itself computes in float32, or float64
+    where a parameter has it, under autocast too. With ``GradScaler`` call ``scaler.unscale_`` and
+    clip, or ``scaler.step``, as for any optimizer.
+
+    The state of a parameter holds the LSTM's, [hidden, *shape] for each tensor of a coordinate-wise
+    rule. State that belongs to all parameters together (flattened rules, teleporters) is with the
+    first.
+
+    Args:
+        model: whose trainable parameters are optimised; or parameters or groups as for any
+            optimizer of torch, and then there are no teleports.
+        rule: a checkpoint's path, or a ``LearnedRule``.
+        lr: factor on updates; of each group without one of its own.
+        weight_decay: likewise.
+        params: parameters or groups, where they are not all that the model has to train. Whatever
+            the groups, rules see parameters in the model's order.
+        learned_decay: factor on the weight decay that a rule has learned, of each group without one
+            of its own: 1 as it was meta-trained, 0 for none.
+        full_batch: whether each gradient is that of all the data there is: teleports through the
+            data, which change what the model computes on any other, want that said.
+
+    Attributes:
+        meta_optimizer: the rule's, or a copy of it on the parameters' device and in ``dtype``.
+
+    Raises:
+        CheckpointError: where the path holds no checkpoint.
+        ShapeMismatchError: where a flattened rule was made for other shapes.
+        ValueError: where the rule cannot work without teleports and the model allows none, where it
+            takes more than one gradient a step, where parameters are not real floating-point
+            numbers on one device, where they are parts of a whole on other processes (or may be: a
+            list in one of several processes), or where an option is no finite number of at least 0.
+
+    References:
+        Loshchilov and Hutter, Decoupled weight decay regularization (2019).
+    """
+
+    _stepper: Stepper
+    _watch: Watch
+
+    def __init__(
+        self,
+        model: nn.Module | Parameters,
+        rule: str | Path | LearnedRule,
+        lr: float | Tensor = 1.0,
+        weight_decay: float = 0.0,
+        params: Parameters | None = None,
+        learned_decay: float = 1.0,
+        full_batch: bool = False,
+    ) -> None:
+        self.model = model if isinstance(model, nn.Module) else None
+        self.full_batch = full_batch
+        self.rule = rule if isinstance(rule, LearnedRule) else load(rule)
+        options = {"lr": lr, "weight_decay": weight_decay, "learned_decay": learned_decay}
+        super().__init__(trainable(model, params), options | NOTHING_YET)  # type: ignore[arg-type]
+        self._prepare()
+
+    @property
+    def teleports_off(self) -> str | None:
+        """Why there are updates alone from now on, or None."""
+        return self._stepper.teleports_off
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Optimise further parameters, e.g. such as were frozen before."""
+        super().add_param_group(param_group)
+        try:
+            rates(self.param_groups)
+            # torch adds the first groups from within its own constructor.
+            if hasattr(self, "_stepper"):
+                self._follow()
+        except Exception:
+            self.param_groups.pop()
+            raise
+
+    def _follow(self) -> None:
+        """Take the groups as they are now: users change them by hand, too."""
+        if not self._members.are_still(self.param_groups):
+            self._take_over()
+        why = remembered(self.param_groups)[TELEPORTS_OFF]
+        if why is not None:
+            self._stepper.turn_teleports_off(why)
+
+    def _take_over(self) -> None:
+        """Prepare for other parameters; the states of those that stay go on."""
+        gone, reshaped = Members(self.model, self.param_groups).since(self._members)
+        first, shared = self.in_order()[0], self.shared_state()
+        for p in reshaped:
+            self.state[p] = {key: self.state[p][key] for key in shared if p is first}
+        as_before = dict(vars(self))
+        try:
+            self._prepare()
+        except Exception:
+            vars(self).update(as_before)
+            raise
+        if first is not self.in_order()[0]:
+            state, own = self.state[first], self.state[self.in_order()[0]]
+            own |= of_the_same_shapes({key: state.pop(key) for key in shared}, own)
+        for p in gone:
+            self.state.pop(p, None)
+
+    def _prepare(self) -> None:
+        """Everything that follows from rule, model and groups."""
+        self._members = Members(self.model, self.param_groups)
+        self._replicas = Replicas(self.model)
+        self.meta_optimizer = matching(self.rule.optimizer, self._members.device, self.dtype)
+        before = getattr(self, "_stepper", None)
+        known = remembered(self.param_groups)[TELEPORTS_OFF]
+        self._stepper = self.stepper(self.model, self.meta_optimizer, keep_graph=False)
+        # What was so from the start may be otherwise with other parameters.
+        if known is not None and not (before is not None and before.is_off_from_the_start):
+            self._stepper.turn_teleports_off(known)
+        self._complete_states()
+        if before is None or self._watch.device != self._members.device:
+            self._watch = Watch(self._members.device)
+        self._remember_rule()
+
+    def _remember_rule(self) -> None:
+        # Computed each time: it may have been meta-trained meanwhile.
+        rule = identity(self.rule, self.meta_optimizer)
+        remember(self, **{RULE: rule, TELEPORTS_OFF: self.teleports_off})
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That rules compute in."""
+        return self._members.dtype
+
+    @property
+    def places(self) -> list[tuple[int, int]]:
+        """(group, position in it) of each parameter, in the order in which rules see them."""
+        return self._members.places
+
+    def stepper(
+        self, model: nn.Module | None, optimizer: MetaOptimizer, keep_graph: bool
+    ) -> Stepper:
+        """What takes steps on the model, or a copy of it, with the rule's optimizer or a copy."""
+        return Stepper(
+            optimizer,
+            self._replicas.inputs_unknown() or chain_within(model, self.model, self.in_order()),
+            units_within(self.model, self.in_order(), optimizer.engine),
+            self.in_order(),
+            Told(self.rule.config),
+            self.full_batch,
+            keep_graph,
+            known=remembered(self.param_groups)[TELEPORTS_OFF],
+        )
+
+    def in_order(self) -> list[Tensor]:
+        """All parameters, in the order in which rules see them."""
+        return self._members.parameters
+
+    def shared_state(self) -> list[str]:
+        """The keys of the state that belongs to all parameters together."""
+        return [
+            key for key in self.state[self.in_order()[0]] if self._stepper.layout.is_shared(key)
+        ]
+
+    def kept(self, key: str) -> Kept | None:
+        """What a tensor in a parameter's state belongs to; None for what is no rule's."""
+        return self._stepper.layout.moves(key) if "." in key else None
+
+    def _complete_states(self) -> None:
+        """The state before the first step, for parameters that have none or one of other shapes."""
+        fresh = self._fresh_states()
+        self._keys = {id_: state.keys() for id_, state in fresh.items()}
+        for p in chain.from_iterable(group["params"] for group in self.param_groups):
+            own = {key: value.to(self.dtype) for key, value in self.state[p].items()}
+            new = fresh.get(id(p), {})
+            self.state[p] = new | of_the_same_shapes(own, new)
+
+    def _fresh_states(self, teleports_off: str | None = None) -> dict[int, State]:
+        """By the ``id`` of each parameter that has entries."""
+        weights = [p.detach().to(self.dtype) for p in self.in_order()]
+        states = self._stepper.initial_states(weights, teleports_off)
+        return {id(p): state for p, state in zip(self.in_order(), states, strict=True)}
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """One inner step.
+
+        Args:
+            closure: evaluates the model, calls ``backward`` and returns the loss.
+
+        Returns:
+            The closure's loss, or None.
+
+        Raises:
+            NonFiniteError: where a gradient or a weight is not finite, or would not be after the
+                step: then nothing is changed. On CUDA it is the first later step that raises it.
+            ValueError: where an option of a group has become no finite number of at least 0, the
+                closure returns no loss, or lr is not small and a rule lacks its layers' inputs.
+            RuntimeError: where gradients are sparse, or the model has moved to another device or
+                dtype since the optimizer was made, or has other parameters.
+            UnknownInputsError: where the rule is nothing without the inputs of layers.
+        """
+        require_no_capture(self._members.device)
+        self._watch.report()
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self._follow()
+        self._members.require_in_model(self.model)
+        parameters = self.in_order()
+        if all(p.grad is None for p in parameters):
+            return loss
+        require_gradients(parameters, self._members.names)
+        with torch.autocast(parameters[0].device.type, enabled=False):
+            self._advance(parameters, loss_of(loss))
+        return loss
+
+    def _advance(self, parameters: list[Tensor], loss: Tensor | None) -> None:
+        of_groups = rates(self.param_groups)
+        if not all(self.state[p].keys() >= self._keys[id(p)] for p in parameters):
+            self._complete_states()
+        states = [self.state[p] for p in parameters]
+        names = self._members.in_order_names
+        weights = [unrounded(p, self.state[p], self.dtype) for p in parameters]
+        grads = [None if p.grad is None else p.grad.to(self.dtype) for p in parameters]
+        loss = None if loss is None else loss.to(weights[0])
+        step = remembered(self.param_groups)[STEPS] + 1
+        is_well = self._watch.look(step, given(names, weights, grads))
+        # Processes may have come together since the optimizer was made.
+        unknown = self._replicas.inputs_unknown()
+        if unknown is not None and self._stepper.chain is not None:
+            self._stepper.without_inputs(unknown)
+        new = self._stepper.advance(
+            weights,
+            grads,
+            self._replicas.loss(loss, weights[0]),
+            [of_groups[g] for g, _ in self.places],
+            states,
+            differentiate_features=False,
+        )
+        ends_well = self._watch.look(step, made(names, parameters, new, self._stepper.layout))
+        if is_well is not None and ends_well is not None:
+            new = new.where(is_well & ends_well, weights)
+        own = self._stepper.layout.apart(new.after)
+        for p, W, state, change in zip(parameters, new.weights, states, own, strict=True):
+            if p.grad is not None:
+                write(p, W, state)
+            state.update(change)
+        remember(self, **{STEPS: step, TELEPORTS_OFF: self.teleports_off})
+        tell_horizon(self.rule, step)
+
+    def state_dict(self) -> dict[str, Any]:
+        """As torch's, with why teleports are off (``teleports_off``)."""
+        self._follow()
+        self._remember_rule()
+        return state_dict_of(self)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on, bit for bit, from what ``state_dict`` returned.
+
+        The states are copied. Teleports that are off here stay off.
+
+        Raises:
+            ValueError: where it is not of this rule for parameters of these shapes; then nothing is
+                changed.
+        """
+        self._follow()
+        owner = Owner(
+            groups=self.param_groups,
+            names=self._members.names,
+            rule=identity(self.rule, self.meta_optimizer),
+            layout=self._stepper.layout,
+            fresh=self._fresh_states,
+        )
+        load_state(self, state_dict, owner, self._lay_down)
+
+    def _lay_down(self, loaded: Loaded) -> None:
+        for p, state in loaded.states:
+            self.state[p] = {k: v.to(p.device, self.dtype, copy=True) for k, v in state.items()}
+        if loaded.teleports_off == NOT_SAID:
+            # It is said, or not, to this optimizer.
+            self._complete_states()
+        elif loaded.teleports_off is not None:
+            self._stepper.turn_teleports_off(loaded.teleports_off)
+        remember(self, **{STEPS: loaded.steps})
+        self._remember_rule()
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._follow()
+        self._remember_rule()
+        own = {"model": self.model, "rule": self.rule, "full_batch": self.full_batch}
+        return super().__getstate__() | own
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        # torch's load_state_dict passes groups and states alone.
+        if "rule" in state:
+            self.full_batch = state.get("full_batch", False)
+            self._prepare()

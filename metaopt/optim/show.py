@@ -1,0 +1,66 @@
+"""What a checkpoint is: ``python -m metaopt show FILE_OR_DIR``.
+
+Prints rules, sizes, training, figures and licence. Runs no code from the file, and checks all of
+it: whatever is printed here, ``metaopt.load`` loads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from metaopt.base import cli
+from metaopt.base.checkpoint import Checkpoint
+from metaopt.base.process import World
+from metaopt.optim import hub
+from metaopt.optim.description import Rows, name_of, rows, shapes
+from metaopt.optim.figures import figures, unseen_sections, validation_section
+from metaopt.optim.learned import restore
+
+
+def report(content: Checkpoint, source: str) -> str:
+    """The description of a checkpoint, as it is printed.
+
+    Args:
+        content: the checkpoint.
+        source: names it in the report and in errors.
+
+    Raises:
+        ConfigError: where its configuration or its figures are none; one line.
+    """
+    found = figures(content.validation, source)
+    parts = [
+        f"{name_of(content, source)}: {source}",
+        _aligned(rows(content, source)),
+        f"tensors\n{_aligned(shapes(content.tensors))}",
+        validation_section(found),
+        *unseen_sections(found),
+    ]
+    return "\n\n".join(parts)
+
+
+def _aligned(found: Rows) -> str:
+    width = max((len(name) for name, _ in found), default=0)
+    return "\n".join(f"  {name.ljust(width)}  {text}" for name, text in found)
+
+
+def main(world: World, given: Sequence[str] | None = None, prog: str | None = None) -> None:
+    """Read the arguments and the checkpoint, print the report.
+
+    Args:
+        world: the processes; the first one prints.
+        given: the arguments; those of the process by default.
+        prog: how the command is called, if not by its file.
+    """
+    parser = cli.plain_parser("Print what a learned optimizer is.", prog)
+    parser.add_argument(
+        "source",
+        metavar="FILE_OR_DIR",
+        help="a checkpoint, a folder that save_pretrained wrote, or the id of one on the hub",
+    )
+    path, content = hub.read(parser.parse_args(given).source)
+    restore(path, content)
+    world.say(report(content, str(path)))
+
+
+if __name__ == "__main__":
+    cli.run(main)

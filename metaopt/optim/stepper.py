@@ -1,0 +1,309 @@
+"""One step of a meta-optimizer on the parameters of a model, plain or differentiable.
+
+    w' = g . (w + lr (f + (learned_decay - 1) d - weight_decay w)),   g = exp(r T)
+
+with updates f, the decay d in them and generators T from the rules, and r the smallest lr of all
+groups. lr = 1, learned_decay = 1 and weight_decay = 0 give the step that the
+rules were meta-trained with; lr = 0 leaves everything where it is.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metaopt.base.network import Weights
+from metaopt.optim.chain import Chain, ModelData
+from metaopt.optim.rates import Rates
+from metaopt.optim.states import Layout, as_matrix
+from metaopt.optim.told import Told, reads_inputs
+from metaopt.rules.base import Proposal, State
+from metaopt.rules.composed import MetaOptimizer, Step
+from metaopt.rules.learned.coordinate import InformedUpdateLSTM
+from metaopt.symmetry.actions import InexactActionError
+from metaopt.symmetry.units import Units
+from metaopt.tasks.base import Observation
+from metaopt.teleport.engine import TeleportEngine
+from metaopt.teleport.unit_engine import UnitEngine
+
+NOT_SAID = (
+    "they go through the data, and change what the model computes on any other: say "
+    "full_batch=True where each gradient is that of all the data there is"
+)
+"""Why teleports through the data are off until the user says so."""
+
+
+@dataclass(frozen=True)
+class Advance:
+    """One step, thought out and not yet taken.
+
+    Attributes:
+        weights: new ones, shaped like the parameters; the old ones where there is no gradient.
+        before: the state of all rules that it comes from.
+        after: their new state, with the same keys or fewer.
+    """
+
+    weights: list[Tensor]
+    before: State
+    after: State
+
+    def where(self, condition: Tensor, weights: Sequence[Tensor]) -> Advance:
+        """This step where the condition holds, else none at all.
+
+        Args:
+            condition: a boolean on the device.
+            weights: the old ones.
+        """
+        kept = zip(self.weights, weights, strict=True)
+        return Advance(
+            [torch.where(condition, new, old) for new, old in kept],
+            self.before,
+            {key: torch.where(condition, new, self.before[key]) for key, new in self.after.items()},
+        )
+
+
+@dataclass(frozen=True)
+class ModelUnits:
+    """The hidden units of a model: a ``UnitData``.
+
+    Attributes:
+        units: that may be scaled.
+    """
+
+    units: Units
+
+
+class Stepper:
+    """One inner step on the parameters of a model.
+
+    Args:
+        optimizer: the meta-optimizer.
+        found: the model as a chain, or why it is none.
+        units: its hidden units, or why none can be scaled.
+        parameters: the trainable ones, in the order of the rules.
+        told: what the rules rely on to be told.
+        full_batch: whether each gradient is that of all the data there is.
+        keep_graph: of the inputs of layers, for ``higher``; there rules may still learn what they
+            are told, so that none is refused.
+        known: why teleports are off, where that is known already and no cause for a warning.
+
+    Attributes:
+        chain: the model as a chain whose layers' inputs are seen, or None.
+        teleports_off: why teleports were turned off, or None.
+        is_off_from_the_start: that is what model and parameters leave no other way.
+
+    Raises:
+        ValueError: where the rule cannot work on this model.
+    """
+
+    def __init__(
+        self,
+        optimizer: MetaOptimizer,
+        found: Chain | str,
+        units: Units | str,
+        parameters: Sequence[Tensor],
+        told: Told,
+        full_batch: bool,
+        keep_graph: bool,
+        known: str | None = None,
+    ) -> None:
+        if optimizer.gradients_per_step != 1:
+            raise ValueError(
+                f"this rule takes {optimizer.gradients_per_step:g} gradients a step, at weights of "
+                f"its own choice (teleporter.order: around), and a torch.optim.Optimizer is given "
+                f"one: use a rule with teleporter.order: after"
+            )
+        self.optimizer = optimizer
+        self.layout = Layout(optimizer, [parameter.shape for parameter in parameters])
+        self.chain = found if isinstance(found, Chain) else None
+        self.teleports_off: str | None = None
+        self.is_off_from_the_start = False
+        self._known = known
+        self._told = told
+        self._keep_graph = keep_graph
+        self._data: ModelData | None = None
+        self.units = units if isinstance(units, Units) else None
+        if isinstance(units, str) and isinstance(optimizer.engine, UnitEngine):
+            self._warn_and_turn_off(units)
+        if isinstance(found, str):
+            self.without_inputs(found)
+        elif not told.inputs_shown or not reads_inputs(optimizer.rules.values()):
+            self.chain = self.chain if self._through_data is not None else None
+        if self.chain is not None:
+            self.chain.watch(keep_graph)
+        engine = self._through_data
+        if engine is not None and engine.action.needs_data and not full_batch:
+            self._warn_and_turn_off(NOT_SAID)
+        self.is_off_from_the_start = self.teleports_off is not None
+
+    @property
+    def _through_data(self) -> TeleportEngine | None:
+        """The engine, where it works on the chain."""
+        engine = self.optimizer.engine
+        return engine if isinstance(engine, TeleportEngine) else None
+
+    def initial_states(
+        self, weights: Sequence[Tensor], teleports_off: str | None = None
+    ) -> list[State]:
+        """The state of each parameter before the first step.
+
+        Args:
+            weights: the parameters in the rule's dtype.
+            teleports_off: why they will be off, or None.
+
+        Raises:
+            ValueError: where the rule cannot work without them.
+        """
+        matrices = tuple(as_matrix(W) for W in weights)
+        observation = Observation(matrices, matrices, (), None, self.units)
+        optimizer = self.optimizer
+        if teleports_off is not None and optimizer.engine is not None:
+            optimizer = self._without_teleports(teleports_off)
+        return self.layout.apart(optimizer.initial_rule_states(observation))
+
+    def without_inputs(self, why: str) -> None:
+        """From now on no layer's inputs are known, nor teleports through them.
+
+        Raises:
+            ValueError: where the rule cannot work without them.
+        """
+        self.chain = None
+        if any(isinstance(rule, InformedUpdateLSTM) for rule in self.optimizer.rules.values()):
+            raise ValueError(f"this rule reads products of layers' inputs, but {why}")
+        if self._through_data is not None:
+            self._warn_and_turn_off(why)
+
+    def turn_teleports_off(self, why: str) -> None:
+        """From now on there are updates alone, of the update rule if there is one of its own.
+
+        Raises:
+            ValueError: where the rule cannot work without teleports.
+        """
+        if self.optimizer.engine is not None:
+            self.optimizer = self._without_teleports(why)
+        elif why == self.teleports_off or not self.is_off_from_the_start:
+            return
+        self.teleports_off = why
+        self.is_off_from_the_start = False
+
+    def _without_teleports(self, why: str) -> MetaOptimizer:
+        rules = self.optimizer.rules
+        if "update" in rules:
+            rules = {"update": rules["update"]}
+        elif self.chain is None:
+            raise ValueError(
+                f"this rule proposes steps from generator features, but {why}; for other models "
+                f"take a rule with updates of its own (digits_update_tele)"
+            )
+        return MetaOptimizer(rules, None)
+
+    def _warn_and_turn_off(self, why: str) -> None:
+        self.turn_teleports_off(why)
+        if why != self._known:
+            warnings.warn(f"updates only, no teleports: {why}", stacklevel=5)
+
+    def advance(
+        self,
+        weights: Sequence[Tensor],
+        grads: Sequence[Tensor | None],
+        loss: Tensor | None,
+        rates: Sequence[Rates],
+        states: Sequence[State],
+        differentiate_features: bool,
+    ) -> Advance:
+        """What a step makes of weights and states; nothing is written.
+
+        Args:
+            weights: the parameters in the rule's dtype, in the order of the constructor.
+            grads: of the same shapes, or None.
+            loss: scalar, or None.
+            rates: of each parameter.
+            states: of each parameter.
+            differentiate_features: second order.
+        """
+        active = [G is not None for G in grads]
+        if self._through_data is not None and not all(active):
+            self._warn_and_turn_off("some of its weights have no gradient")
+        matrices = tuple(as_matrix(W) for W in weights)
+        observation = Observation(
+            weights=matrices,
+            # For the others gradient 0 holds the place.
+            grads=tuple(
+                torch.zeros_like(W) if G is None else as_matrix(G)
+                for W, G in zip(matrices, grads, strict=True)
+            ),
+            inputs=() if self.chain is None else self._layer_inputs(self.chain),
+            loss=None if loss is None else loss.reshape(1),
+            units=self.units,
+        )
+        if not differentiate_features:
+            observation = observation.detach()
+        if not self._keep_graph:
+            self._told.check(self.optimizer.rules.values(), observation, [r.lr for r in rates])
+        old = self.layout.together(states, self.optimizer.rules)
+        proposal, new = self.optimizer.propose(observation, old)
+        taken = self._carry_out(matrices, proposal, new, rates, active)
+        stepped = [
+            W_new.reshape(W.shape) if G is not None else W
+            for W_new, W, G in zip(taken.weights, weights, grads, strict=True)
+        ]
+        return Advance(stepped, old, self.layout.moved(old, taken.state, active))
+
+    def _carry_out(
+        self,
+        weights: Weights,
+        proposal: Proposal,
+        state: State,
+        rates: Sequence[Rates],
+        active: Sequence[bool],
+    ) -> Step:
+        assert proposal.updates is not None
+        decays = proposal.decays or [None] * len(weights)
+        updates = tuple(
+            rate.step(W, f, decay)
+            for f, W, decay, rate in zip(proposal.updates, weights, decays, rates, strict=True)
+        )
+        smallest = min(rate.lr for rate in rates)
+        generators = proposal.generators
+        if generators is not None:
+            # exp 0 moves the weights too, by rounding.
+            generators = None if smallest == 0 else tuple(smallest * T for T in generators)
+        data: Any = self._data
+        if self.units is not None and isinstance(self.optimizer.engine, UnitEngine):
+            data = ModelUnits(self.units)
+            if generators is not None and not all(active):
+                # A unit stays where any parameter that makes or reads it has no gradient.
+                generators = tuple(t * self.units.within(active).to(t) for t in generators)
+        return self.optimizer.carry_out(weights, Proposal(updates, generators), state, data)
+
+    def _layer_inputs(self, chain: Chain) -> tuple[Tensor, ...]:
+        """Those behind the gradient; what they are good for is checked when they change."""
+        engine = self._through_data
+        if engine is None:
+            return chain.layer_inputs() if chain.is_in_order() else ()
+        inputs = chain.layer_inputs()
+        if not inputs:
+            raise RuntimeError(
+                "teleporting needs to see the forward and backward pass that a gradient comes "
+                "from: call the model itself, not within torch.func or torch.jit, and make the "
+                "optimizer before a compiled model is called"
+            )
+        X = inputs[0].detach()
+        before = self._data
+        if before is not None and before.has_same_rows(X):
+            return inputs
+        self._data = ModelData(X, chain.s)
+        if before is not None and engine.action.needs_data:
+            # Exact on one mini-batch, the action would change the outputs on all others.
+            self._warn_and_turn_off("the data changes from step to step")
+            return inputs
+        try:
+            engine.check(self._data, tuple(as_matrix(layer.weight) for layer in chain.layers))
+        except InexactActionError as error:
+            self._warn_and_turn_off(str(error))
+        return inputs

@@ -1,0 +1,58 @@
+"""What a rule may use of a model as it trains: its layers as a chain, its hidden units."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from metaopt.optim.chain import Chain
+from metaopt.optim.half import HALF
+from metaopt.symmetry.discovery.find import plain, read_beside, symmetries
+from metaopt.symmetry.units import Units, units_of
+from metaopt.teleport.unit_engine import UnitEngine
+
+
+def units_within(
+    model: nn.Module | None, parameters: Sequence[Tensor], engine: object
+) -> Units | str:
+    """The units, or why there are none that may be scaled.
+
+    Args:
+        model: or None.
+        parameters: to optimise, in the order in which rules see them.
+        engine: of the rule, or None.
+    """
+    if not isinstance(engine, UnitEngine):
+        return "the rule scales no units"
+    if model is None:
+        return "no model was given"
+    if any(p.dtype in HALF for p in parameters):
+        return "its weights are too coarse to carry out an exact action"
+    model = plain(model)
+    names = {id(p): name for name, p in model.named_parameters()}
+    # Parameters of other models take their places, under what is no path.
+    shapes = {names.get(id(p), f"<{i}>"): p.shape for i, p in enumerate(parameters)}
+    units = units_of(symmetries(model), shapes)
+    if units is None:
+        return "no hidden units can be scaled; metaopt.symmetries(model) says why"
+    return units.to(parameters[0].device)
+
+
+def chain_within(
+    model: nn.Module | None, whole: nn.Module | None, parameters: Sequence[Tensor]
+) -> Chain | str:
+    """The model as a chain, or why it is none.
+
+    Args:
+        model: or a functional copy of it, or None.
+        whole: the model itself.
+        parameters: to optimise.
+    """
+    if model is None or whole is None:
+        return "no model was given"
+    if {id(p) for p in whole.parameters() if p.requires_grad} != {id(p) for p in parameters}:
+        return "the parameters to optimise are not those of the model"
+    chain = Chain.of(model)
+    reader = None if isinstance(chain, str) else read_beside(plain(whole))
+    return chain if reader is None else f"its layers may not be all that there is: {reader}"

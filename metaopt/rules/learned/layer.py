@@ -1,0 +1,209 @@
+"""The layer-wise rule: one small LSTM for all parameters of a model, a row for each.
+
+    f_l = -s_l ((sum_d a_l^d m_l^d + a_l^g G_l) / root_l + a_l^w [G_l != 0] W_l)
+    (s_l, a_l) = head(h_l),   h_l = m1(statistics of parameter l, mean statistics of all, h_l)
+
+with m^d running means of the gradient at the decays ``DECAYS`` and root^2 that of its square, both
+corrected for their start as in Adam; where that is within rounding of what others have (the bias
+before a BatchNorm) root is larger, and the step small. The network sees no entries: what it says of
+a parameter are the size of its step, the mixture of gradients old and new, and the decay of its
+weights. So a step costs some ten times Adam's, not a hundred, its state is four numbers an entry,
+and the same rule fits parameters of any shape. Its features need mini-batches' gradients alone; the
+loss is one more where it is known.
+
+That decay is *learned*: no ``weight_decay`` of an optimizer asks for it (``Proposal.decays`` tells
+it apart). It acts with the gradient: what this step has no gradient for, such as the rows of an
+embedding that were not looked up, does not shrink. *All* above are the parameters that move:
+those without a gradient, frozen or not used, are no part of any statistic.
+
+Untrained, it is a step of the fast and the slow mean with 0.1 of decay, of size e / (64 + rest) for
+a parameter [out, rest]: wider layers, smaller steps.
+
+References:
+    Kingma and Ba, Adam: a method for stochastic optimization (2015).
+    Metz et al., Tasks, stability, architecture, and compute: training more effective learned
+    optimizers, and using them to train themselves, arXiv 2009.11243, for statistics by tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from metaopt.base.loss_statistics import FLOOR
+from metaopt.base.network import Weights
+from metaopt.rules.base import Proposal, Rule, State
+from metaopt.rules.learned.clock import CLOCK_FEATURES, clock_features
+from metaopt.rules.learned.directions import HEAD_BOUND
+from metaopt.rules.learned.features import flat_gradient
+from metaopt.rules.learned.lstm import LSTM, Head
+from metaopt.tasks.base import Observation
+from metaopt.teleport.optimizer_state import Kept
+
+DECAYS = (0.5, 0.9, 0.99)
+"""Of the running means of the gradient."""
+SQUARES_DECAY = 0.999
+LOSS_DECAY = 0.9
+
+MIXTURE = (0.4, 0.0, 0.6, 0.0)
+"""Untrained coefficients of the running means, and of the gradient itself."""
+WEIGHT_DECAY = 0.1
+"""Untrained, in units of the step."""
+FAN_OFFSET = 64
+LOG_STEP = 1.0
+"""Untrained, of the step times FAN_OFFSET + rest."""
+LOG_STEP_BOUNDS = (-8.0, 2.0)
+
+ROUNDING = 1e-5
+"""Gradients below this share of the root mean square over all entries are taken for rounding."""
+SMALL_SQUARE = 1e-16
+"""Added under roots, whose derivative at 0 is infinite."""
+SMALL_WEIGHT = 1e-3
+LOSS_OFFSET = 1e-3
+SMALLEST_LOG = -6.0
+
+_MEANS = len(DECAYS)
+_OWN = (_MEANS + 1) + _MEANS + 3 + CLOCK_FEATURES + 2
+FEATURES = 2 * _OWN
+
+
+class LayerUpdateLSTM(Rule):
+    """m1 on statistics of whole parameters -> the coefficients of their updates.
+
+    Args:
+        hidden: size of the cells.
+        scale: factor on the outputs of the head.
+        seed: of the initialisation.
+        name: of the initialisation's stream.
+    """
+
+    def __init__(self, hidden: int, scale: float, seed: int, name: str) -> None:
+        super().__init__()
+        self.scale = scale
+        self.lstm = LSTM(FEATURES, hidden, seed, f"{name}/lstm")
+        self.head = Head(hidden, 1 + len(MIXTURE) + 1, seed, f"{name}/head", bound=HEAD_BOUND)
+
+    def kept(self, name: str) -> Kept:
+        """m and v are of entries; the rest, h, c, counts and the loss heard, of parameters."""
+        return {"m": Kept.GRADIENTS, "v": Kept.SQUARES}.get(name, Kept.TENSORS)
+
+    def initial_state(self, observation: Observation) -> State:
+        """Zeros: h and c [B, hidden, L]; three numbers [B, 1, L]; m [B, 3, P] and v [B, 1, P]."""
+        W = observation.weights
+        batch, entries = W[0].shape[0], sum(w[0].numel() for w in W)
+        numbers = {name: W[0].new_zeros(batch, 1, len(W)) for name in ("count", "loss", "heard")}
+        means = {"m": W[0].new_zeros(batch, _MEANS, entries)}
+        squares = {"v": W[0].new_zeros(batch, 1, entries)}
+        return self.lstm.initial_state(batch, len(W)) | numbers | means | squares
+
+    def propose(self, observation: Observation, state: State) -> tuple[Proposal, State]:
+        """Updates f."""
+        W, sizes = observation.weights, [w[0].numel() for w in observation.weights]
+        G, old = flat_gradient(observation)[:, None], state["m"].split(1, dim=1)
+        # Numbers of Python: a tensor of them would have to be copied to the device, and waited for.
+        means = [torch.lerp(G, mean, decay) for mean, decay in zip(old, DECAYS, strict=True)]
+        m = torch.cat(means, dim=1)
+        v = torch.lerp(G.square(), state["v"], SQUARES_DECAY)
+        count = state["count"] + 1
+        moves = torch.cat([part.any(2, keepdim=True) for part in G.split(sizes, dim=2)], dim=2)
+        # What the means are short of for their start is made good for whole parameters, below.
+        floor = ROUNDING**2 * _mean_square(v, moves, sizes) + FLOOR
+        steps = torch.cat([m, G], dim=1) / (v + floor).sqrt()
+        start = torch.cat([*(1 - decay**count for decay in DECAYS), torch.ones_like(count)], dim=1)
+        gain = (1 - SQUARES_DECAY**count).sqrt() / start
+
+        base = torch.cat([w.new_full((1, 1, 1), 1 / (FAN_OFFSET + w.shape[2])) for w in W], dim=2)
+        loss_features, heard = _hear(observation.loss, state)
+        own = torch.cat(
+            [
+                _statistics(steps, W, gain, base, sizes),
+                _is_vector(W).expand_as(count),
+                clock_features(count),
+                loss_features,
+            ],
+            dim=1,
+        )
+        of_all = _mean(own, moves, moves.sum(2, keepdim=True))
+        features = torch.cat([own, of_all.expand_as(own)], dim=1)
+        h, cells = self.lstm(features, state)
+
+        z = self.scale * self.head(h)
+        log_size, *mixed, more_decay = z.split(1, dim=1)
+        size = base * (log_size + LOG_STEP).clamp(*LOG_STEP_BOUNDS).exp()
+        untrained = zip(mixed, MIXTURE, strict=True)
+        mixture = size * gain * torch.cat([part + share for part, share in untrained], dim=1)
+        decay = size * WEIGHT_DECAY * (1 + more_decay)
+        parts = enumerate(zip(steps.split(sizes, dim=2), W, observation.grads, strict=True))
+        moved, shrunk = [], []
+        for i, (part, w, g) in parts:
+            shrunk.append(-decay[:, :, i, None] * torch.where(g == 0, 0.0, w))
+            mixed_steps = torch.bmm(mixture[:, :, i, None].mT, part).reshape_as(w)
+            moved.append(shrunk[-1] - mixed_steps)
+        proposal = Proposal(updates=tuple(moved), decays=tuple(shrunk))
+        return proposal, cells | heard | {"count": count, "m": m, "v": v}
+
+
+def _mean(values: Tensor, moves: Tensor, total: Tensor) -> Tensor:
+    """Over the parameters that move, [B, any, 1] of [B, any, L]; 0 where none does."""
+    return torch.where(moves, values, 0.0).sum(2, keepdim=True) / total.clamp(min=1)
+
+
+def _mean_square(v: Tensor, moves: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Of v [B, 1, P] over all entries of the parameters that move, [B, 1, 1]."""
+    sums = torch.cat([part.sum(2, keepdim=True) for part in v.split([*sizes], dim=2)], dim=2)
+    entries = torch.cat([v.new_full((1, 1, 1), float(size)) for size in sizes], dim=2)
+    return _mean(sums, moves, torch.where(moves, entries, 0.0).sum(2, keepdim=True))
+
+
+def _is_vector(weights: Weights) -> Tensor:
+    """1 for parameters of one column, [1, 1, L]; made without waiting for the device."""
+    flags = [w.new_full((1, 1, 1), float(w.shape[2] == 1)) for w in weights]
+    return torch.cat(flags, dim=2)
+
+
+def _statistics(
+    steps: Tensor, W: Weights, gain: Tensor, base: Tensor, sizes: Sequence[int]
+) -> Tensor:
+    """Of each parameter, on logarithmic scales where they are sizes, [B, 4 + 3 + 2, L].
+
+    The root mean squares of the running means and of the gradient, over ``root``; the cosine of
+    each mean with the gradient; the untrained step over the weights, and the weights.
+
+    Args:
+        steps: means and gradient over ``root``, but for their start: [B, 4, P].
+        W: the weights.
+        gain: what makes their start good, [B, 4, L].
+        base: 1 / (FAN_OFFSET + rest), [1, 1, L].
+        sizes: entries of each parameter.
+    """
+    products, weights = [], []
+    for part, w in zip(steps.split([*sizes], dim=2), W, strict=True):
+        products.append(torch.bmm(part, part.mT) / part.shape[2])
+        weights.append(w.square().mean(dim=(1, 2)))
+    gram = torch.stack(products, dim=3)
+    squares = gram.diagonal(dim1=1, dim2=2).mT
+    weight = (torch.stack(weights, dim=1)[:, None] + SMALL_SQUARE).sqrt() + SMALL_WEIGHT
+    rms = (squares + SMALL_SQUARE).sqrt()
+    cosines = gram[:, :-1, -1] / (rms[:, :-1] * rms[:, -1:])
+    logs = ((gain * rms).log().clamp(min=SMALLEST_LOG), cosines)
+    return torch.cat([*logs, (base / weight).log(), weight.log()], dim=1)
+
+
+def _hear(loss: Tensor | None, state: State) -> tuple[Tensor, State]:
+    """Two features of the loss [B, 2, L], and what is kept of it.
+
+    Its logarithm over the running mean of it, and by itself; 0 where the loss is not known.
+    """
+    if loss is None:
+        nothing = torch.zeros_like(state["loss"]).expand(-1, 2, -1)
+        return nothing, {name: state[name] for name in ("loss", "heard")}
+    # What is no loss is not heard: its logarithm would be in all weights from then on.
+    known = (torch.isfinite(loss) & (loss > -LOSS_OFFSET))[:, None, None].expand_as(state["loss"])
+    log = torch.where(known, loss[:, None, None] + LOSS_OFFSET, 1.0).log()
+    mean = torch.where(known, torch.lerp(log, state["loss"], LOSS_DECAY), state["loss"])
+    heard = state["heard"] + known
+    expected = mean / (1 - LOSS_DECAY ** heard.clamp(min=1))
+    features = torch.cat([(log - expected).clamp(-3, 3), log / 3], dim=1)
+    return torch.where(known, features, 0.0), {"loss": mean, "heard": heard}

@@ -1,0 +1,77 @@
+"""Bounds for a learned step size: any real number -> [low, high]."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from metaopt.base.loss_statistics import FLOOR
+from metaopt.rules.learned.features import Seen
+
+
+class StepSizeBound(ABC):
+    """z -> eta in [low, high].
+
+    Args:
+        low: smallest step size, above 0.
+        high: largest step size.
+    """
+
+    def __init__(self, low: float, high: float) -> None:
+        self.low = low
+        self.high = high
+
+    @property
+    @abstractmethod
+    def start(self) -> float:
+        """The z that an untrained rule begins at."""
+
+    @abstractmethod
+    def __call__(self, z: Tensor, seen: Seen) -> Tensor:
+        """The step sizes [B] of z [B]."""
+
+
+class Clamp(StepSizeBound):
+    """eta = min(max(z, low), high), as in the paper; no gradient outside the interval."""
+
+    @property
+    def start(self) -> float:
+        """The geometric mean itself."""
+        return math.sqrt(self.low * self.high)
+
+    def __call__(self, z: Tensor, seen: Seen) -> Tensor:
+        """The clamped z."""
+        return z.clamp(self.low, self.high)
+
+
+class Sigmoid(StepSizeBound):
+    """eta = low (high / low)^sigmoid(z): smooth, even on a logarithmic scale."""
+
+    @property
+    def start(self) -> float:
+        """Half way on the logarithmic scale."""
+        return 0.0
+
+    def __call__(self, z: Tensor, seen: Seen) -> Tensor:
+        """The interpolated step size."""
+        return self.low * torch.exp(torch.sigmoid(z) * math.log(self.high / self.low))
+
+
+class Natural(StepSizeBound):
+    """eta = e^z / max_l curvature_l, clamped to the interval.
+
+    At z = 0 the largest step of gradient descent that is safe for each layer alone.
+    """
+
+    @property
+    def start(self) -> float:
+        """Half of that, since the layers step together."""
+        return -math.log(2)
+
+    def __call__(self, z: Tensor, seen: Seen) -> Tensor:
+        """The safe step, times e^z."""
+        safe = 1 / (seen.curvatures.amax(1) + FLOOR)
+        return (z.exp() * safe).clamp(self.low, self.high)

@@ -1,0 +1,1 @@
+"""The symmetries of an ``nn.Module``: traced, followed from layer to layer, put to the test."""

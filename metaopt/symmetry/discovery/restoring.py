@@ -1,0 +1,283 @@
+"""A model, and all that its code holds, as it was: whatever happens while the code runs.
+
+What is kept are the attributes of modules and of plain objects, lists, dictionaries and sets,
+wherever the model's code may come to them (``reach``): on the model, in closures and globals, on
+classes. What is restored are these objects themselves, so that whoever shares them sees nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+import random
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import CellType, FunctionType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from metaopt.symmetry.discovery.reachable import (
+    CACHED,
+    MISSING,
+    contents,
+    is_foreign,
+    named_globals,
+    reachable,
+    slots_of,
+)
+from metaopt.symmetry.discovery.watch import UntraceableError
+
+Restore = Callable[[], None]
+Source = tuple[Callable[[], Any], Callable[[Any], Any]]
+"""How to read and how to set the state of a source of random numbers."""
+
+
+class Guard:
+    """Keeps what code of a model may change.
+
+    Args:
+        model: whose code is going to run.
+
+    Attributes:
+        found: all that the code may come to.
+        tensors: those among it; they are kept by ``holding_tensors`` alone.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.found = found = reachable([model])
+        self.tensors = [thing for thing in found if isinstance(thing, Tensor)]
+        self._sources = [*_global_sources(), *(s for x in found if (s := _source(x)))]
+        self._draws = self._states()
+        self._restores = [restore for thing in found for restore in _restores(thing)]
+
+    def drew(self) -> bool:
+        """Whether random numbers were drawn."""
+        return _comparable(self._states()) != _comparable(self._draws)
+
+    def restore(self) -> None:
+        """All as it was, but for the numbers in tensors."""
+        for restore in self._restores:
+            restore()
+        for (_, put), state in zip(self._sources, self._draws, strict=True):
+            put(state)
+
+    @contextmanager
+    def holding_tensors(self) -> Iterator[None]:
+        """The numbers in tensors too, when the context is left."""
+        # An alias has a version of its own: a graph that waits for its backward pass stays good.
+        kept = [
+            (tensor, tensor.data, tensor.detach().clone())
+            for tensor in self.tensors
+            if not isinstance(tensor, nn.UninitializedParameter | nn.UninitializedBuffer)
+        ]
+        try:
+            yield
+        finally:
+            for tensor, alias, numbers in kept:
+                if not torch.equal(alias, numbers):
+                    alias.copy_(numbers)
+                if tensor.data_ptr() != alias.data_ptr():
+                    tensor.data = alias
+            self.restore()
+
+    def hide_iterators(self) -> None:
+        """Exchange iterators, which cannot go back, for what cannot be used, until ``restore``."""
+        for thing in self.found:
+            if isinstance(thing, dict):
+                for key in [key for key, value in dict.items(thing) if _is_iterator(value)]:
+                    dict.__setitem__(thing, key, _Hidden())
+            elif isinstance(thing, list):
+                for i in [i for i, value in enumerate(list(thing)) if _is_iterator(value)]:
+                    list.__setitem__(thing, i, _Hidden())
+            elif isinstance(thing, CellType) and _is_iterator(contents(thing)):
+                thing.cell_contents = _Hidden()
+            elif isinstance(thing, FunctionType) and not is_foreign(thing):
+                for namespace, name, value in list(named_globals(thing)):
+                    if _is_iterator(value):
+                        namespace[name] = _Hidden()
+
+    def _states(self) -> list[Any]:
+        return [get() for get, _ in self._sources]
+
+
+class _Hidden(Iterator[Any]):
+    """In the place of an iterator of Python's own, of which nothing else is known."""
+
+    def __next__(self) -> Any:
+        raise UntraceableError("it takes from an iterator, which cannot go back")
+
+
+def _is_iterator(thing: Any) -> bool:
+    return isinstance(thing, Iterator) and is_foreign(type(thing))
+
+
+def _global_sources() -> list[Source]:
+    sources: list[Source] = [
+        (torch.get_rng_state, torch.set_rng_state),
+        (random.getstate, random.setstate),
+        (np.random.get_state, np.random.set_state),
+    ]
+    if torch.cuda.is_initialized():
+        sources.append((torch.cuda.get_rng_state_all, torch.cuda.set_rng_state_all))
+    return sources
+
+
+def _comparable(state: Any) -> Any:
+    """A state of random numbers, whatever it is made of, to be compared by ``==``."""
+    if isinstance(state, Tensor):
+        state = state.numpy()
+    if isinstance(state, np.ndarray):
+        return state.tobytes()
+    if isinstance(state, dict):
+        state = list(state.items())
+    return [_comparable(part) for part in state] if isinstance(state, list | tuple) else state
+
+
+def _source(thing: Any) -> Source | None:
+    if isinstance(thing, torch.Generator):
+        return thing.get_state, thing.set_state
+    if isinstance(thing, random.Random) and not isinstance(thing, random.SystemRandom):
+        return thing.getstate, thing.setstate
+    if isinstance(thing, np.random.RandomState):
+        return thing.get_state, thing.set_state
+    if isinstance(thing, np.random.Generator):
+        bits = thing.bit_generator
+        return lambda: bits.state, functools.partial(setattr, bits, "state")
+    return None
+
+
+def _restores(thing: Any) -> Iterator[Restore]:
+    """What puts an object back."""
+    if isinstance(thing, torch.jit.ScriptModule):
+        yield functools.partial(setattr, thing, "training", thing.training)
+    elif isinstance(thing, dict):
+        yield _of_items(thing)
+    elif isinstance(thing, list):
+        yield _of_list(thing)
+    elif isinstance(thing, set):
+        yield _of_collection(thing, set.update)
+    elif isinstance(thing, deque):
+        yield _of_collection(thing, deque.extend)
+    elif isinstance(thing, np.ndarray) and not isinstance(thing, np.memmap):
+        yield _of_bytes(thing)
+    elif isinstance(thing, CellType):
+        yield _of_cell(thing)
+    elif isinstance(thing, CACHED):
+        yield _of_cache(thing)
+    elif isinstance(thing, FunctionType) and not is_foreign(thing):
+        for namespace, name, value in named_globals(thing):
+            yield _of_name(namespace, name, value)
+    elif isinstance(thing, type) and not is_foreign(thing):
+        yield _of_class(thing)
+    for name, value in slots_of(thing).items():
+        yield _of_slot(thing, name, value)
+
+
+def _same(found: Any, kept: Any) -> bool:
+    """Whether two sequences hold the same objects: stand-ins are not to be compared."""
+    return len(found) == len(kept) and all(a is b for a, b in zip(found, kept, strict=True))
+
+
+def _of_items(found: dict[Any, Any]) -> Restore:
+    kind: Any = OrderedDict if isinstance(found, OrderedDict) else dict
+    keys, values = list(dict.keys(found)), list(dict.values(found))
+
+    def restore() -> None:
+        if not (_same(dict.keys(found), keys) and _same(dict.values(found), values)):
+            kind.clear(found)
+            kind.update(found, zip(keys, values, strict=True))
+
+    return restore
+
+
+def _of_list(found: list[Any]) -> Restore:
+    kept = list(found)
+
+    def restore() -> None:
+        if not _same(found, kept):
+            list.__setitem__(found, slice(None), kept)
+
+    return restore
+
+
+def _of_collection(found: Any, fill: Callable[[Any, Any], None]) -> Restore:
+    kept = list(found)
+
+    def restore() -> None:
+        if not _same(list(found), kept):
+            found.clear()
+            fill(found, kept)
+
+    return restore
+
+
+def _of_bytes(found: Any) -> Restore:
+    kept = found.copy()
+
+    def restore() -> None:
+        # Bytes, since an array may hold objects that are not to be compared.
+        if found.tobytes() != kept.tobytes():
+            found[...] = kept
+
+    return restore
+
+
+def _of_cell(cell: CellType) -> Restore:
+    kept = contents(cell)
+
+    def restore() -> None:
+        if kept is not MISSING:
+            cell.cell_contents = kept
+        elif contents(cell) is not MISSING:
+            del cell.cell_contents
+
+    return restore
+
+
+def _of_cache(cached: Any) -> Restore:
+    kept = cached.cache_info()
+
+    def restore() -> None:
+        # What was cached for stand-ins cannot be told from the rest, which can be made again.
+        if cached.cache_info() != kept:
+            cached.cache_clear()
+
+    return restore
+
+
+def _of_name(namespace: dict[str, Any], name: str, value: Any) -> Restore:
+    def restore() -> None:
+        if namespace.get(name, MISSING) is not value:
+            if value is MISSING:
+                del namespace[name]
+            else:
+                namespace[name] = value
+
+    return restore
+
+
+def _of_slot(thing: Any, name: str, value: Any) -> Restore:
+    def restore() -> None:
+        if getattr(thing, name, MISSING) is not value:
+            if value is MISSING:
+                object.__delattr__(thing, name)
+            else:
+                object.__setattr__(thing, name, value)
+
+    return restore
+
+
+def _of_class(kind: type) -> Restore:
+    kept = dict(kind.__dict__)
+
+    def restore() -> None:
+        for name in [name for name in kind.__dict__ if name not in kept]:
+            type.__delattr__(kind, name)
+        for name, value in kept.items():
+            if kind.__dict__.get(name, MISSING) is not value:
+                type.__setattr__(kind, name, value)
+
+    return restore

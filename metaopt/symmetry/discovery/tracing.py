@@ -1,0 +1,312 @@
+"""Which module feeds which: symbolic traces of a model, in every way in which it may be called.
+
+A model is traced by ``torch.fx`` in training and in evaluation mode, with all arguments of its
+``forward`` given and with the required ones alone. What holds in every trace holds for the model.
+A module whose own ``forward`` cannot be traced becomes one node that nothing is known about.
+
+Tracing runs the model's Python code on stand-ins. What it computes with parameters outside of the
+trace is noticed and ends it (``watch``); what it keeps anywhere is put back as it was (``guard``).
+Code that draws random numbers of its own may take another way the next time, and counts as not
+traceable. Of code that is not traced it is asked which parameters it could come to (``reach``).
+"""
+
+from __future__ import annotations
+
+import dis
+import inspect
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from contextvars import copy_context
+from dataclasses import dataclass, replace
+from functools import partial
+from types import CodeType, FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from metaopt.symmetry.discovery.memory import Owners, named_tensors
+from metaopt.symmetry.discovery.reachable import is_foreign
+from metaopt.symmetry.discovery.restoring import Guard
+from metaopt.symmetry.discovery.unseen import (
+    hooks,
+    hooks_on_all_modules,
+    is_leaf,
+    only_observes,
+    unseen,
+)
+from metaopt.symmetry.discovery.watch import UntraceableError, Watch, noting
+
+COMPILED = "it is compiled by torch.jit"
+
+
+class _RetraceError(Exception):
+    """A module turned out to be opaque: trace again with it as a leaf."""
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One way through a model.
+
+    Attributes:
+        graph: of calls; targets of modules are paths.
+        opaque: why the modules at these paths could not be traced.
+        calls: how often each module is called, by identity.
+        places: in how many called modules each module lies, by identity.
+        read: paths of tensors that code of the model reads by itself.
+        unseen: path of a tensor -> what is assumed of code that may read it and was not traced.
+        partial: whether optional arguments were left at their defaults, for want of a trace with
+            all of them.
+    """
+
+    graph: fx.Graph
+    opaque: dict[str, str]
+    calls: Counter[int]
+    places: Counter[int]
+    read: frozenset[str]
+    unseen: dict[str, str]
+    partial: bool = False
+
+    def reaches(self, path: str) -> bool:
+        """Whether a module may take part: it is called, or lies in one that is."""
+        called = [str(node.target) for node in self.graph.nodes if node.op == "call_module"]
+        return any(path == leaf or not leaf or path.startswith(f"{leaf}.") for leaf in called)
+
+
+class _Tracer(fx.Tracer):
+    """fx's tracer, with opaque modules, buffers as nodes and a choice of arguments.
+
+    Args:
+        opaque: paths of modules not to enter, with reasons; grows.
+        defaults: whether optional arguments keep their defaults.
+        watch: over what the code does beside.
+    """
+
+    proxy_buffer_attributes = True
+
+    def __init__(self, opaque: dict[str, str], defaults: bool, watch: Watch) -> None:
+        super().__init__()
+        self.opaque = opaque
+        self.defaults = defaults
+        self.watch = watch
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return is_leaf(m) or module_qualified_name in self.opaque
+
+    def path_of_module(self, mod: nn.Module) -> str:
+        try:
+            return super().path_of_module(mod)
+        except NameError:
+            self.watch.refuse(f"it calls a {type(mod).__name__} that is no part of the model")
+
+    def call_module(
+        self,
+        m: nn.Module,
+        forward: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        if not is_leaf(m) and any(True for _ in hooks(m)):
+            # Entering it would run the hooks on stand-ins, which they may keep.
+            self.opaque.setdefault(self.path_of_module(m), "it has forward hooks")
+        if isinstance(m, torch.jit.ScriptModule):
+            self.opaque.setdefault(self.path_of_module(m), COMPILED)
+        try:
+            return super().call_module(m, forward, args, kwargs)
+        except _RetraceError:
+            raise
+        except Exception as error:
+            # The model's code may raise anything when it meets a stand-in.
+            path = self.path_of_module(m)
+            if self.is_leaf_module(m, path):
+                raise
+            self.opaque[path] = _first_line(error)
+            raise _RetraceError from error
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        # The frames below: this one, that of ``Proxy.__bool__``, and the code of the model.
+        if _is_assertion(sys._getframe(2)):
+            return True
+        return self._noted(super().to_bool, obj)
+
+    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+        return self._noted(super().iter, obj)
+
+    def _noted(self, ask: Callable[[fx.Proxy], Any], obj: fx.Proxy) -> Any:
+        """What data would tell, if anything: code may catch the exception and go another way."""
+        try:
+            return ask(obj)
+        except fx.proxy.TraceError as error:
+            self.watch.refused = _first_line(error)
+            raise
+
+    def create_arg(self, a: Any) -> Any:
+        if isinstance(a, Tensor) and not isinstance(a, nn.Parameter):
+            self.watch.require_no_parameters([a])
+        return super().create_arg(a)
+
+    def create_args_for_root(
+        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
+    ) -> tuple[Any, list[Any]]:
+        function, arguments = super().create_args_for_root(root_fn, is_module, concrete_args)
+        if self.defaults:
+            parameters = sorted(inspect.signature(root_fn).parameters.values(), key=_place)
+            arguments = [
+                _default(parameter, argument)
+                for parameter, argument in zip(parameters, arguments, strict=True)
+            ]
+        return function, arguments
+
+
+def _is_assertion(frame: FrameType) -> bool:
+    """Whether a frame is testing the condition of an ``assert``, which holds or ends the call."""
+    ahead = [i for i in dis.get_instructions(frame.f_code) if i.offset >= frame.f_lasti][:4]
+    names = " ".join(f"{i.opname} {i.argrepr}" for i in ahead)
+    jump, _, then = names.partition("IF_TRUE")
+    return then != "" and jump.count("JUMP") == 1 and "ASSERTION" in then.upper()
+
+
+def _default(parameter: inspect.Parameter, argument: Any) -> Any:
+    """What a parameter of ``forward`` is if it is not given; the argument where it must be."""
+    if parameter.kind is parameter.VAR_POSITIONAL:
+        return ()
+    if parameter.kind is parameter.VAR_KEYWORD:
+        return {}
+    return argument if parameter.default is parameter.empty else parameter.default
+
+
+def _place(parameter: inspect.Parameter) -> int:
+    """Order of the code object, in which fx passes arguments: ``*args`` after keyword-only ones."""
+    order = (
+        parameter.POSITIONAL_ONLY,
+        parameter.POSITIONAL_OR_KEYWORD,
+        parameter.KEYWORD_ONLY,
+        parameter.VAR_POSITIONAL,
+        parameter.VAR_KEYWORD,
+    )
+    return order.index(parameter.kind)
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def _graph_of_leaf() -> fx.Graph:
+    """Of a model that is one of torch's own modules: one call of "", the model itself."""
+    graph = fx.Graph()
+    graph.output(graph.create_node("call_module", "", (graph.placeholder("x"),)))
+    return graph
+
+
+def _trace_once(
+    model: nn.Module, guard: Guard, opaque: dict[str, str], training: bool | None, defaults: bool
+) -> tuple[fx.Graph, list[CodeType]]:
+    """The graph, and the user's code that ran for it."""
+    ran: dict[int, CodeType] = {}
+    named = ((path, t) for path, t in named_tensors(model) if isinstance(t, nn.Parameter))
+    watch = Watch(Owners(named), guard.tensors)
+    try:
+        guard.hide_iterators()
+        for module in model.modules():
+            if training is not None and "training" in module.__dict__:
+                module.__dict__["training"] = training
+            # Compiled by torch.compile in place: its code is traced instead.
+            module.__dict__.pop("_compiled_call_impl", None)
+        with ExitStack() as stack:
+            stack.enter_context(warnings.catch_warnings())
+            warnings.simplefilter("ignore")
+            if torch.get_default_device().type == "meta":
+                stack.enter_context(torch.device("cpu"))
+            stack.enter_context(watch)
+            stack.enter_context(noting(ran))
+            for module in model.modules():
+                # Code of the user's that runs when the mode changes.
+                if training is not None and not is_foreign(module.train):
+                    module.train(training)
+            graph = copy_context().run(_Tracer(opaque, defaults, watch).trace, model)
+        if watch.refused is not None:
+            raise UntraceableError(watch.refused)
+        if guard.drew():
+            raise UntraceableError("it draws random numbers outside of the trace")
+        return graph, list(ran.values())
+    finally:
+        guard.restore()
+
+
+def _trace(model: nn.Module, guard: Guard, training: bool | None, defaults: bool) -> Trace:
+    """One trace; raises ``UntraceableError`` where the model's own ``forward`` has none."""
+    opaque: dict[str, str] = {}
+    known = -1
+    # Code that catches every exception also catches the call for another trace.
+    while known < len(opaque):
+        known = len(opaque)
+        try:
+            graph, ran = _trace_once(model, guard, opaque, training, defaults)
+        except _RetraceError:
+            continue
+        except Exception as error:
+            if known < len(opaque):
+                continue
+            raise UntraceableError(_first_line(error)) from error
+    return _record(model, guard.found, ran, graph, opaque)
+
+
+def _record(
+    model: nn.Module, found: list[Any], ran: list[CodeType], graph: fx.Graph, opaque: dict[str, str]
+) -> Trace:
+    """What a graph shows; for the arguments see ``unseen``."""
+    called = [str(node.target) for node in graph.nodes if node.op == "call_module"]
+    calls = Counter(id(model.get_submodule(path)) for path in called)
+    places = Counter(
+        id(module)
+        for path in dict.fromkeys(called)
+        for _, module in model.get_submodule(path).named_modules(remove_duplicate=False)
+    )
+    read = frozenset(str(node.target) for node in graph.nodes if node.op == "get_attr")
+    return Trace(graph, opaque, calls, places, read, unseen(model, found, ran, graph, opaque))
+
+
+def traces(model: nn.Module) -> list[Trace]:
+    """The traces of a model.
+
+    Raises:
+        UntraceableError: where there is none.
+    """
+    if isinstance(model, torch.jit.ScriptModule):
+        raise UntraceableError(COMPILED)
+    if not all(map(only_observes, hooks_on_all_modules())):
+        raise UntraceableError("forward hooks on all modules may change what it computes")
+    if is_leaf(model):
+        return [_record(model, [], [], _graph_of_leaf(), {})]
+    if "forward" in model.__dict__:
+        raise UntraceableError("its forward is replaced on the instance")
+    signature = inspect.signature(type(model).forward).parameters.values()
+    has_options = any(_default(parameter, parameter) is not parameter for parameter in signature)
+    found = []
+    guard = Guard(model)
+    is_mixed = len({module.training for module in model.modules()}) > 1
+    for training in (True, False, None) if is_mixed else (True, False):
+        trace = partial(_trace, model, guard, training)
+        found += _with_and_without_options(trace) if has_options else [trace(False)]
+    return found
+
+
+def _with_and_without_options(trace: Callable[[bool], Trace]) -> list[Trace]:
+    """Those that there are; the one with all arguments is left out where it shows less."""
+    found: dict[bool, Trace] = {}
+    for defaults in (True, False):
+        try:
+            found[defaults] = trace(defaults)
+        except UntraceableError as error:
+            reason = error
+    if not found:
+        raise reason
+    if True in found and (
+        False not in found or not set(found[False].opaque) <= set(found[True].opaque)
+    ):
+        return [replace(found[True], partial=True)]
+    return list(found.values())

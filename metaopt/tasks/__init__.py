@@ -1,0 +1,1 @@
+"""What is trained: observations, the regression family, a user's own, images, variations."""

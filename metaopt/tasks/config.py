@@ -1,0 +1,91 @@
+"""The section ``task`` of configurations."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
+
+from metaopt.base.fields import Model as _Model
+from metaopt.base.fields import Size
+from metaopt.base.fields import described as _field
+
+Distribution = Literal["uniform", "gaussian"]
+REGRESSION = "leaky_relu_regression"
+ONLY_THE_LOSS = "of a family of your own only the loss is known, which is enough for"
+_OWN = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
+
+
+MOVED = {"metaopt.image_tasks:Images": "metaopt.tasks.images:Images"}
+"""Class paths that older checkpoints and configurations have, and where the classes are now."""
+
+
+def _is_family(name: str) -> str:
+    if name != REGRESSION and not _OWN.fullmatch(name):
+        raise ValueError(
+            f"found {name!r:.60}, expected {REGRESSION}, or a class of yours as "
+            f"package.module:ClassName"
+        )
+    return MOVED.get(name, name)
+
+
+class TaskConfig(_Model):
+    """The task family."""
+
+    family: Annotated[str, AfterValidator(_is_family)] = _field(
+        REGRESSION,
+        f"{REGRESSION}, described by the fields below; or a class of yours, package.module:Class",
+    )
+    options: dict[str, bool | int | float | str | None] | None = _field(
+        None, "keyword arguments of a class of yours"
+    )
+    more: list[dict[str, bool | int | float | str | None]] | None = _field(
+        None,
+        "further keyword arguments: meta-training draws its meta-batches from all of them in turn, "
+        "the first from `options`, which alone is validated on",
+    )
+    layers: Annotated[int, Field(ge=2, le=100)] = _field(2, "number of weight matrices")
+    width: Size = _field(20, "k, units of each hidden layer")
+    inputs: Size = _field(20, "n, rows of X")
+    outputs: Size = _field(20, "m, rows of Y")
+    samples: Size = _field(20, "N, columns of X and Y")
+    slope: Annotated[float, Field(gt=0, le=1)] = _field(
+        0.1, "negative slope of LeakyReLU; 1 makes the network linear"
+    )
+    weights: Distribution = _field(
+        "uniform", "initial weights: uniform on [0, 1), or normal with variance 1 / fan_in"
+    )
+    data: Distribution = _field("uniform", "X and Y: uniform on [0, 1), or standard normal")
+
+    @model_serializer(mode="wrap")
+    def _without_empty_options(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A family without options is written as before there were any: caches and states fit."""
+        written: dict[str, Any] = handler(self)
+        empty = {name for name in ("options", "more") if written.get(name) is None}
+        return {name: value for name, value in written.items() if name not in empty}
+
+    @property
+    def is_own(self) -> bool:
+        """Whether the family is a class of the user's."""
+        return self.family != REGRESSION
+
+    @model_validator(mode="after")
+    def _of_one_kind(self) -> TaskConfig:
+        if not self.is_own:
+            if self.options is not None or self.more is not None:
+                raise ValueError(f"options are for a class of yours, found family: {REGRESSION}")
+            return self
+        for name, info in type(self).model_fields.items():
+            if name not in ("family", "options", "more") and getattr(self, name) != info.default:
+                raise ValueError(
+                    f"{name} is a field of {REGRESSION}; what {self.family} takes goes in options: "
+                    f"options: {{{name}: {getattr(self, name)}}}"
+                )
+        return self

@@ -1,0 +1,120 @@
+"""A task family of images: small networks on scikit-learn's digits, or on MNIST.
+
+    f(x) = W2 s(W1 x + b1) + b2,   s LeakyReLU(0.1),   loss: cross-entropy, on mini-batches
+
+or another of ``image_networks``.
+
+    task: {family: "metaopt.tasks.images:Images", options: {width: 32}}
+    task: {family: "metaopt.tasks.images:Images", options: {width: 32, path: the folder of MNIST}}
+
+A third of the digits (MNIST's test files) is *unseen*: no task shows it unless ``unseen`` is set,
+and then as what trajectories are judged on, after training on all others. Otherwise each task
+splits those others anew, three quarters to be trained on and one to be judged on. Rules that are
+meta-trained without ``unseen`` have met no image that they are evaluated on with it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.func import functional_call
+from torch.nn import functional
+
+from metaopt.base.errors import UserError
+from metaopt.base.network import as_matrices
+from metaopt.base.streams import Stream, generator
+from metaopt.symmetry.discovery.find import symmetries
+from metaopt.symmetry.units import units_of
+from metaopt.tasks.datasets import Images as Labelled
+from metaopt.tasks.datasets import digits, mnist
+from metaopt.tasks.image_networks import NETWORKS
+from metaopt.tasks.own import Family, Task, fresh_weights
+
+
+class Images(Family):
+    """Networks with their initial weights as torch draws them.
+
+    Args:
+        width: hidden units.
+        network: its name in ``image_networks.NETWORKS``.
+        path: a folder with MNIST's IDX files; None for scikit-learn's digits.
+        unseen: judge on images that no other task shows.
+        unbalanced: largest standard deviation of the logarithms t that hidden units start scaled
+            by, x -> exp(t) x what makes them and y -> exp(-t) y what reads them; that of each task
+            is uniform below it. The network computes the same: it starts elsewhere on its orbit.
+        batch: images of a mini-batch.
+        judged: the most images that a task is judged on.
+
+    Raises:
+        UserError: where the data are missing or damaged.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        network: str = "two_layers",
+        path: str | None = None,
+        unseen: bool = False,
+        unbalanced: float = 0.0,
+        batch: int = 32,
+        judged: int = 600,
+    ) -> None:
+        seen, apart = _digits() if path is None else _mnist(Path(path))
+        self.batch = batch
+        self.unseen = unseen
+        self.unbalanced = unbalanced
+        self.judged = judged
+        self.seen = len(seen.y)
+        self.shared = (torch.cat([seen.X, apart.X]), torch.cat([seen.y, apart.y]))
+        X, y = self.shared
+        if network not in NETWORKS:
+            raise UserError(f"network: found {network!r}, expected one of {', '.join(NETWORKS)}")
+        self.net = NETWORKS[network](X.shape[1], width, int(y.max()) + 1)
+        self.symmetries = symmetries(self.net)
+        self.units = units_of(self.symmetries, {n: p.shape for n, p in self.net.named_parameters()})
+
+    def sample(self, generator: np.random.Generator) -> Task:
+        """Row numbers of images, and new weights."""
+        weights = self._elsewhere(fresh_weights(self.net, generator), generator)
+        if self.unseen:
+            shown = np.arange(self.seen)
+            judged = generator.permutation(np.arange(self.seen, len(self.shared[1])))
+        else:
+            rows = generator.permutation(self.seen)
+            shown, judged = np.split(rows, [3 * self.seen // 4])
+        parts = (torch.from_numpy(part) for part in (shown, judged[: self.judged]))
+        data, test = ((rows,) for rows in parts)
+        return Task(weights, data, test)
+
+    def _elsewhere(
+        self, weights: dict[str, Tensor], generator: np.random.Generator
+    ) -> dict[str, Tensor]:
+        if self.unbalanced == 0:
+            return weights
+        assert self.units is not None
+        spread = generator.uniform(0, self.unbalanced)
+        t = torch.from_numpy(spread * generator.standard_normal((1, self.units.count)))
+        matrices = tuple(as_matrices(W[None]) for W in weights.values())
+        moved, _ = self.units.scaled(t.to(matrices[0]), matrices)
+        parts = zip(weights.items(), moved, strict=True)
+        return {name: M.reshape(W.shape) for (name, W), M in parts}
+
+    def loss(self, weights: dict[str, Tensor], data: tuple[Tensor, ...], *shared: Tensor) -> Tensor:
+        """Mean cross-entropy of the images at the given rows."""
+        (rows,), (X, y) = data, shared
+        return functional.cross_entropy(functional_call(self.net, weights, (X[rows],)), y[rows])
+
+
+def _digits() -> tuple[Labelled, Labelled]:
+    """The digits in one fixed order, two thirds and one third."""
+    found = digits()
+    order = torch.from_numpy(generator(Stream.SPLIT, seed=0).permutation(len(found.y)))
+    first, last = order.split([2 * len(order) // 3, len(order) - 2 * len(order) // 3])
+    return Labelled(found.X[first], found.y[first]), Labelled(found.X[last], found.y[last])
+
+
+def _mnist(folder: Path) -> tuple[Labelled, Labelled]:
+    return mnist(folder, "train"), mnist(folder, "test")

@@ -1,0 +1,290 @@
+"""Tasks of a user's family side by side, from the loss of one of them.
+
+    L_b(w) = loss(w_b, data_b),   grad L_b by reverse mode, over b by ``vmap``
+
+Weights of any shapes become the matrices that the inner loop works on, [B, out, rest], as
+``LearnedOptimizer`` lays them out. With mini-batches inner step t observes L on rows of the data
+that depend on the task and on t alone, drawn on the device:
+
+    rows_b,t = floor(n u),   u from Philox at (key of task b, t)
+
+What the network is made of stays unknown, so that there are no layer inputs to be seen and no
+teleports through the data. Hidden units are scaled where the family lists its symmetries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Self
+
+import torch
+from torch import Tensor
+from torch.func import grad_and_value, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from metaopt.base.errors import UserError
+from metaopt.base.global_generators import seeded
+from metaopt.base.loss_statistics import SMALL_LOSS
+from metaopt.base.network import Weights, as_matrices
+from metaopt.base.streams import Stream, choices, item_generator
+from metaopt.symmetry.groups import Symmetry
+from metaopt.symmetry.units import Units, units_of
+from metaopt.tasks.base import NOTHING, Hidden, Observation, TaskFamily, Tasks
+from metaopt.tasks.own import Family, Task, asked, check_task
+
+Shapes = dict[str, torch.Size]
+INEXACT = 1e-6
+"""Relative change of a loss under a symmetry, in float64, from which it is none."""
+
+
+@dataclass(frozen=True)
+class LossTasks(Tasks):
+    """B tasks of a family.
+
+    Attributes:
+        family: whose loss it is.
+        shapes: of the weights, in the order of the matrices.
+        initial: each [B, out, rest].
+        data: each [B, n, ..].
+        test: what trajectories are judged on, each [B, n', ..]; empty for ``data``.
+        shared: without a batch axis.
+        keys: of the mini-batches' streams, int64 [B, 2].
+        seen: the mini-batch at hand, each [B, family.batch, ..]; empty for all data.
+        units: the hidden units that may be scaled, or None where the family lists no symmetries.
+    """
+
+    family: Family
+    shapes: Shapes
+    initial: Weights
+    data: tuple[Tensor, ...]
+    test: tuple[Tensor, ...]
+    shared: tuple[Tensor, ...]
+    keys: Tensor
+    seen: tuple[Tensor, ...] = ()
+    units: Units | None = None
+    hides: Hidden = NOTHING
+
+    def at(self, step: int) -> Self:
+        """The tasks with the mini-batch of inner step ``step``, if there are mini-batches."""
+        if self.family.batch is None:
+            return self
+        rows = choices(self.keys, step, self.family.batch, below=self.data[0].shape[1])
+        tasks = torch.arange(self.size, device=rows.device)[:, None]
+        return replace(self, seen=tuple(tensor[tasks, rows] for tensor in self.data))
+
+    def observe(self, weights: Weights) -> Observation:
+        """Loss and exact gradient at ``weights``, on the mini-batch at hand."""
+        over_tasks = vmap(grad_and_value(self._of_one), in_dims=(0, 0))
+        grads, loss = over_tasks(weights, self.seen or self.data)
+        return Observation(weights, grads, inputs=(), loss=loss, units=self.units)
+
+    def seen_loss(self, weights: Weights) -> Tensor:
+        """L(w), [B], on the mini-batch at hand."""
+        return vmap(self._of_one, in_dims=(0, 0))(weights, self.seen or self.data)
+
+    def loss(self, weights: Weights) -> Tensor:
+        """L(w), [B], on all of what the tasks are judged on."""
+        return vmap(self._of_one, in_dims=(0, 0))(weights, self.test or self.data)
+
+    def judged(self, weights: Weights, observed: Tensor) -> Tensor:
+        """The loss on all data, or on those kept apart; no second evaluation where it is known."""
+        return self.loss(weights) if self.seen or self.test else observed
+
+    def _of_one(self, matrices: Weights, data: tuple[Tensor, ...]) -> Tensor:
+        parts = zip(self.shapes.items(), matrices, strict=True)
+        weights = {name: W.reshape(shape) for (name, shape), W in parts}
+        # Of torch's kernels for attention this one alone can be differentiated twice.
+        with sdpa_kernel(SDPBackend.MATH):
+            return self.family.loss(weights, data, *self.shared)
+
+    def repeated(self, times: int) -> Self:
+        """Each task ``times`` times in a row."""
+        return self._each(lambda tensor: tensor.repeat_interleave(times, dim=0))
+
+    def select(self, index: slice) -> Self:
+        """The tasks of a slice of the batch."""
+        return self._each(lambda tensor: tensor[index])
+
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> Self:
+        """The same tasks elsewhere, or in another precision; whole numbers stay whole."""
+
+        def move(tensor: Tensor) -> Tensor:
+            return tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype)
+
+        units = None if self.units is None else self.units.to(device)
+        shared = tuple(map(move, self.shared))
+        return replace(self._each(move), shared=shared, units=units)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """The tasks with all that has a batch axis changed."""
+        initial, data, test, seen = (
+            tuple(map(change, tensors))
+            for tensors in (self.initial, self.data, self.test, self.seen)
+        )
+        keys = change(self.keys)
+        return replace(self, initial=initial, data=data, test=test, seen=seen, keys=keys)
+
+
+@dataclass(frozen=True)
+class LossFamily(TaskFamily[LossTasks]):
+    """Tasks of a user's family, by their index in a stream.
+
+    Args:
+        own: the family.
+        name: of its class, for errors.
+    """
+
+    own: Family
+    name: str
+
+    def drawn(self, stream: Stream, seed: int, start: int, count: int) -> LossTasks:
+        """Each task from a generator of its own.
+
+        Raises:
+            UserError: where a task is none, or not of the shapes of the others.
+        """
+        keys, tasks = [], []
+        for index in range(start, start + count):
+            generator = item_generator(stream, seed, index)
+            keys.append(torch.from_numpy(generator.integers(2**32, size=2)))
+            found = asked(self._source, "sample", partial(self.own.sample, generator))
+            tasks.append(check_task(found, self._source))
+        shapes = {name: W.shape for name, W in tasks[0].weights.items()}
+        for task in tasks:
+            self._require_alike(task, tasks[0])
+        initial = (torch.stack([task.weights[name] for task in tasks]) for name in shapes)
+        return LossTasks(
+            family=self.own,
+            shapes=shapes,
+            initial=tuple(as_matrices(W.detach()) for W in initial),
+            data=_stacked([task.data for task in tasks]),
+            test=_stacked([task.test for task in tasks]),
+            shared=self.own.shared,
+            keys=torch.stack(keys),
+            units=self._units(shapes),
+        )
+
+    def check(self) -> None:
+        """Sample, observe and judge two tasks; raises ``UserError``, one line, where that fails."""
+        tasks = self._drawn_alike().to("cpu", torch.float32).at(0)
+        loss = self._loss_alike(tasks)
+        if loss.dim() != 1 or not loss.is_floating_point():
+            raise UserError(
+                f"{self._source}: loss returned {list(loss.shape[1:])} of {loss.dtype}, expected a "
+                f"scalar of floating point"
+            )
+        found = asked(self._source, "the gradient of loss", lambda: tasks.observe(tasks.initial))
+        judged = asked(self._source, "loss of test", lambda: tasks.judged(tasks.initial, loss))
+        for what, values in (("loss", loss), ("loss of test", judged)):
+            if not bool((values >= 0).all()):
+                raise UserError(
+                    f"{self._source}: {what}: found {float(values.min()):.3g} at the initial "
+                    f"weights, expected a number, at least 0"
+                )
+        self._require_exact(tasks)
+        for name, G in zip(tasks.shapes, found.grads, strict=True):
+            if not bool(torch.isfinite(G).all()):
+                raise UserError(
+                    f"{self._source}: the gradient of loss by weights[{name!r}] is not finite at "
+                    f"the initial weights"
+                )
+
+    def _drawn_alike(self) -> LossTasks:
+        """Two tasks; raises ``UserError`` unless equal generators give equal tasks."""
+        found = []
+        for seed in (1, 2):
+            with seeded(seed) as moved:
+                found.append(self.drawn(Stream.VALIDATION, 0, 0, 2))
+                globals_used = moved()
+        first, second = (_named(tasks) for tasks in found)
+        for part in first | second:
+            if not _same_bits(first.get(part), second.get(part)):
+                also = f"; found use of global generators: {', '.join(globals_used)}"
+                raise UserError(
+                    f"{self._source}: sample: {part} differs between two draws from equal "
+                    f"generators, expected tasks that depend on the generator given and nothing "
+                    f"else{also if globals_used else ''}"
+                )
+        return found[0]
+
+    def _loss_alike(self, tasks: LossTasks) -> Tensor:
+        """The loss of tasks; raises ``UserError`` unless it is the same each time."""
+        found = []
+        for seed in (1, 2):
+            with seeded(seed):
+                found.append(asked(self._source, "loss", lambda: tasks.seen_loss(tasks.initial)))
+        first, second = found
+        if first.shape == second.shape and not torch.allclose(first, second, equal_nan=True):
+            raise UserError(
+                f"{self._source}: loss: found {float(first[0]):.6g} and {float(second[0]):.6g} of "
+                f"the same weights and data, expected no random numbers and nothing that it keeps"
+            )
+        return first
+
+    def _units(self, shapes: Shapes) -> Units | None:
+        """The hidden units of the symmetries that the family lists, if any can be scaled."""
+        listed = self.own.symmetries
+        if not isinstance(listed, list | tuple) or not all(isinstance(s, Symmetry) for s in listed):
+            raise UserError(
+                f"{self._source}: symmetries: found {listed!r:.60}, expected the list that "
+                f"metaopt.symmetries(network) returns"
+            )
+        try:
+            return units_of(listed, shapes)
+        except ValueError as error:
+            raise UserError(f"{self._source}: symmetries: {error}") from None
+
+    def _require_exact(self, tasks: LossTasks) -> None:
+        """Raise ``UserError`` where scaling the units of the listed symmetries moves the loss."""
+        exact = tasks.to("cpu", torch.float64)
+        if exact.units is None:
+            return
+        signs = torch.arange(exact.units.count).remainder(2).double() - 0.5
+        moved, _ = exact.units.scaled(signs.expand(exact.size, -1), exact.initial)
+        before, after = exact.seen_loss(exact.initial), exact.seen_loss(moved)
+        change = float(((after - before).abs() / before.clamp(min=SMALL_LOSS)).max())
+        if not change < INEXACT:
+            raise UserError(
+                f"{self._source}: symmetries: scaling the hidden units changes the loss by "
+                f"{change:.1e} of itself, expected those of the network that loss runs"
+            )
+
+    @property
+    def _source(self) -> str:
+        return f"field task.family: {self.name}"
+
+    def _require_alike(self, task: Task, first: Task) -> None:
+        wanted, found = _layout(first), _layout(task)
+        for part in wanted | found:
+            if found.get(part) != wanted.get(part):
+                raise UserError(
+                    f"{self._source}: sample: {part}: found {found.get(part)} in one task and "
+                    f"{wanted.get(part)} in another, expected it alike in all tasks"
+                )
+
+
+def _layout(task: Task) -> dict[str, list[int]]:
+    """The shape of each tensor of a task."""
+    named = {f"weights[{name!r}]": W for name, W in task.weights.items()}
+    named |= {f"data[{i}]": tensor for i, tensor in enumerate(task.data)}
+    named |= {f"test[{i}]": tensor for i, tensor in enumerate(task.test)}
+    return {name: list(tensor.shape) for name, tensor in named.items()}
+
+
+def _named(tasks: LossTasks) -> dict[str, Tensor]:
+    """All tensors that were drawn."""
+    parts = {"weights": tasks.initial, "data": tasks.data, "test": tasks.test}
+    return {f"{name}[{i}]": one for name, found in parts.items() for i, one in enumerate(found)}
+
+
+def _same_bits(one: Tensor | None, other: Tensor | None) -> bool:
+    """Equal, where what is not a number is equal to itself."""
+    if one is None or other is None or one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    return bool(((one == other) | ((one != one) & (other != other))).all())
+
+
+def _stacked(tasks: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    return tuple(torch.stack(column) for column in zip(*tasks, strict=True))

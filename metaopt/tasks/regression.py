@@ -1,0 +1,160 @@
+"""Task families: what optimizees are sampled from, their loss and its exact gradient.
+
+The default family is regression with a LeakyReLU network (arXiv 2305.13404, section 6.2):
+
+    L(W) = 1/2 ||Y - f(W)||_F^2,   f(W) = W_L s(W_{L-1} ... s(W_1 X))
+    grad_{W_l} L = delta_l A_{l-1}^T
+    delta_L = f(W) - Y,   delta_l = (W_{l+1}^T delta_{l+1}) * s'(Z_l)
+
+Tasks are drawn on the CPU in float64 by index (see ``streams``) and cast after that, so that a seed
+names the same tasks in every dtype and on every device.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from metaopt.base.network import Forward, LeakyReLU, Weights, forward, pseudo_inverse
+from metaopt.base.streams import Stream, uniforms
+from metaopt.symmetry.units import Units
+from metaopt.tasks.base import NOTHING, Hidden, Observation, TaskFamily, Tasks
+from metaopt.tasks.config import Distribution, TaskConfig
+
+
+def regression_loss(outputs: Tensor, Y: Tensor) -> Tensor:
+    """1/2 ||Y - f||_F^2 for each task: [B, m, N] twice -> [B]."""
+    return 0.5 * (outputs - Y).square().sum(dim=(-2, -1))
+
+
+@dataclass(frozen=True)
+class TaskBatch(Tasks):
+    """B regression tasks side by side, with the weights that each trajectory starts from.
+
+    Attributes:
+        X: inputs [B, n, N].
+        Y: targets [B, m, N].
+        initial: W_l at step 0, each [B, out, in].
+        s: the activation.
+    """
+
+    X: Tensor
+    Y: Tensor
+    initial: Weights
+    s: LeakyReLU
+    hides: Hidden = NOTHING
+
+    @cached_property
+    def units(self) -> Units:
+        """Rows of W_l, read by columns of W_{l+1}."""
+        shapes = [(W.shape[1], W.shape[2]) for W in self.initial]
+        return Units.of_chain(shapes).to(self.X.device)
+
+    @cached_property
+    def X_pinv(self) -> Tensor:
+        """X^+, [B, N, n]."""
+        return pseudo_inverse(self.X)
+
+    @cached_property
+    def target_norm(self) -> Tensor:
+        """||Y||_F, [B]."""
+        return torch.linalg.matrix_norm(self.Y)
+
+    def outputs(self, weights: Sequence[Tensor]) -> Tensor:
+        """f(W), [B, m, N]."""
+        return forward(weights, self.X, self.s).outputs
+
+    def loss(self, weights: Sequence[Tensor]) -> Tensor:
+        """L(W), [B]."""
+        return regression_loss(self.outputs(weights), self.Y)
+
+    def observe(self, weights: Weights) -> Observation:
+        """Loss and exact gradient at ``weights``, differentiable (one gradient evaluation)."""
+        passed = forward(weights, self.X, self.s)
+        return Observation(
+            weights=weights,
+            grads=self._gradient(weights, passed),
+            inputs=passed.inputs,
+            loss=regression_loss(passed.outputs, self.Y),
+            units=self.units,
+        )
+
+    def _gradient(self, weights: Weights, passed: Forward) -> Weights:
+        delta = passed.outputs - self.Y
+        grads = [torch.bmm(delta, passed.inputs[-1].mT)]
+        for layer in range(len(weights) - 2, -1, -1):
+            delta = torch.bmm(weights[layer + 1].mT, delta) * self.s.derivative(
+                passed.preactivations[layer]
+            )
+            grads.append(torch.bmm(delta, passed.inputs[layer].mT))
+        return tuple(reversed(grads))
+
+    def repeated(self, times: int) -> TaskBatch:
+        """Each task ``times`` times in a row."""
+        if times == 1:
+            return self
+        X, Y, *initial = (
+            tensor.repeat_interleave(times, dim=0) for tensor in (self.X, self.Y, *self.initial)
+        )
+        return replace(self, X=X, Y=Y, initial=tuple(initial))
+
+    def select(self, index: slice) -> TaskBatch:
+        """The tasks of a slice of the batch."""
+        initial = tuple(W[index] for W in self.initial)
+        return replace(self, X=self.X[index], Y=self.Y[index], initial=initial)
+
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> TaskBatch:
+        """The same tasks elsewhere, or in another precision."""
+        X, Y, *initial = (tensor.to(device, dtype) for tensor in (self.X, self.Y, *self.initial))
+        return replace(self, X=X, Y=Y, initial=tuple(initial))
+
+
+def layer_shapes(task: TaskConfig) -> tuple[tuple[int, int], ...]:
+    """(out, in) of each layer of the network that a task configuration describes."""
+    sizes = [task.inputs, *[task.width] * (task.layers - 1), task.outputs]
+    return tuple((sizes[i + 1], sizes[i]) for i in range(task.layers))
+
+
+def _distribute(u: Tensor, distribution: Distribution) -> Tensor:
+    """Uniforms on [0, 1) as they are, or through the inverse normal distribution function."""
+    match distribution:
+        case "uniform":
+            return u
+        case "gaussian":
+            return torch.special.ndtri(u.clamp(min=math.ldexp(1.0, -54)))
+
+
+@dataclass(frozen=True)
+class RegressionFamily(TaskFamily[TaskBatch]):
+    """Regression tasks with shapes and distributions of a ``TaskConfig``.
+
+    Uniform draws are on [0, 1), as in the paper. Gaussian draws are standard normal for data; for
+    weights they have variance 1 / fan_in.
+    """
+
+    config: TaskConfig
+
+    def drawn(self, stream: Stream, seed: int, start: int, count: int) -> TaskBatch:
+        """Data and initial weights of each task from one row of the stream."""
+        task = self.config
+        shapes = [
+            (task.inputs, task.samples),
+            (task.outputs, task.samples),
+            *layer_shapes(task),
+        ]
+        sizes = [rows * columns for rows, columns in shapes]
+        draws = torch.from_numpy(uniforms(stream, seed, start, count, sum(sizes)))
+        parts = [
+            part.reshape(count, *shape)
+            for part, shape in zip(draws.split(sizes, dim=1), shapes, strict=True)
+        ]
+        X, Y = (_distribute(part, task.data) for part in parts[:2])
+        weights = [_distribute(part, task.weights) for part in parts[2:]]
+        if task.weights == "gaussian":
+            weights = [W / math.sqrt(W.shape[-1]) for W in weights]
+        return TaskBatch(X, Y, tuple(weights), LeakyReLU(task.slope))

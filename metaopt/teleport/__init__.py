@@ -1,0 +1,1 @@
+"""Moving along a symmetry: engines, guard, search, optimizer state, and what was done."""

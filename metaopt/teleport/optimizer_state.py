@@ -1,0 +1,202 @@
+"""What becomes of an optimizer's state when the weights are teleported under it.
+
+    w -> a w,   m -> a^-T m,   v -> (a^-T)^2 v
+
+for momenta m, linear in gradients, and second moments v, linear in their squares entry by entry.
+The first is exact for every group, the second for positive scaling (D^-2 where D scales) and for
+permutations. Under a general matrix the new second moments depend on products of different entries
+of the gradient, which no optimizer here keeps: the state of those parameters is reset, step count
+included, so that Adam's correction of its bias starts again. (Coupled weight decay adds weights to
+the gradient, and these move by a and not by a^-T: there the transport is as good as the decay is
+small.)
+
+A learned rule says what its state is (``rules.Kept``). Its means of gradients and of their squares
+move as above; what a layer-wise LSTM knows of a whole parameter stays. The states of a
+coordinate-wise LSTM are no known function of gradients: as it treats all hidden units alike they
+are relabelled with them, and under any other element those of moved parameters are reset. Where
+some state belongs to all parameters together (that of teleporters and flattened rules) all of it is
+reset.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from enum import Enum
+from functools import partial
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer
+
+from metaopt.symmetry.elements import Relabelling, Touch
+from metaopt.symmetry.modules import Touches, tensor_at
+
+DEGREES: dict[type[Optimizer], dict[str, int]] = {
+    SGD: {"momentum_buffer": 1},
+    Adam: {"exp_avg": 1, "exp_avg_sq": 2, "max_exp_avg_sq": 2},
+    AdamW: {"exp_avg": 1, "exp_avg_sq": 2, "max_exp_avg_sq": 2},
+    Adagrad: {"sum": 2},
+}
+"""Optimizer -> name of a tensor of its state -> its degree in the gradient."""
+
+
+@runtime_checkable
+class Learned(Protocol):
+    """An optimizer with a learned rule: it knows what its state is."""
+
+    def shared_state(self) -> list[str]:
+        """The keys of the state that belongs to all parameters together."""
+
+    def kept(self, key: str) -> Kept | None:
+        """What a tensor in a parameter's state belongs to; None for a copy of the parameter."""
+
+
+def unwrapped(optimizer: Optimizer) -> Optimizer:
+    """The optimizer within the wrappers of training libraries: it is what has the state."""
+    inner = getattr(optimizer, "optimizer", None)
+    return unwrapped(inner) if isinstance(inner, Optimizer) else optimizer
+
+
+def require_optimizer_of(optimizer: Optimizer, model: nn.Module) -> None:
+    """Raises ``ValueError`` for what is no optimizer, or holds none of a model's parameters."""
+    groups = getattr(optimizer, "param_groups", None)
+    if isinstance(optimizer, type) or not isinstance(groups, list | tuple):
+        found = optimizer.__name__ if isinstance(optimizer, type) else type(optimizer).__name__
+        raise ValueError(
+            f"optimizer: found {found}, expected the optimizer object that trains the model that "
+            f"is teleported"
+        )
+    own = {id(parameter) for parameter in model.parameters()}
+    held = [parameter for group in groups for parameter in group["params"]]
+    if not any(id(parameter) in own for parameter in held):
+        raise ValueError(
+            f"optimizer: none of its {len(held)} parameters is one of this model's: pass the "
+            f"optimizer that trains the model that is teleported"
+        )
+
+
+def reset(optimizer: Optimizer, model: nn.Module, found: Touches) -> None:
+    """Forget the state of every parameter that is moved, and what belongs to all together."""
+    if found and isinstance(optimizer, Learned) and optimizer.shared_state():
+        optimizer.state.clear()
+    for path in found:
+        optimizer.state.pop(tensor_at(model, path), None)
+
+
+@torch.no_grad()
+def transport(optimizer: Optimizer, model: nn.Module, found: Touches) -> None:
+    """Move the state with the weights, or forget it parameter by parameter where that is unknown.
+
+    Raises:
+        ValueError: for an optimizer of which it is not known what its state is.
+    """
+    if isinstance(optimizer, Learned):
+        if optimizer.shared_state():
+            return reset(optimizer, model, found)
+        of_parameter: OfParameter = partial(_by_kind, optimizer)
+    else:
+        of_parameter = _by_degree(optimizer)
+    for path, steps in found.items():
+        parameter = tensor_at(model, path)
+        state = optimizer.state.get(parameter, {})
+        new = of_parameter(parameter, state, steps)
+        if new is None:
+            optimizer.state.pop(parameter, None)
+            continue
+        for name, value in new.items():
+            state[name].copy_(value)
+    return None
+
+
+Moved = dict[str, Tensor] | None
+"""The state of a parameter after a teleport; None where it is to be forgotten."""
+OfParameter = Callable[[Tensor, Mapping[str, Tensor], list[Touch]], Moved]
+
+
+def _by_degree(optimizer: Optimizer) -> OfParameter:
+    degrees = _degrees(optimizer)
+
+    def moved(parameter: Tensor, state: Mapping[str, Tensor], steps: list[Touch]) -> Moved:
+        found: dict[str, Tensor] = {}
+        for name, degree in degrees.items():
+            if isinstance(state.get(name), Tensor):
+                value = _moved(state[name].double(), steps, degree)
+                if value is None:
+                    return None
+                found[name] = value
+        return found
+
+    return moved
+
+
+def _by_kind(
+    optimizer: Learned, parameter: Tensor, state: Mapping[str, Tensor], steps: list[Touch]
+) -> Moved:
+    """States [any, *shape] of entries, and what has the parameter's shape, by what they are."""
+    found: dict[str, Tensor] = {}
+    for key, tensor in state.items():
+        kept = optimizer.kept(key)
+        if kept is Kept.TENSORS:
+            continue
+        parts = []
+        for part in tensor.reshape(-1, *parameter.shape).double().unbind():
+            moved = _of_kind(part, kept, steps)
+            if moved is None:
+                return None
+            parts.append(moved)
+        found[key] = torch.stack(parts).reshape(tensor.shape)
+    return found
+
+
+def _of_kind(part: Tensor, kept: Kept | None, steps: list[Touch]) -> Tensor | None:
+    match kept:
+        case Kept.GRADIENTS:
+            return _moved(part, steps, 1)
+        case Kept.SQUARES:
+            return _moved(part, steps, 2)
+        case Kept.ALL:
+            return None
+        case Kept.ENTRIES:
+            if not all(isinstance(touch.element, Relabelling) for touch in steps):
+                return None
+    # Relabelled, or a copy of the weights: as the weights are.
+    for touch in steps:
+        part = touch.weights(part)
+    return part
+
+
+def _degrees(optimizer: Optimizer) -> dict[str, int]:
+    try:
+        return DEGREES[type(optimizer)]
+    except KeyError:
+        known = ", ".join(kind.__name__ for kind in DEGREES)
+        raise ValueError(
+            f"state='transport' is known for {known}, found {type(optimizer).__name__}: "
+            f"use state='reset'"
+        ) from None
+
+
+def _moved(value: Tensor, steps: list[Touch], degree: int) -> Tensor | None:
+    for touch in steps:
+        moved = touch.gradients(value) if degree == 1 else touch.squares(value)
+        if moved is None:
+            return None
+        value = moved
+    return value
+
+
+POLICIES: dict[str, Callable[[Optimizer, nn.Module, Touches], None]] = {
+    "transport": transport,
+    "reset": reset,
+}
+
+
+class Kept(Enum):
+    """What a tensor of a rule's state belongs to, and how it moves when the weights teleport."""
+
+    ALL = "all parameters together"
+    TENSORS = "parameters, [B, any, L] with a column for each; stays under every element"
+    ENTRIES = "entries of parameters, [B, any, P]; moves under permutations alone"
+    GRADIENTS = "the same; linear in gradients, moves like them under every element"
+    SQUARES = "the same; linear in squares of gradients"

@@ -1,0 +1,1 @@
+"""What a user reruns: a claim, its table, its figure."""
