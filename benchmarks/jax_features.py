@@ -1,7 +1,7 @@
 """Features and directions of one task in the JAX yardstick, for ``vmap``.
 
-As ``metaopt.rules.learned.features`` and ``directions`` have them, for two layers; at points where nothing
-is zero.
+As ``metaopt.rules.learned.features`` and ``directions`` have them, for two layers; at points where
+nothing is zero.
 """
 
 from __future__ import annotations

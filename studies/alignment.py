@@ -38,6 +38,7 @@ import torch
 from torch import Tensor
 
 from metaopt.base.network import Weights, forward
+from metaopt.landscape.curvature import CURVATURES, Curvature, cosine, flat, jacobian
 from metaopt.meta.unroll import InnerState, start, unroll
 from metaopt.rules.composed import MetaOptimizer
 from metaopt.symmetry.actions import Action, LayerPair
@@ -45,7 +46,6 @@ from metaopt.symmetry.maps import GroupElement
 from metaopt.tasks.regression import TaskBatch
 from metaopt.teleport.engine import TeleportEngine, TeleportReport
 from metaopt.teleport.guard import Generators
-from studies.curvature import CURVATURES, Curvature, cosine, flat, jacobian
 
 DAMPINGS = (1e-3, 1e-6)
 PIECE = 16

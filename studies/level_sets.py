@@ -23,13 +23,13 @@ from metaopt.base.files import make_folder, write_atomically
 from metaopt.base.network import LeakyReLU, Weights
 from metaopt.base.process import World
 from metaopt.base.tables import markdown_table
+from metaopt.landscape.curvature import AbsoluteHessian, cosine, flat
 from metaopt.symmetry.actions import ThroughData
 from metaopt.symmetry.limits import FixedNorm
 from metaopt.symmetry.maps import Exponential
 from metaopt.tasks.regression import TaskBatch
 from metaopt.teleport.engine import TeleportEngine
 from metaopt.teleport.guard import Refuse
-from studies.curvature import AbsoluteHessian, cosine, flat
 from studies.output import write_between
 
 Array = NDArray[np.float64]

@@ -18,15 +18,7 @@ from metaopt.base.errors import UserError
 from metaopt.base.network import Weights
 from metaopt.base.process import World
 from metaopt.base.streams import Stream
-from metaopt.meta.unroll import rollout, start, unroll
-from metaopt.symmetry.actions import Action, Orthogonal, ThroughData
-from metaopt.symmetry.maps import Exponential
-from metaopt.tasks.build import task_family
-from metaopt.tasks.config import TaskConfig
-from metaopt.tasks.regression import TaskBatch
-from studies import why
-from studies.alignment import Measured, Stop, Teleported, acted, carried, condition, measure, stops
-from studies.curvature import (
+from metaopt.landscape.curvature import (
     CURVATURES,
     AbsoluteHessian,
     GaussNewton,
@@ -36,6 +28,14 @@ from studies.curvature import (
     hessian,
     jacobian,
 )
+from metaopt.meta.unroll import rollout, start, unroll
+from metaopt.symmetry.actions import Action, Orthogonal, ThroughData
+from metaopt.symmetry.maps import Exponential
+from metaopt.tasks.build import task_family
+from metaopt.tasks.config import TaskConfig
+from metaopt.tasks.regression import TaskBatch
+from studies import why
+from studies.alignment import Measured, Stop, Teleported, acted, carried, condition, measure, stops
 from studies.output import write_between
 
 SIZES = (5, 4, 3)

@@ -32,6 +32,7 @@ from metaopt.optim.replicas import Replicas
 from metaopt.optim.states import of_the_same_shapes
 from metaopt.optim.stepper import NOT_SAID, Stepper
 from metaopt.optim.told import Told
+from metaopt.optim.with_higher import make_known
 from metaopt.optim.within import chain_within, units_within
 from metaopt.rules.base import State
 from metaopt.rules.composed import MetaOptimizer
@@ -100,6 +101,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         learned_decay: float = 1.0,
         full_batch: bool = False,
     ) -> None:
+        make_known()
         self.model = model if isinstance(model, nn.Module) else None
         self.full_batch = full_batch
         self.rule = rule if isinstance(rule, LearnedRule) else load(rule)

@@ -29,12 +29,46 @@ References:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from metaopt.base.network import Weights
-from metaopt.tasks.regression import TaskBatch
+from metaopt.base.network import LeakyReLU, Weights
+
+
+class Observed(Protocol):
+    """One gradient evaluation of two-layer networks."""
+
+    @property
+    def grads(self) -> Weights:
+        """grad L, shaped like the weights."""
+
+    @property
+    def inputs(self) -> Weights:
+        """What each layer reads, each [B, in, N]."""
+
+
+class TwoLayers(Protocol):
+    """Two-layer regression problems side by side; a ``TaskBatch`` of two layers is one."""
+
+    @property
+    def s(self) -> LeakyReLU:
+        """The activation between the layers."""
+
+    @property
+    def X(self) -> Tensor:
+        """Inputs, [B, n, N]."""
+
+    @property
+    def Y(self) -> Tensor:
+        """Targets, [B, m, N]."""
+
+    def outputs(self, weights: Weights) -> Tensor:
+        """f(w), [B, m, N]."""
+
+    def observe(self, weights: Weights) -> Observed:
+        """The gradient at w, and what the layers read."""
 
 
 def flat(weights: Weights) -> Tensor:
@@ -48,7 +82,7 @@ def cosine(a: Tensor, b: Tensor) -> Tensor:
     return (unit_a * unit_b).sum(1)
 
 
-def jacobian(tasks: TaskBatch, weights: Weights) -> Tensor:
+def jacobian(tasks: TwoLayers, weights: Weights) -> Tensor:
     """J = d vec f / d w, [B, m N, P], outputs row by row.
 
     Args:
@@ -65,7 +99,7 @@ def jacobian(tasks: TaskBatch, weights: Weights) -> Tensor:
     return torch.cat([J.reshape(len(H), outputs, -1) for J in (of_W1, of_W2)], dim=2)
 
 
-def hessian(tasks: TaskBatch, weights: Weights) -> Tensor:
+def hessian(tasks: TwoLayers, weights: Weights) -> Tensor:
     """grad^2 L, [B, P, P]: Gauss-Newton and the residual part.
 
     Args:
@@ -95,7 +129,7 @@ class Curvature(ABC):
     """
 
     @abstractmethod
-    def __init__(self, tasks: TaskBatch, weights: Weights) -> None: ...
+    def __init__(self, tasks: TwoLayers, weights: Weights) -> None: ...
 
     @abstractmethod
     def direction(self, damping: float) -> Tensor:
@@ -119,7 +153,7 @@ def _damped(coefficients: Tensor, moduli: Tensor, damping: float) -> Tensor:
 class GaussNewton(Curvature):
     """d = -J^T (J J^T + lambda)^-1 vec R: the m N by m N side is the smaller one."""
 
-    def __init__(self, tasks: TaskBatch, weights: Weights) -> None:
+    def __init__(self, tasks: TwoLayers, weights: Weights) -> None:
         self._J = jacobian(tasks, weights)
         eigenvalues, self._U = torch.linalg.eigh(torch.bmm(self._J, self._J.mT))
         self._moduli = eigenvalues.clamp(min=0)
@@ -135,7 +169,7 @@ class GaussNewton(Curvature):
 class AbsoluteHessian(Curvature):
     """d = -V (|E| + lambda)^-1 V^T grad L with grad^2 L = V E V^T."""
 
-    def __init__(self, tasks: TaskBatch, weights: Weights) -> None:
+    def __init__(self, tasks: TwoLayers, weights: Weights) -> None:
         eigenvalues, self._V = torch.linalg.eigh(hessian(tasks, weights))
         self._moduli = eigenvalues.abs()
         gradient = flat(tasks.observe(weights).grads)[..., None]
@@ -149,7 +183,7 @@ class AbsoluteHessian(Curvature):
 class LastLayer(Curvature):
     """d = (0, -grad_{W2} L (H H^T + lambda)^-1)."""
 
-    def __init__(self, tasks: TaskBatch, weights: Weights) -> None:
+    def __init__(self, tasks: TwoLayers, weights: Weights) -> None:
         observed = tasks.observe(weights)
         H = observed.inputs[1]
         self._moduli, self._V = torch.linalg.eigh(torch.bmm(H, H.mT))
