@@ -31,7 +31,7 @@ def test_no_name_is_one_of_the_standard_library() -> None:
 
 def test_a_module_is_run_by_its_path() -> None:
     done = subprocess.run(
-        [sys.executable, "metaopt/config_table.py"], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, "metaopt/__main__.py", "fields"], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == tables()

@@ -1,7 +1,7 @@
 """Configurations read from YAML and checked before any work begins.
 
 Every mistake ends in one ``ConfigError`` that names the file, the field, what was found and what
-would be right. The fields themselves are in ``schema``.
+would be right. The fields themselves stand in the ``config`` of each folder.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def load(kind: type[C], name: str | Path, overrides: Sequence[str] = ()) -> C:
     """Read, override and check a configuration.
 
     Args:
-        kind: ``schema.TrainConfig`` or ``schema.EvalConfig``.
+        kind: ``TrainConfig`` or ``EvalConfig``.
         name: a path, or the name of a file in ``configs/``.
         overrides: ``key.sub=value``, values in YAML.
 

@@ -1,8 +1,4 @@
-"""The fields of all configurations: types, defaults, bounds, and what each means.
-
-``config`` reads YAML into these models. ``python -m metaopt fields`` prints them as the table
-that stands in the README. The section ``meta`` is in ``schema_meta``.
-"""
+"""The fields of an evaluation's configuration, and the hand-made optimizers that exist."""
 
 from __future__ import annotations
 

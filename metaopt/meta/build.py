@@ -1,6 +1,6 @@
 """One way to make objects from a configuration: scripts, benchmarks, ``metaopt.load``.
 
-Rules by themselves are made in ``build_rules``.
+Rules by themselves are made in ``rules.build``.
 """
 
 from __future__ import annotations

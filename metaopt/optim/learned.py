@@ -62,7 +62,7 @@ class LearnedRule:
         checkpoint.write(Path(path), self._content(str(path)))
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write a folder to share, in the layout of Hugging Face (``pretrained``).
+        """Write a folder to share, in the layout of Hugging Face (``hub``).
 
         ``config.json``, ``model.safetensors`` and a model card ``README.md``; other files in the
         folder stay. Whoever loads it meanwhile gets the old rule or the new one.

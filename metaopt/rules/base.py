@@ -1,7 +1,7 @@
 """What a rule is: one observation in, a proposal out, with a state of named tensors.
 
 Rules propose; they never touch the weights. A proposal holds additive updates, generators of group
-elements, or both. Hand-made rules (``optimizers``) and learned ones share this interface, so that
+elements, or both. Hand-made rules (``hand_made``) and learned ones share this interface, so that
 any update rule can stand beside any teleporter.
 """
 

@@ -1,4 +1,4 @@
-"""One way to make rules from their section of a configuration; ``build`` puts them together."""
+"""One way to make rules, the teleport engine and whole optimizers from a configuration."""
 
 from __future__ import annotations
 
@@ -288,7 +288,7 @@ def hand_made(name: str, values: Mapping[str, float], horizon: int) -> Optimizer
     """A hand-made optimizer.
 
     Args:
-        name: in ``schema.HYPERPARAMETERS``.
+        name: in ``evaluation.config.HYPERPARAMETERS``.
         values: of its hyper-parameters.
         horizon: the step that it is judged at, for those with a schedule.
     """

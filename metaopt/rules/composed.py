@@ -2,9 +2,9 @@
 
     w_{t+1} = g_t . (w_t + f_t),   (f_t, g_t) from rules that see one gradient evaluation at w_t
 
-``MetaOptimizer`` composes rules (learned or hand-made) with a teleport engine. The hand-made update
-rules here have no parameters; those that are more than a rule (``lbfgs``, ``classical``,
-``references``) stand behind the same ``Optimizer`` interface.
+``MetaOptimizer`` composes rules, learned or hand-made, with a teleport engine. What is more than a
+rule (``lbfgs``, ``gradient_teleport``, ``references``) stands behind the same ``Optimizer``
+interface.
 All are indexed by gradient evaluations: w_t needed t gradients.
 """
 

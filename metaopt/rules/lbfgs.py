@@ -1,4 +1,4 @@
-"""L-BFGS behind the interface of ``optimizers``: torch's own, its evaluations told apart."""
+"""L-BFGS behind the interface of ``composed``: torch's own, its evaluations told apart."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ leaves what a network computes, on any data, where its units pass through positi
 activations. An entry may lie in several stretches (a row of one unit, a column of another), so that
 w -> exp(l) w with l the sum of their +-t.
 
-Which entry is whose is static, and is known of a task, or found in a model (``models.units``).
+Which entry is whose is static, and is known of a task, or found in a model (``units_of``).
 Everything here is batched over trajectories and waits for no device.
 """
 

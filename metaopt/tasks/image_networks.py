@@ -1,4 +1,4 @@
-"""The networks of ``image_tasks``: what reads an image [N, n] and gives logits [N, classes]."""
+"""The networks of ``images``: what reads an image [N, n] and gives logits [N, classes]."""
 
 from __future__ import annotations
 
