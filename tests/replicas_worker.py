@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from cases import learned_rule
+from places import PRETRAINED
 from torch import Tensor, distributed, nn
 from torch.distributed import device_mesh, fsdp, tensor
 from torch.distributed.algorithms.join import Join
@@ -22,7 +23,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 import metaopt
 
-PRETRAINED = Path(__file__).resolve().parent.parent / "checkpoints" / "pretrained"
 D = PRETRAINED / "digits_update_tele.safetensors"
 STEPS = 8
 ROWS = 4

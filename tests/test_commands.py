@@ -9,11 +9,11 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from places import ROOT
 
 from metaopt import __main__ as commands
 from metaopt.__main__ import tables
 
-ROOT = Path(__file__).resolve().parent.parent
 SHIPPED = ROOT / "checkpoints/pretrained/coordinate_update.safetensors"
 FOLDERS = [ROOT / name for name in ("metaopt", "benchmarks", "tests", "docs", "studies")]
 

@@ -19,13 +19,12 @@ from typing import Any
 
 import pytest
 import torch
+from places import PRETRAINED, ROOT
 from torch import Tensor, nn
 
 import metaopt
 
-ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "tests/golden.json"
-PRETRAINED = ROOT / "checkpoints/pretrained"
 TASK = ["task.width=4", "task.inputs=4", "task.outputs=4", "task.samples=4"]
 SETS = ["dtype=float64", "meta.batch=2", "validation.tasks=2"]
 BRIEF = ["meta.outer_steps=3", "meta.steps=4", "meta.unroll=2", "validation.every=3"]

@@ -7,9 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from places import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "metaopt"
+TESTS = ROOT / "tests"
 FLOORS = [
     "base",
     "symmetry",
@@ -21,6 +22,8 @@ FLOORS = [
     "optim",
     "evaluation",
 ]
+BESIDE = ["studies", "benchmarks", "integrations"]
+"""Folders of tests for what is no floor."""
 BELOW = {"_version"}
 """Files beside the folders that every floor may read."""
 
@@ -110,3 +113,24 @@ def test_the_package_never_imports_what_stands_beside_it() -> None:
 def test_no_file_is_longer_than_350_lines() -> None:
     for path in FILES:
         assert len(path.read_text(encoding="utf-8").splitlines()) <= 350, path
+
+
+TEST_FILES = sorted(TESTS.rglob("*.py"))
+TEST_MODULES = [path for path in TEST_FILES if path.name.startswith("test_")]
+
+
+def test_the_tests_mirror_the_floors() -> None:
+    folders = {path.parent.relative_to(TESTS) for path in TEST_MODULES if path.parent != TESTS}
+    assert {folder.parts[0] for folder in folders} == {*FLOORS, *BESIDE}
+    for folder in folders:
+        assert folder.parts[0] in BESIDE or (PACKAGE / folder / "__init__.py").is_file(), folder
+
+
+def test_no_test_module_imports_another() -> None:
+    names = [path.stem for path in TEST_MODULES]
+    # Without packages two of one name would be one module.
+    assert len({*names}) == len(names)
+    for path in TEST_FILES:
+        for node in _imports(path):
+            module = node.module if isinstance(node, ast.ImportFrom) else node.names[0].name
+            assert module not in names, path

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
+
+from places import ROOT
 
 from metaopt.__main__ import tables
 from metaopt.base.tables import TABLE_STEPS
 from metaopt.evaluation.report import results_table, teleport_table
 
-ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 

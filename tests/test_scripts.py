@@ -2,68 +2,34 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from running import (
+    TINY,
+    TINY_EVAL,
+    assert_one_line,
+    assert_one_line_mistake,
+    command,
+    rows,
+    run,
+    run_here,
+    without_times,
+)
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import metaopt
-from metaopt.base import cli
 from metaopt.evaluation import overlay
 from metaopt.meta import events
 from metaopt.meta.records import validation_score
-
-ROOT = Path(__file__).resolve().parent.parent
-TINY = [
-    "task.width=4",
-    "task.inputs=4",
-    "task.outputs=4",
-    "task.samples=4",
-    "meta.batch=4",
-    "meta.outer_steps=6",
-    "meta.steps=8",
-    "meta.unroll=3",
-    "validation.every=2",
-    "validation.tasks=4",
-]
-TINY_EVAL = [
-    "tasks=8",
-    "steps=22",
-    "tuning.tasks=4",
-    "bootstrap=50",
-    "task.width=4",
-    "task.inputs=4",
-    "task.outputs=4",
-    "task.samples=4",
-    "tuning.grids={GD: {lr: [1e-3, 1e-2]}, Adam: {lr: [0.1], beta1: [0.9], beta2: [0.9]}, "
-    "L-BFGS: {history: [5]}}",
-    "baselines=[GD,Adam@20,L-BFGS]",
-]
-
-
-def command(script: str, *arguments: str, overrides: list[str] | None = None) -> list[str]:
-    sets = [part for override in overrides or [] for part in ("--set", override)]
-    return [sys.executable, str(ROOT / script), *arguments, *sets]
-
-
-def run(*arguments: Any, cwd: Path, **options: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(*arguments, **options), cwd=cwd, capture_output=True, text=True, check=False
-    )
-
-
-def rows(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -277,15 +243,6 @@ def _whole_rows(folder: Path) -> list[str]:
     return (folder / "metrics.jsonl").read_text().split("\n")[:-1]
 
 
-def without_times(folder: Path) -> list[dict[str, Any]]:
-    timed = {"seconds", "validation_seconds"}
-    return [
-        {key: value for key, value in row.items() if key not in timed}
-        for row in rows(folder)
-        if "resumed_from" not in row
-    ]
-
-
 @pytest.mark.slow
 def test_interrupted_and_killed_runs_end_where_the_unbroken_one_does(tmp_path: Path) -> None:
     options = ["train_meta.py", "--config", "coordinate_update_tele.yaml", "--out"]
@@ -345,35 +302,6 @@ def test_resume_without_a_state_starts_afresh_and_says_so(tmp_path: Path) -> Non
     done = run(*options, "--resume", overrides=short, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "starting afresh" in done.stdout
-
-
-def assert_one_line_mistake(done: subprocess.CompletedProcess[str], *words: str) -> None:
-    assert done.returncode == 2, done.stderr
-    assert_one_line(done.stderr, *words)
-
-
-def assert_one_line(errors: str, *words: str) -> None:
-    lines = [line for line in errors.splitlines() if line.strip()]
-    assert len(lines) == 1, errors
-    assert "Traceback" not in errors
-    for word in words:
-        assert word in lines[0]
-
-
-def run_here(
-    script: str, arguments: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> object:
-    """The exit status of a script, run in this process to save the start of another one."""
-    specification = importlib.util.spec_from_file_location("script", ROOT / script)
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    monkeypatch.chdir(folder)
-    monkeypatch.setattr(sys, "argv", [script, *arguments])
-    with pytest.raises(SystemExit) as ended:
-        cli.run(module.main)
-    return ended.value.code
 
 
 @pytest.mark.parametrize(

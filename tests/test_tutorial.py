@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from places import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
 TINY = {
     "train_meta.py": ["meta={batch: 2, outer_steps: 2, steps: 4, unroll: 2}", "validation.tasks=2"],

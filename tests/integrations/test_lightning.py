@@ -11,7 +11,7 @@ import pytest
 import torch
 from extras import D, batches, equal, loss, needed
 from lightning_worker import Net, fit
-from test_distributed import TORCHRUN, finish
+from running import TORCHRUN, finish
 
 import metaopt
 

@@ -6,11 +6,11 @@ import copy
 import warnings
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from places import ROOT
 from support import signed
 from teleports import change, differ, names_found, outputs, reason_for, teleported
 from torch import Tensor, nn
@@ -20,8 +20,6 @@ from zoo import ZOO
 from zoo_models import LinearOnly
 
 import metaopt
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def _pair(seed: int = 0) -> nn.Sequential:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from cases import train_config
 from models import equal, hand_made, take_steps
+from places import PRETRAINED
 from torch import nn
 
 import metaopt
@@ -18,7 +19,6 @@ from metaopt import LearnedRule
 from metaopt.meta.build import meta_optimizer
 from metaopt.rules.hand_made import Adam
 
-PRETRAINED = Path(__file__).resolve().parent.parent / "checkpoints" / "pretrained"
 PAIR = PRETRAINED / "coordinate_update_tele.safetensors"
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from places import ROOT
 from support import tiny_config
 
 import metaopt
@@ -36,7 +37,6 @@ from studies.study.ship import ship
 from studies.study.study import Study
 from studies.study.tables import BEGIN, END, ablations, tables, write_readme
 
-ROOT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")
 
 

@@ -11,7 +11,7 @@ import replicas_worker
 import torch
 from cases import learned_rule
 from replicas_worker import D, mlp, train, weights
-from test_distributed import TORCHRUN, finish
+from running import TORCHRUN, finish
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 

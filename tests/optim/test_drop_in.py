@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import models
@@ -12,6 +11,7 @@ import pytest
 import torch
 from cases import learned_rule
 from models import UPDATES, Problem, equal, every_model, hand_made, stepped, take_steps
+from places import PRETRAINED
 from torch import nn
 
 import metaopt
@@ -20,8 +20,6 @@ from metaopt.rules.hand_made import Adam, GradientDescent
 from metaopt.tasks.base import Observation
 
 pytestmark = pytest.mark.filterwarnings("error:updates only:UserWarning")
-
-PRETRAINED = Path(__file__).resolve().parent.parent / "checkpoints" / "pretrained"
 
 
 def assert_moved(problem: Problem, before: list[torch.Tensor]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_scripts import assert_one_line, run_here
+from running import assert_one_line, run_here
 
 from metaopt.base import checkpoint
 from metaopt.base.streams import Stream

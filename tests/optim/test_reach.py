@@ -12,7 +12,7 @@ import higher
 import pytest
 import torch
 from cases import learned_rule
-from test_checkpoint import learned
+from saved_rules import learned
 from torch import nn
 
 import metaopt

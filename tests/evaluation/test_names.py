@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from running import TINY, assert_one_line, run_here
 from support import tiny_config
-from test_scripts import TINY, assert_one_line, run_here
 
 from metaopt.base.fields import LONGEST_LABEL
 from metaopt.evaluation.contenders import Contender, told_apart

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
+from places import ROOT
 
 from studies.level_sets import LR, START, descent, geometry, losses, orbit, table
 
@@ -38,5 +37,5 @@ def test_descent_is_gradient_descent() -> None:
 
 
 def test_the_page_has_the_table() -> None:
-    page = Path(__file__).resolve().parent.parent / "docs" / "level_sets.md"
+    page = ROOT / "docs" / "level_sets.md"
     assert table() in page.read_text(encoding="utf-8")

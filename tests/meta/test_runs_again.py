@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from test_scripts import TINY, assert_one_line, rows, run_here, without_times
+from running import TINY, assert_one_line, rows, run_here, without_times
 
 import metaopt
 from metaopt.base import checkpoint

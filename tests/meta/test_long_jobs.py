@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
+from running import TINY, assert_one_line, command, rows, run_here
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_scripts import TINY, assert_one_line, command, rows, run_here
 
 from metaopt.base.signals import CAUGHT, Signals
 from metaopt.meta.pace import RECENT, Pace

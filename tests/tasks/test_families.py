@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from differences import Replay, assert_matches_differences, meta_loss
 from hypothesis import given
 from hypothesis import strategies as st
+from places import PRETRAINED
+from running import assert_one_line, run_here
 from support import FEW, UPDATE, amplify_head, regression, relative_error, seeds
-from test_scripts import assert_one_line, run_here
-from test_unroll import Replay, assert_matches_differences, meta_loss
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
@@ -352,8 +353,9 @@ def test_scripts_train_and_evaluate_on_a_users_family(
     metaopt.LearnedOptimizer(model, rule)
     assert not (tmp_path / "imported").exists()
 
-    shipped = Path(__file__).parent.parent / "checkpoints/pretrained"
-    paths = [str(shipped / f"{name}.safetensors") for name in ("lstm_update", "coordinate_lr_tele")]
+    paths = [
+        str(PRETRAINED / f"{name}.safetensors") for name in ("lstm_update", "coordinate_lr_tele")
+    ]
     grids = "{GD: {lr: [0.1, 1]}, L-BFGS: {history: [5]}}"
     sets = [
         "task.family=my_tasks:Mine",

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from places import ROOT
 from support import UPDATE_AND_TELEPORT, tiny_config
 
 from benchmarks.hardening import damage
@@ -28,7 +29,6 @@ from metaopt.meta.config import TrainConfig
 from metaopt.meta.run import Run
 from metaopt.rules.build import hand_made
 
-ROOT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")
 NO_ROOM = OSError(28, "No space left on device")
 

@@ -17,8 +17,8 @@ import distributed_worker
 import pytest
 import torch
 from distributed_worker import KINDS, WINDOWS, config_of, resumed, trace
+from running import TINY, TINY_EVAL, TORCHRUN, command, finish, rows, run_here
 from safetensors.torch import load_file
-from test_scripts import TINY, TINY_EVAL, command, rows, run_here
 from torch import Tensor
 
 from metaopt.base.errors import UserError
@@ -28,19 +28,12 @@ from metaopt.meta.trainer import MetaTrainer
 CONFIG = "coordinate_update_tele.yaml"
 UNEVEN = [*TINY, "meta.batch=5", "validation.tasks=3", "dtype=float64"]
 LONG = [*UNEVEN, "meta.outer_steps=120", "validation.every=40"]
-TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 only_linux = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="reads /proc")
 
 
 def in_two(given: list[str]) -> list[str]:
     """The command of a script, under torchrun with two processes."""
     return [given[0], *TORCHRUN, *given[1:]]
-
-
-def finish(given: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        given, cwd=folder, capture_output=True, text=True, check=False, timeout=120
-    )
 
 
 def relative(found: Tensor, wanted: Tensor) -> float:

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from places import PRETRAINED
+from saved_rules import RULES, learned, proposed
 from support import UPDATE, tiny_config
-from test_checkpoint import RULES, learned, proposed
 
 import metaopt
 from metaopt.base import cli
@@ -24,7 +25,7 @@ from metaopt.optim import show
 from metaopt.optim.learned import LearnedRule
 from metaopt.tasks.config import TaskConfig
 
-SHIPPED = sorted((Path(__file__).parent.parent / "checkpoints/pretrained").glob("*.safetensors"))
+SHIPPED = sorted(PRETRAINED.glob("*.safetensors"))
 AT_STEP = {"geomean": 0.5, "ci95": [0.25, 0.75]}
 UNSEEN = {
     "tasks": 1024,

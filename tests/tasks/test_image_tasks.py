@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_datasets import write_mnist
+from idx_files import write_mnist
 from torch.nn import functional
 
 from metaopt.base.config import CONFIG_FOLDER, load

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 import torch
 from cases import learned_rule, train_config
 from cases import tasks as sample
+from differences import STEPS, Replay, assert_matches_differences, meta_loss
 from torch import Tensor
 
 import metaopt.meta.unroll
-from metaopt.base.network import Weights
 from metaopt.meta.build import meta_optimizer
 from metaopt.meta.loss import LogLoss, LogOfLast, MetaLoss, Normalised, SumOfLosses
 from metaopt.meta.unroll import Observe, first_order, rollout, second_order, start, unroll
 from metaopt.meta.windows import StepByStep
 from metaopt.rules.composed import MetaOptimizer
-from metaopt.tasks.base import Observation, Tasks
 from metaopt.tasks.regression import TaskBatch
 
 KINDS = [
@@ -35,7 +33,6 @@ KINDS = [
     "layer_units",
     "adam_units",
 ]
-STEPS = 5
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -82,52 +79,6 @@ def test_trajectories_do_not_see_each_other() -> None:
     together, _ = rollout(sample(rule.config.task, count=4), rule.optimizer, STEPS)
     alone, _ = rollout(sample(rule.config.task, count=1, start=2), rule.optimizer, STEPS)
     torch.testing.assert_close(together[:, 2], alone[:, 0], rtol=1e-10, atol=0)
-
-
-class Replay:
-    """Losses of the weights at hand, but observations recorded before: features as constants."""
-
-    def __init__(self) -> None:
-        self.recorded: list[Observation] = []
-        self._pending: Iterator[Observation] | None = None
-
-    def record(self, tasks: Tasks, weights: Weights) -> tuple[Tensor, Observation]:
-        loss, observation = first_order(tasks, weights)
-        self.recorded.append(observation)
-        return loss, observation
-
-    def rewind(self) -> None:
-        self._pending = iter(self.recorded)
-
-    def replay(self, tasks: Tasks, weights: Weights) -> tuple[Tensor, Observation]:
-        assert self._pending is not None
-        return tasks.loss(weights), next(self._pending)
-
-
-def meta_loss(optimizer: MetaOptimizer, tasks: Tasks, observe: Observe) -> Tensor:
-    _, unrolled = unroll(tasks, optimizer, start(tasks, optimizer, observe), STEPS, observe)
-    return LogLoss(1e-9)(tasks.loss(tasks.initial), unrolled.losses)
-
-
-def assert_matches_differences(optimizer: MetaOptimizer, evaluate: object) -> None:
-    """Central differences of ``evaluate`` along random directions of each parameter."""
-    assert callable(evaluate)
-    generator = torch.Generator().manual_seed(3)
-    checked = 0
-    for name, parameter in optimizer.named_parameters():
-        assert parameter.grad is not None, name
-        direction = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
-        analytic = float((parameter.grad * direction).sum())
-        step = 1e-5
-        with torch.no_grad():
-            parameter.add_(step * direction)
-            above = float(evaluate())
-            parameter.sub_(2 * step * direction)
-            below = float(evaluate())
-            parameter.add_(step * direction)
-        assert analytic == pytest.approx((above - below) / (2 * step), rel=2e-5, abs=2e-8), name
-        checked += abs(analytic) > 1e-6
-    assert checked > 5
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -232,9 +183,9 @@ def test_the_loss_at_the_start_of_a_window_is_a_constant(observe: Observe) -> No
     rule = learned_rule("coordinate_lstm")
     tasks = sample(rule.config.task, count=1)
     found = []
-    for meta_loss in (SumOfLosses(), Normalised(1e-30)):
+    for objective in (SumOfLosses(), Normalised(1e-30)):
         inner = start(tasks, rule.optimizer, observe)
-        StepByStep(rule.optimizer, observe, meta_loss)(tasks, inner, STEPS)
+        StepByStep(rule.optimizer, observe, objective)(tasks, inner, STEPS)
         found.append(gradient_of(rule.optimizer))
     torch.testing.assert_close(found[1] * STEPS * tasks.loss(tasks.initial), found[0])
 
