@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from support import UPDATE, UPDATE_AND_TELEPORT, regression, tiny_config
@@ -52,3 +53,21 @@ def proposed(rule: LearnedRule, steps: int = 3) -> list[Tensor]:
         weights, state = taken.weights, taken.state
         made += weights
     return [tensor.detach() for tensor in made]
+
+
+AT_STEP = {"geomean": 0.5, "ci95": [0.25, 0.75]}
+UNSEEN = {
+    "tasks": 1024,
+    "task_seed": 5,
+    "task": {"width": 10},
+    "least_loss_mean": 1.5,
+    "loss_geomean_above_least": {"1": AT_STEP, "100": {"geomean": 0.125, "ci95": [0.1, 0.2]}},
+    "diverged": 3,
+    "teleport": {"norm_mean": 0.25},
+}
+
+
+def with_figures() -> LearnedRule:
+    """A rule with figures on unseen tasks."""
+    rule = learned()
+    return replace(rule, validation=rule.validation | {"test": {"narrow": UNSEEN}})

@@ -60,3 +60,15 @@ def names_found(model: nn.Module, **options: Any) -> list[str]:
 def reason_for(found: Symmetries, module: str) -> str:
     """Why a module was left alone."""
     return "; ".join(entry.reason for entry in found.skipped if entry.module == module)
+
+
+def refusal(model: nn.Module) -> str:
+    """What ``teleport`` says that moves nothing for want of a list."""
+    before = copy.deepcopy(model)
+    with pytest.warns(UserWarning, match="nothing is teleported") as said:
+        applied = metaopt.teleport(model)
+    assert not applied
+    assert not differ(model, before)
+    (warning,) = said
+    assert str(applied) in str(warning.message)
+    return str(warning.message)

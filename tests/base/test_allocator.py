@@ -12,7 +12,7 @@ from metaopt.base.allocator import keep_freed_memory
 # Page faults of taking, filling and freeing 64 MB ten times, after it was done ten times before.
 SCRIPT = """
 import resource, sys, torch
-from metaopt.allocator import keep_freed_memory
+from metaopt.base.allocator import keep_freed_memory
 if sys.argv[1] == "keep":
     assert keep_freed_memory()
 def faults():

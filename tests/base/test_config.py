@@ -7,33 +7,16 @@ from typing import Any
 
 import pytest
 import yaml
+from configurations import BASE, SHIPPED, TRAINING, error_of, relative_name
 from support import UPDATE, UPDATE_AND_TELEPORT, tiny_config
 
 from metaopt.base.config import CONFIG_FOLDER, ConfigError, load, to_yaml
 from metaopt.evaluation.config import EvalConfig
 from metaopt.meta.build import meta_optimizer
 from metaopt.meta.config import TrainConfig
-from metaopt.rules.config import AdamConfig, FlattenedConfig
+from metaopt.rules.config import FlattenedConfig
 
-SHIPPED = sorted(CONFIG_FOLDER.rglob("*.yaml"))
-EVALUATION = [path for path in SHIPPED if path.name.startswith("eval")]
-BENCHMARKS = ("study.yaml", "hardening.yaml")
-TRAINING = [path for path in SHIPPED if path not in EVALUATION and path.name not in BENCHMARKS]
-BASE = "lstm_update_tele.yaml"
 BASE_CONTENT = (CONFIG_FOLDER / BASE).read_bytes()
-
-
-def _names(path: Path) -> str:
-    return str(path.relative_to(CONFIG_FOLDER))
-
-
-def _error(path: Path, *overrides: str, kind: Any = TrainConfig) -> str:
-    """What loading a broken file says: one line."""
-    with pytest.raises(ConfigError) as caught:
-        load(kind, path, overrides)
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
 
 
 # What ships.
@@ -43,10 +26,12 @@ def test_contract_files_ship() -> None:
     flattened = {"lstm_update_tele.yaml", "lstm_update.yaml", "lstm_lr_tele.yaml"}
     coordinate = {name.replace("lstm", "coordinate") for name in flattened}
     paper = {f"paper/{name}" for name in flattened}
-    assert {_names(path) for path in SHIPPED} >= flattened | coordinate | paper | {"eval.yaml"}
+    assert {relative_name(path) for path in SHIPPED} >= flattened | coordinate | paper | {
+        "eval.yaml"
+    }
 
 
-@pytest.mark.parametrize("path", TRAINING, ids=_names)
+@pytest.mark.parametrize("path", TRAINING, ids=relative_name)
 def test_training_configs_load_and_build(path: Path) -> None:
     config = load(TrainConfig, path)
     optimizer = meta_optimizer(config)
@@ -56,7 +41,7 @@ def test_training_configs_load_and_build(path: Path) -> None:
 
 
 def test_labels_are_the_contracts() -> None:
-    labels = {_names(path): load(TrainConfig, path).label for path in TRAINING}
+    labels = {relative_name(path): load(TrainConfig, path).label for path in TRAINING}
     for ending, label in (
         ("update_tele", "LSTM(update,tele)"),
         ("update", "LSTM(update)"),
@@ -73,7 +58,7 @@ def test_evaluation_config_loads() -> None:
     assert 0.0 in config.tuning.grids["Adam"]["beta1"]
 
 
-@pytest.mark.parametrize("path", TRAINING, ids=_names)
+@pytest.mark.parametrize("path", TRAINING, ids=relative_name)
 def test_names_of_runs_differ_and_fit_a_folder(path: Path) -> None:
     name = load(TrainConfig, path).name
     assert name == Path(name).name
@@ -135,7 +120,7 @@ def test_paper_recipe(file: str) -> None:
 def test_mistakes_in_fields(tmp_path: Path, override: str, field: str, hint: str) -> None:
     path = tmp_path / "broken.yaml"
     path.write_text((CONFIG_FOLDER / BASE).read_text())
-    message = _error(path, override)
+    message = error_of(path, override)
     assert message.startswith(f"{path} with --set: ")
     assert f"field {field}" in message or not field
     assert hint in message
@@ -147,7 +132,7 @@ def test_missing_fields(tmp_path: Path, section: str) -> None:
     del content[section]
     path = tmp_path / "broken.yaml"
     path.write_text(yaml.safe_dump(content))
-    assert _error(path) == f"{path}: field {section} is missing"
+    assert error_of(path) == f"{path}: field {section} is missing"
 
 
 def test_rules_that_propose_generators_need_a_teleporter() -> None:
@@ -190,7 +175,7 @@ def test_step_teleport_stands_alone() -> None:
     ],
 )
 def test_mistakes_in_evaluation(override: str, hint: str) -> None:
-    message = _error(Path("eval.yaml"), override, kind=EvalConfig)
+    message = error_of(Path("eval.yaml"), override, kind=EvalConfig)
     assert "eval.yaml" in message
     assert hint in message
 
@@ -225,16 +210,16 @@ def test_mistakes_in_evaluation(override: str, hint: str) -> None:
 def test_mistakes_of_a_whole_file(tmp_path: Path, content: bytes, hint: str) -> None:
     path = tmp_path / "broken.yaml"
     path.write_bytes(content)
-    message = _error(path)
+    message = error_of(path)
     assert message.startswith(f"{path}: ")
     assert hint in message
 
 
 def test_missing_file_lists_what_there_is(tmp_path: Path) -> None:
-    message = _error(tmp_path / "none.yaml")
+    message = error_of(tmp_path / "none.yaml")
     assert str(tmp_path / "none.yaml") in message
     assert BASE in message
-    assert str(tmp_path) in _error(tmp_path)
+    assert str(tmp_path) in error_of(tmp_path)
 
 
 def test_a_path_goes_before_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,99 +258,3 @@ def test_exactness_is_checked_when_built(task: dict[str, Any], action: str, exac
         assert "\n" not in message
     lenient = tiny_config(UPDATE_AND_TELEPORT, {"action": action, "inexact": "guard"}, task)
     assert meta_optimizer(lenient).engine is not None
-
-
-# Overrides.
-
-
-@pytest.mark.parametrize(
-    ("override", "section", "field", "value"),
-    [
-        ("meta.batch=5", "meta", "batch", 5),
-        ("meta.epsilon=1e-3", "meta", "epsilon", 1e-3),
-        ("meta.epsilon=2E+2", "meta", "epsilon", 200.0),
-        ("meta.epsilon=3", "meta", "epsilon", 3.0),
-        ("meta.clip=null", "meta", "clip", None),
-        ("meta.clip=", "meta", "clip", None),
-        ("meta.clip=2.5", "meta", "clip", 2.5),
-        ("meta.loss=sum", "meta", "loss", "sum"),
-        ("task.slope=.5", "task", "slope", 0.5),
-    ],
-)
-def test_overrides_are_typed_like_the_field(
-    override: str, section: str, field: str, value: Any
-) -> None:
-    found = getattr(getattr(load(TrainConfig, BASE, [override]), section), field)
-    assert found == value
-    assert type(found) is type(value) or (isinstance(value, float) and found == value)
-
-
-@pytest.mark.parametrize("name", ["7", "1.5", "1e3", "1e-3", "007", "run"])
-def test_names_may_look_like_numbers(name: str) -> None:
-    assert load(TrainConfig, BASE, [f"name={name}"]).name == name
-
-
-def test_overrides_of_lists_and_sections() -> None:
-    config = load(EvalConfig, "eval.yaml", ["baselines=[GD,Adam@7]", "tuning.grids.GD.lr=[1e-3,1]"])
-    assert config.baselines == ["GD", "Adam@7"]
-    assert config.tuning.grids["GD"]["lr"] == [1e-3, 1]
-    adam = load(
-        TrainConfig,
-        "coordinate_update.yaml",
-        [
-            "rules.update={kind: adam, lr: 1e-3}",
-            "rules.update.beta1=0.5",
-            "rules.teleport={kind: lstm, outer_lr: 1e-4}",
-            "teleporter.max_norm=0.5",
-        ],
-    )
-    assert adam.rules.update == AdamConfig(kind="adam", lr=1e-3, beta1=0.5)
-    assert adam.teleporter is not None
-    assert adam.teleporter.max_norm == 0.5
-
-
-def test_the_last_override_counts() -> None:
-    assert load(TrainConfig, BASE, ["seed=1", "seed=2"]).seed == 2
-
-
-@pytest.mark.parametrize(
-    "override", ["meta", "=3", "meta.=3", ".meta=3", "meta.batch.x=3", "meta.batch=[1", "seed=*a"]
-)
-def test_overrides_that_are_none(override: str) -> None:
-    assert f"--set {override}" in _error(Path(BASE), override)
-
-
-# The resolved file.
-
-
-@pytest.mark.parametrize("path", [*TRAINING, *EVALUATION], ids=_names)
-def test_resolved_yaml_round_trips(path: Path, tmp_path: Path) -> None:
-    kind: Any = EvalConfig if path in EVALUATION else TrainConfig
-    config = load(kind, path)
-    resolved = tmp_path / "config.yaml"
-    resolved.write_text(to_yaml(config))
-    assert load(kind, resolved) == config
-
-
-@pytest.mark.parametrize(
-    "label", ["7", "1e3", "1e-3", "null", "true", "2024-01-01", "a: b", "é", " a", "0x1", "#"]
-)
-def test_any_label_round_trips(label: str, tmp_path: Path) -> None:
-    config = tiny_config().model_copy(update={"label": label})
-    resolved = tmp_path / "config.yaml"
-    resolved.write_text(to_yaml(config), encoding="utf-8")
-    assert load(TrainConfig, resolved) == config
-
-
-@pytest.mark.parametrize("value", [1e-3, 1e-7, 5e-324, 1e22, 0.1, 3.0])
-def test_floats_round_trip(value: float, tmp_path: Path) -> None:
-    config = tiny_config({"update": UPDATE | {"scale": value}})
-    resolved = tmp_path / "config.yaml"
-    resolved.write_text(to_yaml(config))
-    assert load(TrainConfig, resolved) == config
-
-
-def test_resolved_yaml_writes_every_field_out() -> None:
-    written = yaml.safe_load(to_yaml(load(TrainConfig, BASE)))
-    assert set(written) == set(TrainConfig.model_fields)
-    assert written["meta"]["epsilon"] == 1e-7

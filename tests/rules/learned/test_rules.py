@@ -1,24 +1,14 @@
-"""Learned rules: symmetry of coordinate-wise ones, shapes of flattened ones, step sizes."""
+"""Learned rules: symmetry of coordinate-wise ones, shapes of flattened ones."""
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support import (
-    DEEP_SIZES,
-    FEW,
-    SIZES,
-    both_sizes,
-    regression,
-    relative_error,
-    seeds,
-    signed,
-    speak_up,
-)
+from learned_rules import Make, coordinate_rule, every_basis, every_rule, flattened_rule
+from support import DEEP_SIZES, FEW, SIZES, both_sizes, regression, relative_error, seeds, signed
 from torch import Tensor
 
 from metaopt.base.config import load
@@ -26,81 +16,11 @@ from metaopt.base.network import Weights
 from metaopt.meta.build import meta_optimizer
 from metaopt.meta.config import TrainConfig
 from metaopt.rules.base import Proposal, Rule, ShapeMismatchError
-from metaopt.rules.learned.coordinate import (
-    CoordinateGroupElementLSTM,
-    CoordinateStepSizeGroupElementLSTM,
-    CoordinateUpdateLSTM,
-)
-from metaopt.rules.learned.directions import (
-    Basis,
-    GeneratorEntries,
-    NaturalSteps,
-    UpdateEntries,
-    Whitening,
-)
 from metaopt.rules.learned.features import Seen
-from metaopt.rules.learned.flattened import (
-    FlattenedRule,
-    GroupElementLSTM,
-    LocalUpdateLSTM,
-    RawGradient,
-    SignedLogGradient,
-    StatefulGradient,
-    StepSizeGroupElementLSTM,
-)
-from metaopt.rules.learned.step_size import Clamp, Natural, Sigmoid, StepSizeBound
+from metaopt.rules.learned.flattened import SignedLogGradient, StatefulGradient
 from metaopt.tasks.regression import TaskBatch
 
-LOW, HIGH = 1e-7, 5e-3
 COORDINATE = ("update", "group", "step")
-every_basis = pytest.mark.parametrize("basis", ["entries", "directions"])
-
-
-def basis_of(kind: str, basis: str) -> Basis:
-    match kind, basis:
-        case "update", "entries":
-            return UpdateEntries(1.0)
-        case "update", "directions":
-            return NaturalSteps(1.0)
-        case _, "entries":
-            return GeneratorEntries(1.0)
-    return Whitening(1.0)
-
-
-def coordinate_rule(kind: str, basis: str) -> Rule:
-    hidden, scale, seed = 4, 0.1, 0
-    known = basis_of(kind, basis)
-    match kind:
-        case "update":
-            return speak_up(CoordinateUpdateLSTM(known, hidden, scale, seed, kind))
-        case "group":
-            return speak_up(CoordinateGroupElementLSTM(known, hidden, scale, seed, kind))
-    bound = Sigmoid(LOW, HIGH)
-    return speak_up(CoordinateStepSizeGroupElementLSTM(known, hidden, scale, seed, kind, bound))
-
-
-def flattened_rule(kind: str, basis: str, sizes: Sequence[int]) -> FlattenedRule:
-    shapes = [(out, fan_in) for fan_in, out in pairwise(sizes)]
-    gradient = SignedLogGradient() if basis == "entries" else StatefulGradient()
-    known = basis_of(kind, basis)
-    match kind:
-        case "update":
-            rule: FlattenedRule = LocalUpdateLSTM(shapes, 4, gradient, known, 0.5, 0, kind)
-        case "group":
-            rule = GroupElementLSTM(shapes, 4, gradient, known, 0.5, 0, kind)
-        case _:
-            bound = Sigmoid(LOW, HIGH)
-            feed = RawGradient() if basis == "entries" else gradient
-            rule = StepSizeGroupElementLSTM(shapes, 4, feed, known, 0.5, 0, kind, bound)
-    return rule.double()
-
-
-every_rule = pytest.mark.parametrize(
-    "make",
-    [lambda kind, basis, _: coordinate_rule(kind, basis), flattened_rule],
-    ids=["coordinate", "flattened"],
-)
-Make = Callable[[str, str, Sequence[int]], Rule]
 
 
 def proposals(rule: Rule, tasks: TaskBatch, start: Weights, steps: int = 4) -> list[Proposal]:
@@ -253,105 +173,3 @@ def test_stateful_input_is_the_gradient_and_the_features_of_layers() -> None:
     assert plain.size(shapes) == sum(out * fan_in for out, fan_in in shapes)
     assert torch.equal(found[:, : plain.size(shapes)], plain(at))
     assert stateful.size(shapes) > plain.size(shapes)
-
-
-# Step sizes.
-
-TASKS = regression(SIZES, samples=4, seed=0)
-ANY = Seen(TASKS.observe(TASKS.initial))
-
-
-@FEW
-@given(z=st.floats(-30, 30), dtype=st.sampled_from([torch.float32, torch.float64]))
-def test_sigmoid_bound_stays_inside_with_a_gradient(z: float, dtype: torch.dtype) -> None:
-    leaf = torch.tensor([z], dtype=dtype, requires_grad=True)
-    eta = Sigmoid(LOW, HIGH)(leaf, ANY)
-    rounding = 8 * torch.finfo(dtype).eps
-    assert LOW * (1 - rounding) <= float(eta.detach()) <= HIGH * (1 + rounding)
-    eta.sum().backward()
-    assert leaf.grad is not None
-    assert leaf.grad.isfinite().all()
-    # In float32 the derivative of sigmoid itself rounds to 0 from z = 17 on.
-    if dtype == torch.float64 or abs(z) < 15:
-        assert float(leaf.grad) > 0
-
-
-def test_sigmoid_bound_is_even_on_a_logarithmic_scale() -> None:
-    z = torch.tensor([-1e3, 0.0, 1e3], dtype=torch.float64)
-    wanted = torch.tensor([LOW, math.sqrt(LOW * HIGH), HIGH], dtype=torch.float64)
-    torch.testing.assert_close(Sigmoid(LOW, HIGH)(z, ANY), wanted)
-
-
-def test_clamp_bound() -> None:
-    z = torch.tensor([-1.0, 0.0, 1e-3, 7.0], dtype=torch.float64, requires_grad=True)
-    eta = Clamp(LOW, HIGH)(z, ANY)
-    assert eta.tolist() == [LOW, LOW, 1e-3, HIGH]
-    eta.sum().backward()
-    assert z.grad is not None
-    assert z.grad.tolist() == [0, 0, 1, 0]
-
-
-def test_natural_bound_is_in_units_of_the_largest_safe_step() -> None:
-    safe = 1 / ANY.curvatures.max(1).values
-    bound = Natural(1e-12, 1e12)
-    z = torch.tensor([0.7, -3.0], dtype=torch.float64)
-    torch.testing.assert_close(bound(z, ANY), z.exp() * safe)
-    torch.testing.assert_close(bound(torch.full_like(z, bound.start), ANY), safe / 2)
-    small, large = (float(safe.min() * factor) for factor in (1e-3, 1e-2))
-    assert (Natural(small, large)(z, ANY) == large).all()
-    # The loss of a linear network descends at the safe step of any one layer.
-    linear = regression(SIZES, samples=4, seed=1, slope=1.0)
-    observation = linear.observe(linear.initial)
-    eta = bound(torch.zeros(2, dtype=torch.float64), Seen(observation))[:, None, None]
-    for layer, G in enumerate(observation.grads):
-        moved = list(linear.initial)
-        moved[layer] = moved[layer] - eta * G
-        assert (linear.loss(moved) < linear.loss(linear.initial)).all()
-
-
-@every_basis
-@pytest.mark.parametrize(
-    ("kind", "bound"),
-    [
-        ("coordinate", Sigmoid(LOW, HIGH)),
-        ("coordinate", Natural(LOW, HIGH)),
-        ("flattened", Sigmoid(LOW, HIGH)),
-        ("flattened", Natural(LOW, HIGH)),
-        ("flattened", Clamp(LOW, HIGH)),
-    ],
-)
-def test_an_untrained_step_size_is_where_its_bound_starts(
-    kind: str, bound: StepSizeBound, basis: str
-) -> None:
-    known = basis_of("step", basis)
-    shapes = [(out, fan_in) for fan_in, out in pairwise(SIZES)]
-    rule: Rule
-    if kind == "coordinate":
-        rule = CoordinateStepSizeGroupElementLSTM(known, 4, 0.1, 0, kind, bound)
-    else:
-        rule = StepSizeGroupElementLSTM(shapes, 4, StatefulGradient(), known, 0.1, 0, kind, bound)
-    rule.double()
-    observation = ANY.observation
-    proposal, _ = rule.propose(observation, rule.initial_state(observation))
-    assert proposal.updates is not None
-    found = -(proposal.updates[0] / observation.grads[0]).flatten(1)[:, 0]
-    start = torch.full((2,), bound.start, dtype=torch.float64)
-    torch.testing.assert_close(found, bound(start, ANY), rtol=0.3, atol=0)
-
-
-@every_basis
-@every_rule
-def test_step_size_rules_follow_the_gradient(
-    basis: str,
-    make: Make,
-) -> None:
-    tasks = regression(SIZES, samples=4, seed=0)
-    rule = make("step", basis, SIZES)
-    observation = tasks.observe(tasks.initial)
-    proposal, _ = rule.propose(observation, rule.initial_state(observation))
-    assert proposal.updates is not None
-    ratios = [f / G for f, G in zip(proposal.updates, observation.grads, strict=True)]
-    eta = -torch.cat([ratio.flatten(1) for ratio in ratios], 1)
-    torch.testing.assert_close(eta, eta[:, :1].expand_as(eta))
-    assert (eta > LOW).all()
-    assert (eta < HIGH).all()

@@ -1,0 +1,30 @@
+"""The configurations that ship, and what is said of broken ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from metaopt.base.config import CONFIG_FOLDER, ConfigError, load
+from metaopt.meta.config import TrainConfig
+
+SHIPPED = sorted(CONFIG_FOLDER.rglob("*.yaml"))
+EVALUATION = [path for path in SHIPPED if path.name.startswith("eval")]
+BENCHMARKS = ("study.yaml", "hardening.yaml")
+TRAINING = [path for path in SHIPPED if path not in EVALUATION and path.name not in BENCHMARKS]
+BASE = "lstm_update_tele.yaml"
+
+
+def relative_name(path: Path) -> str:
+    return str(path.relative_to(CONFIG_FOLDER))
+
+
+def error_of(path: Path, *overrides: str, kind: Any = TrainConfig) -> str:
+    """What loading a broken file says: one line."""
+    with pytest.raises(ConfigError) as caught:
+        load(kind, path, overrides)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
