@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from families import Line
 from torch import Tensor
 
 import metaopt
@@ -18,22 +19,6 @@ from metaopt.base.errors import UserError
 from metaopt.base.global_generators import seeded
 from metaopt.tasks import own
 from metaopt.tasks.own_batch import LossFamily
-
-
-class Line(metaopt.Family):
-    """Least squares in one number."""
-
-    def noise(self, generator: np.random.Generator) -> Any:
-        return generator.standard_normal(4)
-
-    def sample(self, generator: np.random.Generator) -> metaopt.Task:
-        x = torch.from_numpy(generator.standard_normal(4)).float()
-        y = x + torch.as_tensor(self.noise(generator)).float()
-        return metaopt.Task({"w": torch.zeros(1)}, (x, y))
-
-    def loss(self, weights: dict[str, Tensor], data: tuple[Tensor, ...], *_: Tensor) -> Tensor:
-        x, y = data
-        return (weights["w"] * x - y).square().mean()
 
 
 class Torchs(Line):
@@ -141,7 +126,7 @@ def test_a_loss_that_draws_is_refused() -> None:
 
 MODULE = """
 import numpy as np, random, torch
-from test_family_draws import Line
+from families import Line
 
 TABLE = np.random.rand(4) + random.random()
 
