@@ -132,6 +132,8 @@ def test_no_test_module_imports_another() -> None:
 
 
 def test_no_file_is_longer_than_350_lines() -> None:
-    beside = [path for folder in ("studies", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
+    beside = [
+        path for folder in ("studies", "benchmarks") for path in (ROOT / folder).rglob("*.py")
+    ]
     for path in [*FILES, *TEST_FILES, *beside]:
         assert len(path.read_text(encoding="utf-8").splitlines()) <= 350, path
