@@ -16,8 +16,8 @@ from unittest.mock import patch
 
 import torch
 
+from benchmarks.sweep import Work
 from benchmarks.timing import synchronize
-from benchmarks.work import Work
 from metaopt.base.tables import markdown_table
 from metaopt.meta.trainer import MetaTrainer
 from metaopt.tasks.regression import RegressionFamily, TaskBatch

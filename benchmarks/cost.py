@@ -14,8 +14,8 @@ memory, against
   trajectory is run.
 
 All other sizes are those of the configurations, at meta-batch 16. What would take over 60 s or 4 GB
-is left out by name. Times are medians over 3 repeats after a warm-up (of whole trajectories, one
-run); memory as in ``benchmarks.memory``.
+is left out by name. Times are medians over 3 repeats after a warm-up, of one window or of a whole
+trajectory; memory as in ``benchmarks.memory``.
 """
 
 from __future__ import annotations
@@ -23,14 +23,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from benchmarks.climb import climb
-from benchmarks.timing import median_seconds, seconds
-from benchmarks.work import Piece, Work
+from benchmarks.sweep import Piece, Work, sweep
 from metaopt.base import cli
 from metaopt.base.process import World
 from metaopt.base.tables import markdown_table
@@ -91,32 +89,20 @@ class Point:
 
 def points(config: str, axis: Axis, device: torch.device, batch: int = BATCH) -> Iterator[Point]:
     """Along one axis, ascending, as far as the limits go."""
-
-    def time_it(piece: Piece) -> tuple[float, float]:
-        run = piece.ready(device)
-        # A whole trajectory is long enough to warm up in.
-        took = seconds(run, device) if axis.whole else median_seconds(run, device)
-        work = piece.work
-        return took / (piece.windows * work.loaded().meta.unroll * work.batch), took
-
     pieces = [piece(config, axis, value, batch) for value in axis.values]
-    for reached in climb(pieces, time_it, device, axis.power):
-        yield Point(
-            config,
-            axis.field,
-            reached.piece.size,
-            reached.left_out,
-            reached.timed,
-            reached.peak_bytes,
-        )
+    for of, row in zip(pieces, sweep(pieces, device, axis.power, budget=0), strict=True):
+        point = Point(config, axis.field, row.size, row.left_out)
+        if row.left_out is None:
+            step = row.seconds / of.work.loaded().meta.steps
+            point = replace(point, step_seconds=step, peak_bytes=row.peak_bytes)
+        yield point
 
 
 def piece(config: str, axis: Axis, value: int, batch: int) -> Piece:
     """One size: a window, or a whole trajectory."""
+    work = Work(config, "meta-training", batch, (f"{axis.field}={value}",))
     if axis.field == "meta.batch":
         work = Work(config, "meta-training", value)
-    else:
-        work = Work(config, "meta-training", batch, (f"{axis.field}={value}",))
     return Piece(value, work, work.windows_of_trajectory if axis.whole else 1)
 
 

@@ -7,8 +7,8 @@ tensors return to the system once they are freed, and what is resident is in use
 slow: its seconds serve to predict, not to compare. On CUDA it is
 ``torch.cuda.max_memory_allocated``.
 
-The process is ``python -m benchmarks.memory``, started by ``measured``: it reads the pieces as JSON
-from standard input and prints a ``Cost`` a line.
+The process is ``python -m benchmarks.memory``, started by ``sweep.measured``: it reads the pieces
+as JSON from standard input and prints a ``Cost`` a line.
 """
 
 from __future__ import annotations
@@ -16,38 +16,17 @@ from __future__ import annotations
 import ctypes
 import gc
 import json
-import os
-import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 
 import torch
 
-from benchmarks.limits import Cost, too_much
+from benchmarks.sweep import Cost, Piece, Work, too_much
 from benchmarks.timing import seconds
-from benchmarks.work import Piece, Work
-from studies.output import ROOT
 
 STATUS = Path("/proc/self/status")
-
-
-def measured(pieces: Sequence[Piece], device: torch.device, power: float = 1.0) -> dict[int, Cost]:
-    """Cost by size, from a fresh process; sizes past the limits are left out."""
-    order = {"device": str(device), "power": power, "pieces": [asdict(piece) for piece in pieces]}
-    lines = subprocess.run(
-        [sys.executable, "-m", "benchmarks.memory"],
-        input=json.dumps(order),
-        env=os.environ | {"MALLOC_MMAP_THRESHOLD_": str(2**20)},
-        cwd=ROOT,
-        check=True,
-        stdout=subprocess.PIPE,
-        text=True,
-    ).stdout.splitlines()
-    costs = [Cost(**json.loads(line)) for line in lines]
-    return {cost.size: cost for cost in costs}
 
 
 def peak_bytes(run: Callable[[], object], device: torch.device, base: int) -> tuple[int, float]:
@@ -77,23 +56,23 @@ def _resident(field: str) -> int:
     raise OSError(f"{STATUS}: no {field}; peak memory on the CPU is measured on Linux only")
 
 
-def _once(piece: Piece, device: torch.device) -> None:
-    piece.ready(device)()
-
-
 def main() -> None:
     """Measure the pieces that are ordered, a line each."""
     order = json.load(sys.stdin)
     device = torch.device(order["device"])
     pieces = [Piece(**item | {"work": Work(**item["work"])}) for item in order["pieces"]]
     # Libraries take their own buffers at the first call.
-    _once(pieces[0], device)
+    pieces[0].work.ready(pieces[0].windows, device)()
     base = in_use(device)
     costs: list[Cost] = []
     for piece in pieces:
         if too_much(costs, piece.size, order["power"]) is not None:
             break
-        peak, took = peak_bytes(partial(_once, piece, device), device, base)
+
+        def run(piece: Piece = piece) -> None:
+            piece.work.ready(piece.windows, device)()
+
+        peak, took = peak_bytes(run, device, base)
         costs.append(Cost(piece.size, took, peak))
         print(json.dumps(asdict(costs[-1])), flush=True)
 

@@ -1,4 +1,4 @@
-"""Learned rules as plain arrays, so that every yardstick starts from the package's own weights.
+"""Learned rules as plain arrays, so that a plain loop starts from the package's own weights.
 
 Names are those of the checkpoint format: W_x [4 h, inputs], W_h [4 h, h] and b [4 h] of each cell,
 gates in the order i, f, o, u, and the head's W [outputs, h] and b.

@@ -1,21 +1,31 @@
 """Flattened rules the way published code trains them: one trajectory at a time in plain PyTorch.
 
 ``torch.nn.LSTM`` on the flattened gradient, autograd for the inner gradient, one matrix of each
-kind, I + T and I - T. No guard, no measurement of drift and no refinement of the action.
+kind, I + T and I - T. No guard, no measurement of drift and no refinement of the action. It begins
+from the same weights as the package and draws the same tasks; a test holds their losses together,
+and ``compared`` times them in turns.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.parameters import Network, adam, linear, load_cell
+from benchmarks.parameters import Network, adam, initial, linear, load_cell
+from benchmarks.sweep import BUDGET, Piece, Work, trajectory_seconds
+from benchmarks.timing import Side, compare
 from metaopt.base.fields import DTYPES
 from metaopt.base.streams import Stream
+from metaopt.base.tables import markdown_table
 from metaopt.meta.config import TrainConfig
 from metaopt.tasks.build import task_family
+
+
+SAME_RECIPE = ("meta.order=1", "meta.average=null")
+"""What both sides have: first order, and no average beside it."""
 
 
 class PlainLoop:
@@ -110,3 +120,55 @@ def _modules(network: Network) -> nn.ModuleDict:
     for layer in range(len(network.b)):
         load_cell(lstm, network, layer, f"_l{layer}")
     return nn.ModuleDict({"lstm": lstm, "head": linear(network)})
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Seconds a trajectory of full length.
+
+    Attributes:
+        label: the configuration's file, and what was set.
+        batch: trajectories side by side in metaopt.
+        windows: of the trajectories that metaopt was timed on.
+        metaopt: seconds of metaopt.
+        loop: seconds of the loop.
+    """
+
+    label: str
+    batch: int
+    windows: int
+    metaopt: float
+    loop: float
+
+    @property
+    def ratio(self) -> float:
+        """How many times metaopt is faster."""
+        return self.loop / self.metaopt
+
+
+def compared(work: Work, device: torch.device, budget: float = BUDGET) -> Comparison:
+    """Whole outer steps of metaopt and of the loop, in turns."""
+    work = replace(work, overrides=(*SAME_RECIPE, *work.overrides))
+    full, unroll = work.windows_of_trajectory, work.loaded().meta.unroll
+    _, _, windows = trajectory_seconds(Piece(work.batch, work), device, budget)
+    alone = work.loaded([f"meta.steps={full * unroll}"])
+    loop = PlainLoop(alone, initial(alone), device)
+
+    def trajectory() -> None:
+        for _ in range(full):
+            loop.window()
+
+    sides = {
+        "metaopt": Side(work.ready(windows, device), work.batch * windows / full),
+        "loop": Side(trajectory, 1),
+    }
+    return Comparison(work.label, work.batch, windows, **compare(sides, device))
+
+
+def table(found: Sequence[Comparison]) -> str:
+    """For people: seconds a trajectory, and in brackets how many times metaopt is faster."""
+    rows = [
+        [row.label, str(row.batch), f"{row.metaopt:.4g}", f"{row.loop:.4g} ({row.ratio:.2f}x)"]
+        for row in found
+    ]
+    return markdown_table(["configuration", "B", "metaopt", "one at a time"], rows)

@@ -10,11 +10,11 @@ In one process (about 6 minutes on 2 CPU cores):
   without teleport, by meta-batch; the operations counted from the shapes (``counting``), the share
   of the matmul rate that they reach, and peak memory (``memory``, in processes of their own). What
   would take over 60 s or 4 GB is left out by name;
-- yardsticks (``yardsticks``), in turns with metaopt: ratios above 1 mean that metaopt is faster;
+- a loop over single trajectories in plain PyTorch (``plain_loop``), in turns with metaopt: ratios
+  above 1 mean that metaopt is faster;
 - where the time of an outer step goes (``breakdown``).
 
-Times are medians over 3 repeats after a warm-up. JAX is needed for its yardstick only:
-``pip install -c constraints.txt -e '.[bench]'``. ``--json`` writes all figures to a file.
+Times are medians over 3 repeats after a warm-up. ``--json`` writes all figures to a file.
 """
 
 from __future__ import annotations
@@ -22,15 +22,20 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from benchmarks import breakdown, machine, scaling, yardsticks
+from benchmarks import breakdown, machine, plain_loop
+from benchmarks.counting import evaluation_flop, training_flop
+from benchmarks.sweep import BUDGET, Mode, Piece, Row, Work, sweep, trajectory_seconds
+from benchmarks.sweep import windows_within
 from benchmarks.timing import REPEATS
-from benchmarks.work import Mode, Work
 from metaopt.base import cli
 from metaopt.base.process import World
+from metaopt.base.tables import markdown_table
 from studies.output import add_arguments, write_json
 
 FLATTENED = ("paper/lstm_update_tele.yaml", "paper/lstm_update.yaml")
@@ -38,20 +43,9 @@ COORDINATE = ("coordinate_update_tele.yaml", "coordinate_update.yaml")
 BATCHES = (1, 16, 64, 256, 1024)
 MODES: tuple[Mode, ...] = ("meta-training", "evaluation")
 BFLOAT16 = ("products=bfloat16",)
-"""For metaopt alone: its rivals stay in float32."""
-LOOP_AND_JAX = (yardsticks.LOOP, yardsticks.JAX)
-CELL_AND_JAX = (yardsticks.CELL, yardsticks.JAX)
-COMPARED: tuple[tuple[str, int, tuple[str, ...], tuple[str, ...]], ...] = (
-    (FLATTENED[0], 64, LOOP_AND_JAX, ()),
-    (FLATTENED[0], 64, LOOP_AND_JAX, BFLOAT16),
-    (FLATTENED[1], 64, LOOP_AND_JAX, ()),
-    (FLATTENED[0], 256, (yardsticks.JAX,), ()),
-    (FLATTENED[0], 256, (yardsticks.JAX,), BFLOAT16),
-    (COORDINATE[0], 8, CELL_AND_JAX, ()),
-    (COORDINATE[0], 64, CELL_AND_JAX, ()),
-    (COORDINATE[1], 64, CELL_AND_JAX, ()),
-)
-"""(configuration, meta-batch, rivals, what is set)."""
+"""For metaopt alone: the loop stays in float32."""
+COMPARED = ((FLATTENED[0], ()), (FLATTENED[0], BFLOAT16), (FLATTENED[1], ()))
+COMPARED_BATCH = 64
 BREAKDOWN_BATCH = 64
 BREAKDOWN_SECONDS = 4.0
 
@@ -67,8 +61,8 @@ def main(world: World) -> None:
     print(here.lines(), flush=True)
     found: dict[str, Any] = {
         "machine": here.as_dict(),
-        "scaling": scaled(device, here.matmul_flops),
-        "yardsticks": compared(device),
+        "scaling": [vars(row) for row in scaled(device, here.matmul_flops)],
+        "plain_loop": compared(device),
         "breakdown": broken_down(device),
     }
     found["seconds"] = time.perf_counter() - began
@@ -77,37 +71,73 @@ def main(world: World) -> None:
         write_json(arguments.json, found)
 
 
-def scaled(device: torch.device, matmul_flops: float) -> list[Any]:
+@dataclass(frozen=True)
+class Scaled(Row):
+    """A row of the sweep by meta-batch.
+
+    Attributes:
+        flop: of the networks in one trajectory.
+        share: of the machine's matmul rate.
+    """
+
+    flop: int = 0
+    share: float = 0.0
+
+
+def scaling(
+    works: Sequence[Work], device: torch.device, matmul_flops: float, budget: float = BUDGET
+) -> Iterator[Scaled]:
+    """A row for each of one configuration and mode, meta-batches ascending."""
+    pieces = [Piece(work.batch, work) for work in works]
+    for work, row in zip(works, sweep(pieces, device, budget=budget), strict=True):
+        flop, share = 0, 0.0
+        if row.left_out is None:
+            count = training_flop if work.mode == "meta-training" else evaluation_flop
+            flop = count(work.loaded())
+            share = flop / row.seconds / matmul_flops
+        yield Scaled(**vars(row), flop=flop, share=share)
+
+
+def table(rows: Sequence[Scaled]) -> str:
+    """For people."""
+    lines = []
+    for row in rows:
+        cells = [f"left out: {row.left_out}", "", "", "", ""]
+        if row.left_out is None:
+            cells = [
+                f"{row.seconds:.4g}",
+                f"{row.flop / 1e9:.2f}",
+                f"{100 * row.share:.0f} %",
+                f"{row.peak_bytes / 1e6:.0f}",
+                str(row.windows),
+            ]
+        lines.append([row.label, row.mode, str(row.batch), *cells])
+    header = ["configuration", "mode", "B", "s/trajectory", "GFLOP", "share", "peak MB", "windows"]
+    return markdown_table(header, lines)
+
+
+def scaled(device: torch.device, matmul_flops: float) -> list[Scaled]:
     """By meta-batch."""
-    rows: list[scaling.Row] = []
+    rows: list[Scaled] = []
     for mode in MODES:
         plain = [(config, ()) for config in (*FLATTENED, *COORDINATE)]
         for config, overrides in (*plain, (FLATTENED[0], BFLOAT16)):
             works = [Work(config, mode, batch, overrides) for batch in BATCHES]
-            rows += scaling.scaling(works, device, matmul_flops)
+            rows += scaling(works, device, matmul_flops)
             print(f"measured: {mode} of {works[0].label}", file=sys.stderr, flush=True)
-    print(f"\nSeconds for a trajectory of 100 steps\n\n{scaling.table(rows)}", flush=True)
-    return [*scaling.as_dicts(rows)]
+    print(f"\nSeconds for a trajectory of 100 steps\n\n{table(rows)}", flush=True)
+    return rows
 
 
-def compared(device: torch.device) -> list[Any]:
-    """Beside the yardsticks."""
-    missing = yardsticks.jax_missing(device)
+def compared(device: torch.device) -> list[dict[str, Any]]:
+    """Beside the loop over single trajectories."""
     found = [
-        yardsticks.compared(
-            config,
-            batch,
-            [rival for rival in rivals if missing is None or rival != yardsticks.JAX],
-            device,
-            overrides,
-        )
-        for config, batch, rivals, overrides in COMPARED
+        plain_loop.compared(Work(config, "meta-training", COMPARED_BATCH, overrides), device)
+        for config, overrides in COMPARED
     ]
     print("\nMeta-training, seconds for a trajectory (how many times metaopt is faster)\n")
-    print(yardsticks.table(found), flush=True)
-    if missing is not None:
-        print(missing)
-    return [comparison.as_dict() for comparison in found]
+    print(plain_loop.table(found), flush=True)
+    return [vars(comparison) | {"ratio": comparison.ratio} for comparison in found]
 
 
 def broken_down(device: torch.device) -> dict[str, Any]:
@@ -115,10 +145,8 @@ def broken_down(device: torch.device) -> dict[str, Any]:
     found = {}
     for config in (FLATTENED[0], COORDINATE[0]):
         work = Work(config, "meta-training", BREAKDOWN_BATCH)
-        _, window, _ = scaling.trajectory_seconds(work, device, budget=0)
-        windows = scaling.windows_within(
-            REPEATS * BREAKDOWN_SECONDS, window, work.windows_of_trajectory
-        )
+        _, window, _ = trajectory_seconds(Piece(BREAKDOWN_BATCH, work), device, budget=0)
+        windows = windows_within(REPEATS * BREAKDOWN_SECONDS, window, work.windows_of_trajectory)
         found[config.removesuffix(".yaml")] = breakdown.breakdown(work, windows, device)
     print(f"\nWhere time goes at meta-batch {BREAKDOWN_BATCH}\n\n{breakdown.table(found)}")
     return found
