@@ -23,7 +23,6 @@ from metaopt.base.tables import markdown_table
 from metaopt.meta.config import TrainConfig
 from metaopt.tasks.build import task_family
 
-
 SAME_RECIPE = ("meta.order=1", "meta.average=null")
 """What both sides have: first order, and no average beside it."""
 

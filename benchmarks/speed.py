@@ -30,8 +30,16 @@ import torch
 
 from benchmarks import breakdown, machine, plain_loop
 from benchmarks.counting import evaluation_flop, training_flop
-from benchmarks.sweep import BUDGET, Mode, Piece, Row, Work, sweep, trajectory_seconds
-from benchmarks.sweep import windows_within
+from benchmarks.sweep import (
+    BUDGET,
+    Mode,
+    Piece,
+    Row,
+    Work,
+    sweep,
+    trajectory_seconds,
+    windows_within,
+)
 from benchmarks.timing import REPEATS
 from metaopt.base import cli
 from metaopt.base.process import World

@@ -224,9 +224,7 @@ def sweep(
     for piece in pieces:
         known = costs if piece.size in peaks else list(peaks.values())
         work = piece.work
-        row = Row(
-            work.label, work.mode, work.batch, piece.size, too_much(known, piece.size, power)
-        )
+        row = Row(work.label, work.mode, work.batch, piece.size, too_much(known, piece.size, power))
         if row.left_out is None:
             each, window, windows = trajectory_seconds(piece, device, budget)
             peak = peaks[piece.size].peak_bytes

@@ -1,29 +1,25 @@
-"""Benchmarks measure what they say: yardsticks take the package's own step, counts are right."""
+"""Benchmarks measure what they say: a plain loop takes the package's own step, counts are right."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from plain_coordinates import PlainCoordinates
 
-from benchmarks import breakdown, cost, counting, machine, scaling, time_to_quality, yardsticks
-from benchmarks.autograd_yardstick import AutogradStep
-from benchmarks.limits import Cost, predicted, too_much
-from benchmarks.memory import measured
-from benchmarks.parameters import Network, initial, networks
+from benchmarks import breakdown, cost, counting, machine, plain_loop, speed, time_to_quality
+from benchmarks.parameters import initial
 from benchmarks.plain_loop import PlainLoop
+from benchmarks.sweep import WHOLE, Cost, Mode, Piece, Work, measured, predicted, too_much
 from benchmarks.timing import Side, compare
-from benchmarks.work import WHOLE, Mode, Piece, Work
 from metaopt.base.config import load
 from metaopt.base.errors import UserError
 from metaopt.meta.config import TrainConfig
 from metaopt.meta.trainer import MetaTrainer
-from metaopt.meta.unroll import rollout
 
 CPU = torch.device("cpu")
 PAPER = "paper/lstm_update_tele.yaml"
@@ -35,7 +31,7 @@ TINY = tuple(
 
 
 def config_of(name: str, batch: int, dtype: str, *more: str) -> TrainConfig:
-    same = (WHOLE, *yardsticks.SAME_RECIPE)
+    same = (WHOLE, *plain_loop.SAME_RECIPE)
     return load(TrainConfig, name, [*same, f"meta.batch={batch}", f"dtype={dtype}", *more])
 
 
@@ -49,93 +45,23 @@ def known(name: str, basis: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("name", "yardstick", "batch", "basis"),
+    ("name", "plain", "batch", "basis"),
     [
         (PAPER, PlainLoop, 1, "entries"),
         ("paper/lstm_update.yaml", PlainLoop, 1, "entries"),
-        (COORDINATE, AutogradStep, 2, "entries"),
-        (COORDINATE, AutogradStep, 2, "directions"),
-        ("coordinate_update.yaml", AutogradStep, 2, "directions"),
+        (COORDINATE, PlainCoordinates, 2, "entries"),
+        (COORDINATE, PlainCoordinates, 2, "directions"),
+        ("coordinate_update.yaml", PlainCoordinates, 2, "directions"),
     ],
 )
-def test_torch_yardsticks_meta_train_as_the_package_does(
-    name: str, yardstick: Any, batch: int, basis: str
+def test_plain_loops_meta_train_as_the_package_does(
+    name: str, plain: Any, batch: int, basis: str
 ) -> None:
     """Losses, meta-gradients, clip, Adam, schedule and the next tasks: over two trajectories."""
     config = config_of(name, batch, "float64", "meta.steps=20", *known(name, basis))
-    trainer, rival = MetaTrainer(config, CPU), yardstick(config, initial(config), CPU)
+    trainer, rival = MetaTrainer(config, CPU), plain(config, initial(config), CPU)
     for _ in range(3):
         assert rival.window() == pytest.approx(trainer.outer_step().meta_loss, rel=1e-9)
-
-
-def package_window(config: TrainConfig) -> tuple[Tensor, dict[str, Network]]:
-    """L(w_1) .. L(w_K) and dM/dphi of the first window."""
-    trainer = MetaTrainer(config, CPU)
-    trainer.outer_step()
-    assert trainer.tasks is not None
-    untrained = MetaTrainer(config, CPU).optimizer
-    losses, _ = rollout(trainer.tasks, untrained, config.meta.unroll)
-    gradients = {
-        name: parameter.grad
-        for name, parameter in trainer.optimizer.named_parameters()
-        if parameter.grad is not None
-    }
-    return losses[1:], networks(gradients, config.rules.by_name())
-
-
-def distance(found: Any, wanted: Network) -> float:
-    """||found - wanted|| / ||wanted|| over all parameters of a network."""
-    difference = total = 0.0
-    for key, value in vars(wanted).items():
-        theirs: Sequence[Any] = found[key] if isinstance(value, list) else [found[key]]
-        for one, other in zip(theirs, value if isinstance(value, list) else [value], strict=True):
-            there = torch.tensor(one.tolist(), dtype=torch.float64)
-            difference += float((there - other).square().sum())
-            total += float(other.square().sum())
-    return (difference / total) ** 0.5
-
-
-@pytest.mark.parametrize(
-    ("name", "basis"),
-    [
-        (PAPER, "entries"),
-        ("lstm_update_tele.yaml", "directions"),
-        (COORDINATE, "directions"),
-    ],
-)
-@pytest.mark.parametrize(
-    ("dtype", "loss_error", "gradient_error"), [("float32", 1e-5, 1e-2), ("float64", 1e-12, 1e-9)]
-)
-def test_the_step_in_jax_is_the_packages(
-    name: str, basis: str, dtype: str, loss_error: float, gradient_error: float
-) -> None:
-    jax = pytest.importorskip("jax")
-    from benchmarks.jax_yardstick import jax_step
-
-    # Fewer samples than inputs: X^+ of a square X costs float32 a digit more than 1e-2 allows.
-    config = config_of(name, 2, dtype, "meta.clip=null", "task.samples=12", *known(name, basis))
-    losses, gradients = package_window(config)
-    with jax.enable_x64(dtype == "float64"):
-        step = jax_step(config, initial(config))
-        found, theirs = step.losses_and_gradients()
-        torch.testing.assert_close(
-            torch.tensor(found.tolist(), dtype=losses.dtype), losses, rtol=loss_error, atol=0
-        )
-    for rule, wanted in gradients.items():
-        assert distance(theirs[rule], wanted) < gradient_error
-
-
-@pytest.mark.parametrize("name", [PAPER, COORDINATE])
-def test_jax_meta_trains_as_the_package_does(name: str) -> None:
-    jax = pytest.importorskip("jax")
-    from benchmarks.jax_yardstick import jax_step
-
-    config = config_of(name, 2, "float64", "meta.steps=20")
-    trainer = MetaTrainer(config, CPU)
-    with jax.enable_x64(True):
-        step = jax_step(config, initial(config))
-        for _ in range(3):
-            assert step.window() == pytest.approx(trainer.outer_step().meta_loss, rel=1e-8)
 
 
 def test_counts_are_the_known_ones() -> None:
@@ -168,9 +94,12 @@ def test_sides_take_turns() -> None:
     assert all(value > 0 for value in found.values())
 
 
-def test_machine() -> None:
-    assert 1e8 < machine.matmul_flops(CPU, 128) < 1e14
-    assert 1e7 < machine.copy_bytes(CPU, 2**20) < 1e13
+def test_rates_are_work_over_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        machine, "median_seconds", lambda run, device, repeats: run() is None or 0.5
+    )
+    assert machine.matmul_flops(CPU, 128) == 2 * 128**3 / 0.5
+    assert machine.copy_bytes(CPU, 2**20) == 2 * 2**20 / 0.5
 
 
 def test_peak_memory_grows_with_the_batch_and_not_with_the_trajectory() -> None:
@@ -189,28 +118,30 @@ def test_peak_memory_grows_with_the_batch_and_not_with_the_trajectory() -> None:
 @pytest.mark.parametrize("mode", ["meta-training", "evaluation"])
 def test_scaling_names_what_it_leaves_out(mode: Mode, monkeypatch: pytest.MonkeyPatch) -> None:
     works = [Work("coordinate_update.yaml", mode, batch, TINY) for batch in (1, 2, 10**9)]
-    rows = list(scaling.scaling(works, CPU, matmul_flops=1e11, budget=0.01))
+    rows = list(speed.scaling(works, CPU, matmul_flops=1e11, budget=0.01))
     assert [row.left_out is None for row in rows] == [True, True, False]
-    assert "would take about" in scaling.table(rows)
-    assert all(row.seconds is not None and 0 < row.seconds < 60 for row in rows[:2])
+    assert "would take about" in speed.table(rows)
+    for row in rows[:2]:
+        assert row.share == pytest.approx(row.flop / row.seconds / 1e11)
 
 
 def test_comparison() -> None:
-    rivals = [yardsticks.LOOP]
-    found = yardsticks.compared(PAPER, 2, rivals, CPU, (*TINY, "meta.steps=20"), budget=0.01)
-    assert found.ratio(yardsticks.LOOP) == pytest.approx(
-        found.seconds[yardsticks.LOOP] / found.seconds[yardsticks.METAOPT]
-    )
-    assert "x)" in yardsticks.table([found])
-    assert found.as_dict()["ratios"].keys() == {yardsticks.LOOP}
+    work = Work(PAPER, "meta-training", 2, (*TINY, "meta.steps=20"))
+    found = plain_loop.compared(work, CPU, budget=0.01)
+    assert found.ratio == found.loop / found.metaopt
+    assert f"({found.ratio:.2f}x)" in plain_loop.table([found])
 
 
-def test_parts_add_up_to_the_outer_step() -> None:
-    work = Work(COORDINATE, "meta-training", 2, TINY)
-    found = breakdown.breakdown(work, 2, CPU)
+def test_parts_add_up_to_the_outer_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that is a second further each time it is read."""
+    ticks = count()
+    monkeypatch.setattr("benchmarks.breakdown.time.perf_counter", lambda: float(next(ticks)))
+    windows = 2
+    found = breakdown.breakdown(Work(COORDINATE, "meta-training", 2, TINY), windows, CPU)
     assert set(found) == set(breakdown.PARTS)
-    assert all(value is None or value > 0 for value in found.values())
-    assert (found[breakdown.ADAM] or 0) > 0
+    # All seconds but the one between the two windows.
+    assert sum(value or 0 for value in found.values()) == (next(ticks) - windows) / windows
+    assert found[breakdown.ADAM] == 1
     assert "together" in breakdown.table({"tiny": found})
 
 

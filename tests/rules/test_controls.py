@@ -12,8 +12,7 @@ from support import UPDATE, regression, signed, tiny_config
 from torch import Tensor, nn
 
 import metaopt
-from benchmarks import capacity
-from metaopt.base import checkpoint, config
+from metaopt.base import checkpoint
 from metaopt.base.config import ConfigError
 from metaopt.base.streams import Stream, normals, philox
 from metaopt.meta.build import meta_optimizer
@@ -261,17 +260,3 @@ def test_controls_that_cannot_be(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         meta_optimizer(tiny_config(rules, teleporter))
-
-
-@pytest.mark.parametrize("family", ["coordinate", "lstm"])
-def test_an_update_alone_can_have_the_parameters_of_the_pair(family: str) -> None:
-    pair, alone = (
-        config.load(TrainConfig, f"{family}_{name}.yaml") for name in ("update_tele", "update")
-    )
-    counts = capacity.parameters(pair)
-    rules = meta_optimizer(pair).rules
-    assert counts == {name: sum(p.numel() for p in rules[name].parameters()) for name in rules}
-    wanted = sum(counts.values())
-    assert sum(capacity.parameters(alone).values()) < 0.9 * wanted
-    control = capacity.with_hidden(alone, capacity.matching_hidden(alone, wanted))
-    assert sum(capacity.parameters(control).values()) == pytest.approx(wanted, rel=0.02)

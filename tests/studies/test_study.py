@@ -25,6 +25,7 @@ from metaopt.base.loss_statistics import resamples
 from metaopt.base.process import World
 from metaopt.evaluation.config import EvalConfig
 from metaopt.evaluation.evaluate import unseen_tasks
+from metaopt.meta.build import meta_optimizer
 from metaopt.meta.trainer import MetaTrainer
 from metaopt.tasks.least_loss import rank_bound
 from studies.study.claims import checked
@@ -184,6 +185,20 @@ def test_a_row_is_a_configuration_with_overrides(tmp_path: Path) -> None:
         assert rule.outer_lr == pytest.approx(2 * whole.rules.by_name()[place].outer_lr)
     assert run.folder != planner.training(row, 7).folder
     assert planner.training(row, 7).folder == planner.training(row, 7).folder
+
+
+def test_the_control_for_capacity_has_the_parameters_of_the_pair(tmp_path: Path) -> None:
+    study = study_config()
+    planner = Planner(study, tmp_path)
+    pair, alone, control = (
+        sum(
+            p.numel()
+            for p in meta_optimizer(planner.training(study.row(row), 0).settings).parameters()
+        )
+        for row in ("coordinate_update_tele", "coordinate_update", "capacity")
+    )
+    assert alone < 0.9 * pair
+    assert control == pytest.approx(pair, rel=0.02)
 
 
 @pytest.mark.parametrize(

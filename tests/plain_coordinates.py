@@ -1,4 +1,6 @@
-"""Coordinate-wise rules in plain batched PyTorch: ``nn.LSTMCell``, autograd left to itself.
+"""Meta-training of coordinate-wise rules in plain PyTorch, written a second time to hold the first.
+
+``nn.LSTMCell``, and autograd left to itself.
 
 All trajectories side by side, a row a coordinate; inner gradients by ``torch.autograd.grad``, the
 exponential by ``torch.matrix_exp``, the meta-gradient by ``backward`` through everything. No guard,
@@ -26,7 +28,7 @@ from metaopt.tasks.build import task_family
 State = list[tuple[Tensor, Tensor]]
 
 
-class AutogradStep:
+class PlainCoordinates:
     """Meta-training of a coordinate-wise configuration, a window at a time.
 
     Args:
