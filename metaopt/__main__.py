@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from metaopt.base import cli, config
+from metaopt._version import __version__
+from metaopt.base import cli, config, shipped
 from metaopt.base.began import BEGAN
 from metaopt.base.errors import UserError
 from metaopt.base.field_table import field_table
@@ -20,9 +21,9 @@ from metaopt.evaluation.evaluate import execute
 from metaopt.meta.config import TrainConfig
 from metaopt.meta.run import Run
 from metaopt.meta.torch_profile import WARM_UP
-from metaopt.optim import show
+from metaopt.optim import hub, show
 
-PRETRAINED = Path(__file__).resolve().parent.parent / "checkpoints" / "pretrained"
+_CONFIG = "a path, or the name of a shipped one, e.g. coordinate_update_tele"
 
 
 def train(world: World, given: Sequence[str] | None = None, prog: str | None = None) -> None:
@@ -34,7 +35,7 @@ def train(world: World, given: Sequence[str] | None = None, prog: str | None = N
         prog: how the command is called, if not by its file.
     """
     parser = cli.parser("Meta-train a learned optimizer.", prog)
-    parser.add_argument("--config", required=True, help="a path, or a name in configs/")
+    parser.add_argument("--config", required=True, help=_CONFIG)
     parser.add_argument("--resume", action="store_true", help="go on with a stopped run")
     parser.add_argument(
         "--profile",
@@ -63,21 +64,24 @@ def evaluate(world: World, given: Sequence[str] | None = None, prog: str | None 
         prog: how the command is called, if not by its file.
     """
     parser = cli.parser("Compare learned and hand-made optimizers on unseen tasks.", prog)
-    parser.add_argument("--config", default="eval.yaml", help="a path, or a name in configs/")
+    parser.add_argument(
+        "--config", default="eval.yaml", help="a path, or the name of a shipped one"
+    )
     parser.add_argument(
         "--checkpoints",
         nargs="+",
         metavar="PATH",
-        help="learned optimizers; by default all of checkpoints/pretrained/ and runs/",
+        help="learned optimizers: files, folders, runs, or names of shipped ones; by default all "
+        "that are shipped and those of runs/",
     )
     arguments = parser.parse_args(given)
     settings = config.load(EvalConfig, arguments.config, arguments.overrides)
     named = arguments.checkpoints is not None
     if named:
-        paths = [Path(path) for path in arguments.checkpoints]
+        paths = [hub.located(path) for path in arguments.checkpoints]
     else:
         paths = [
-            *sorted(PRETRAINED.glob("*.safetensors")),
+            *shipped.optimizers(),
             *sorted(Path("runs").glob("*/optimizer.safetensors")),
         ]
     folder = Path(arguments.out) if arguments.out else Path("runs/eval")
@@ -119,6 +123,7 @@ def main(world: World) -> None:
     """
     told = "; ".join(f"{name}: {text}" for name, (_, text) in COMMANDS.items())
     parser = cli.plain_parser("Learned optimizers that move along symmetries.", prog="metaopt")
+    parser.add_argument("--version", action="version", version=f"metaopt {__version__}")
     parser.add_argument("command", choices=COMMANDS, help=f"{told}; each has a --help of its own")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="of the command")
     found = parser.parse_args()

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from metaopt.base.config import CONFIG_FOLDER, ConfigError, load
+from metaopt.base.config import ConfigError, load
+from metaopt.base.shipped import CONFIGS
 from metaopt.meta.config import TrainConfig
 
-SHIPPED = sorted(CONFIG_FOLDER.rglob("*.yaml"))
+SHIPPED = sorted(CONFIGS.rglob("*.yaml"))
 EVALUATION = [path for path in SHIPPED if path.name.startswith("eval")]
 BENCHMARKS = ("study.yaml", "hardening.yaml")
 TRAINING = [path for path in SHIPPED if path not in EVALUATION and path.name not in BENCHMARKS]
@@ -18,7 +19,7 @@ BASE = "lstm_update_tele.yaml"
 
 
 def relative_name(path: Path) -> str:
-    return str(path.relative_to(CONFIG_FOLDER))
+    return str(path.relative_to(CONFIGS))
 
 
 def error_of(path: Path, *overrides: str, kind: Any = TrainConfig) -> str:

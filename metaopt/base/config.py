@@ -14,7 +14,7 @@ from typing import Any, TypeVar, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from metaopt.base import yaml_text
+from metaopt.base import shipped, yaml_text
 from metaopt.base.errors import UserError, one_line, shown
 
 
@@ -24,19 +24,14 @@ class ConfigError(UserError):
 
 C = TypeVar("C", bound=BaseModel)
 
-CONFIG_FOLDER = Path(__file__).resolve().parents[2] / "configs"
-
 
 def find(name: str | Path) -> Path:
-    """A configuration file, as a path first and then in ``configs/``."""
-    for path in (Path(name), CONFIG_FOLDER / name):
-        if path.is_file():
-            return path
-    raise ConfigError(f"{name}: no such file here or in configs/ (there: {_shipped()})")
-
-
-def _shipped() -> str:
-    return ", ".join(sorted(path.name for path in CONFIG_FOLDER.glob("*.yaml"))) or "none"
+    """A configuration file, as a path first and then as the name of one that is shipped."""
+    path = Path(name) if Path(name).is_file() else shipped.configuration(name)
+    if path is None:
+        known = ", ".join(shipped.configurations())
+        raise ConfigError(f"{name}: no such file here or in configs/ (there: {known})")
+    return path
 
 
 def load(kind: type[C], name: str | Path, overrides: Sequence[str] = ()) -> C:
@@ -44,7 +39,7 @@ def load(kind: type[C], name: str | Path, overrides: Sequence[str] = ()) -> C:
 
     Args:
         kind: ``TrainConfig`` or ``EvalConfig``.
-        name: a path, or the name of a file in ``configs/``.
+        name: a path, or the name of a shipped configuration, with ``.yaml`` or without.
         overrides: ``key.sub=value``, values in YAML.
 
     Raises:

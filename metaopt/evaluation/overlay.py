@@ -14,15 +14,8 @@ import numpy as np
 
 from metaopt.base.errors import WriteError
 from metaopt.base.files import writing
-from metaopt.meta.events import (
-    EVENT_FILES,
-    Array,
-    _close,
-    _writer,
-)
-
-LONGEST_FOLDER, LONGEST_PART = 240, 60
-
+from metaopt.meta.events import Array, _close, _writer
+from metaopt.meta.run_files import EVENT_FILES
 
 LONGEST_FOLDER, LONGEST_PART = 240, 60
 

@@ -19,13 +19,12 @@ from torch.utils.tensorboard.summary import hparams
 
 from metaopt.base.files import writing
 from metaopt.base.tables import table_steps
+from metaopt.meta.run_files import EVENT_FILES
 
 Array = NDArray[np.float64]
 
 LAST_LOSS = "final/validation_loss"
 """Tag of the loss in the table of runs: in the order of the alphabet the first of all metrics."""
-
-EVENT_FILES = "events.out.tfevents.*"
 
 TRAINING = {
     "meta-training": {

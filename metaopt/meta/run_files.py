@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from metaopt.base.files import writing
-from metaopt.meta.events import EVENT_FILES
 
 STATE_FILE = "state.pt"
 CONFIG_FILE = "config.yaml"
@@ -15,6 +14,7 @@ METRICS_FILE = "metrics.jsonl"
 BEST_FILE = "optimizer.safetensors"
 LAST_FILE = "last.safetensors"
 PROFILE_FOLDER = "profile"
+EVENT_FILES = "events.out.tfevents.*"
 
 
 def set_aside(folder: Path) -> Path | None:

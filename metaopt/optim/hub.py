@@ -1,4 +1,7 @@
-"""Where a learned optimizer lies: a file, a folder in the layout of Hugging Face, or the hub.
+"""Where a learned optimizer lies: a file, a folder, a shipped one by its name, or the hub.
+
+A folder is that of a run, whose best is ``optimizer.safetensors``, or one in the layout of Hugging
+Face:
 
     model.safetensors    the checkpoint (``checkpoint``), whole: it is all that loading needs
     config.json          the same configuration, for the hub; if it is there it must agree
@@ -17,9 +20,10 @@ import re
 from pathlib import Path
 
 from metaopt._version import __version__
-from metaopt.base import checkpoint, files
+from metaopt.base import checkpoint, files, shipped
 from metaopt.base.checkpoint import Checkpoint, CheckpointError
 from metaopt.base.errors import UserError
+from metaopt.meta.run_files import BEST_FILE
 from metaopt.optim.card import card
 
 MODEL_FILE = "model.safetensors"
@@ -59,28 +63,77 @@ def write(folder: Path, content: Checkpoint) -> None:
         raise UserError(f"{folder}: no folder can be written there ({error.strerror})") from None
 
 
-def read(source: str | Path) -> tuple[Path, Checkpoint]:
-    """The file that a source stands for, and what it holds.
+def located(source: str | Path) -> Path:
+    """The file that a source stands for.
 
     Args:
-        source: a file; a folder; or, as text and where neither is here, a hub id ``owner/name``.
+        source: a file; a folder that ``save_pretrained`` wrote; a run's folder, for its best; where
+            nothing here is called so, the name of a shipped optimizer; or, as text and where that
+            is none either, a hub id ``owner/name``.
+
+    Raises:
+        CheckpointError: one line that says what was looked for.
+    """
+    path = Path(source)
+    if not path.exists():
+        path = _elsewhere(source)
+    if not path.is_dir():
+        return path
+    for name in (MODEL_FILE, BEST_FILE):
+        if (path / name).is_file():
+            return path / name
+    raise CheckpointError(
+        f"{path / MODEL_FILE}: no such file; expected a folder that save_pretrained wrote, the "
+        f"folder of a run (with {BEST_FILE}), or the path of a file"
+    )
+
+
+def read(source: str | Path) -> tuple[Path, Checkpoint]:
+    """The file that a source stands for (``located``), and what it holds.
 
     Raises:
         CheckpointError: one line that says what is wrong with it.
     """
-    path = Path(source)
-    if not path.exists() and isinstance(source, str) and _is_hub_id(source):
-        path = _downloaded(source)
-    if not path.is_dir():
-        return path, checkpoint.read(path)
-    if not (path / MODEL_FILE).is_file():
+    path = located(source)
+    content = checkpoint.read(path)
+    if path.name == MODEL_FILE and Path(source) != path:
+        _require_agreement(path.with_name(CONFIG_FILE), content)
+    return path, content
+
+
+def origin(source: str | Path, path: Path) -> str:
+    """Where a learned optimizer comes from: ``shipped``, ``runs/NAME``, another path, or a hub id.
+
+    Args:
+        source: what was asked for.
+        path: the file that it stands for.
+    """
+    if shipped.is_shipped(path):
+        return "shipped"
+    if not Path(source).exists():
+        return str(source)
+    whole = path.parent if path.name in (BEST_FILE, MODEL_FILE) else path
+    whole = Path(os.path.abspath(whole))
+    here = Path.cwd()
+    if whole != here and whole.is_relative_to(here):
+        return str(whole.relative_to(here))
+    return str(whole)
+
+
+def _elsewhere(source: str | Path) -> Path:
+    """What a source stands for that is no path here."""
+    if (found := shipped.optimizer(source)) is not None:
+        return found
+    if (where := shipped.where_large_ones_are(source)) is not None:
+        raise CheckpointError(where)
+    if isinstance(source, str) and _is_hub_id(source):
+        return _downloaded(source)
+    if str(source) and Path(source).name == str(source) and not Path(source).suffix:
+        known = ", ".join(path.stem for path in shipped.optimizers())
         raise CheckpointError(
-            f"{path / MODEL_FILE}: no such file; expected a folder that save_pretrained wrote, or "
-            f"the path of a file (a run's is optimizer.safetensors)"
+            f"{source}: no such file or folder here, and no shipped optimizer (those are: {known})"
         )
-    content = checkpoint.read(path / MODEL_FILE)
-    _require_agreement(path / CONFIG_FILE, content)
-    return path / MODEL_FILE, content
+    return Path(source)
 
 
 def _require_agreement(path: Path, content: Checkpoint) -> None:
@@ -116,7 +169,7 @@ def _downloaded(hub_id: str) -> Path:
     except ImportError:
         raise CheckpointError(
             f"{hub_id}: no such file or folder; as the id of a Hugging Face repository it needs "
-            f"huggingface_hub: pip install 'metaopt[hub]'"
+            f"huggingface_hub: pip install 'metaopt-symmetry[hub]'"
         ) from None
     try:
         return Path(hub.snapshot_download(hub_id, allow_patterns=[MODEL_FILE, CONFIG_FILE]))

@@ -98,7 +98,9 @@ def digits() -> Images:
     try:
         from sklearn.datasets import load_digits
     except ImportError:
-        raise UserError("digits need scikit-learn: pip install 'metaopt[digits]'") from None
+        raise UserError(
+            "digits need scikit-learn: pip install 'metaopt-symmetry[digits]'"
+        ) from None
     data = load_digits()
     return Images(
         torch.from_numpy(data.data.astype(np.float32) / 16), torch.from_numpy(data.target)

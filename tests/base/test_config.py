@@ -10,13 +10,14 @@ import yaml
 from configurations import BASE, SHIPPED, TRAINING, error_of, relative_name
 from support import UPDATE, UPDATE_AND_TELEPORT, tiny_config
 
-from metaopt.base.config import CONFIG_FOLDER, ConfigError, load, to_yaml
+from metaopt.base.config import ConfigError, load, to_yaml
+from metaopt.base.shipped import CONFIGS
 from metaopt.evaluation.config import EvalConfig
 from metaopt.meta.build import meta_optimizer
 from metaopt.meta.config import TrainConfig
 from metaopt.rules.config import FlattenedConfig
 
-BASE_CONTENT = (CONFIG_FOLDER / BASE).read_bytes()
+BASE_CONTENT = (CONFIGS / BASE).read_bytes()
 
 
 # What ships.
@@ -119,7 +120,7 @@ def test_paper_recipe(file: str) -> None:
 )
 def test_mistakes_in_fields(tmp_path: Path, override: str, field: str, hint: str) -> None:
     path = tmp_path / "broken.yaml"
-    path.write_text((CONFIG_FOLDER / BASE).read_text())
+    path.write_text((CONFIGS / BASE).read_text())
     message = error_of(path, override)
     assert message.startswith(f"{path} with --set: ")
     assert f"field {field}" in message or not field
@@ -128,7 +129,7 @@ def test_mistakes_in_fields(tmp_path: Path, override: str, field: str, hint: str
 
 @pytest.mark.parametrize("section", ["name", "label", "rules"])
 def test_missing_fields(tmp_path: Path, section: str) -> None:
-    content = yaml.safe_load((CONFIG_FOLDER / BASE).read_text())
+    content = yaml.safe_load((CONFIGS / BASE).read_text())
     del content[section]
     path = tmp_path / "broken.yaml"
     path.write_text(yaml.safe_dump(content))

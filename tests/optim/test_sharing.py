@@ -213,6 +213,6 @@ def test_without_the_extra_it_says_what_to_install(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(CheckpointError) as caught:
         metaopt.load("someone/some-rule")
-    one_line(caught, "someone/some-rule", "metaopt[hub]")
+    one_line(caught, "someone/some-rule", "metaopt-symmetry[hub]")
     learned().save_pretrained(tmp_path / "rule")
     assert metaopt.load("rule").name == "tiny"

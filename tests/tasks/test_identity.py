@@ -267,7 +267,7 @@ def test_hand_made_optimizers_are_tuned_again(
     sets = ["task.family=tasks_of_mine:Mine", "baselines=[GD]", "tasks=2", "steps=2"]
     sets += ["tuning.grids={GD: {lr: [0.1, 0.01]}}", "tuning.tasks=2", "bootstrap=5"]
     arguments = ["--out", "e", *(part for value in sets for part in ("--set", value))]
-    monkeypatch.setattr("metaopt.__main__.PRETRAINED", folder)
+    monkeypatch.setattr("metaopt.base.shipped.PRETRAINED", folder)
     cache = Path("runs/tuned_baselines.json")
 
     def tuned() -> tuple[str, dict[str, Any]]:

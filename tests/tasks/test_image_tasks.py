@@ -10,8 +10,9 @@ import torch
 from idx_files import write_mnist
 from torch.nn import functional
 
-from metaopt.base.config import CONFIG_FOLDER, load
+from metaopt.base.config import load
 from metaopt.base.errors import UserError
+from metaopt.base.shipped import CONFIGS
 from metaopt.base.streams import Stream
 from metaopt.evaluation.config import EvalConfig
 from metaopt.meta import build
@@ -79,7 +80,7 @@ def test_mnist_by_the_same_configuration(tmp_path: Path) -> None:
 
 def test_evaluation_is_at_another_width_on_unseen_images() -> None:
     training = load(TrainConfig, "digits_update_tele.yaml").task.options
-    evaluation = load(EvalConfig, CONFIG_FOLDER / "eval_digits.yaml").task.options
+    evaluation = load(EvalConfig, CONFIGS / "eval_digits.yaml").task.options
     assert training is not None
     assert evaluation is not None
     assert "unseen" not in training
