@@ -204,11 +204,12 @@ def test_a_refused_teleport_leaves_the_update_alone() -> None:
     assert float(trace.log_ratio.abs().max()) == 0.0
 
 
+@pytest.mark.parametrize("kind", ["coordinate_lstm", "lstm_step", "layer_units"])
 @pytest.mark.parametrize("together", [1, 2, STEPS])
 def test_the_trace_does_not_depend_on_how_many_reports_wait(
-    together: int, monkeypatch: pytest.MonkeyPatch
+    together: int, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rule = learned_rule("coordinate_lstm")
+    rule = learned_rule(kind)
     tasks = sample(rule.config.task, count=3)
     _, wanted = rollout(tasks, rule.optimizer, STEPS)
     monkeypatch.setattr(metaopt.meta.unroll, "TRACED_TOGETHER", together)

@@ -140,6 +140,34 @@ def test_data_that_changes_turns_teleports_off_for_good() -> None:
     assert equal(*outputs)
 
 
+def test_the_first_step_on_other_data_is_the_update_alone() -> None:
+    """It is Adam's there: its state knows the gradients that were seen, whatever moved weights."""
+    problem = models.chain().to(torch.float64)
+    optimizer = metaopt.LearnedOptimizer(problem.model, learned_rule("adam"), full_batch=True)
+    copies = [p.detach().clone().requires_grad_() for p in problem.model.parameters()]
+    adam = torch.optim.Adam(copies, lr=0.05)
+
+    def differences_to_adam() -> list[float]:
+        """Of one step, for each weight."""
+        before, own = problem.weights(), [p.detach().clone() for p in copies]
+        problem.backward()
+        for theirs, p in zip(copies, problem.model.parameters(), strict=True):
+            assert p.grad is not None
+            theirs.grad = p.grad.clone()
+        adam.step()
+        optimizer.step()
+        steps = [new - old for new, old in zip(problem.weights(), before, strict=True)]
+        wanted = [new.detach() - old for new, old in zip(copies, own, strict=True)]
+        return [float((a - b).norm() / b.norm()) for a, b in zip(steps, wanted, strict=True)]
+
+    for _ in range(2):
+        assert min(differences_to_adam()) > 1e-3
+    problem.x = problem.x.flip(0) + 1
+    with pytest.warns(UserWarning, match="the data changes from step to step"):
+        there = differences_to_adam()
+    assert max(there) < 1e-6
+
+
 def test_a_weight_without_gradient_turns_teleports_off() -> None:
     problem = models.chain().to(torch.float64)
     rule = learned_rule("coordinate_lstm")

@@ -30,7 +30,7 @@ from metaopt.meta.trainer import MetaTrainer
 from metaopt.tasks.least_loss import rank_bound
 from studies.study.claims import checked
 from studies.study.compared import Compared, RunOf, best_hand_made, ratios
-from studies.study.config import StudyConfig, smoked
+from studies.study.config import HAND_MADE, StudyConfig, smoked
 from studies.study.jobs import alone
 from studies.study.least import excess, least_losses
 from studies.study.plan import Planner, Point, budget
@@ -223,7 +223,10 @@ def test_the_smoke_keeps_what_it_names() -> None:
     assert {row.name for row in small.rows} == set(study.smoke.rows)
     assert set(small.families) == set(study.families)
     assert len(small.ablations.rows) == 1
-    assert {bar.row for bar in small.bars} <= set(study.smoke.rows)
+    there = {*study.smoke.rows, HAND_MADE, None}
+    bars = [bar for bar in study.bars if {bar.row, bar.against} <= there]
+    assert {bar.against for bar in bars} >= {"coordinate_update", HAND_MADE, None}
+    assert small.bars == bars
 
 
 def test_the_readme_is_written_between_its_markers(tmp_path: Path) -> None:

@@ -105,12 +105,19 @@ def test_symmetries_on_other_parameters_or_assumptions_give_no_units() -> None:
     model = ZOO["mlp"].model()
     found = metaopt.symmetries(model)
     shapes = {name: p.shape for name, p in model.named_parameters()}
-    assert units_of(found, shapes) is not None
+    whole = units_of(found, shapes)
+    assert whole is not None
+    assert len(found) > 1
+    assert whole.sizes == tuple(s.size for s in found)
     without = dict(list(shapes.items())[2:])
-    touched = {slot.path for s in found for slot in s.slots}
-    assert set(shapes) - set(without) <= touched
+    stays = [s.size for s in found if all(slot.path in without for slot in s.slots)]
+    assert 0 < len(stays) < len(found)
     some = units_of(found, without)
-    assert some is None or some.count < sum(s.size for s in found)
+    assert some is not None
+    assert some.sizes == tuple(stays)
+    assumed = units_of([replace(found[0], assumes="something"), *found[1:]], shapes)
+    assert assumed is not None
+    assert assumed.sizes == whole.sizes[1:]
     assert units_of(Symmetries([]), shapes) is None
 
 
