@@ -1,14 +1,19 @@
 """metaopt: learned optimizers that exploit parameter-space symmetry."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from metaopt._version import __version__
 from metaopt.base.began import BEGAN as BEGAN
-from metaopt.optim.finite import NonFiniteError
-from metaopt.optim.learned import LearnedRule, load
-from metaopt.optim.optimizer import LearnedOptimizer
 from metaopt.symmetry.discovery.find import symmetries
 from metaopt.symmetry.groups import Symmetries, Symmetry
 from metaopt.tasks.own import Family, Task, fresh_weights
 from metaopt.teleport.module import teleport
+
+if TYPE_CHECKING:
+    from metaopt.optim.finite import NonFiniteError
+    from metaopt.optim.learned import LearnedRule, load
+    from metaopt.optim.optimizer import LearnedOptimizer
 
 __all__ = [
     "Family",
@@ -24,3 +29,23 @@ __all__ = [
     "symmetries",
     "teleport",
 ]
+
+# They read configurations, and what that takes (pydantic, YAML) is slow to import: it comes with
+# the first use of one of these names.
+_WHEN_USED = {
+    "LearnedOptimizer": "metaopt.optim.optimizer",
+    "LearnedRule": "metaopt.optim.learned",
+    "NonFiniteError": "metaopt.optim.finite",
+    "load": "metaopt.optim.learned",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHEN_USED:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = getattr(import_module(_WHEN_USED[name]), name)
+    return globals()[name]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from places import ROOT
 
+import metaopt
 from metaopt import __main__ as commands
 from metaopt.__main__ import tables
 
@@ -105,3 +106,10 @@ def test_the_console_script_is_this_command() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     module, _, function = project["scripts"]["metaopt"].partition(":")
     assert getattr(import_module(module), function) is commands.run
+
+
+def test_the_version_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("--version", monkeypatch=monkeypatch) == 0
+    assert capsys.readouterr().out == f"metaopt {metaopt.__version__}\n"
