@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +73,18 @@ def run_here(
     with pytest.raises(SystemExit) as ended:
         cli.run(module.main)
     return ended.value.code
+
+
+def run_within(
+    script: str, *arguments: str, cwd: Path, overrides: list[str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """As ``run``, but in this process."""
+    given = command(script, *arguments, overrides=overrides)
+    out, errors = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(errors):
+        status = run_here(script, given[2:], cwd, patch)
+    assert isinstance(status, int)
+    return subprocess.CompletedProcess(given, status, out.getvalue(), errors.getvalue())
 
 
 def finish(given: list[str], folder: Path) -> subprocess.CompletedProcess[str]:

@@ -10,7 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from running import TINY, TINY_EVAL, assert_one_line, assert_one_line_mistake, rows, run, run_here
+from running import (
+    TINY,
+    TINY_EVAL,
+    assert_one_line,
+    assert_one_line_mistake,
+    rows,
+    run,
+    run_here,
+    run_within,
+)
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import metaopt
@@ -23,8 +32,8 @@ from metaopt.meta.records import validation_score
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with two finished runs below runs/."""
     folder = tmp_path_factory.mktemp("work")
-    for config in ("coordinate_update_tele", "lstm_update"):
-        done = run("train_meta.py", "--config", f"{config}.yaml", overrides=TINY, cwd=folder)
+    for start, config in ((run, "coordinate_update_tele"), (run_within, "lstm_update")):
+        done = start("train_meta.py", "--config", f"{config}.yaml", overrides=TINY, cwd=folder)
         assert done.returncode == 0, done.stderr
         assert "optimizer.safetensors" in done.stdout
         assert "validation loss" in done.stdout
@@ -161,7 +170,7 @@ def test_evaluation_follows_the_contract(trained: Path) -> None:
 
 def test_equal_names_get_their_places_and_wrong_shapes_are_left_out(trained: Path) -> None:
     other = trained / "other"
-    done = run(
+    done = run_within(
         "train_meta.py",
         "--config",
         "lstm_update.yaml",
@@ -180,7 +189,7 @@ def test_equal_names_get_their_places_and_wrong_shapes_are_left_out(trained: Pat
         )
     ]
     options = ["--checkpoints", *paths, "--out", str(trained / "e")]
-    done = run(
+    done = run_within(
         "eval_meta.py", *options, overrides=[*TINY_EVAL, "baselines=[GD]", "steps=3"], cwd=trained
     )
     assert done.returncode == 0, done.stderr
@@ -192,7 +201,7 @@ def test_equal_names_get_their_places_and_wrong_shapes_are_left_out(trained: Pat
         "coordinate LSTM(update,tele)",
     ]
     wider = [*TINY_EVAL, "baselines=[]", "steps=3", "task.width=5"]
-    done = run("eval_meta.py", *options, overrides=wider, cwd=trained)
+    done = run_within("eval_meta.py", *options, overrides=wider, cwd=trained)
     assert done.returncode == 0, done.stderr
     found = json.loads((trained / "e" / "results.json").read_text())
     assert list(found["optimizers"]) == ["coordinate LSTM(update,tele)"]
@@ -202,7 +211,7 @@ def test_equal_names_get_their_places_and_wrong_shapes_are_left_out(trained: Pat
 def test_resume_without_a_state_starts_afresh_and_says_so(tmp_path: Path) -> None:
     options = ["train_meta.py", "--config", "lstm_update.yaml", "--out", str(tmp_path / "r")]
     short = [*TINY, "meta.outer_steps=1"]
-    done = run(*options, "--resume", overrides=short, cwd=tmp_path)
+    done = run_within(*options, "--resume", overrides=short, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "starting afresh" in done.stdout
 
@@ -267,5 +276,5 @@ def test_baselines_tuned_beyond_the_horizon_are_left_out_with_a_line(
 def test_a_damaged_checkpoint_ends_in_one_line(tmp_path: Path) -> None:
     damaged = tmp_path / "damaged.safetensors"
     damaged.write_bytes(os.urandom(100))
-    done = run("eval_meta.py", "--checkpoints", str(damaged), cwd=tmp_path)
+    done = run_within("eval_meta.py", "--checkpoints", str(damaged), cwd=tmp_path)
     assert_one_line_mistake(done, "damaged.safetensors")

@@ -9,21 +9,15 @@ import time
 from pathlib import Path
 
 import pytest
-from running import TINY, assert_one_line_mistake, command, rows, run, without_times
+from running import TINY, assert_one_line_mistake, command, rows, run_within, without_times
 
+OPTIONS = ["train_meta.py", "--config", "coordinate_update_tele.yaml", "--out"]
 LONGER = [*TINY, "meta.outer_steps=150", "validation.every=50"]
 
 
 def start_and_wait_for(folder: Path, outer_step: int) -> subprocess.Popen[str]:
     process = subprocess.Popen(
-        command(
-            "train_meta.py",
-            "--config",
-            "coordinate_update_tele.yaml",
-            "--out",
-            str(folder),
-            overrides=LONGER,
-        ),
+        command(*OPTIONS, str(folder), overrides=LONGER),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -42,12 +36,19 @@ def _whole_rows(folder: Path) -> list[str]:
     return (folder / "metrics.jsonl").read_text().split("\n")[:-1]
 
 
-@pytest.mark.slow
-def test_interrupted_and_killed_runs_end_where_the_unbroken_one_does(tmp_path: Path) -> None:
-    options = ["train_meta.py", "--config", "coordinate_update_tele.yaml", "--out"]
-    whole = run(*options, str(tmp_path / "whole"), overrides=LONGER, cwd=tmp_path)
-    assert whole.returncode == 0, whole.stderr
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the unbroken run."""
+    folder = tmp_path_factory.mktemp("whole")
+    done = run_within(*OPTIONS, str(folder), overrides=LONGER, cwd=folder.parent)
+    assert done.returncode == 0, done.stderr
+    return folder
 
+
+@pytest.mark.slow
+def test_interrupted_and_killed_runs_end_where_the_unbroken_one_does(
+    whole: Path, tmp_path: Path
+) -> None:
     broken = tmp_path / "broken"
     process = start_and_wait_for(broken, 20)
     process.send_signal(signal.SIGINT)
@@ -62,34 +63,33 @@ def test_interrupted_and_killed_runs_end_where_the_unbroken_one_does(tmp_path: P
     with (broken / "metrics.jsonl").open("a") as file:
         file.write(json.dumps(rows(broken)[-1] | {"outer_step": interrupted_at + 1}) + "\n")
         file.write('{"outer_step": 3')
-    resumed = run(*options, str(broken), "--resume", overrides=LONGER, cwd=tmp_path)
+    resumed = run_within(*OPTIONS, str(broken), "--resume", overrides=LONGER, cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
     assert {"resumed_from": interrupted_at} in rows(broken)
-    assert without_times(broken) == without_times(tmp_path / "whole")
+    assert without_times(broken) == without_times(whole)
     for name in ("optimizer.safetensors", "last.safetensors"):
-        assert (broken / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+        assert (broken / name).read_bytes() == (whole / name).read_bytes()
     seconds = [row["seconds"] for row in rows(broken) if "inner_steps" in row]
     assert seconds == sorted(seconds)
 
-    again = run(*options, str(broken), "--resume", overrides=LONGER, cwd=tmp_path)
+    again = run_within(*OPTIONS, str(broken), "--resume", overrides=LONGER, cwd=tmp_path)
     assert again.returncode == 0
     assert rows(broken)[-1].get("outer_step") == 150
-    changed = run(*options, str(broken), "--resume", overrides=[*LONGER, "seed=4"], cwd=tmp_path)
+    changed = run_within(
+        *OPTIONS, str(broken), "--resume", overrides=[*LONGER, "seed=4"], cwd=tmp_path
+    )
     assert_one_line_mistake(changed, "seed")
 
 
 @pytest.mark.slow
-def test_a_run_killed_outright_resumes_to_the_same_bits(tmp_path: Path) -> None:
-    options = ["train_meta.py", "--config", "coordinate_update_tele.yaml", "--out"]
+def test_a_run_killed_outright_resumes_to_the_same_bits(whole: Path, tmp_path: Path) -> None:
     killed = tmp_path / "killed"
     process = start_and_wait_for(killed, 50)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert process.returncode == -signal.SIGKILL
-    resumed = run(*options, str(killed), "--resume", overrides=LONGER, cwd=tmp_path)
+    resumed = run_within(*OPTIONS, str(killed), "--resume", overrides=LONGER, cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
-    whole = run(*options, str(tmp_path / "whole"), overrides=LONGER, cwd=tmp_path)
-    assert whole.returncode == 0
-    assert without_times(killed) == without_times(tmp_path / "whole")
+    assert without_times(killed) == without_times(whole)
     name = "optimizer.safetensors"
-    assert (killed / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert (killed / name).read_bytes() == (whole / name).read_bytes()
