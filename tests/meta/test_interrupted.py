@@ -12,7 +12,7 @@ import pytest
 from running import TINY, assert_one_line_mistake, command, rows, run_within, without_times
 
 OPTIONS = ["train_meta.py", "--config", "coordinate_update_tele.yaml", "--out"]
-LONGER = [*TINY, "meta.outer_steps=150", "validation.every=50"]
+LONGER = [*TINY, "meta.outer_steps=100", "validation.every=25"]
 
 
 def start_and_wait_for(folder: Path, outer_step: int) -> subprocess.Popen[str]:
@@ -57,7 +57,7 @@ def test_interrupted_and_killed_runs_end_where_the_unbroken_one_does(
     assert "Traceback" not in errors
     assert (broken / "state.pt").is_file()
     interrupted_at = rows(broken)[-1]["outer_step"]
-    assert 20 <= interrupted_at < 150
+    assert 20 <= interrupted_at < 100
 
     # A kill leaves files that run ahead of the state, and perhaps half a line.
     with (broken / "metrics.jsonl").open("a") as file:
@@ -74,7 +74,7 @@ def test_interrupted_and_killed_runs_end_where_the_unbroken_one_does(
 
     again = run_within(*OPTIONS, str(broken), "--resume", overrides=LONGER, cwd=tmp_path)
     assert again.returncode == 0
-    assert rows(broken)[-1].get("outer_step") == 150
+    assert rows(broken)[-1].get("outer_step") == 100
     changed = run_within(
         *OPTIONS, str(broken), "--resume", overrides=[*LONGER, "seed=4"], cwd=tmp_path
     )
@@ -84,7 +84,7 @@ def test_interrupted_and_killed_runs_end_where_the_unbroken_one_does(
 @pytest.mark.slow
 def test_a_run_killed_outright_resumes_to_the_same_bits(whole: Path, tmp_path: Path) -> None:
     killed = tmp_path / "killed"
-    process = start_and_wait_for(killed, 50)
+    process = start_and_wait_for(killed, 40)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert process.returncode == -signal.SIGKILL
