@@ -32,7 +32,7 @@ from benchmarks.sweep import Piece, Work, sweep
 from metaopt.base import cli
 from metaopt.base.process import World
 from metaopt.base.tables import markdown_table
-from studies.output import add_arguments, write_json
+from studies.output import add_device, add_json, write_json
 
 CONFIGS = ("lstm_update_tele.yaml", "coordinate_update_tele.yaml")
 BATCH = 16
@@ -163,7 +163,8 @@ def plot(found: Sequence[Point], path: Path) -> None:
 def main(world: World) -> None:
     """Measure, print, plot."""
     parser = argparse.ArgumentParser(description="Cost curves of meta-training.")
-    add_arguments(parser)
+    add_device(parser)
+    add_json(parser)
     parser.add_argument("--plot", type=Path, default=Path("docs/cost.png"), metavar="FILE")
     arguments = parser.parse_args()
     device = cli.device(arguments.device, world)

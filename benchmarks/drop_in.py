@@ -1,6 +1,6 @@
 """What a step of the learned optimizer costs in a user's loop, beside ``torch.optim.Adam``.
 
-    python -m benchmarks.drop_in [--smoke] [--device cpu|cuda|cuda:N] [--json FILE] [--page FILE]
+    python -m benchmarks.drop_in [--smoke] [--device cpu|cuda|cuda:N] [--json FILE] [--write-page]
 
 On two models of about a million parameters: a two-layer perceptron with biases, where hidden units
 alone can be scaled (as the layer-wise pair does), and the same without biases, a chain that allows
@@ -16,15 +16,15 @@ gradients that are there already:
 The cost of a teleport is the row of a pair less that of the same update rule alone. It is paid at
 every step that teleports.
 
-The table goes between the markers of ``--page``, by default ``docs/drop_in.md``, or with
-``--smoke`` (a model of a few hundred parameters, to see that it works) to no page at all.
+``--write-page`` puts the table into ``docs/drop_in.md``; ``--smoke`` takes models of a few hundred
+parameters, to see that it works.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import nn
@@ -38,9 +38,9 @@ from metaopt.base.process import World
 from metaopt.base.tables import markdown_table
 from metaopt.optim import learned
 from metaopt.rules.composed import MetaOptimizer
-from studies.output import PRETRAINED, ROOT, add_arguments, add_page, tell
+from studies.output import DOCS, PRETRAINED, Page, add_device
 
-PAGE = ROOT / "docs" / "drop_in.md"
+PAGE = Page(DOCS / "drop_in.md", "drop-in table", "drop_in")
 ALONE = ", its updates alone"
 LR = 1e-4
 """Small, since gradients stay the same."""
@@ -225,13 +225,13 @@ def _of_teleport(alone: Row, pair: Row) -> str:
 def main(world: World) -> None:
     """Measure, print, write the page."""
     parser = argparse.ArgumentParser(description="The cost of a step beside Adam's.")
-    add_arguments(parser)
-    add_page(parser, PAGE)
-    arguments = parser.parse_args()
+    parser.add_argument("--smoke", action="store_true", help="tiny models")
+    add_device(parser)
+    arguments = PAGE.parse(parser)
     device = cli.device(arguments.device, world)
     found = rows(SMOKE if arguments.smoke else FULL, device)
     text = f"{machine.measure(device).lines()}; bytes are for a parameter\n\n{table(found)}"
-    tell(arguments, "drop-in table", text, found)
+    PAGE.tell(arguments, text, [asdict(row) for row in found])
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ from benchmarks.timing import REPEATS
 from metaopt.base import cli
 from metaopt.base.process import World
 from metaopt.base.tables import markdown_table
-from studies.output import add_arguments, write_json
+from studies.output import add_device, add_json, write_json
 
 FLATTENED = ("paper/lstm_update_tele.yaml", "paper/lstm_update.yaml")
 COORDINATE = ("coordinate_update_tele.yaml", "coordinate_update.yaml")
@@ -61,7 +61,8 @@ BREAKDOWN_SECONDS = 4.0
 def main(world: World) -> None:
     """Measure and print everything."""
     parser = argparse.ArgumentParser(description="Speed of meta-training and evaluation.")
-    add_arguments(parser)
+    add_device(parser)
+    add_json(parser)
     arguments = parser.parse_args()
     device = cli.device(arguments.device, world)
     began = time.perf_counter()

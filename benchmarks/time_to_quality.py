@@ -36,7 +36,7 @@ from metaopt.base.process import World
 from metaopt.base.tables import markdown_table
 from metaopt.meta.config import TrainConfig
 from metaopt.meta.trainer import MetaTrainer
-from studies.output import add_arguments, write_json
+from studies.output import add_device, add_json, write_json
 
 KINDS = ("lstm_update", "lstm_update_tele", "lstm_lr_tele")
 CONFIGS = (
@@ -195,7 +195,8 @@ def table(found: Sequence[Attempt]) -> str:
 def main(world: World) -> None:
     """Try all configurations."""
     parser = argparse.ArgumentParser(description="Time to the published quality.")
-    add_arguments(parser)
+    add_device(parser)
+    add_json(parser)
     parser.add_argument("--config", nargs="+", default=list(CONFIGS), metavar="NAME")
     parser.add_argument(
         "--set", action="append", default=[], metavar="key.sub=value", dest="overrides"

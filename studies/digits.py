@@ -1,6 +1,6 @@
 """The worked example on digits in one command: meta-train, evaluate, tell, ship.
 
-    python -m studies.digits [--out DIR] [--smoke] [--write-page] [--ship]
+    python -m studies.digits [--out DIR] [--smoke] [--json FILE] [--write-page] [--ship]
 
 Meta-trains ``configs/digits_update_tele.yaml``, and the same without its teleporter; evaluates both
 by ``configs/eval_digits.yaml`` (images that no meta-training saw, a width that none had, hand-made
@@ -26,10 +26,9 @@ from metaopt.base import checkpoint, cli
 from metaopt.base.errors import UserError
 from metaopt.base.process import World
 from metaopt.base.tables import markdown_table
-from studies.output import PRETRAINED, ROOT, write_between
-from studies.study.summary import commit
+from studies.output import DOCS, PRETRAINED, ROOT, Page, commit, in_repository
 
-PAGE = ROOT / "docs" / "digits.md"
+PAGE = Page(DOCS / "digits.md", "digits tables", "digits")
 PAIR = "digits_update_tele"
 STEPS = (10, 20, 100, 1000)
 ALONE = (
@@ -179,6 +178,14 @@ def _results(folder: Path) -> dict[str, Any]:
     return found
 
 
+def _shorten(found: dict[str, Any]) -> None:
+    """Leave the losses at the steps of the tables alone, and no path of this machine."""
+    for one in found["optimizers"].values():
+        one["origin"] = in_repository(one["origin"])
+        for key in [key for key in one if key.startswith("loss_")]:
+            one[key] = {step: one[key][step] for step in _shown(found)}
+
+
 def _curve(folder: Path, name: str) -> list[dict[str, str]]:
     with (folder / "curves.csv").open(encoding="utf-8", newline="") as file:
         return [row for row in csv.DictReader(file) if row["optimizer"] == name]
@@ -189,14 +196,13 @@ def main(world: World) -> None:
     parser = argparse.ArgumentParser(description="The worked example on digits.")
     parser.add_argument("--out", type=Path, metavar="DIR", help="default runs/digits")
     parser.add_argument("--smoke", action="store_true", help="all of it in tiny sizes")
-    parser.add_argument("--write-page", action="store_true", help="into docs/digits.md")
     parser.add_argument("--ship", action="store_true", help="into checkpoints/pretrained/")
-    arguments = parser.parse_args()
+    arguments = PAGE.parse(parser)
     smoke = arguments.smoke
     default = ROOT / "runs" / ("digits_smoke" if smoke else "digits")
     folder = (arguments.out or default).resolve()
-    if smoke and (arguments.ship or arguments.write_page):
-        raise UserError("--smoke: tiny sizes are neither shipped nor written to the page")
+    if smoke and arguments.ship:
+        raise UserError("--ship: what --smoke finds means nothing; leave one out")
     runs = [training(folder, pair, smoke) for pair in (True, False)]
     for _, command in runs:
         run([*command, "--resume"])
@@ -204,13 +210,14 @@ def main(world: World) -> None:
     balanced, unbalanced = folder / "balanced", folder / "unbalanced"
     run(evaluation(balanced, files, (), smoke))
     run(evaluation(unbalanced, files, UNBALANCED, smoke))
+    found = {folder.name: _results(folder) for folder in (balanced, unbalanced)}
     text = (
-        f"{tables(_results(balanced))}\n\nFrom unbalanced initial weights (each hidden unit moved "
-        f"along its orbit):\n\n{tables(_results(unbalanced))}"
+        f"{tables(found['balanced'])}\n\nFrom unbalanced initial weights (each hidden unit moved "
+        f"along its orbit):\n\n{tables(found['unbalanced'])}"
     )
-    print(text)
-    if arguments.write_page:
-        write_between(PAGE, "digits tables", text)
+    for results in found.values():
+        _shorten(results)
+    PAGE.tell(arguments, text, found)
     if arguments.ship:
         print(ship(balanced, *runs[0], PRETRAINED))
 

@@ -1,6 +1,6 @@
 """The shipped mini-batch rule in a user's loop, on networks that no meta-training saw.
 
-    python -m studies.drop_in_training [--smoke] [--json FILE] [--page FILE]
+    python -m studies.drop_in_training [--smoke] [--rule FILE] [--json FILE] [--write-page]
 
 Digits of scikit-learn, cross-entropy, mini-batches of 32, with ``LearnedOptimizer(model, path)`` as
 it is (``lr`` 1, no schedule), beside ``torch.optim.Adam`` with the best learning rate of a grid for
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -29,9 +29,9 @@ from metaopt.base.process import World
 from metaopt.base.streams import Stream, item_generator
 from metaopt.base.tables import markdown_table
 from metaopt.tasks.images import Images
-from studies.output import PRETRAINED, ROOT, add_page, tell
+from studies.output import DOCS, PRETRAINED, Page
 
-PAGE = ROOT / "docs" / "digits.md"
+PAGE = Page(DOCS / "digits.md", "drop-in training table", "drop_in_training")
 RULE = PRETRAINED / "digits_update_tele.safetensors"
 LEARNED = "learned, lr 1"
 BATCH = 32
@@ -195,13 +195,12 @@ def main(world: World) -> None:
     """Train, print, write the page."""
     parser = argparse.ArgumentParser(description="The mini-batch rule on models of other kinds.")
     parser.add_argument("--rule", type=Path, default=RULE, metavar="FILE")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to FILE")
-    add_page(parser, PAGE)
-    arguments = parser.parse_args()
+    parser.add_argument("--smoke", action="store_true", help="few steps, two seeds")
+    arguments = PAGE.parse(parser)
     size = SMOKE if arguments.smoke else FULL
     found = rows(size, arguments.rule)
     text = f"{size.seeds} seeds\n\n{table(found, size)}"
-    tell(arguments, "drop-in training table", text, found)
+    PAGE.tell(arguments, text, [asdict(row) for row in found])
 
 
 if __name__ == "__main__":

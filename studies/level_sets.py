@@ -2,24 +2,21 @@
 
     L(w1, w2) = 1/2 (y - w2 s(w1 x))^2,   x = y = 1,   s = LeakyReLU(0.1)
 
-    python -m studies.level_sets [--out docs]
+    python -m studies.level_sets [--json FILE] [--write-page]
 
 The group is GL(1), g = exp(t) > 0: (w1, w2) -> (g w1, w2 / g) for w1 > 0. All teleports go through
-the engine. Written to ``--out``: ``level_sets.png``, and the table of ``level_sets.md``.
+the engine. ``--write-page`` puts the table into ``docs/level_sets.md``, the figure beside it.
 """
 
 from __future__ import annotations
 
 import argparse
-import io
-from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from metaopt.base import cli
-from metaopt.base.files import make_folder, write_atomically
 from metaopt.base.network import LeakyReLU, Weights
 from metaopt.base.process import World
 from metaopt.base.tables import markdown_table
@@ -30,10 +27,11 @@ from metaopt.symmetry.maps import Exponential
 from metaopt.tasks.regression import TaskBatch
 from metaopt.teleport.engine import TeleportEngine
 from metaopt.teleport.guard import Refuse
-from studies.output import write_between
+from studies.output import DOCS, Page, png
 
 Array = NDArray[np.float64]
 
+PAGE = Page(DOCS / "level_sets.md", "level set table", "level_sets")
 START = (0.4, 0.4)
 LR = 0.1
 STEPS = 30
@@ -147,22 +145,14 @@ def figure() -> bytes:
     along.plot(t, cosines, color="tab:green", label="cosine of -grad L with Newton's direction")
     along.set(xlabel="t, g = exp(t)", title="along the orbit")
     along.legend(frameon=False)
-    drawing.tight_layout()
-    buffer = io.BytesIO()
-    drawing.savefig(buffer, format="png", dpi=110)
-    pyplot.close(drawing)
-    return buffer.getvalue()
+    return png(drawing, dpi=110)
 
 
 def main(world: World) -> None:
     """Print, plot."""
     parser = argparse.ArgumentParser(description="Level sets and teleports in a plane.")
-    parser.add_argument("--out", type=Path, default=Path("docs"), metavar="DIR")
-    arguments = parser.parse_args()
-    make_folder(arguments.out)
-    print(table())
-    write_atomically(arguments.out / "level_sets.png", figure())
-    write_between(arguments.out / "level_sets.md", "level set table", table())
+    arguments = PAGE.parse(parser)
+    PAGE.tell(arguments, table(), figure=figure())
 
 
 if __name__ == "__main__":

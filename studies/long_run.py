@@ -1,6 +1,7 @@
 """Ten times past the horizon: a rule for mini-batches, with teleports and with its updates alone.
 
     python -m studies.long_run [--rule FILE] [--out DIR] [--record] [--smoke] [--json FILE]
+                               [--write-page]
 
 Digits of scikit-learn, cross-entropy, mini-batches of 32, ReLU networks of one to six hidden
 layers, without normalisation, with LayerNorm and with BatchNorm, ten seeds side by side; the images
@@ -44,9 +45,9 @@ from metaopt.rules.composed import MetaOptimizer
 from metaopt.symmetry.units import units_of
 from metaopt.tasks.images import Images
 from metaopt.tasks.own_batch import LossFamily, LossTasks
-from studies.output import PRETRAINED, ROOT, add_page, tell
+from studies.output import DOCS, PRETRAINED, ROOT, Page
 
-PAGE = ROOT / "docs" / "digits.md"
+PAGE = Page(DOCS / "digits.md", "long run table", "long_run")
 RULE = PRETRAINED / "digits_update_tele.safetensors"
 NORMALISATIONS = ("none", "LayerNorm", "BatchNorm")
 RESAMPLINGS = 2000
@@ -277,16 +278,15 @@ def main(world: World) -> None:
     parser = argparse.ArgumentParser(description="Ten times past the horizon.")
     parser.add_argument("--rule", type=Path, default=RULE, metavar="FILE")
     parser.add_argument("--out", type=Path, metavar="DIR", help="default runs/long_run")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to FILE")
     parser.add_argument("--record", action="store_true", help="how far it held, into the rule")
-    add_page(parser, PAGE)
-    arguments = parser.parse_args()
+    parser.add_argument("--smoke", action="store_true", help="few steps, small networks")
+    arguments = PAGE.parse(parser)
     size = SMOKE if arguments.smoke else FULL
     found = rows(size, arguments.rule, arguments.out or ROOT / "runs" / "long_run")
     short = shortfalls(found)
     verdict = "\n".join(f"- {line}" for line in short) or "Every network holds to the end."
     text = f"{size.seeds} seeds\n\n{table(found)}\n\n{verdict}"
-    tell(arguments, "long run table", text, found)
+    PAGE.tell(arguments, text, [asdict(row) for row in found])
     if arguments.record:
         if short or arguments.smoke:
             raise UserError(f"--record: {arguments.rule} was not run far enough, or did not hold")

@@ -1,7 +1,7 @@
 """How far learned optimizers carry without meta-training again: other horizons, sizes and tasks.
 
     python -m studies.transfer [--checkpoints PATH ...] [--tasks 256] [--task-seed 0]
-                                  [--out docs] [--device cpu|cuda|cuda:N]
+                                  [--device cpu|cuda|cuda:N] [--json FILE] [--write-page]
 
 Every checkpoint, by default all of ``checkpoints/pretrained/``, runs on test tasks of each setting
 below, beside Adam tuned for the setting's last step (on 32 validation tasks, over the grid below).
@@ -13,13 +13,14 @@ samples than inputs the action through the data is not exact: there the checkpoi
 Tasks run in pieces of at most 2^17 rows (entries of all weights or of all generators), so that
 memory does not grow with ``--tasks``.
 
-Written to ``--out``: ``transfer.json``, and the table between the markers of ``transfer.md``.
+``--write-page`` puts the table into ``docs/transfer.md``, all figures into ``transfer.json`` beside
+it, after every setting.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,6 @@ from metaopt.base import cli
 from metaopt.base.config import check, load
 from metaopt.base.errors import MisfitError, UserError
 from metaopt.base.fields import DTYPES
-from metaopt.base.files import make_folder
 from metaopt.base.loss_statistics import diverged, geomean
 from metaopt.base.process import World
 from metaopt.base.streams import Stream
@@ -52,9 +52,10 @@ from metaopt.rules.config import TeleporterConfig
 from metaopt.tasks.build import task_family
 from metaopt.tasks.config import TaskConfig
 from metaopt.tasks.regression import layer_shapes
-from studies.output import PRETRAINED, in_repository, write_between, write_json
-from studies.study.least import Array, excess, least_losses
+from studies.output import DOCS, PRETRAINED, Page, add_device, in_repository
+from studies.study.evaluation import Array, excess, least_losses
 
+PAGE = Page(DOCS / "transfer.md", "transfer table", "transfer")
 ROWS = 2**17
 SHOWN = (0, 10, 20, 50, 100, 1000)
 """Inner steps of the table, as far as a setting goes."""
@@ -303,6 +304,16 @@ def table(found: Sequence[Row]) -> str:
     return markdown_table([*header, "largest drift"], lines)
 
 
+def page(content: Mapping[str, Any]) -> str:
+    """What the page has of ``transfer.json``."""
+    found = [
+        Row(**row | {"loss_geomean": {int(k): v for k, v in row["loss_geomean"].items()}})
+        for row in content["rows"]
+    ]
+    summary = f"{content['tasks']} test tasks a setting (task seed {content['task_seed']})."
+    return f"{summary}\n\n{table(found)}"
+
+
 def main(world: World) -> None:
     """Evaluate, print, write."""
     parser = argparse.ArgumentParser(description="Learned optimizers on tasks of other kinds.")
@@ -311,28 +322,25 @@ def main(world: World) -> None:
     )
     parser.add_argument("--tasks", type=cli.positive, default=256)
     parser.add_argument("--task-seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("docs"), metavar="DIR")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
-    arguments = parser.parse_args()
+    add_device(parser)
+    arguments = PAGE.parse(parser)
     if not arguments.checkpoints:
         raise UserError("nothing to evaluate: none in checkpoints/pretrained/; name --checkpoints")
     device = cli.device(arguments.device, world)
-    make_folder(arguments.out)
     found: list[Row] = []
     for setting in SETTINGS:
         config = evaluation(setting, arguments.tasks, arguments.task_seed, TUNING)
         new = rows(setting, config, arguments.checkpoints, device, world)
         print(f"\n{table(new)}", flush=True)
         found += new
-        # After every setting: a run that is stopped keeps what it has.
         content = {
             "tasks": arguments.tasks,
             "task_seed": arguments.task_seed,
             "rows": [asdict(row) for row in found],
         }
-        write_json(arguments.out / "transfer.json", content)
-    summary = f"{arguments.tasks} test tasks a setting (task seed {arguments.task_seed})."
-    write_between(arguments.out / "transfer.md", "transfer table", f"{summary}\n\n{table(found)}")
+        # After every setting: a run that is stopped keeps what it has.
+        PAGE.save(arguments, content)
+    PAGE.tell(arguments, page(content), content)
 
 
 if __name__ == "__main__":

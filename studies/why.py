@@ -1,13 +1,13 @@
 """Why it works: geometry and alignment along evaluation trajectories, with teleports and without.
 
     python -m studies.why [--checkpoints PAIR UPDATE ...] [--tasks 64] [--steps 100]
-                             [--task-seed 0] [--out docs] [--device cpu|cuda|cuda:N]
+                          [--task-seed 0] [--device cpu|cuda|cuda:N] [--json FILE] [--write-page]
 
 Learned optimizers, those with teleports beside those without, run on the same test tasks, those of
 the first checkpoint's configuration. At every inner step: loss, norm of the generator, drift. At
 steps 0, 1, 2, 5, 10, 20, 30, 50, 70, 100: the condition number of the hidden activations
 H = s(W1 X), the norm of the gradient right before and right after the teleport, and what
-``benchmarks.alignment`` compares with the damped Newton directions of ``benchmarks.curvature``
+``studies.alignment`` compares with the damped Newton directions of ``metaopt.landscape.curvature``
 (Gauss-Newton and the absolute Hessian in all of (W1, W2), and Newton's in W2 alone, each damped by
 1e-3 and by 1e-6 of its largest eigenvalue).
 Trajectories run in the precision of the checkpoint; all else is computed in float64 from their
@@ -17,7 +17,7 @@ The paper (arXiv 2305.13404) predicts that teleporting turns a gradient step tow
 at "gradient before", "gradient after" and the gain of the one over the other, which is what one
 teleport did, and at "gradient undone" and the total gain, which are what all of them did.
 
-Written to ``--out``: ``why.png``, ``why.json``, and the table between the markers of ``why.md``.
+``--write-page`` puts the tables into ``docs/why.md``, ``why.png`` and ``why.json`` beside it.
 In JSON a figure that no task has is null; ``tasks`` counts the tasks that have one.
 """
 
@@ -36,7 +36,6 @@ from torch import Tensor
 from metaopt.base import cli
 from metaopt.base.errors import MisfitError, UserError
 from metaopt.base.fields import DTYPES
-from metaopt.base.files import make_folder, write_atomically
 from metaopt.base.loss_statistics import clean
 from metaopt.base.process import World
 from metaopt.base.streams import Stream
@@ -49,9 +48,10 @@ from metaopt.tasks.build import task_family
 from metaopt.tasks.regression import TaskBatch
 from metaopt.teleport.traces import TeleportTrace
 from studies.alignment import Measured, measure, stops
-from studies.output import PRETRAINED, in_repository, write_between, write_json
+from studies.output import DOCS, PRETRAINED, Page, add_device, in_repository
 from studies.why_figure import figure
 
+PAGE = Page(DOCS / "why.md", "why table", "why")
 CHECKPOINTS = tuple(
     PRETRAINED / f"{name}.safetensors" for name in ("coordinate_update_tele", "coordinate_update")
 )
@@ -266,11 +266,9 @@ def main(world: World) -> None:
     parser.add_argument("--tasks", type=cli.positive, default=64)
     parser.add_argument("--steps", type=cli.positive, default=100)
     parser.add_argument("--task-seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("docs"), metavar="DIR")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
-    arguments = parser.parse_args()
+    add_device(parser)
+    arguments = PAGE.parse(parser)
     device = cli.device(arguments.device, world)
-    make_folder(arguments.out)
     first = learned.load(arguments.checkpoints[0]).config
     contenders = told_apart(learned_contenders(arguments.checkpoints, device, True, world))
     for contender, path in zip(contenders, arguments.checkpoints, strict=True):
@@ -288,11 +286,7 @@ def main(world: World) -> None:
         torch.device(device),
     )
     found = study(contenders, tasks, arguments.steps, arguments.task_seed)
-    print(f"\n{table(found)}")
-    write_json(arguments.out / "why.json", found)
-    write_atomically(arguments.out / "why.png", figure(found))
-    print(f"written to {arguments.out / 'why.png'}")
-    write_between(arguments.out / "why.md", "why table", table(found))
+    PAGE.tell(arguments, table(found), found, figure(found))
 
 
 if __name__ == "__main__":

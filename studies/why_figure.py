@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
+
+from studies.output import png
 
 SHOWN = ("Gauss-Newton", 1e-3)
 """The Newton direction of the panels that show one."""
@@ -168,8 +169,4 @@ def figure(found: Mapping[str, Any]) -> bytes:
         for i, name in enumerate(found["optimizers"])
     ]
     drawn.legend(handles=names, loc="upper center", ncols=len(names), frameon=False)
-    drawn.tight_layout(rect=(0, 0, 1, 0.96))
-    buffer = io.BytesIO()
-    drawn.savefig(buffer, format="png", dpi=110)
-    pyplot.close(drawn)
-    return buffer.getvalue()
+    return png(drawn, dpi=110, top=0.96)

@@ -50,3 +50,17 @@ def geomean_interval(values: Array, index: NDArray[np.int64]) -> tuple[Array, Ar
     means = np.log(values) @ counts.T / values.shape[-1]
     low, high = np.quantile(means, [0.025, 0.975], axis=-1)
     return np.exp(low), np.exp(high)
+
+
+def ratio_of(a: Array, b: Array, index: NDArray[np.int64]) -> tuple[Array, Array, Array, Array]:
+    """Geometric mean of a / b over the last axis, the ends of its interval, the share of a < b.
+
+    Args:
+        a: losses, [..., tasks].
+        b: losses on the same tasks, [..., tasks].
+        index: from ``resamples``.
+    """
+    quotient = a / b
+    low, high = geomean_interval(quotient, index)
+    # Not by ``geomean``, which floors what is a loss and not a quotient.
+    return np.exp(np.log(quotient).mean(axis=-1)), low, high, (a < b).mean(axis=-1)

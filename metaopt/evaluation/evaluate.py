@@ -27,6 +27,7 @@ from metaopt.base.loss_statistics import (
     diverged,
     geomean,
     geomean_interval,
+    ratio_of,
     resamples,
 )
 from metaopt.base.process import World
@@ -195,10 +196,7 @@ def pairs(
         for b, of_b in losses.items():
             if a == b:
                 continue
-            ratio = of_a / of_b
-            low, high = geomean_interval(ratio, index)
-            mean = np.exp(np.log(ratio).mean(axis=1))
-            wins = (of_a < of_b).mean(axis=1)
+            mean, low, high, wins = ratio_of(of_a, of_b, index)
             rows += [
                 {
                     "a": a,

@@ -1,38 +1,58 @@
 """The study as a command: meta-train, compare on unseen tasks, write it up.
 
     python -m studies.study --config study.yaml [--smoke] [--ablations] [--out DIR]
-                               [--write-readme] [--ship] [--set key.sub=value ...] [--device ...]
+                               [--write-page] [--ship] [--set key.sub=value ...] [--device ...]
 
 Every learned row gets the same search and the same budget, which is checked before anything is
 trained. The folder (``runs/study`` by default) gets ``study.json`` with all figures, and
-``tables.md`` and ``study.png`` made from it. ``--ablations`` runs the levers instead, at one seed
-and a share of the budget, and writes ``ablations.json`` and ``ablations.md``. Stopped at any point,
-the same command goes on. ``--smoke`` is all of it, ablations too, in tiny sizes.
+``study.md`` and ``study.png`` made from it. ``--ablations`` runs the levers instead, at one seed
+and a share of the budget, and writes ``ablations.json`` and ``ablations.md``. ``--write-page``
+puts the same into ``docs/``, ``--ship`` the first seed's checkpoints into
+``checkpoints/pretrained/``. Stopped at any point, the same command goes on. ``--smoke`` is all of
+it, ablations too, in tiny sizes.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from math import prod
 from pathlib import Path
 from typing import Any
 
-from metaopt.base import cli, config
+from metaopt._version import __version__
+from metaopt.base import checkpoint, cli, config
+from metaopt.base.checkpoint import Checkpoint
 from metaopt.base.errors import UserError
 from metaopt.base.files import make_folder, write_atomically
+from metaopt.base.loss_statistics import resamples
 from metaopt.base.process import World
-from studies.output import PRETRAINED, ROOT
-from studies.study import jobs
-from studies.study.compared import Compared
+from metaopt.meta.run_files import LAST_FILE
+from studies import pool
+from studies.output import DOCS, PRETRAINED, Page, commit, git
+from studies.study import page
 from studies.study.config import Row, StudyConfig, smoked
-from studies.study.evaluation import Evaluation
-from studies.study.figure import figure
-from studies.study.ship import ship
-from studies.study.study import Study
-from studies.study.summary import ablated, summarised
-from studies.study.tables import ablations as ablations_table
-from studies.study.tables import claims, readme, require_markers, tables, write_readme
+from studies.study.evaluation import (
+    Compared,
+    Evaluation,
+    compared,
+    least_losses,
+    sha256,
+    shown_steps,
+)
+from studies.study.plan import Study, Training, budget
+from studies.study.result import (
+    Family,
+    Index,
+    StudyResult,
+    TrainedRow,
+    checked,
+    contender,
+    ratios,
+)
 
+STUDY = Page(DOCS / "study.md", "study tables", "study")
+ABLATIONS = Page(DOCS / "ablations.md", "ablations tables", "ablations")
 Listed = tuple[str, str, str, Sequence[tuple[int | None, Evaluation]]]
 """Name, label and kind of a contender, and its evaluations by seed."""
 
@@ -44,61 +64,66 @@ def main(world: World) -> None:
     parser.add_argument("--smoke", action="store_true", help="tiny sizes, under a minute")
     parser.add_argument("--ablations", action="store_true", help="the levers instead of the study")
     parser.add_argument(
-        "--write-readme", action="store_true", help="put the tables into README.md and docs/"
-    )
-    parser.add_argument(
         "--ship", action="store_true", help="put the first seed's into checkpoints/pretrained/"
     )
-    arguments = parser.parse_args()
+    arguments = STUDY.parse(parser)
+    if arguments.ablations and arguments.write_page == STUDY.path:
+        arguments.write_page = ABLATIONS.path
     settings = config.load(StudyConfig, arguments.config, arguments.overrides)
     if arguments.smoke:
         if settings.smoke is None:
             raise UserError(f"{arguments.config}: field smoke: --smoke needs it")
-        if arguments.write_readme or arguments.ship:
-            raise UserError("--smoke: its figures mean nothing; leave out --write-readme, --ship")
+        if arguments.ship:
+            raise UserError("--ship: what --smoke finds means nothing; leave one out")
         settings = config.check(StudyConfig, smoked(settings), f"{arguments.config} with --smoke")
     if arguments.ablations and arguments.ship:
         raise UserError("--ship: the ablations are not shipped; leave out --ablations")
-    if arguments.write_readme and not arguments.ablations:
-        require_markers(ROOT / "README.md")
     default = "runs/study_smoke" if arguments.smoke else "runs/study"
     study = Study(settings, Path(arguments.out or default), arguments.device)
-    study.planner.check_budgets()
+    study.check_budgets()
     make_folder(study.out)
-    with jobs.alone(study.out):
+    with pool.alone(study.out):
         if not arguments.ablations:
             found = core(study)
-            if arguments.write_readme:
-                write_readme(ROOT / "README.md", readme(found))
-                write_atomically(ROOT / "docs" / "study.md", tables(found).encode())
-                write_atomically(ROOT / "docs" / "study.png", figure(found))
+            text, figure = page.page(found), page.figure(found)
+            _write(study.out, "study", found, text, figure)
             if arguments.ship:
                 for path in ship(study, found, PRETRAINED):
                     world.say(f"shipped: {path}")
-            world.say(f"\n{claims(found)}\n")
+            STUDY.tell(arguments, text, found.model_dump(mode="json"), figure)
         if arguments.ablations or arguments.smoke:
-            text = ablations_table(levers(study))
-            if arguments.write_readme:
-                write_atomically(ROOT / "docs" / "ablations.md", text.encode())
-            world.say(f"\n{text}")
+            found = levers(study)
+            text = page.ablations(found)
+            _write(study.out, "ablations", found, text)
+            if arguments.ablations:
+                ABLATIONS.tell(arguments, text, found.model_dump(mode="json"))
+            else:
+                world.say(f"\n{text}")
     world.say(f"results: {study.out}")
 
 
-def core(study: Study) -> dict[str, Any]:
-    """Search, meta-training, evaluation; returns the content of ``study.json``."""
+def _write(out: Path, stem: str, found: StudyResult, text: str, figure: bytes = b"") -> None:
+    write_atomically(out / f"{stem}.json", (found.model_dump_json(indent=1) + "\n").encode())
+    write_atomically(out / f"{stem}.md", f"{text}\n".encode())
+    if figure:
+        write_atomically(out / f"{stem}.png", figure)
+
+
+def core(study: Study) -> StudyResult:
+    """Search, meta-training, evaluation."""
     settings = study.settings
-    study.search(settings.rows)
+    study.train([run for row in settings.rows for run in study.searched(row).values()], "search")
     study.train([run for row in settings.rows for run in study.trainings(row)])
     learned: dict[tuple[str, str], list[tuple[int | None, Evaluation]]] = {
         (row.name, family): [
-            (run.settings.seed, study.of_learned(run, family)) for run in study.trainings(row)
+            (run.settings.seed, study.of_run(run, family)) for run in study.trainings(row)
         ]
         for row in settings.rows
         for family in row.families
     }
     names = [*settings.baselines, *settings.references]
-    hand_made: dict[tuple[str, str], Evaluation] = {
-        (name, family): study.of_hand_made(name, family)
+    hand_made = {
+        (name, family): study.evaluation(family, name)
         for family in settings.families
         for name in names
     }
@@ -118,13 +143,58 @@ def core(study: Study) -> dict[str, Any]:
             if (runs := learned.get((row.name, family)))
         ]
         listed += [(name, name, "baseline", [(None, hand_made[name, family])]) for name in names]
-        contenders[family], why = _compared(study, listed)
+        contenders[family], why = _compared(listed)
         left_out += why
-    found = summarised(study, contenders, left_out)
-    _write(study.out / "study.json", found)
-    write_atomically(study.out / "tables.md", tables(found).encode())
-    write_atomically(study.out / "study.png", figure(found))
-    return found
+    index = _index(study)
+    rows = {row.name: _row(study, row) for row in settings.rows}
+    families = {name: _family(study, name, of, index) for name, of in contenders.items()}
+    return StudyResult(
+        **_about(study),
+        families=families,
+        rows=rows,
+        claims=checked(settings, contenders, index),
+        left_out=left_out,
+        evaluation_seconds=settings.steps
+        * sum(
+            run.seconds_per_step
+            for family in families.values()
+            for entry in family.contenders.values()
+            for run in entry.runs
+        ),
+        as_planned=all(
+            run["inner_steps"] == row.budget["inner_steps"]
+            for row in rows.values()
+            for run in row.runs
+        ),
+    )
+
+
+def levers(study: Study) -> StudyResult:
+    """The ablations, and before them the rows that they start from."""
+    settings, listed = study.settings, study.settings.ablations.rows
+    rows = [settings.row(name) for name in dict.fromkeys(ablation.row for ablation in listed)]
+    study.train([run for row in rows for run in study.searched(row).values()], "search")
+    runs = [(study.ablated(row), row) for row in rows]
+    runs += [(study.ablated(row, a), row) for a in listed for row in [settings.row(a.row)]]
+    study.train([run for run, _ in runs])
+    evaluations = [(run, study.of_run(run, row.families[0])) for run, row in runs]
+    study.evaluate([[evaluation] for _, evaluation in evaluations])
+    contenders, left_out = _compared(
+        [
+            (run.name, run.name, "ablation", [(run.settings.seed, evaluation)])
+            for run, evaluation in evaluations
+        ]
+    )
+    index, by_name = _index(study), {contender.name: contender for contender in contenders}
+    pairs = [
+        pair
+        for a in listed
+        if (name := f"{a.row}-{a.name}") in by_name and a.row in by_name
+        for pair in ratios(by_name[name], by_name[a.row], index)
+    ]
+    found = {one.name: contender(one, index) for one in contenders}
+    family = Family(changed={}, config={}, least_mean=0, contenders=found, pairs=pairs)
+    return StudyResult(**_about(study), families={"ablations": family}, left_out=left_out)
 
 
 def _label(study: Study, row: Row, family: str) -> str:
@@ -133,44 +203,129 @@ def _label(study: Study, row: Row, family: str) -> str:
     return label if row.train == family else f"{label}, from {row.train}"
 
 
-def levers(study: Study) -> dict[str, Any]:
-    """The ablations and the rows that they start from; the content of ``ablations.json``."""
-    listed = study.settings.ablations.rows
-    rows = [study.settings.row(name) for name in dict.fromkeys(a.row for a in listed)]
-    study.search(rows)
-    runs = [(study.ablated(None, row), row) for row in rows]
-    runs += [
-        (study.ablated(a, study.settings.row(a.row)), study.settings.row(a.row)) for a in listed
-    ]
-    study.train([run for run, _ in runs])
-    evaluations = [(run, study.of_learned(run, row.families[0])) for run, row in runs]
-    study.evaluate([[evaluation] for _, evaluation in evaluations])
-    contenders, left_out = _compared(
-        study,
-        [
-            (run.name, run.name, "ablation", [(run.settings.seed, evaluation)])
-            for run, evaluation in evaluations
+def _compared(listed: Sequence[Listed]) -> tuple[list[Compared], list[str]]:
+    """Those with results, and why others have none."""
+    found = [compared(*one) for one in listed]
+    there = [one for one in found if isinstance(one, Compared)]
+    return there, [one for one in found if isinstance(one, str)]
+
+
+def _index(study: Study) -> Index:
+    settings = study.settings
+    bootstrap = study.evaluation(next(iter(settings.families))).settings.bootstrap
+    return resamples(settings.tasks, bootstrap, settings.task_seed)
+
+
+def _about(study: Study) -> dict[str, Any]:
+    return {
+        "metaopt_version": __version__,
+        "commit": commit(),
+        "dirty": bool(git("status", "--porcelain")),
+        "config": study.settings,
+        "steps_shown": shown_steps(study.settings.steps),
+    }
+
+
+def _family(study: Study, family: str, contenders: Sequence[Compared], index: Index) -> Family:
+    settings = study.evaluation(family).settings
+    claimed = {bar.row for bar in study.settings.bars}
+    return Family(
+        changed=study.settings.families[family],
+        config=settings.model_dump(mode="json"),
+        least_mean=float(least_losses(settings).mean()),
+        contenders={one.name: contender(one, index) for one in contenders},
+        pairs=[
+            pair
+            for a in contenders
+            if a.name in claimed
+            for b in contenders
+            if b is not a
+            for pair in ratios(a, b, index)
         ],
     )
-    found = ablated(study, contenders) | {"left_out": left_out}
-    _write(study.out / "ablations.json", found)
-    write_atomically(study.out / "ablations.md", ablations_table(found).encode())
-    return found
 
 
-def _compared(study: Study, listed: Sequence[Listed]) -> tuple[list[Compared], list[str]]:
-    contenders, left_out = [], []
-    for name, label, kind, evaluations in listed:
-        contender, why = study.compared(name, label, kind, evaluations)
-        if contender is None:
-            left_out.append(why)
-        else:
-            contenders.append(contender)
-    return contenders, left_out
+def _row(study: Study, row: Row) -> TrainedRow:
+    """What a row was trained with, and what that took."""
+    runs, searched = study.trainings(row), study.searched(row)
+    first, took = runs[0], [_run(run) for run in runs]
+    search = [asdict(point) | {"score": run.score()} | _run(run) for point, run in searched.items()]
+    return TrainedRow(
+        label=first.settings.label,
+        group=row.group,
+        train=row.train,
+        config=first.settings.model_dump(mode="json"),
+        parameters=sum(prod(tensor.shape) for tensor in first.learned().tensors.values()),
+        budget=asdict(budget(first.settings)),
+        chosen=asdict(study.chosen(row)),
+        search=search,
+        runs=took,
+        seconds=sum(run["seconds"] for run in took),
+        search_seconds=sum(run["seconds"] for run in search),
+        skipped=sum(run["skipped"] for run in took),
+    )
 
 
-def _write(path: Path, found: dict[str, Any]) -> None:
-    write_atomically(path, (json.dumps(found, indent=1, allow_nan=False) + "\n").encode())
+def _run(run: Training) -> dict[str, Any]:
+    last, metrics = checkpoint.read(run.folder / LAST_FILE), run.last_metrics()
+    return {
+        "seed": run.settings.seed,
+        "folder": run.folder.name,
+        "command": run.shown(),
+        "sha256": sha256(run.checkpoint),
+        "seconds": metrics["seconds"],
+        "inner_steps": metrics["inner_steps"],
+        "trajectories": last.training["trajectories"],
+        "skipped": last.training["skipped"],
+        "best_outer_step": run.learned().validation["outer_step"],
+    }
+
+
+def ship(study: Study, found: StudyResult, folder: Path) -> list[Path]:
+    """Copy the first seed of every learned row that stands for one of the default configurations.
+
+    A row does if it is named as its configuration file and trained on the family ``default``.
+
+    Args:
+        study: finished.
+        found: by it.
+        folder: where they go, named after their configuration.
+
+    Returns:
+        The files written; raises ``UserError`` where no row stands for a default configuration.
+    """
+    written = []
+    for row in study.settings.learned:
+        if f"{row.name}.yaml" != Path(row.config).name or row.train != "default":
+            continue
+        run = study.trainings(row)[0]
+        learned = run.learned()
+        training = learned.training | {"commit": found.commit, "command": run.shown()}
+        validation = learned.validation | {"test": _figures(found, row.name)}
+        path = folder / f"{row.name}.safetensors"
+        checkpoint.write(path, Checkpoint(learned.tensors, learned.config, training, validation))
+        written.append(path)
+    if not written:
+        raise UserError("--ship: no learned row is named as its configuration file")
+    return written
+
+
+def _figures(found: StudyResult, name: str) -> Mapping[str, Any]:
+    """Of the first seed, by family."""
+    figures = {}
+    for family, about in found.families.items():
+        if name in about.contenders:
+            run = about.contenders[name].runs[0].model_dump(mode="json")
+            figures[family] = {
+                "tasks": found.config.tasks,
+                "task_seed": found.config.task_seed,
+                "task": about.changed,
+                "least_loss_mean": about.least_mean,
+                "loss_geomean_above_least": run["at"],
+                "diverged": run["diverged"],
+                "teleport": run["teleport"],
+            }
+    return figures
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
     python -m studies.study.evaluation JOBS.json DEVICE
 
 runs those of a list that are not there yet; the study starts it in processes of one thread.
+``compared`` puts the results of one contender, seed by seed, together.
 """
 
 from __future__ import annotations
@@ -20,22 +21,27 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from metaopt._version import __version__
 from metaopt.base import cli
-from metaopt.base.config import check
-from metaopt.base.errors import MisfitError
+from metaopt.base.errors import MisfitError, UserError
+from metaopt.base.fields import DTYPES
 from metaopt.base.files import write_atomically
+from metaopt.base.loss_statistics import clean, geomean
 from metaopt.base.process import World
 from metaopt.evaluation.config import EvalConfig
 from metaopt.evaluation.contenders import Contender, baseline_contenders, learned_contenders
-from metaopt.evaluation.evaluate import run_contender, unseen_tasks
+from metaopt.evaluation.evaluate import PAIR_STEPS, run_contender, unseen_tasks
+from metaopt.tasks.least_loss import least_loss, rank_bound
+from studies import pool
 
 Array = NDArray[np.float64]
+RESTARTS = 2
+"""Of the second-order search where no closed form is known: more gained little."""
 
 
-@dataclass(frozen=True)
-class Evaluation:
+class Evaluation(BaseModel):
     """One contender on the test tasks of one family.
 
     Attributes:
@@ -45,6 +51,8 @@ class Evaluation:
         checkpoint: of a learned optimizer.
         folder: where results are kept.
     """
+
+    model_config = ConfigDict(frozen=True)
 
     name: str
     family: str
@@ -63,22 +71,17 @@ class Evaluation:
         digest = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:12]
         return self.folder / f"{self.family}-{self.name.replace(' ', '-')}-{digest}.npz"
 
-    def as_dict(self) -> dict[str, Any]:
-        """As the process that runs it reads it."""
-        return {
-            "name": self.name,
-            "family": self.family,
-            "settings": self.settings.model_dump(mode="json"),
-            "checkpoint": None if self.checkpoint is None else str(self.checkpoint),
-            "folder": str(self.folder),
-        }
+    def shown(self) -> str:
+        """The kept result in a line."""
+        found = read(self)
+        if found.losses is None:
+            return f"{self.name} on {self.family}: {found.about['left_out']}"
+        last = clean(found.losses)[-1]
+        median = float(sorted(last)[len(last) // 2])
+        return f"{self.name} on {self.family}: median loss {median:.3g}"
 
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Evaluation:
-        """The inverse of ``as_dict``."""
-        checkpoint = None if data["checkpoint"] is None else Path(data["checkpoint"])
-        settings = check(EvalConfig, data["settings"], "study")
-        return cls(data["name"], data["family"], settings, checkpoint, Path(data["folder"]))
+
+LISTED = TypeAdapter(list[Evaluation])
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,18 @@ def read(evaluation: Evaluation) -> Evaluated:
         about = json.loads(str(content["about"]))
         losses = content["losses"].astype(np.float64)
     return Evaluated(losses if losses.size else None, about)
+
+
+def keep(evaluation: Evaluation, found: Evaluated) -> None:
+    """Write a result, atomically, in the dtype that it was computed in."""
+    losses = np.empty(0) if found.losses is None else found.losses
+    buffer = io.BytesIO()
+    np.savez_compressed(
+        buffer,
+        about=np.array(json.dumps(found.about)),
+        losses=losses.astype(evaluation.settings.dtype),
+    )
+    write_atomically(evaluation.file, buffer.getvalue())
 
 
 def compute(evaluation: Evaluation, device: torch.device) -> Evaluated:
@@ -139,30 +154,156 @@ def _contender(evaluation: Evaluation, device: torch.device, world: World) -> Co
     return next(iter(baseline_contenders(evaluation.settings, device, cache, world)), None)
 
 
-def keep(evaluation: Evaluation, found: Evaluated) -> None:
-    """Write a result, atomically, in the dtype that it was computed in."""
-    losses = np.empty(0) if found.losses is None else found.losses
-    buffer = io.BytesIO()
-    np.savez_compressed(
-        buffer,
-        about=np.array(json.dumps(found.about)),
-        losses=losses.astype(evaluation.settings.dtype),
-    )
-    write_atomically(evaluation.file, buffer.getvalue())
+def job(group: Sequence[Evaluation], out: Path, device: str) -> pool.Job:
+    """The command that runs a group of evaluations.
+
+    Args:
+        group: of evaluations that are not there.
+        out: folder of the study.
+        device: auto, cpu, cuda or cuda:N.
+    """
+    first = group[0]
+    listed = first.file.with_suffix(".json")
+    write_atomically(listed, LISTED.dump_json(list(group)))
+
+    def progress() -> str:
+        return f"{first.name} {sum(one.file.is_file() for one in group)}/{len(group)}"
+
+    def result() -> str:
+        return "\n".join(one.shown() for one in group)
+
+    command = (sys.executable, "-m", "studies.study.evaluation", str(listed), device)
+    return pool.Job(first.name, command, out / "logs" / f"{first.file.stem}.txt", progress, result)
 
 
-def run_all(evaluations: Sequence[Evaluation], device: torch.device) -> None:
-    """Those that are not there yet."""
-    for evaluation in evaluations:
-        if not evaluation.file.is_file():
-            keep(evaluation, compute(evaluation, device))
+def least_losses(settings: EvalConfig) -> Array:
+    """inf L of each test task, [tasks]; 0 where it is so by the number of hidden units.
+
+    In closed form where the samples are at most as many as the inputs, else the best that long
+    second-order runs find (``metaopt.tasks.least_loss``).
+
+    Raises:
+        UserError: where nothing is known of it.
+    """
+    task = settings.task
+    if task.width >= min(task.outputs, task.samples) and task.samples <= task.inputs:
+        return np.zeros(settings.tasks)
+    if task.layers > 2:
+        raise UserError(
+            f"field families: the least loss is known for two layers, found {task.layers} layers"
+        )
+    tasks = unseen_tasks(settings, torch.device("cpu"), World())
+    if task.samples <= task.inputs:
+        return rank_bound(tasks).numpy()
+    return least_loss(tasks, restarts=RESTARTS).loss.numpy()
+
+
+def excess(losses: Array, least: Array, settings: EvalConfig) -> Array:
+    """L - inf L, at least what the dtype can tell apart from 0: [steps + 1, tasks].
+
+    Args:
+        losses: [steps + 1, tasks].
+        least: [tasks].
+        settings: of the evaluation that gave them.
+    """
+    resolution = torch.finfo(DTYPES[settings.dtype]).eps * least
+    return np.maximum(clean(losses) - least, resolution)
+
+
+FIRST_ORDER = ("GD", "Momentum", "Adam", "L-BFGS")
+"""The hand-made methods that the claims are against."""
+
+
+@dataclass(frozen=True)
+class RunOf:
+    """One run of a contender on the test tasks.
+
+    Attributes:
+        seed: of meta-training; None for hand-made optimizers.
+        losses: cleaned, or the excess over the least loss, [steps + 1, tasks].
+        raw: losses as computed.
+        about: of the evaluation.
+    """
+
+    seed: int | None
+    losses: Array
+    raw: Array
+    about: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A contender with the losses of all its seeds.
+
+    Attributes:
+        name: of the row, or of the hand-made optimizer.
+        label: in tables.
+        kind: learned, control, ablation, baseline or reference.
+        runs: one a seed.
+    """
+
+    name: str
+    label: str
+    kind: str
+    runs: Sequence[RunOf]
+
+    def over_seeds(self) -> Array:
+        """Geometric mean over seeds, task by task, [steps + 1, tasks]."""
+        return geomean(np.stack([run.losses for run in self.runs], axis=-1))
+
+    def extreme(self, step: int, worst: bool) -> Array:
+        """Losses [steps + 1, tasks] of the seed that is worst, or best, at a step."""
+        order = sorted(self.runs, key=lambda run: float(geomean(run.losses[step])))
+        return order[-1 if worst else 0].losses
+
+    @property
+    def hand_made(self) -> bool:
+        """Whether a bar may be held against it."""
+        return self.kind == "baseline" and self.name.partition("@")[0] in FIRST_ORDER
+
+
+def shown_steps(steps: int) -> list[int]:
+    """The inner steps at which everything is given."""
+    return sorted({step for step in PAIR_STEPS if step <= steps} | {steps})
+
+
+def best_hand_made(contenders: Sequence[Compared], step: int) -> Compared | None:
+    """The hand-made optimizer with the least loss at a step, whatever step it was tuned for."""
+    known = [contender for contender in contenders if contender.hand_made]
+    return min(known, key=lambda c: float(geomean(c.runs[0].losses[step])), default=None)
+
+
+def compared(
+    name: str, label: str, kind: str, evaluations: Sequence[tuple[int | None, Evaluation]]
+) -> Compared | str:
+    """A contender from its kept results, or the line that says why it was left out.
+
+    Args:
+        name: of the contender.
+        label: in tables.
+        kind: ``learned``, ``control`` or ``ablation``; ``baseline`` stands for its own kind.
+        evaluations: by seed, all on one family.
+    """
+    runs = []
+    for seed, evaluation in evaluations:
+        found = read(evaluation)
+        if found.losses is None:
+            return f"{label} on {evaluation.family}: {found.about['left_out']}"
+        least = least_losses(evaluation.settings)
+        losses = clean(found.losses)
+        if least.any():
+            losses = excess(found.losses, least, evaluation.settings)
+        runs.append(RunOf(seed, losses, found.losses, found.about))
+    kind = runs[0].about["kind"] if kind == "baseline" else kind
+    return Compared(name, label, kind, runs)
 
 
 def main(world: World) -> None:
-    """Run a list."""
+    """Run those of a list that are not there yet."""
     listed, device = sys.argv[1:]
-    content = json.loads(Path(listed).read_text(encoding="utf-8"))
-    run_all([Evaluation.from_dict(data) for data in content], cli.device(device, world))
+    for evaluation in LISTED.validate_json(Path(listed).read_bytes()):
+        if not evaluation.file.is_file():
+            keep(evaluation, compute(evaluation, cli.device(device, world)))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,11 @@
-"""What the study trains: resolved configurations, their folders, commands and budgets."""
+"""What a study runs: resolved configurations, their folders, commands and budgets.
+
+    training/NAME-sSEED-HASH/   runs of ``train_meta.py``
+    evaluations/                losses of each contender on each family
+    logs/                       what the processes printed
+
+Whatever is there already is not done again, so the same command goes on where it was stopped.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +14,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,12 +23,16 @@ from typing import Any
 from metaopt.base import checkpoint, config
 from metaopt.base.checkpoint import Checkpoint, CheckpointError
 from metaopt.base.errors import UserError
+from metaopt.evaluation.config import EvalConfig
 from metaopt.meta.build import meta_optimizer
 from metaopt.meta.config import TrainConfig
 from metaopt.meta.records import validation_score
 from metaopt.meta.run_files import BEST_FILE, LAST_FILE, METRICS_FILE
+from studies import pool
 from studies.output import ROOT
-from studies.study.config import Row, StudyConfig
+from studies.study import evaluation
+from studies.study.config import Ablation, Row, StudyConfig
+from studies.study.evaluation import Evaluation
 
 _TAIL = 16384
 """Bytes at the end of ``metrics.jsonl`` that hold its last rows."""
@@ -53,19 +64,17 @@ def budget(settings: TrainConfig) -> Budget:
     meta = settings.meta
     windows = -(-meta.steps // meta.unroll)
     whole, rest = divmod(meta.outer_steps, windows)
-    inner = whole * meta.steps + min(rest * meta.unroll, meta.steps)
+    inner = meta.batch * (whole * meta.steps + min(rest * meta.unroll, meta.steps))
     each = meta_optimizer(settings).gradients_per_step
-    return Budget(
-        trajectories=meta.batch * inner / meta.steps,
-        outer_steps=meta.outer_steps,
-        inner_steps=meta.batch * inner,
-        gradients=each * meta.batch * inner,
+    return Budget(inner / meta.steps, meta.outer_steps, inner, each * inner)
+
+
+def _sets(fields: Mapping[str, Any]) -> tuple[str, ...]:
+    """``field=value`` as ``--set`` reads them."""
+    return tuple(
+        f"{field}={value if isinstance(value, str) else json.dumps(value)}"
+        for field, value in fields.items()
     )
-
-
-def override(field: str, value: Any) -> str:
-    """``field=value`` as ``--set`` reads it."""
-    return f"{field}={value if isinstance(value, str) else json.dumps(value)}"
 
 
 @dataclass(frozen=True)
@@ -89,6 +98,11 @@ class Training:
         """The resolved configuration; raises ``ConfigError``."""
         return config.load(TrainConfig, self.config, self.overrides)
 
+    @property
+    def title(self) -> str:
+        """Name and seed."""
+        return f"{self.name} s{self.settings.seed}"
+
     @cached_property
     def folder(self) -> Path:
         """Another configuration is another folder: a changed row is trained afresh."""
@@ -101,19 +115,20 @@ class Training:
         """The learned optimizer, best by validation."""
         return self.folder / BEST_FILE
 
-    def arguments(self) -> list[str]:
-        """Of ``train_meta.py``, without its folder."""
+    def _arguments(self) -> list[str]:
         sets = [part for text in self.overrides for part in ("--set", text)]
         return ["--config", self.config, *sets]
 
-    def command(self, device: str) -> list[str]:
-        """That trains it, or goes on with it."""
-        place = ["--out", str(self.folder), "--device", device, "--resume"]
-        return [sys.executable, str(ROOT / "train_meta.py"), *self.arguments(), *place]
-
     def shown(self) -> str:
-        """The command for people."""
-        return shlex.join(["python", "train_meta.py", *self.arguments()])
+        """The command for people, without its folder."""
+        return shlex.join(["python", "train_meta.py", *self._arguments()])
+
+    def job(self, device: str) -> pool.Job:
+        """The command that trains it, or goes on with it."""
+        script = [sys.executable, str(ROOT / "train_meta.py"), *self._arguments()]
+        command = [*script, "--out", str(self.folder), "--device", device, "--resume"]
+        log = self.out / "logs" / f"{self.folder.name}.txt"
+        return pool.Job(self.title, tuple(command), log, self._progress, self._result)
 
     def finished(self) -> bool:
         """Whether all outer steps were taken."""
@@ -148,14 +163,21 @@ class Training:
                 return row
         return {}
 
-    def progress(self) -> str:
-        """For the bar, while it runs."""
+    def _progress(self) -> str:
         row = self.last_metrics()
         if not row:
-            return f"{self.name} s{self.settings.seed}"
+            return self.title
         done = row["outer_step"] / self.settings.meta.outer_steps
         meta_loss = "nan" if row["meta_loss"] is None else f"{row['meta_loss']:.3g}"
-        return f"{self.name} s{self.settings.seed} {done:.0%} meta {meta_loss}"
+        return f"{self.title} {done:.0%} meta {meta_loss}"
+
+    def _result(self) -> str:
+        curve = self.learned().validation["val_loss_geomean"]
+        seconds = self.last_metrics().get("seconds", float("nan"))
+        return (
+            f"{self.title}: validation loss {curve[-1]:.3g} at step {len(curve) - 1}, "
+            f"score {self.score():.3f}, {seconds:.0f} s"
+        )
 
 
 @dataclass(frozen=True)
@@ -172,16 +194,18 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Planner:
-    """Makes trainings of rows.
+class Study:
+    """A study in a folder: its trainings and evaluations, each done once.
 
     Attributes:
-        study: the study.
+        settings: of the study.
         out: its folder.
+        device: auto, cpu, cuda or cuda:N.
     """
 
-    study: StudyConfig
+    settings: StudyConfig
     out: Path
+    device: str
 
     def training(
         self,
@@ -189,8 +213,7 @@ class Planner:
         seed: int,
         share: float = 1.0,
         point: Point = Point(),
-        ablation: str = "",
-        changed: Mapping[str, Any] | None = None,
+        ablation: Ablation | None = None,
     ) -> Training:
         """A run of a row.
 
@@ -199,21 +222,21 @@ class Planner:
             seed: of meta-training.
             share: of its outer steps.
             point: of the search.
-            ablation: its name, if it is one.
-            changed: what the ablation changes.
+            ablation: what is changed in the row, if it is one.
         """
-        name = f"{row.name}-{ablation}" if ablation else row.name
-        task = {f"task.{key}": value for key, value in self.study.families[row.train].items()}
-        layers = (self.study.groups[row.group], row.set, task, self.study.training_set)
-        fields: dict[str, Any] = {}
-        for layer in layers:
-            fields |= layer
+        study = self.settings
+        name = row.name if ablation is None else f"{row.name}-{ablation.name}"
+        fields = study.groups[row.group] | row.set
+        fields |= {f"task.{key}": value for key, value in study.families[row.train].items()}
+        fields |= study.training_set
         if point.free is not None:
             rules = self._load(row, fields).rules
             fields[f"rules.{'update' if rules.update else 'step_teleport'}.free"] = point.free
-        fields |= {**(changed or {}), "name": name, "seed": seed}
+        if ablation is not None:
+            fields |= ablation.set
+        fields |= {"name": name, "seed": seed}
         settings = self._load(row, fields)
-        fields |= {"meta.outer_steps": max(1, round(share * settings.meta.outer_steps))}
+        fields["meta.outer_steps"] = max(1, round(share * settings.meta.outer_steps))
         for place, rule in settings.rules.by_name().items():
             if hasattr(rule, "outer_lr"):
                 fields[f"rules.{place}.outer_lr"] = float(f"{point.factor * rule.outer_lr:.6g}")
@@ -225,47 +248,85 @@ class Planner:
         except UserError as error:
             raise UserError(f"row {row.name}: {error}") from None
 
+    def _points(self) -> list[Point]:
+        search = self.settings.search
+        return [Point(factor, free) for free in search.free for factor in search.factors]
+
     def searched(self, row: Row) -> dict[Point, Training]:
         """The runs of the search; none where there is nothing to choose."""
-        share, points = self.study.search.share, self._points()
+        share, points = self.settings.search.share, self._points()
         if len(points) == 1:
             return {}
-        seed = self.study.seeds[0]
-        return {point: self.training(row, seed, share, point) for point in points}
+        return {point: self.training(row, self.settings.seeds[0], share, point) for point in points}
 
     def chosen(self, row: Row) -> Point:
         """The point with the best score, once the search was run."""
         runs = self.searched(row)
         return min(runs, key=lambda point: runs[point].score()) if runs else self._points()[0]
 
-    def _points(self) -> list[Point]:
-        search = self.study.search
-        return [Point(factor, free) for free in search.free for factor in search.factors]
+    def trainings(self, row: Row) -> list[Training]:
+        """One a seed, at the point that the search chose."""
+        point = self.chosen(row)
+        return [self.training(row, seed, point=point) for seed in self.settings.seeds]
 
-    def check_budgets(self) -> dict[str, Budget]:
-        """The budget of each row; raises ``UserError`` where a group's are not equal."""
-        found = {row.name: budget(self._first(row).settings) for row in self.study.rows}
-        for row in self.study.rows:
-            first = next(other for other in self.study.rows if other.group == row.group)
-            one, other = asdict(found[first.name]), asdict(found[row.name])
-            for field, value in one.items():
-                if value != other[field]:
+    def ablated(self, row: Row, ablation: Ablation | None = None) -> Training:
+        """An ablation of a row, or the row itself, at the first seed and the ablations' budget."""
+        share = self.settings.ablations.share
+        return self.training(row, self.settings.seeds[0], share, self.chosen(row), ablation)
+
+    def check_budgets(self) -> None:
+        """Raise ``UserError`` where the budgets of a group are not equal."""
+        firsts: dict[str, tuple[str, dict[str, float]]] = {}
+        for row in self.settings.rows:
+            own = asdict(budget(self.training(row, self.settings.seeds[0]).settings))
+            name, other = firsts.setdefault(row.group, (row.name, own))
+            for field, value in other.items():
+                if value != own[field]:
                     raise UserError(
-                        f"group {row.group}: budgets are not equal: {field} of {first.name} are "
-                        f"{value:g}, of {row.name} {other[field]:g}; give meta.batch, "
+                        f"group {row.group}: budgets are not equal: {field} of {name} are "
+                        f"{value:g}, of {row.name} {own[field]:g}; give meta.batch, "
                         f"meta.outer_steps, meta.steps and meta.unroll in groups.{row.group}"
                     )
-        return found
 
-    def _first(self, row: Row) -> Training:
-        return self.training(row, self.study.seeds[0])
+    def train(self, runs: Iterable[Training], what: str = "meta-training") -> None:
+        """Run what is not finished, each once."""
+        by_folder = {run.folder: run for run in runs}
+        jobs = [run.job(self.device) for run in by_folder.values() if not run.finished()]
+        pool.run(jobs, self.settings.jobs, what)
 
+    def evaluation(self, family: str, name: str = "", checkpoint: Path | None = None) -> Evaluation:
+        """Of one contender on the test tasks of a family.
 
-def _sets(fields: Mapping[str, Any]) -> tuple[str, ...]:
-    return tuple(override(field, value) for field, value in fields.items())
+        Args:
+            family: of the tasks.
+            name: of the run with its seed, or of a hand-made optimizer.
+            checkpoint: of a learned optimizer.
+        """
+        study = self.settings
+        task = {f"task.{key}": value for key, value in study.families[family].items()}
+        fields = {
+            **study.evaluation_set,
+            **task,
+            "tasks": study.tasks,
+            "task_seed": study.task_seed,
+            "steps": study.steps,
+            "baselines": [name] if name and checkpoint is None else [],
+        }
+        settings = config.load(EvalConfig, study.evaluation, _sets(fields))
+        return Evaluation(
+            name=name,
+            family=family,
+            settings=settings,
+            checkpoint=checkpoint,
+            folder=self.out / "evaluations",
+        )
 
+    def of_run(self, run: Training, family: str) -> Evaluation:
+        """Of a learned optimizer."""
+        return self.evaluation(family, run.title, run.checkpoint)
 
-def unfinished(trainings: Iterable[Training]) -> list[Training]:
-    """Those still to be run, each once."""
-    by_folder = {training.folder: training for training in trainings}
-    return [training for training in by_folder.values() if not training.finished()]
+    def evaluate(self, groups: Iterable[Sequence[Evaluation]]) -> None:
+        """Run what is not there; each group in one process."""
+        missing = [[one for one in group if not one.file.is_file()] for group in groups]
+        jobs = [evaluation.job(group, self.out, self.device) for group in missing if group]
+        pool.run(jobs, self.settings.jobs, "evaluation")

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from places import ROOT
 
-from studies.level_sets import LR, START, descent, geometry, losses, orbit, table
+from studies.level_sets import LR, PAGE, START, descent, geometry, losses, orbit, table
 
 T = np.linspace(-1.5, 1.5, 13)
 
@@ -37,5 +36,4 @@ def test_descent_is_gradient_descent() -> None:
 
 
 def test_the_page_has_the_table() -> None:
-    page = ROOT / "docs" / "level_sets.md"
-    assert table() in page.read_text(encoding="utf-8")
+    assert table() in PAGE.path.read_text(encoding="utf-8")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
@@ -28,15 +27,13 @@ from metaopt.evaluation.evaluate import unseen_tasks
 from metaopt.meta.build import meta_optimizer
 from metaopt.meta.trainer import MetaTrainer
 from metaopt.tasks.least_loss import rank_bound
-from studies.study.claims import checked
-from studies.study.compared import Compared, RunOf, best_hand_made, ratios
+from studies.pool import alone
+from studies.study.__main__ import STUDY, ship
 from studies.study.config import HAND_MADE, StudyConfig, smoked
-from studies.study.jobs import alone
-from studies.study.least import excess, least_losses
-from studies.study.plan import Planner, Point, budget
-from studies.study.ship import ship
-from studies.study.study import Study
-from studies.study.tables import BEGIN, END, ablations, tables, write_readme
+from studies.study.evaluation import Compared, RunOf, best_hand_made, excess, least_losses
+from studies.study.page import ablations, page
+from studies.study.plan import Point, Study, budget
+from studies.study.result import StudyResult, checked, ratios
 
 CPU = torch.device("cpu")
 
@@ -67,18 +64,18 @@ INDEX = resamples(2, 100, 0)
 
 
 def test_ratios_seed_by_seed_over_seeds_and_the_worst_against_the_best() -> None:
-    found = {row["seed"]: row for row in ratios(PAIR, RIVAL, INDEX) if row["step"] == 1}
-    assert found["0"]["ratio"] == pytest.approx((1 / 4 * 4 / 8) ** 0.5)
-    assert found["1"]["ratio"] == pytest.approx((4 / 1 * 4 / 32) ** 0.5)
+    found = {row.seed: row for row in ratios(PAIR, RIVAL, INDEX) if row.step == 1}
+    assert found["0"].ratio == pytest.approx((1 / 4 * 4 / 8) ** 0.5)
+    assert found["1"].ratio == pytest.approx((4 / 1 * 4 / 32) ** 0.5)
     # Over seeds the pair has 2, 4 and its rival 2, 16; the worst seed is 1, the rival's best too.
-    assert found["all"]["ratio"] == pytest.approx((2 / 2 * 4 / 16) ** 0.5)
-    assert found["all"]["win_rate"] == 0.5
-    assert found["worst/best"]["ratio"] == pytest.approx((4 / 1 * 4 / 32) ** 0.5)
+    assert found["all"].ratio == pytest.approx((2 / 2 * 4 / 16) ** 0.5)
+    assert found["all"].win_rate == 0.5
+    assert found["worst/best"].ratio == pytest.approx((4 / 1 * 4 / 32) ** 0.5)
     # Of two tasks every interval ends at the two quotients.
-    assert found["0"]["ci95"] == pytest.approx([1 / 4, 1 / 2])
-    against_one = {row["seed"]: row for row in ratios(PAIR, ADAM, INDEX) if row["step"] == 1}
-    assert against_one["0"]["ratio"] == pytest.approx((1 / 8 * 4 / 8) ** 0.5)
-    assert against_one["1"]["ratio"] == pytest.approx(0.5)
+    assert found["0"].ci95 == pytest.approx([1 / 4, 1 / 2])
+    against_one = {row.seed: row for row in ratios(PAIR, ADAM, INDEX) if row.step == 1}
+    assert against_one["0"].ratio == pytest.approx((1 / 8 * 4 / 8) ** 0.5)
+    assert against_one["1"].ratio == pytest.approx(0.5)
 
 
 def test_only_first_order_methods_are_hand_made_rivals() -> None:
@@ -97,12 +94,12 @@ def test_claims_are_met_in_each_seed_or_not_at_all() -> None:
     ]
     study = study_config("seeds=[0, 1]", f"bars=[{', '.join(bars)}]")
     rows = checked(study, {"default": [PAIR, RIVAL, ADAM]}, INDEX)
-    met = [row["met_in_each"] for row in rows if row["step"] == 1]
+    met = [row.met_in_each for row in rows if row.step == 1]
     assert met == [True, False, False, True, False]
-    assert rows[1]["met"] == {"0": True, "1": False, "all": True}
+    assert rows[1].met == {"0": True, "1": False, "all": True}
     # Seed 1 has the quotients 4 and 1/8: the upper end of its interval is above any bar.
-    assert rows[2]["met"] == {"0": True, "1": False, "all": False, "worst/best": False}
-    assert [row["what"] for row in rows[5:]] == ["tasks diverged"] * 2
+    assert rows[2].met == {"0": True, "1": False, "all": False, "worst/best": False}
+    assert [row.what for row in rows[5:]] == ["tasks diverged"] * 2
 
 
 def test_a_claim_whose_row_or_rival_was_left_out_is_not_met() -> None:
@@ -112,13 +109,13 @@ def test_a_claim_whose_row_or_rival_was_left_out_is_not_met() -> None:
         "{row: coordinate_update_tele, against: coordinate_update, below: {1: 1}}",
     ]
     study = study_config("seeds=[0, 1]", f"bars=[{', '.join(bars)}]")
-    rows = [row for row in checked(study, {"default": [PAIR]}, INDEX) if row["step"] == 1]
-    assert [row["what"] for row in rows] == [
+    rows = [row for row in checked(study, {"default": [PAIR]}, INDEX) if row.step == 1]
+    assert [row.what for row in rows] == [
         "loss",
         "ratio to hand-made",
         "ratio to coordinate_update",
     ]
-    assert [(row["found"], row["met_in_each"]) for row in rows] == [({}, False)] * 3
+    assert [(row.found, row.met_in_each) for row in rows] == [({}, False)] * 3
 
 
 NARROW = ["tasks=5", "dtype=float64", "task.width=3", "task.samples=7", "task.inputs=9"]
@@ -165,16 +162,16 @@ def test_budgets_are_what_meta_training_uses(steps: int, unroll: int, outer_step
 
 
 def test_unequal_budgets_are_refused(tmp_path: Path) -> None:
-    Planner(study_config(), tmp_path).check_budgets()
+    Study(study_config(), tmp_path, "cpu").check_budgets()
     more = "controls=[{name: more, config: coordinate_update.yaml, group: coordinate, "
     unequal = study_config(more + "set: {meta.batch: 9}}]", "bars=[]")
     with pytest.raises(UserError, match=r"trajectories of coordinate_update_tele are .* of more "):
-        Planner(unequal, tmp_path).check_budgets()
+        Study(unequal, tmp_path, "cpu").check_budgets()
 
 
 def test_a_row_is_a_configuration_with_overrides(tmp_path: Path) -> None:
     study = study_config("families.narrow={width: 10}")
-    planner, row = Planner(study, tmp_path), study.row("lstm_update_tele_narrow")
+    planner, row = Study(study, tmp_path, "cpu"), study.row("lstm_update_tele_narrow")
     run = planner.training(row, 7, share=0.25, point=Point(2.0, 0.3))
     whole = planner.training(row, 7).settings
     assert run.settings.task.width == 10
@@ -189,7 +186,7 @@ def test_a_row_is_a_configuration_with_overrides(tmp_path: Path) -> None:
 
 def test_the_control_for_capacity_has_the_parameters_of_the_pair(tmp_path: Path) -> None:
     study = study_config()
-    planner = Planner(study, tmp_path)
+    planner = Study(study, tmp_path, "cpu")
     pair, alone, control = (
         sum(
             p.numel()
@@ -225,20 +222,8 @@ def test_the_smoke_keeps_what_it_names() -> None:
     assert len(small.ablations.rows) == 1
     there = {*study.smoke.rows, HAND_MADE, None}
     bars = [bar for bar in study.bars if {bar.row, bar.against} <= there]
-    assert {bar.against for bar in bars} >= {"coordinate_update", HAND_MADE, None}
+    assert {bar.against for bar in bars} == {HAND_MADE, None}
     assert small.bars == bars
-
-
-def test_the_readme_is_written_between_its_markers(tmp_path: Path) -> None:
-    file = tmp_path / "README.md"
-    file.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
-    write_readme(file, "new")
-    assert file.read_text() == f"before\n{BEGIN}\nnew\n{END}\nafter\n"
-    file.write_text("nothing\n")
-    with pytest.raises(UserError, match="expected the lines"):
-        write_readme(file, "new")
-    readme = (ROOT / "README.md").read_text()
-    assert readme.index(BEGIN) < readme.index(END)
 
 
 def test_two_studies_do_not_share_a_folder(tmp_path: Path) -> None:
@@ -284,30 +269,33 @@ def smoked_study(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return out, said
 
 
+def found_by(out: Path, stem: str) -> StudyResult:
+    return StudyResult.model_validate_json((out / f"{stem}.json").read_bytes())
+
+
 @pytest.mark.slow
 def test_the_smoke_writes_everything(smoked_study: tuple[Path, str]) -> None:
     out, said = smoked_study
-    found: dict[str, Any] = json.loads((out / "study.json").read_text())
-    assert list(found["families"]) == ["default", "signed", "narrow"]
-    pairs = dict.fromkeys(["default", "signed"], "coordinate_update_tele")
-    pairs["narrow"] = "coordinate_update_tele_narrow"
-    for family, about in found["families"].items():
-        entry = about["contenders"][pairs[family]]
-        assert [run["seed"] for run in entry["runs"]] == [0, 1]
-        assert set(entry["over_seeds"]["at"]) == {"1", "10", "20"}
-        assert {"GD", "Adam@10"} <= set(about["contenders"])
-    assert found["families"]["narrow"]["least_mean"] > 0
-    assert found["costs"]["as_planned"]
-    assert found["costs"]["training"] > 0
-    for row in found["rows"].values():
-        best = min(row["search"], key=lambda run: run["score"])
-        assert row["chosen"] == {"factor": best["factor"], "free": 0.1}
-    assert (out / "tables.md").read_text() == tables(found)
-    levers = json.loads((out / "ablations.json").read_text())
-    assert (out / "ablations.md").read_text() == ablations(levers)
-    assert {pair["b"] for pair in levers["pairs"]} == {"coordinate_update_tele"}
+    found = found_by(out, "study")
+    assert list(found.families) == ["default", "signed", "narrow"]
+    for family, about in found.families.items():
+        assert {"GD", "Adam@10"} <= set(about.contenders)
+        if family != "narrow":
+            entry = about.contenders["coordinate_update_tele"]
+            assert [run.seed for run in entry.runs] == [0, 1]
+            assert set(entry.over_seeds.at) == {1, 10, 20}
+    assert found.families["narrow"].least_mean > 0
+    assert found.as_planned
+    for row in found.rows.values():
+        assert row.seconds > 0
+        best = min(row.search, key=lambda run: float(run["score"]))
+        assert row.chosen == {"factor": best["factor"], "free": 0.1}
+    assert (out / "study.md").read_text() == page(found) + "\n"
+    levers = found_by(out, "ablations")
+    assert (out / "ablations.md").read_text() == ablations(levers) + "\n"
+    assert {pair.b for pair in levers.families["ablations"].pairs} == {"coordinate_update_tele"}
     assert (out / "study.png").stat().st_size > 10_000
-    assert len(re.findall(r"on narrow: median loss", said)) == 4
+    assert len(re.findall(r"on narrow: median loss", said)) == 2
 
 
 @pytest.mark.slow
@@ -327,13 +315,24 @@ def test_shipped_checkpoints_carry_their_figures(
     smoked_study: tuple[Path, str], tmp_path: Path
 ) -> None:
     out, _ = smoked_study
-    found = json.loads((out / "study.json").read_text())
+    found = found_by(out, "study")
     settings = config.check(StudyConfig, smoked(study_config()), "smoke")
     files = ship(Study(settings, out, "cpu"), found, tmp_path)
-    assert [file.stem for file in files] == ["coordinate_update_tele", "coordinate_update"]
+    assert [file.stem for file in files] == ["coordinate_update_tele"]
     rule = metaopt.load(files[0])
     assert rule.config.seed == settings.seeds[0]
-    assert rule.training["commit"] == found["commit"]
+    assert rule.training["commit"] == found.commit
     assert "--config coordinate_update_tele.yaml" in rule.training["command"]
-    run = found["families"]["default"]["contenders"]["coordinate_update_tele"]["runs"][0]
-    assert rule.validation["test"]["default"]["loss_geomean_above_least"] == run["at"]
+    run = found.families["default"].contenders["coordinate_update_tele"].runs[0]
+    shown = rule.validation["test"]["default"]["loss_geomean_above_least"]
+    assert {step: at["geomean"] for step, at in shown.items()} == {
+        str(step): at.geomean for step, at in run.at.items()
+    }
+
+
+def test_the_page_of_the_study_is_made_of_the_figures_beside_it() -> None:
+    found = found_by(STUDY.path.parent, STUDY.stem)
+    assert f"<!-- {STUDY.name} -->\n{page(found)}\n<!-- end of {STUDY.name} -->" in (
+        STUDY.path.read_text()
+    )
+    assert len(STUDY.path.read_bytes()) < 30_000

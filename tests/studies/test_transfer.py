@@ -186,7 +186,8 @@ def test_the_command_writes_rows_and_table(
     monkeypatch.setattr(transfer, "TUNING", TUNING)
     monkeypatch.setattr(transfer, "SHOWN", (0, 1, 3))
     checkpoint = str(paths["coordinate_lstm"])
-    arguments = ["--checkpoints", checkpoint, "--tasks", "3", "--out", str(tmp_path)]
+    arguments = ["--checkpoints", checkpoint, "--tasks", "3"]
+    arguments += ["--write-page", str(tmp_path / "transfer.md")]
     monkeypatch.setattr(sys, "argv", ["transfer", *arguments])
     transfer.main(World())
     found = json.loads((tmp_path / "transfer.json").read_text())
@@ -207,3 +208,9 @@ def test_origins_of_the_repository_name_no_machine() -> None:
     elsewhere = {"checkpoint": str(Path("/elsewhere/a.safetensors"))}
     assert in_repository(elsewhere) == elsewhere
     assert in_repository({"hyperparameters": {}}) == {"hyperparameters": {}}
+
+
+def test_the_page_is_made_of_the_figures_beside_it() -> None:
+    path = transfer.PAGE.path
+    content = json.loads(path.with_name("transfer.json").read_text())
+    assert f"<!-- transfer table -->\n{transfer.page(content)}\n<!-- end" in path.read_text()

@@ -163,7 +163,7 @@ def test_the_command_writes_figure_figures_and_table(
     for kind in ("coordinate_lstm", "coordinate_lstm_update"):
         paths.append(tmp_path / f"{kind}.safetensors")
         learned_rule(kind).save(paths[-1])
-    arguments = ["--tasks", "3", "--steps", "3", "--out", str(tmp_path)]
+    arguments = ["--tasks", "3", "--steps", "3", "--write-page", str(tmp_path / "why.md")]
     monkeypatch.setattr(sys, "argv", ["why", "--checkpoints", *map(str, paths), *arguments])
     why.main(World())
     found = json.loads((tmp_path / "why.json").read_text())
@@ -203,3 +203,9 @@ def test_text_goes_between_the_markers_of_a_page(tmp_path: Path) -> None:
         write_between(page, "b", "new")
     write_between(tmp_path / "fresh.md", "b", "text")
     assert (tmp_path / "fresh.md").read_text() == "<!-- b -->\ntext\n<!-- end of b -->\n"
+
+
+def test_the_page_is_made_of_the_figures_beside_it() -> None:
+    path = why.PAGE.path
+    content = json.loads(path.with_name("why.json").read_text())
+    assert f"<!-- why table -->\n{why.table(content)}\n<!-- end" in path.read_text()

@@ -1,4 +1,4 @@
-"""Processes side by side, with a bar; Ctrl-C and SIGTERM let each save its state."""
+"""Commands side by side, with a bar; Ctrl-C and SIGTERM let each save its state."""
 
 from __future__ import annotations
 
