@@ -16,6 +16,7 @@ from metaopt.base.began import BEGAN
 from metaopt.base.errors import UserError
 from metaopt.base.field_table import field_table
 from metaopt.base.process import World
+from metaopt.base.provenance import made_by
 from metaopt.evaluation.config import EvalConfig
 from metaopt.evaluation.evaluate import execute
 from metaopt.meta.config import TrainConfig
@@ -48,8 +49,10 @@ def train(world: World, given: Sequence[str] | None = None, prog: str | None = N
     settings = config.load(TrainConfig, arguments.config, arguments.overrides)
     folder = Path(arguments.out) if arguments.out else Path("runs") / settings.name
     device = cli.device(arguments.device, world)
+    program = ["python", "train_meta.py"] if prog is None else prog.split()
+    made = made_by(program, arguments.config, arguments.overrides) if world.first else None
     try:
-        run = Run(settings, folder, device, BEGAN, world)
+        run = Run(settings, folder, device, BEGAN, world, made)
     except UserError as error:
         raise UserError(f"{arguments.config}: {error}") from None
     world.say(run.execute(arguments.resume, arguments.profile))

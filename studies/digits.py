@@ -19,10 +19,12 @@ import json
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from metaopt.base import checkpoint, cli
+from metaopt.base.checkpoint import LICENCE
 from metaopt.base.errors import UserError
 from metaopt.base.process import World
 from metaopt.base.tables import markdown_table
@@ -169,7 +171,7 @@ def ship(evaluated: Path, run_folder: Path, command: list[str], folder: Path) ->
     content.training.update({"commit": commit(), "command": shlex.join(command[:-2])})
     content.validation["test"] = {"digits": figures}
     path = folder / f"{PAIR}.safetensors"
-    checkpoint.write(path, content)
+    checkpoint.write(path, replace(content, licence=LICENCE))
     return path
 
 

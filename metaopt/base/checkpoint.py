@@ -6,9 +6,9 @@ A learned optimizer is one safetensors file: tensors, and in its header the meta
     format_version    "1"
     metaopt_version   of the package that wrote it
     config            JSON, the full resolved configuration
-    training          JSON, seeds and how far meta-training had gone
+    training          JSON, seeds, how far meta-training had gone, what command and commit made it
     validation        JSON, the validation curve at that point, and figures on unseen tasks
-    licence           SPDX identifier; MIT where an older file says nothing
+    licence           SPDX identifier; empty where whoever made it gave none
 
 The state from which a run resumes is a second file, read with ``weights_only``.
 """
@@ -34,7 +34,7 @@ from metaopt.base.files import write_atomically
 FORMAT = "metaopt"
 FORMAT_VERSION = "1"
 LICENCE = "MIT"
-"""Of this package, and so of what it ships; the fields of a file without one are older than it."""
+"""Of this package, and so of what it ships. Versions that wrote no field meant this one."""
 _JSON_FIELDS = ("config", "training", "validation")
 _SPDX = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]*")
 
@@ -50,9 +50,9 @@ class Checkpoint:
     Attributes:
         tensors: the parameters by name.
         config: the full configuration as plain data.
-        training: seeds, outer step, trajectories.
+        training: seeds, outer step, trajectories, command and commit.
         validation: validation figures.
-        licence: SPDX identifier.
+        licence: SPDX identifier; empty where none was given.
         metaopt_version: of the package that wrote it.
     """
 
@@ -60,7 +60,7 @@ class Checkpoint:
     config: dict[str, Any]
     training: dict[str, Any]
     validation: dict[str, Any]
-    licence: str = LICENCE
+    licence: str = ""
     metaopt_version: str = __version__
 
 
@@ -85,8 +85,8 @@ def encoded(checkpoint: Checkpoint, source: str) -> bytes:
 
 
 def require_licence(licence: str, source: str) -> str:
-    """The licence itself; raises ``CheckpointError`` where it is no SPDX identifier."""
-    if not _SPDX.fullmatch(licence):
+    """The licence itself; raises ``CheckpointError`` where it is neither one nor empty."""
+    if licence and not _SPDX.fullmatch(licence):
         raise CheckpointError(
             f"{source}: field licence: found {licence!r:.60}, expected an SPDX identifier, e.g. MIT"
         )

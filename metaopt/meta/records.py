@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -50,13 +50,21 @@ class FirstRecords(Records):
         folder: of the run.
         trainer: whose progress is recorded.
         clock: wall clock of the run.
+        made_by: fields of what it learns that say so (``provenance``).
     """
 
-    def __init__(self, folder: Path, trainer: MetaTrainer, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        trainer: MetaTrainer,
+        clock: Callable[[], float],
+        made_by: Mapping[str, str],
+    ) -> None:
         progress = trainer.progress
         self._folder = folder
         self._trainer = trainer
         self._clock = clock
+        self._made_by = made_by
         self._writer = RunWriter(
             folder,
             purge_step=progress.outer_step + 1,
@@ -94,6 +102,7 @@ class FirstRecords(Records):
         curve = [float(value) for value in geomean(cleaned)]
         validation = {"outer_step": progress.outer_step, "val_loss_geomean": curve}
         content = trainer.checkpoint(validation)
+        content.training.update(self._made_by)
         checkpoint.write(self._folder / LAST_FILE, content)
         if (score := validation_score(curve)) < progress.best:
             checkpoint.write(self._folder / BEST_FILE, content)

@@ -15,6 +15,7 @@ import json
 import os
 import signal
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,13 +53,20 @@ class Run:
         device: where this process computes.
         began: ``time.perf_counter()`` when the process began.
         world: the processes of the run.
+        made_by: command and commit, for the learned optimizer (``provenance.made_by``).
 
     Raises:
         UserError: where the configuration cannot be run.
     """
 
     def __init__(
-        self, config: TrainConfig, folder: Path, device: torch.device, began: float, world: World
+        self,
+        config: TrainConfig,
+        folder: Path,
+        device: torch.device,
+        began: float,
+        world: World,
+        made_by: Mapping[str, str] | None = None,
     ) -> None:
         try:
             require_label(config.label)
@@ -70,6 +78,7 @@ class Run:
         if (line := note(config.products, self.trainer.dtype, device)) is not None:
             world.say(line)
         self._began = began
+        self._made_by = made_by or {}
         self._earlier = 0.0
         self._saved = time.perf_counter()
 
@@ -144,7 +153,7 @@ class Run:
 
     def _records(self) -> Records:
         if self.world.first:
-            return FirstRecords(self.folder, self.trainer, self._clock)
+            return FirstRecords(self.folder, self.trainer, self._clock, self._made_by)
         return Records()
 
     def _profile(self, steps: int | None) -> NoProfile:

@@ -7,8 +7,7 @@ from metaopt.optim.description import name_of, rows
 from metaopt.optim.figures import figures, unseen_sections, validation_section
 
 _CARD = """---
-license: {licence}
-library_name: metaopt
+{licence}library_name: metaopt
 tags:
 - learned-optimizer
 - meta-learning
@@ -59,7 +58,7 @@ def card(content: Checkpoint, source: str) -> str:
     found = figures(content.validation, source)
     about = (f"- **{name}**: {_literal(text)}" for name, text in rows(content, source))
     return _CARD.format(
-        licence=content.licence.lower(),
+        licence=f"license: {content.licence.lower()}\n" if content.licence else "",
         name=_literal(name_of(content, source)),
         about="\n".join(about),
         validation=validation_section(found),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -11,11 +11,12 @@ from metaopt.base.checkpoint import Checkpoint
 from metaopt.base.config import check
 from metaopt.base.tables import printable
 from metaopt.meta.config import TrainConfig
-from metaopt.optim.reach import PAGE, TESTED, reach_of
+from metaopt.optim.reach import PAGE, TESTED, Reach, reach_of
 from metaopt.rules.config import LayerConfig
 from metaopt.tasks.config import TaskConfig
 
 Rows = list[tuple[str, str]]
+NO_LICENCE = "none given"
 _APART = ("command", "commit", TESTED)
 
 
@@ -42,7 +43,7 @@ def rows(content: Checkpoint, source: str) -> Rows:
     )
     found = [
         ("written by", f"metaopt {printable(content.metaopt_version)}"),
-        ("licence", content.licence),
+        ("licence", content.licence or NO_LICENCE),
         *_of_rules(config, content.tensors),
         *_of_decay(config),
         ("parameters", _size(content.tensors)),
@@ -58,6 +59,44 @@ def rows(content: Checkpoint, source: str) -> Rows:
         for key in ("command", "commit")
     ]
     return found
+
+
+def brief(
+    config: TrainConfig,
+    training: Mapping[str, Any],
+    reach: Reach,
+    tensors: Mapping[str, Tensor],
+    licence: str,
+    origin: str,
+) -> Rows:
+    """What a learned optimizer is, in nine rows.
+
+    Args:
+        config: that it was meta-trained with.
+        training: of the checkpoint.
+        reach: how far it goes.
+        tensors: its parameters.
+        licence: or empty.
+        origin: where it was loaded from, or empty.
+    """
+    kinds = [f"{name}: {rule.kind}" for name, rule in config.rules.by_name().items()]
+    rows = [
+        ("from", origin or "no file"),
+        ("rules", ", ".join(kinds)),
+        ("action", config.teleporter.action if config.teleporter else "none: it does not teleport"),
+        ("tasks", _fields(config.task, *_task_fields(config.task))),
+        ("horizon", str(reach)),
+        ("parameters", _size(tensors)),
+        ("licence", licence or NO_LICENCE),
+        *((key, training.get(key, "not known")) for key in ("command", "commit")),
+    ]
+    return [(name, printable(value)) for name, value in rows]
+
+
+def aligned(found: Rows) -> str:
+    """The rows one below the other, indented."""
+    width = max((len(name) for name, _ in found), default=0)
+    return "\n".join(f"  {name.ljust(width)}  {text}" for name, text in found)
 
 
 def shapes(tensors: dict[str, Tensor]) -> Rows:
@@ -92,7 +131,7 @@ def _task_fields(task: TaskConfig) -> tuple[str, ...]:
     return ("family", "options") if task.is_own else ()
 
 
-def _size(tensors: dict[str, Tensor]) -> str:
+def _size(tensors: Mapping[str, Tensor]) -> str:
     return f"{sum(t.numel() for t in tensors.values()):,} numbers in {len(tensors)} tensors"
 
 

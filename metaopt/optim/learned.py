@@ -12,36 +12,41 @@ import torch
 from torch import Tensor
 
 from metaopt.base import checkpoint
-from metaopt.base.checkpoint import LICENCE, Checkpoint, CheckpointError
+from metaopt.base.checkpoint import Checkpoint, CheckpointError
 from metaopt.base.config import ConfigError, check
 from metaopt.base.fields import DTYPES
+from metaopt.base.tables import printable
 from metaopt.meta.build import meta_optimizer
 from metaopt.meta.config import TrainConfig
 from metaopt.optim import hub
+from metaopt.optim.description import aligned, brief
 from metaopt.optim.reach import Reach, reach_of
 from metaopt.rules.composed import MetaOptimizer
 from metaopt.rules.learned.unit import UNBOUNDED
 from metaopt.teleport.unit_engine import UnitEngine
 
 
-@dataclass
+@dataclass(repr=False)
 class LearnedRule:
     """A learned optimizer with where it comes from.
 
     Attributes:
         optimizer: the meta-optimizer, rules and teleport engine.
         config: the configuration that it was meta-trained with.
-        training: seeds, outer step and trajectories of meta-training.
+        training: seeds, outer step and trajectories of meta-training, command and commit.
         validation: the validation curve, ``{"outer_step", "val_loss_geomean"}``, and under
             ``test`` figures on unseen tasks by family (``figures.Unseen``).
-        licence: SPDX identifier of the terms on which it is shared.
+        licence: SPDX identifier of the terms on which it is shared; empty where none was given.
+        origin: where it was loaded from: ``shipped``, ``runs/NAME``, another path, or a hub id;
+            empty for one that was not.
     """
 
     optimizer: MetaOptimizer
     config: TrainConfig
     training: dict[str, Any] = field(default_factory=dict)
     validation: dict[str, Any] = field(default_factory=dict)
-    licence: str = LICENCE
+    licence: str = ""
+    origin: str = field(default="", compare=False)
 
     @property
     def name(self) -> str:
@@ -73,6 +78,11 @@ class LearnedRule:
         """
         hub.write(Path(folder), self._content(str(folder)))
 
+    def __repr__(self) -> str:
+        tensors = dict(self.optimizer.named_parameters())
+        of = (self.config, self.training, self.reach)
+        return f"{printable(self.name)}\n{aligned(brief(*of, tensors, self.licence, self.origin))}"
+
     def _content(self, source: str) -> Checkpoint:
         """What is written: of what the rule is now, which may have been cast since."""
         tensors = dict(self.optimizer.state_dict())
@@ -89,15 +99,19 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> LearnedRule:
     """Read a learned optimizer; runs no code from the file.
 
     Args:
-        path: a file written by ``train_meta.py`` or ``LearnedRule.save``; a folder written by
-            ``LearnedRule.save_pretrained``; or, as text, the id ``owner/name`` of such a folder on
-            the Hugging Face hub. The hub is asked only where there is nothing here of that name.
+        path: a file written by ``train_meta.py`` or ``LearnedRule.save``; a run's folder, for its
+            best; a folder written by ``LearnedRule.save_pretrained``; where nothing here is called
+            so, the name of a shipped optimizer, e.g. ``digits_update_tele``; or, as text, the id
+            ``owner/name`` of a folder on the Hugging Face hub, which is asked last.
         device: where its parameters go.
 
     Raises:
         CheckpointError: one line that says what is wrong with the file.
     """
-    return restore(*hub.read(path), device)
+    found, content = hub.read(path)
+    rule = restore(found, content, device)
+    rule.origin = hub.origin(path, found)
+    return rule
 
 
 def restore(path: Path, content: Checkpoint, device: torch.device | str = "cpu") -> LearnedRule:
@@ -122,7 +136,9 @@ def restore(path: Path, content: Checkpoint, device: torch.device | str = "cpu")
             f"change: meta-train it again",
             stacklevel=3,
         )
-    return LearnedRule(optimizer, config, content.training, content.validation, content.licence)
+    origin = hub.origin(path, path)
+    about = (content.training, content.validation, content.licence)
+    return LearnedRule(optimizer, config, *about, origin)
 
 
 def _on_meta(config: TrainConfig) -> MetaOptimizer:

@@ -1,4 +1,4 @@
-"""What a checkpoint is: ``python -m metaopt show FILE_OR_DIR``.
+"""What a learned optimizer is: ``metaopt show FILE_OR_DIR``.
 
 Prints rules, sizes, training, figures and licence. Runs no code from the file, and checks all of
 it: whatever is printed here, ``metaopt.load`` loads.
@@ -12,7 +12,7 @@ from metaopt.base import cli
 from metaopt.base.checkpoint import Checkpoint
 from metaopt.base.process import World
 from metaopt.optim import hub
-from metaopt.optim.description import Rows, name_of, rows, shapes
+from metaopt.optim.description import aligned, name_of, rows, shapes
 from metaopt.optim.figures import figures, unseen_sections, validation_section
 from metaopt.optim.learned import restore
 
@@ -30,17 +30,12 @@ def report(content: Checkpoint, source: str) -> str:
     found = figures(content.validation, source)
     parts = [
         f"{name_of(content, source)}: {source}",
-        _aligned(rows(content, source)),
-        f"tensors\n{_aligned(shapes(content.tensors))}",
+        aligned(rows(content, source)),
+        f"tensors\n{aligned(shapes(content.tensors))}",
         validation_section(found),
         *unseen_sections(found),
     ]
     return "\n\n".join(parts)
-
-
-def _aligned(found: Rows) -> str:
-    width = max((len(name) for name, _ in found), default=0)
-    return "\n".join(f"  {name.ljust(width)}  {text}" for name, text in found)
 
 
 def main(world: World, given: Sequence[str] | None = None, prog: str | None = None) -> None:
@@ -55,11 +50,14 @@ def main(world: World, given: Sequence[str] | None = None, prog: str | None = No
     parser.add_argument(
         "source",
         metavar="FILE_OR_DIR",
-        help="a checkpoint, a folder that save_pretrained wrote, or the id of one on the hub",
+        help="a checkpoint, the folder of a run, a folder that save_pretrained wrote, the name of "
+        "a shipped optimizer, or the id of one on the hub",
     )
-    path, content = hub.read(parser.parse_args(given).source)
+    source = parser.parse_args(given).source
+    path, content = hub.read(source)
     restore(path, content)
-    world.say(report(content, str(path)))
+    shipped = hub.origin(source, path) == "shipped"
+    world.say(report(content, f"shipped, {path}" if shipped else str(path)))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from typing import Any
 
 from metaopt._version import __version__
 from metaopt.base import checkpoint, cli, config
-from metaopt.base.checkpoint import Checkpoint
+from metaopt.base.checkpoint import LICENCE, Checkpoint
 from metaopt.base.errors import UserError
 from metaopt.base.files import make_folder, write_atomically
 from metaopt.base.loss_statistics import resamples
@@ -303,7 +303,8 @@ def ship(study: Study, found: StudyResult, folder: Path) -> list[Path]:
         training = learned.training | {"commit": found.commit, "command": run.shown()}
         validation = learned.validation | {"test": _figures(found, row.name)}
         path = folder / f"{row.name}.safetensors"
-        checkpoint.write(path, Checkpoint(learned.tensors, learned.config, training, validation))
+        shipped = Checkpoint(learned.tensors, learned.config, training, validation, LICENCE)
+        checkpoint.write(path, shipped)
         written.append(path)
     if not written:
         raise UserError("--ship: no learned row is named as its configuration file")
