@@ -137,3 +137,10 @@ def test_no_file_is_longer_than_350_lines() -> None:
     ]
     for path in [*FILES, *TEST_FILES, *beside]:
         assert len(path.read_text(encoding="utf-8").splitlines()) <= 350, path
+
+
+def test_benchmarks_may_import_studies_and_not_the_other_way_round() -> None:
+    for path in (ROOT / "studies").rglob("*.py"):
+        for node in _imports(path):
+            module = node.module if isinstance(node, ast.ImportFrom) else node.names[0].name
+            assert (module or "").split(".")[0] != "benchmarks", path
