@@ -178,9 +178,24 @@ class Symmetries(list[Symmetry]):
         self.skipped = list(skipped)
 
     def __str__(self) -> str:
-        lines = [f"{len(self)} symmetries", *(f"  {symmetry}" for symmetry in self)]
-        if self.skipped:
-            lines += ["left alone", *(f"  {skipped}" for skipped in self.skipped)]
-        return "\n".join(lines)
+        lines = [f"{len(self)} {'symmetry' if len(self) == 1 else 'symmetries'}"]
+        if self:
+            lines += [
+                f"  {'group':<16}  {'units':>8}  made by -> read by",
+                *(f"  {s}" for s in self),
+            ]
+        if not self.skipped:
+            return "\n".join(lines)
+        # A module that reads one hidden space may make another, and that one is what is left alone.
+        moved = {path for symmetry in self for path in symmetry.modules}
+        rows = [
+            (f"output of {skipped.module}", skipped.reason.removeprefix("its output "))
+            if skipped.module in moved
+            else (skipped.module or "(the model)", skipped.reason)
+            for skipped in self.skipped
+        ]
+        width = max(len(name) for name, _ in [("left alone", ""), *rows])
+        lines += [f"{'left alone':<{width}}    why"]
+        return "\n".join([*lines, *(f"  {name:<{width}}  {why}" for name, why in rows)])
 
     __repr__ = __str__

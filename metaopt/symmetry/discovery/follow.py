@@ -98,11 +98,12 @@ class Finder:
             assumes=" and ".join(dict.fromkeys(filter(None, [made.assumes, *way.assumes]))),
         )
         group = largest(allows)
-        if group is None:
-            yield Skipped(path, way.why_no_continuous_group())
-        else:
+        permuted = self.permutations and Group.PERMUTATION in allows
+        if group is not None:
             yield replace(common, group=group, allows=allows)
-        if self.permutations and Group.PERMUTATION in allows:
+        elif not permuted:
+            yield Skipped(path, way.why_no_continuous_group())
+        if permuted:
             incoming = tuple(dict.fromkeys([*made.slots, *way.carried]))
             only = frozenset({Group.PERMUTATION})
             yield replace(common, group=Group.PERMUTATION, incoming=incoming, allows=only)

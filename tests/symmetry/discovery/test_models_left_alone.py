@@ -227,10 +227,27 @@ def test_list_prints_and_edits() -> None:
     found = metaopt.symmetries(ZOO["block"].model())
     assert str(found).startswith("5 symmetries\n")
     assert "2 x 3  attention: query, key" in str(found)
-    assert "fc2: its output is added to another value" in repr(found)
+    assert "  output of fc2  is added to another value" in repr(found).splitlines()
     found.pop(0)
     assert isinstance(found, list)
     assert len(metaopt.teleport(ZOO["block"].model(), symmetries=found)) == 4
+
+
+@pytest.mark.parametrize("permutations", [False, True])
+@pytest.mark.parametrize("name", list(ZOO))
+def test_nothing_stands_both_as_found_and_as_left_alone(name: str, permutations: bool) -> None:
+    found = metaopt.symmetries(ZOO[name].model(), permutations=permutations)
+    makers = {slot.module for symmetry in found for slot in symmetry.incoming}
+    assert not makers & {skipped.module for skipped in found.skipped}
+    moved = {path for symmetry in found for path in symmetry.modules}
+    _, heads, *rows = str(found).splitlines()
+    if not found:
+        assert heads.split() == ["left", "alone", "why"]
+        return
+    assert heads.split() == ["group", "units", "made", "by", "->", "read", "by"]
+    if found.skipped:
+        names = [row[2:].split("  ")[0] for row in rows[-len(found.skipped) :]]
+        assert not moved & {*names}
 
 
 def test_the_page_prints_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
