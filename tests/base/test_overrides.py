@@ -10,7 +10,8 @@ import yaml
 from configurations import BASE, EVALUATION, TRAINING, error_of, relative_name
 from support import UPDATE, tiny_config
 
-from metaopt.base.config import load, to_yaml
+from metaopt.base.config import ConfigError, load, to_yaml
+from metaopt.base.errors import shown
 from metaopt.evaluation.config import EvalConfig
 from metaopt.meta.config import TrainConfig
 from metaopt.rules.config import AdamConfig
@@ -107,3 +108,23 @@ def test_resolved_yaml_writes_every_field_out() -> None:
     written = yaml.safe_load(to_yaml(load(TrainConfig, BASE)))
     assert set(written) == set(TrainConfig.model_fields)
     assert written["meta"]["epsilon"] == 1e-7
+
+
+@pytest.mark.parametrize(
+    "override",
+    [f"task.outputs{'.' * 500}=1", "task.slope=a\nb: c", f"name{'.a' * 3000}=1", f"x{'y' * 900}"],
+)
+def test_overrides_are_told_in_a_short_line(override: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(TrainConfig, "coordinate_update.yaml", [override])
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 500
+
+
+def test_values_are_shown_in_bounded_space() -> None:
+    deep: Any = "x"
+    for _ in range(30):
+        deep = [deep] * 9
+    assert len(shown(deep)) <= 60
+    assert shown(10**5000).startswith("a whole number of 16610 bits")
+    assert shown({"a": 1}) == "{'a': 1}"

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-import os
+import io
 import re
+import runpy
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +22,7 @@ from places import ROOT
 from support import tiny_config
 
 import metaopt
-from metaopt.base import config
+from metaopt.base import cli, config
 from metaopt.base.errors import UserError
 from metaopt.base.loss_statistics import resamples
 from metaopt.base.process import World
@@ -27,8 +31,9 @@ from metaopt.evaluation.evaluate import unseen_tasks
 from metaopt.meta.build import meta_optimizer
 from metaopt.meta.trainer import MetaTrainer
 from metaopt.tasks.least_loss import rank_bound
+from studies import pool
 from studies.pool import alone
-from studies.study.__main__ import STUDY, ship
+from studies.study.__main__ import STUDY, main, ship
 from studies.study.config import HAND_MADE, StudyConfig, smoked
 from studies.study.evaluation import Compared, RunOf, best_hand_made, excess, least_losses
 from studies.study.page import ablations, page
@@ -234,16 +239,43 @@ def test_two_studies_do_not_share_a_folder(tmp_path: Path) -> None:
         assert (tmp_path / ".lock").is_file()
 
 
-def smoke(out: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "studies.study", "--smoke", "--device", "cpu"]
-    return subprocess.Popen(
-        [*command, "--out", str(out)],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
+in_processes = pool.run
+SMOKE = ["--smoke", "--device", "cpu", "--out"]
+
+
+def status_of(main: Callable[[World], None], *arguments: str) -> object:
+    """The exit status of a command, run in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["command", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.run(main)
+    return ended.value.code
+
+
+def in_turn(jobs: Sequence[pool.Job], side_by_side: int, what: str) -> None:
+    """Jobs one after the other in this process, to save the start of one for each.
+
+    But for one evaluation: trainings in processes of their own are in the part that is interrupted.
+    """
+    apart = jobs[:1] if what == "evaluation" else []
+    in_processes(apart, side_by_side, what)
+    for job in jobs[len(apart) :]:
+        script, *arguments = job.command[1:]
+        if script == "-m":
+            main = import_module(arguments.pop(0)).main
+        else:
+            main = runpy.run_path(script)["main"]
+        assert status_of(main, *arguments) == 0
+        print(job.result())
+
+
+def smoke(out: Path) -> str:
+    """Run the smoke, or what is left of it, in this process; what it says."""
+    said = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(said):
+        patch.setattr(pool, "run", in_turn)
+        assert status_of(main, *SMOKE, str(out)) == 0
+    return said.getvalue()
 
 
 def written(out: Path) -> dict[Path, int]:
@@ -256,17 +288,19 @@ def written(out: Path) -> dict[Path, int]:
 def smoked_study(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The folder of a smoke that was interrupted once, and what its second part said."""
     out = tmp_path_factory.mktemp("study")
-    first = smoke(out)
+    first = subprocess.Popen(
+        [sys.executable, "-m", "studies.study", *SMOKE, str(out)],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     while not list(out.glob("training/*/state.pt")) and first.poll() is None:
         time.sleep(0.1)
     first.send_signal(signal.SIGINT)
     _, errors = first.communicate(timeout=120)
     assert first.returncode == 130, errors
     assert errors.strip().splitlines()[-1].startswith("interrupted")
-    second = smoke(out)
-    said, errors = second.communicate(timeout=300)
-    assert second.returncode == 0, errors
-    return out, said
+    return out, smoke(out)
 
 
 def found_by(out: Path, stem: str) -> StudyResult:
@@ -302,9 +336,7 @@ def test_the_smoke_writes_everything(smoked_study: tuple[Path, str]) -> None:
 def test_a_finished_study_does_nothing_again(smoked_study: tuple[Path, str]) -> None:
     out, _ = smoked_study
     before = written(out)
-    again = smoke(out)
-    said, errors = again.communicate(timeout=120)
-    assert again.returncode == 0, errors
+    said = smoke(out)
     assert written(out) == before
     assert "median loss" not in said
     assert "validation loss" not in said
