@@ -27,7 +27,6 @@ from studies.study.page import ablations, page
 from studies.study.plan import Study
 from studies.study.result import StudyResult
 
-
 in_processes = pool.run
 SMOKE = ["--smoke", "--device", "cpu", "--out"]
 
