@@ -23,12 +23,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
-from benchmarks.sweep import Piece, Work, sweep
+from benchmarks.sweep import Piece, Row, Work, sweep
 from metaopt.base import cli
 from metaopt.base.process import World
 from metaopt.base.tables import markdown_table
@@ -68,34 +68,23 @@ AXES = (
 
 @dataclass(frozen=True)
 class Point:
-    """One size of one configuration.
-
-    Attributes:
-        config: its file.
-        field: what was varied.
-        value: to what.
-        left_out: why there are no figures, or None.
-        step_seconds: for an inner step of one trajectory.
-        peak_bytes: of memory.
-    """
+    """One size of one configuration: what was varied, and what the sweep found."""
 
     config: str
     field: str
-    value: int
-    left_out: str | None = None
-    step_seconds: float | None = None
-    peak_bytes: float | None = None
+    row: Row
+
+    @property
+    def step_seconds(self) -> float:
+        """For an inner step of one trajectory."""
+        return self.row.seconds / self.row.steps
 
 
 def points(config: str, axis: Axis, device: torch.device, batch: int = BATCH) -> Iterator[Point]:
     """Along one axis, ascending, as far as the limits go."""
     pieces = [piece(config, axis, value, batch) for value in axis.values]
-    for of, row in zip(pieces, sweep(pieces, device, axis.power, budget=0), strict=True):
-        point = Point(config, axis.field, row.size, row.left_out)
-        if row.left_out is None:
-            step = row.seconds / of.work.loaded().meta.steps
-            point = replace(point, step_seconds=step, peak_bytes=row.peak_bytes)
-        yield point
+    for row in sweep(pieces, device, axis.power, budget=0):
+        yield Point(config, axis.field, row)
 
 
 def piece(config: str, axis: Axis, value: int, batch: int) -> Piece:
@@ -110,13 +99,11 @@ def table(found: Sequence[Point]) -> str:
     """For people."""
     rows = []
     for point in found:
-        start = [point.config.removesuffix(".yaml"), point.field, str(point.value)]
-        if point.step_seconds is None or point.peak_bytes is None:
-            rows.append([*start, f"left out: {point.left_out}", ""])
-        else:
-            rows.append(
-                [*start, f"{1e6 * point.step_seconds:.1f}", f"{point.peak_bytes / 1e6:.0f}"]
-            )
+        figures = [f"{1e6 * point.step_seconds:.1f}", f"{point.row.peak_bytes / 1e6:.0f}"]
+        if point.row.left_out is not None:
+            figures = [f"left out: {point.row.left_out}", ""]
+        name = point.config.removesuffix(".yaml")
+        rows.append([name, point.field, str(point.row.size), *figures])
     return markdown_table(["configuration", "size", "value", "us a step", "peak MB"], rows)
 
 
@@ -133,12 +120,9 @@ def plot(found: Sequence[Point], path: Path) -> None:
     for column, axis in enumerate(AXES):
         for config in dict.fromkeys(point.config for point in found):
             own = [
-                (point.value, 1e6 * point.step_seconds, point.peak_bytes / 1e6)
+                (point.row.size, 1e6 * point.step_seconds, point.row.peak_bytes / 1e6)
                 for point in found
-                if point.config == config
-                and point.field == axis.field
-                and point.step_seconds is not None
-                and point.peak_bytes is not None
+                if (point.config, point.field, point.row.left_out) == (config, axis.field, None)
             ]
             label = config.removesuffix(".yaml")
             for row, values in enumerate(([o[1] for o in own], [o[2] for o in own])):
@@ -177,7 +161,8 @@ def main(world: World) -> None:
     plot(found, arguments.plot)
     print(f"plot in {arguments.plot}")
     if arguments.json is not None:
-        write_json(arguments.json, [vars(point) for point in found])
+        rows = [asdict(one) | {"step_seconds": one.step_seconds} for one in found]
+        write_json(arguments.json, rows)
 
 
 if __name__ == "__main__":

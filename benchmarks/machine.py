@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import platform
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 
@@ -40,10 +39,6 @@ class Machine:
             f"{self.matmul_flops / 1e9:.0f} GFLOP/s ({MATMUL_SIZE} cubed), copy "
             f"{self.copy_bytes / 1e9:.1f} GB/s (read and written)"
         )
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
 
 
 def matmul_flops(device: torch.device, size: int = MATMUL_SIZE) -> float:

@@ -14,15 +14,21 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from benchmarks.parameters import Network, adam, initial, linear, load_cell
 from benchmarks.sweep import BUDGET, Piece, Work, trajectory_seconds
 from benchmarks.timing import Side, compare
 from metaopt.base.fields import DTYPES
 from metaopt.base.streams import Stream
 from metaopt.base.tables import markdown_table
+from metaopt.meta.build import meta_optimizer
 from metaopt.meta.config import TrainConfig
 from metaopt.tasks.build import task_family
 
+Rule = Mapping[str, Tensor]
+"""Of one learned rule, named as in the checkpoint format.
+
+``lstm.W_x.N`` [4 h, inputs], ``lstm.W_h.N`` [4 h, h] and ``lstm.b.N`` [4 h] of cell N, gates in the
+order i, f, o, u; ``head.W`` [outputs, h] and ``head.b``.
+"""
 SAME_RECIPE = ("meta.order=1", "meta.average=null")
 """What both sides have: first order, and no average beside it."""
 
@@ -37,7 +43,7 @@ class PlainLoop:
     """
 
     def __init__(
-        self, config: TrainConfig, initial: Mapping[str, Network], device: torch.device
+        self, config: TrainConfig, initial: Mapping[str, Rule], device: torch.device
     ) -> None:
         self.config = config
         self.device = device
@@ -111,14 +117,68 @@ class PlainLoop:
         return self._loss(W1, W2)
 
 
-def _modules(network: Network) -> nn.ModuleDict:
-    W_x = network.W_x[0]
-    lstm = nn.LSTM(
-        W_x.shape[1], W_x.shape[0] // 4, len(network.b), dtype=W_x.dtype, device=W_x.device
+def _modules(rule: Rule) -> nn.ModuleDict:
+    layers = cells(rule)
+    rows, inputs = rule["lstm.W_x.0"].shape
+    lstm = nn.LSTM(inputs, rows // 4, layers).to(rule["lstm.b.0"])
+    for layer in range(layers):
+        load_cell(lstm, rule, layer, f"_l{layer}")
+    return nn.ModuleDict({"lstm": lstm, "head": linear(rule)})
+
+
+def initial(config: TrainConfig) -> dict[str, Rule]:
+    """The rules that meta-training of ``config`` begins with, by name."""
+    state = meta_optimizer(config).state_dict()
+    return {
+        name: {
+            key.removeprefix(f"networks.{name}."): tensor.detach()
+            for key, tensor in state.items()
+            if key.startswith(f"networks.{name}.")
+        }
+        for name in config.rules.by_name()
+    }
+
+
+def cells(rule: Rule) -> int:
+    """How many cells it has, one above the other."""
+    return sum(key.startswith("lstm.b.") for key in rule)
+
+
+def load_cell(module: nn.Module, rule: Rule, layer: int, suffix: str = "") -> None:
+    """Copy one cell into torch's own, whose gates are ordered i, f, u, o.
+
+    Its second bias is held at zero, so that a step of Adam moves both networks alike.
+
+    Args:
+        module: ``nn.LSTM`` or ``nn.LSTMCell``.
+        rule: to copy from.
+        layer: the cell in it.
+        suffix: of the parameters' names: ``_l0`` .. in ``nn.LSTM``, none in ``nn.LSTMCell``.
+    """
+    names = {"weight_ih": "W_x", "weight_hh": "W_h", "bias_ih": "b"}
+    with torch.no_grad():
+        for theirs, ours in names.items():
+            i, f, o, u = rule[f"lstm.{ours}.{layer}"].chunk(4)
+            module.get_parameter(theirs + suffix).copy_(torch.cat([i, f, u, o]))
+        module.get_parameter("bias_hh" + suffix).requires_grad_(False).zero_()
+
+
+def linear(rule: Rule) -> nn.Linear:
+    """The head as torch's own layer."""
+    W = rule["head.W"]
+    made = nn.Linear(W.shape[1], W.shape[0]).to(W)
+    with torch.no_grad():
+        made.weight.copy_(W)
+        made.bias.copy_(rule["head.b"])
+    return made
+
+
+def adam(config: TrainConfig, modules: Mapping[str, nn.Module]) -> torch.optim.Adam:
+    """Adam with a learning rate for each network, as the configuration has it."""
+    rates = {name: rule.outer_lr for name, rule in config.rules.by_name().items()}
+    return torch.optim.Adam(
+        [{"params": modules[name].parameters(), "lr": rate} for name, rate in rates.items()]
     )
-    for layer in range(len(network.b)):
-        load_cell(lstm, network, layer, f"_l{layer}")
-    return nn.ModuleDict({"lstm": lstm, "head": linear(network)})
 
 
 @dataclass(frozen=True)

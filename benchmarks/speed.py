@@ -69,7 +69,7 @@ def main(world: World) -> None:
     here = machine.measure(device)
     print(here.lines(), flush=True)
     found: dict[str, Any] = {
-        "machine": here.as_dict(),
+        "machine": vars(here),
         "scaling": [vars(row) for row in scaled(device, here.matmul_flops)],
         "plain_loop": compared(device),
         "breakdown": broken_down(device),

@@ -107,6 +107,7 @@ class Row:
         mode: meta-training or evaluation.
         batch: trajectories side by side.
         size: of the piece.
+        steps: of a trajectory of full length.
         left_out: why there are no figures, or None.
         windows: in the trajectories that were timed.
         seconds: for one trajectory of full length.
@@ -117,6 +118,7 @@ class Row:
     mode: str
     batch: int
     size: int
+    steps: int
     left_out: str | None = None
     windows: int = 0
     seconds: float = 0.0
@@ -223,8 +225,9 @@ def sweep(
     costs: list[Cost] = []
     for piece in pieces:
         known = costs if piece.size in peaks else list(peaks.values())
-        work = piece.work
-        row = Row(work.label, work.mode, work.batch, piece.size, too_much(known, piece.size, power))
+        work, left_out = piece.work, too_much(known, piece.size, power)
+        steps = work.loaded().meta.steps
+        row = Row(work.label, work.mode, work.batch, piece.size, steps, left_out)
         if row.left_out is None:
             each, window, windows = trajectory_seconds(piece, device, budget)
             peak = peaks[piece.size].peak_bytes

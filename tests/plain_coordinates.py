@@ -14,7 +14,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from benchmarks.parameters import Network, adam, linear, load_cell
+from benchmarks.plain_loop import Rule, adam, cells, linear, load_cell
 from metaopt.base.fields import DTYPES
 from metaopt.base.loss_statistics import FLOOR
 from metaopt.base.streams import Stream
@@ -38,12 +38,12 @@ class PlainCoordinates:
     """
 
     def __init__(
-        self, config: TrainConfig, initial: Mapping[str, Network], device: torch.device
+        self, config: TrainConfig, initial: Mapping[str, Rule], device: torch.device
     ) -> None:
         self.config = config
         self.device = device
         self.family = task_family(config.task)
-        self.networks = {name: _Cells(network) for name, network in initial.items()}
+        self.networks = {name: _Cells(rule) for name, rule in initial.items()}
         self.adam = adam(config, self.networks)
         self.drawn = self.windows = self.steps_left = 0
         self.states: dict[str, State] = {}
@@ -262,14 +262,14 @@ def spread(S: Tensor) -> Tensor:
 class _Cells(nn.Module):
     """LSTM cells and a head."""
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, rule: Rule) -> None:
         super().__init__()
-        self.cells = nn.ModuleList(_cell(network, layer) for layer in range(len(network.b)))
-        self.head = linear(network)
+        self.cells = nn.ModuleList(_cell(rule, layer) for layer in range(cells(rule)))
+        self.head = linear(rule)
 
 
-def _cell(network: Network, layer: int) -> nn.LSTMCell:
-    W_x = network.W_x[layer]
-    cell = nn.LSTMCell(W_x.shape[1], W_x.shape[0] // 4, dtype=W_x.dtype, device=W_x.device)
-    load_cell(cell, network, layer)
+def _cell(rule: Rule, layer: int) -> nn.LSTMCell:
+    W_x = rule[f"lstm.W_x.{layer}"]
+    cell = nn.LSTMCell(W_x.shape[1], W_x.shape[0] // 4).to(W_x)
+    load_cell(cell, rule, layer)
     return cell

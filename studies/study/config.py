@@ -1,12 +1,21 @@
-"""The fields of ``configs/study.yaml``; ``metaopt.config`` reads it into these models."""
+"""The fields of ``configs/study.yaml``; ``metaopt.base.config`` reads it into these models."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-from metaopt.base.fields import Name, Positive, PositiveFloat, Seed, Text
+from metaopt.base.fields import (
+    Model,
+    Name,
+    Positive,
+    PositiveFloat,
+    Seed,
+    Text,
+    described,
+    required,
+)
 
 Overrides = dict[Text, Any]
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -14,160 +23,100 @@ HAND_MADE = "hand-made"
 """What a bar calls the best hand-made optimizer at its step."""
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())
+class Row(Model):
+    """A learned optimizer of the study: a training configuration with overrides."""
+
+    name: Name = required("of the row, in files and bars")
+    config: Text = required("of train_meta.py, a path or a name in configs/")
+    set: Overrides = described({}, "by dotted field, as --set; label names the row in tables")
+    group: Name = required("rows of one group have equal budgets; its overrides come first")
+    train: Name = described("default", "the family that it is meta-trained on")
+    families: Annotated[list[Name], Field(min_length=1)] = described(
+        ["default"], "those that it is evaluated on"
+    )
 
 
-class Row(_Model):
-    """A learned optimizer of the study: a training configuration with overrides.
+class Search(Model):
+    """The search that every row gets: a grid."""
 
-    Attributes:
-        name: of the row, in files and bars.
-        config: of ``train_meta.py``, a path or a name in ``configs/``.
-        set: overrides by dotted field, as ``--set``; ``label`` names it in tables.
-        group: rows of one group have equal budgets; its overrides come before the row's.
-        train: the family that it is meta-trained on.
-        families: those that it is evaluated on.
-    """
-
-    name: Name
-    config: Text
-    set: Overrides = {}
-    group: Name
-    train: Name = "default"
-    families: Annotated[list[Name], Field(min_length=1)] = ["default"]
+    factors: Annotated[list[PositiveFloat], Field(min_length=1)] = described(
+        [1.0], "on all outer learning rates of a row"
+    )
+    free: Annotated[list[PositiveFloat], Field(min_length=1)] = described(
+        [1.0], "of the rule that moves a row's weights, update or step_teleport"
+    )
+    share: Share = described(0.25, "of a row's outer steps, for each point of the grid")
 
 
-class Search(_Model):
-    """The search that every row gets: a grid.
+class Ablation(Model):
+    """A row with something changed."""
 
-    Attributes:
-        factors: on all outer learning rates of a row.
-        free: the ``free`` of the rule that moves its weights, ``update`` or ``step_teleport``.
-        share: of its outer steps, for each point of the grid.
-    """
-
-    factors: Annotated[list[PositiveFloat], Field(min_length=1)] = [1.0]
-    free: Annotated[list[PositiveFloat], Field(min_length=1)] = [1.0]
-    share: Share = 0.25
+    name: Name = required("of the ablation")
+    row: Name = required("that it starts from")
+    set: Overrides = required("what is changed")
 
 
-class Ablation(_Model):
-    """A row with something changed.
+class Ablations(Model):
+    """Levers, each at the first seed and a share of the budget."""
 
-    Attributes:
-        name: of the ablation.
-        row: that it starts from.
-        set: what is changed.
-    """
-
-    name: Name
-    row: Name
-    set: Overrides
+    share: Share = described(0.25, "of the outer steps")
+    rows: list[Ablation] = described([], "what is changed")
 
 
-class Ablations(_Model):
-    """Levers, each at the first seed and a share of the budget.
+class Bar(Model):
+    """A claim: at each of some steps a loss, or a ratio of losses, is below a number."""
 
-    Attributes:
-        share: of the outer steps.
-        rows: what is changed.
-    """
-
-    share: Share = 0.25
-    rows: list[Ablation] = []
-
-
-class Bar(_Model):
-    """A claim: at each of some steps a loss, or a ratio of losses, is below a number.
-
-    Attributes:
-        row: whose loss.
-        against: the row (same seed), or ``hand-made``, that it is divided by; none for the loss.
-        family: of the tasks.
-        below: by step; for a ratio the upper end of its 95 % interval has to be.
-    """
-
-    row: Name
-    against: Text | None = None
-    family: Name = "default"
-    below: dict[Positive, PositiveFloat]
+    row: Name = required("whose loss")
+    against: Text | None = described(
+        None, "the row (same seed), or hand-made, that it is divided by; none for the loss"
+    )
+    family: Name = described("default", "of the tasks")
+    below: dict[Positive, PositiveFloat] = required(
+        "by step; for a ratio the upper end of its 95 % interval has to be"
+    )
 
 
-class TeleportBar(_Model):
-    """Bounds on what teleports do to the loss.
+class TeleportBar(Model):
+    """Bounds on what teleports do to the loss."""
 
-    Attributes:
-        drift_max: largest drift allowed.
-        log_total: least mean of the signed total allowed.
-    """
-
-    drift_max: PositiveFloat = 2e-4
-    log_total: float = -0.01
+    drift_max: PositiveFloat = described(2e-4, "largest drift allowed")
+    log_total: float = described(-0.01, "least mean of the signed total allowed")
 
 
-class Smoke(_Model):
-    """What ``--smoke`` changes.
+class Smoke(Model):
+    """What --smoke changes."""
 
-    Attributes:
-        rows: that stay.
-        ablations: that stay.
-        study: fields of the study by name.
-        training: overrides of every training run.
-        evaluation: overrides of the evaluation.
-    """
-
-    rows: list[Name]
-    ablations: list[Name] = []
-    study: dict[Text, Any] = {}
-    training: Overrides = {}
-    evaluation: Overrides = {}
+    rows: list[Name] = required("that stay")
+    ablations: list[Name] = described([], "that stay")
+    study: dict[Text, Any] = described({}, "fields of the study by name")
+    training: Overrides = described({}, "of every training run")
+    evaluation: Overrides = described({}, "of the evaluation")
 
 
-class StudyConfig(_Model):
-    """The study.
+class StudyConfig(Model):
+    """The study."""
 
-    Attributes:
-        seeds: of meta-training; the first one is searched, ablated and shipped.
-        jobs: processes side by side, of one thread each.
-        tasks: test tasks.
-        task_seed: of the test tasks.
-        steps: inner steps of the evaluation.
-        evaluation: configuration of ``eval_meta.py`` with the grids of hand-made optimizers.
-        evaluation_set: overrides of it.
-        families: overrides of the section ``task``, by family.
-        groups: overrides of all rows of a group.
-        learned: the rows that claims are about.
-        controls: more rows.
-        training_set: overrides of all rows, after their own.
-        baselines: hand-made optimizers, NAME or NAME@STEP.
-        references: what more than first-order information can do.
-        search: of every row.
-        ablations: run by ``--ablations``.
-        bars: claims to be checked.
-        teleport_bar: holds for every learned row that teleports.
-        smoke: what ``--smoke`` changes.
-    """
-
-    seeds: Annotated[list[Seed], Field(min_length=1)]
-    jobs: Positive = 2
-    tasks: Positive = 1024
-    task_seed: Seed = 0
-    steps: Positive = 100
-    evaluation: Text = "eval.yaml"
-    evaluation_set: Overrides = {}
-    families: dict[Name, Overrides]
-    groups: dict[Name, Overrides]
-    learned: Annotated[list[Row], Field(min_length=1)]
-    controls: list[Row] = []
-    training_set: Overrides = {}
-    baselines: list[Text] = []
-    references: list[Text] = []
-    search: Search = Search()
-    ablations: Ablations = Ablations()
-    bars: list[Bar] = []
-    teleport_bar: TeleportBar = TeleportBar()
-    smoke: Smoke | None = None
+    seeds: Annotated[list[Seed], Field(min_length=1)] = required(
+        "of meta-training; the first one is searched, ablated and shipped"
+    )
+    jobs: Positive = described(2, "processes side by side, of one thread each")
+    tasks: Positive = described(1024, "test tasks")
+    task_seed: Seed = described(0, "of the test tasks")
+    steps: Positive = described(100, "inner steps of the evaluation")
+    evaluation: Text = described("eval.yaml", "with the grids of hand-made optimizers")
+    evaluation_set: Overrides = described({}, "of the evaluation")
+    families: dict[Name, Overrides] = required("overrides of the section task, by family")
+    groups: dict[Name, Overrides] = required("of all rows of a group")
+    learned: Annotated[list[Row], Field(min_length=1)] = required("that claims are about")
+    controls: list[Row] = described([], "more rows")
+    training_set: Overrides = described({}, "of all rows, after their own")
+    baselines: list[Text] = described([], "hand-made optimizers, NAME or NAME@STEP")
+    references: list[Text] = described([], "what more than first-order information can do")
+    search: Search = described(Search(), "of every row")
+    ablations: Ablations = described(Ablations(), "run by --ablations")
+    bars: list[Bar] = described([], "claims to be checked")
+    teleport_bar: TeleportBar = described(TeleportBar(), "of learned rows that teleport")
+    smoke: Smoke | None = described(None, "what --smoke changes")
 
     @property
     def rows(self) -> list[Row]:

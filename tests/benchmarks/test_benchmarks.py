@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -12,8 +13,7 @@ import torch
 from plain_coordinates import PlainCoordinates
 
 from benchmarks import breakdown, cost, counting, machine, plain_loop, speed, time_to_quality
-from benchmarks.parameters import initial
-from benchmarks.plain_loop import PlainLoop
+from benchmarks.plain_loop import PlainLoop, initial
 from benchmarks.sweep import WHOLE, Cost, Mode, Piece, Work, measured, predicted, too_much
 from benchmarks.timing import Side, compare
 from metaopt.base.config import load
@@ -186,9 +186,10 @@ def test_an_attempt_ends_when_all_marks_are_passed_or_time_is_over() -> None:
 def test_cost_curves(tmp_path: Path) -> None:
     axis = cost.Axis("task.width", "width", (3, 4), power=2.0)
     found = list(cost.points("coordinate_update_tele.yaml", axis, CPU, batch=1))
-    assert [point.value for point in found] == [3, 4]
-    assert all(point.left_out is None and point.step_seconds for point in found)
-    named = [*found, cost.Point("coordinate_update_tele.yaml", "task.width", 5, "too large")]
+    assert [point.row.size for point in found] == [3, 4]
+    assert all(point.row.left_out is None and point.step_seconds > 0 for point in found)
+    large = replace(found[1], row=replace(found[1].row, size=5, left_out="too large"))
+    named = [*found, large]
     assert "left out: too large" in cost.table(named)
     cost.plot(named, tmp_path / "cost.png")
     assert (tmp_path / "cost.png").stat().st_size > 1000
