@@ -3,8 +3,8 @@
     python -m benchmarks.lstm_cell
 
 Rows are trajectories (flattened rules) or the weights of each of some trajectories, in blocks
-(coordinate-wise ones). Printed: milliseconds a step within windows of 10, medians of 5 in turns, and
-the ratio.
+(coordinate-wise ones). Printed: milliseconds a step within windows of 10, medians of 5 in turns,
+and the ratio.
 """
 
 from __future__ import annotations

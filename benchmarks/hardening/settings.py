@@ -7,20 +7,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from pydantic import BaseModel, ConfigDict
 from tqdm import tqdm
 
-from metaopt.base.fields import Positive, Seed
+from metaopt.base.fields import Model, Positive, Seed, required
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-class Smoke(_Model):
+class Smoke(Model):
     """Tiny sizes."""
 
     kills: Positive
@@ -28,24 +23,15 @@ class Smoke(_Model):
     fuzz: Positive
 
 
-class Hardening(_Model):
-    """How much is tried.
+class Hardening(Model):
+    """How much is tried."""
 
-    Attributes:
-        seed: of all that is random.
-        jobs: processes side by side.
-        kills: training runs that are killed and resumed.
-        disk: moments at which a disk is full, or a folder read-only.
-        fuzz: damaged files, configurations and overrides.
-        smoke: what takes the place of the last three with ``--smoke``.
-    """
-
-    seed: Seed
-    jobs: Positive
-    kills: Positive
-    disk: Positive
-    fuzz: Positive
-    smoke: Smoke
+    seed: Seed = required("of all that is random")
+    jobs: Positive = required("processes side by side")
+    kills: Positive = required("training runs that are killed and resumed")
+    disk: Positive = required("moments at which a disk is full, or a folder read-only")
+    fuzz: Positive = required("damaged files, configurations and overrides")
+    smoke: Smoke = required("what takes the place of the last three with --smoke")
 
 
 @dataclass
