@@ -150,22 +150,39 @@ def test_evaluation_follows_the_contract(trained: Path) -> None:
     for name in ("curves.csv", "convergence.png"):
         assert (folder / name).stat().st_size > 0
     assert (folder / "convergence.png").read_bytes()[:4] == b"\x89PNG"
-    for name in found["optimizers"]:
-        shown = EventAccumulator(str(folder / "tensorboard" / name))
+    for name, entry in found["optimizers"].items():
+        shown = EventAccumulator(str(folder / "tensorboard" / run_name(name, entry)))
         shown.Reload()
         assert len(shown.Scalars("loss/geomean")) == 23
         assert {tag for tags in charts(overlay.COMPARISON) for tag in tags} <= {
             *shown.Tags()["scalars"]
         }
         seconds = found["optimizers"][name]["seconds_per_step"]
-        by_time = [event.step for event in shown.Scalars("loss_by_microsecond/log10_geomean")]
+        by_time = [event.step for event in shown.Scalars("comparison/log10_loss_by_microsecond")]
         assert by_time == [round(1e6 * seconds * step) for step in range(23)]
     together = EventAccumulator(str(folder / "tensorboard"))
     together.Reload()
     assert together.Tags()["images"] == ["convergence"]
     assert "custom_scalars__config__" in together.summary_metadata
-    for name in found["optimizers"]:
-        assert name in done.stdout
+    table = [[c.strip() for c in line.split("|")[1:-1]] for line in done.stdout.splitlines()]
+    places = {cells[0]: cells[-1] for cells in table if len(cells) > 6 and cells[0].strip("-")}
+    assert places.pop("optimizer") == "from"
+    assert places == {
+        name: entry["origin"].get("from", "baseline") for name, entry in found["optimizers"].items()
+    }
+    assert [places[name] for name in learned] == [
+        *["shipped"] * 4,
+        "runs/coordinate_update_tele",
+        "runs/lstm_update",
+    ]
+
+
+def run_name(name: str, entry: dict[str, Any]) -> str:
+    """What TensorBoard calls an optimizer: with where it comes from, the user's own first."""
+    if (place := entry["origin"].get("from")) is None:
+        return name
+    told = f"{re.sub(r' .(pretrained|runs)/.*', '', name)}, {place}"
+    return told if place == "shipped" else f"+ {told}"
 
 
 def test_equal_names_get_their_places_and_wrong_shapes_are_left_out(trained: Path) -> None:

@@ -18,6 +18,7 @@ from metaopt.base.tables import printable
 from metaopt.evaluation.config import REFERENCES, EvalConfig
 from metaopt.evaluation.tuning import edges, tune
 from metaopt.optim import learned
+from metaopt.optim.hub import SHIPPED
 from metaopt.optim.learned import LearnedRule
 from metaopt.optim.reach import Reach
 from metaopt.rules.build import hand_made
@@ -26,6 +27,9 @@ from metaopt.rules.learned.precision import note
 
 _OF_A_FOLDER = ("optimizer.safetensors", "model.safetensors")
 """Names of files that say nothing of a rule: a run's best, and that of a shared folder."""
+
+FROM = "from"
+"""The field of an origin that says where a learned optimizer comes from (``hub.origin``)."""
 
 Kind = Literal["learned", "baseline", "reference"]
 
@@ -38,8 +42,10 @@ class Contender:
         name: as it stands in all results.
         kind: where it comes from.
         optimizer: what steps.
-        origin: what is worth telling of it: a path, or chosen hyper-parameters.
+        origin: what is worth telling of it: its path and where that is (``from``), or chosen
+            hyper-parameters.
         reach: how far it was meta-trained to go and tested; None for what was not meta-trained.
+        label: of a learned one, as it is in its file; others may have the same.
     """
 
     name: str
@@ -47,6 +53,12 @@ class Contender:
     optimizer: Optimizer
     origin: dict[str, Any]
     reach: Reach | None = None
+    label: str = ""
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it is a learned one of the user's."""
+        return self.kind == "learned" and self.origin.get(FROM) != SHIPPED
 
 
 def learned_contenders(
@@ -68,19 +80,42 @@ def learned_contenders(
             if required:
                 raise
             world.say(f"left out: {error}")
+    noted: dict[str, list[str]] = {}
     for path, rule in rules:
         if (line := note(rule.config.products, DTYPES[rule.config.dtype], device)) is not None:
-            world.say(f"{path}: {line}")
+            noted.setdefault(line, []).append(str(path))
+    for line, places in noted.items():
+        world.say(f"{', '.join(places)}: {line}")
     return [
         Contender(
-            printable(rule.name).strip() or "no label",
+            label := printable(rule.name).strip() or "no label",
             "learned",
             rule.optimizer,
             _origin(path, rule),
             rule.reach,
+            label,
         )
         for path, rule in rules
     ]
+
+
+def captions(contenders: Sequence[Contender]) -> list[str]:
+    """What pictures call the contenders: a learned one ``LABEL, FROM``; if that is taken, by name.
+
+    Args:
+        contenders: told apart.
+    """
+    found = []
+    for contender in contenders:
+        place = contender.origin.get(FROM)
+        alike = [
+            other
+            for other in contenders
+            if (other.label, other.origin.get(FROM)) == (contender.label, place)
+        ]
+        name = contender.name if len(alike) > 1 else contender.label
+        found.append(contender.name if place is None else printable(f"{name}, {place}"))
+    return found
 
 
 def told_apart(contenders: Sequence[Contender]) -> list[Contender]:
@@ -122,7 +157,12 @@ def _longer_names(contender: Contender, place: int) -> Iterator[str]:
 
 
 def _origin(path: Path, rule: LearnedRule) -> dict[str, Any]:
-    return {"checkpoint": str(path), "seed": rule.config.seed, "training": rule.training}
+    return {
+        "checkpoint": str(path),
+        FROM: rule.origin,
+        "seed": rule.config.seed,
+        "training": rule.training,
+    }
 
 
 def baseline_contenders(

@@ -286,17 +286,17 @@ def _report(
     index = resamples(config.tasks, config.bootstrap, config.task_seed)
     by_name = curves(outcomes, index)
     found = results(config, outcomes, by_name, index, device)
-    learned_names = [o.contender.name for o in outcomes if o.contender.kind == "learned"]
+    contenders = [outcome.contender for outcome in outcomes]
     task = config.task
     what = task.family if task.is_own else f"width {task.width}"
     title = f"{config.tasks} unseen tasks, {what}: geometric mean and 95 % interval"
-    figure = convergence_figure(by_name, learned_names, title)
+    figure = convergence_figure(by_name, contenders, title)
     contents = {
         "results.json": json.dumps(found, indent=1, allow_nan=False).encode(),
         "curves.csv": curves_csv(by_name),
         "convergence.png": figure,
     }
     write_together({folder / name: content for name, content in contents.items()})
-    overlay_runs(folder / "tensorboard", by_name, figure)
+    overlay_runs(folder / "tensorboard", by_name, contenders, figure)
     parts = [results_table(found), teleport_table(found), tuning_lines(found), f"results: {folder}"]
     return "\n\n".join(part for part in parts if part)

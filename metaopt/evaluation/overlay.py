@@ -14,11 +14,12 @@ import numpy as np
 
 from metaopt.base.errors import WriteError
 from metaopt.base.files import writing
+from metaopt.evaluation.contenders import Contender, captions
 from metaopt.meta.events import Array, _close, _writer
 from metaopt.meta.run_files import EVENT_FILES
 
-LONGEST_FOLDER, LONGEST_PART = 240, 60
-
+LONGEST_FOLDER, LONGEST_PART = 240, 200
+"""Letters of a run's name, and bytes of a part of it."""
 
 EPOCH = 1_700_000_000.0
 """Wall-clock time at which all overlaid curves begin."""
@@ -28,12 +29,16 @@ COMPARISON = {
     "optimizers on the same unseen tasks": {
         "log10 loss by inner step, 95 % interval": [
             "Margin",
-            ["loss/log10_geomean", "loss/log10_low", "loss/log10_high"],
+            ["comparison/log10_loss", "interval/log10_low", "interval/log10_high"],
         ],
-        "log10 loss by time (microseconds)": ["Multiline", [r"loss_by_microsecond/log10_geomean"]],
+        "log10 loss by time (microseconds)": [
+            "Multiline",
+            [r"comparison/log10_loss_by_microsecond"],
+        ],
     }
 }
-"""Layout of an evaluation."""
+"""Layout of an evaluation. TensorBoard opens with the tags in the order of the alphabet: the group
+``comparison`` comes before all others, those of meta-training too."""
 
 
 def run_folders(names: Sequence[str]) -> list[str]:
@@ -41,14 +46,14 @@ def run_folders(names: Sequence[str]) -> list[str]:
 
     A ``/`` makes a folder within a folder, which TensorBoard shows as it was written. What else is
     no letter, digit or one of ``(),.@#+ -`` becomes ``_``, as dots at an end do; parts are cut to
-    60 letters, for file systems allow 255 bytes. Those that are alike then, or but for their case,
-    are numbered.
+    200 bytes, for file systems allow 255. Those that are alike then, or but for their case, are
+    numbered.
     """
     found: list[str] = []
     taken: set[str] = set()
     for name in names:
         parts = unicodedata.normalize("NFC", name)[:LONGEST_FOLDER].split("/")
-        like = "/".join(_safe(part)[:LONGEST_PART] for part in parts)
+        like = "/".join(_cut(_safe(part)) for part in parts)
         numbered = itertools.chain([like], (f"{like} {number}" for number in itertools.count(2)))
         found.append(next(place for place in numbered if _key(place) not in taken))
         taken.add(_key(found[-1]))
@@ -60,18 +65,31 @@ def _safe(part: str) -> str:
     return re.sub(r"^[. ]|[. ]$|^$", "_", plain)
 
 
+def _cut(part: str) -> str:
+    return part.encode()[:LONGEST_PART].decode(errors="ignore")
+
+
 def _key(name: str) -> str:
     """Alike for names that some file system takes for one."""
     return unicodedata.normalize("NFKC", name).casefold()
 
 
-def overlay_runs(folder: Path, curves: Mapping[str, Mapping[str, Array]], figure: bytes) -> None:
+def overlay_runs(
+    folder: Path,
+    curves: Mapping[str, Mapping[str, Array]],
+    contenders: Sequence[Contender],
+    figure: bytes,
+) -> None:
     """One TensorBoard run for each optimizer, so that their curves lie over each other.
+
+    A run is called as the optimizer, with where it comes from; a ``+`` before the name puts the
+    user's own first, where TensorBoard gives out its colours.
 
     Args:
         folder: gets the layout and the figure, and a folder for each optimizer; events of an
             earlier evaluation go.
-        curves: for each optimizer ``geomean``, ``low``, ``high`` by inner step, and ``seconds``.
+        curves: by name, ``geomean``, ``low``, ``high`` by inner step, and ``seconds``.
+        contenders: the optimizers.
         figure: the convergence figure, a PNG.
     """
     # Slow to import, and nothing that training needs.
@@ -80,7 +98,7 @@ def overlay_runs(folder: Path, curves: Mapping[str, Mapping[str, Array]], figure
     old = set(folder.rglob(EVENT_FILES))
     try:
         with writing(folder):
-            _overlay(folder, curves, imread(io.BytesIO(figure), format="png"))
+            _overlay(folder, curves, contenders, imread(io.BytesIO(figure), format="png"))
     except WriteError:
         # The earlier ones are whole.
         for new in set(folder.rglob(EVENT_FILES)) - old:
@@ -92,26 +110,33 @@ def overlay_runs(folder: Path, curves: Mapping[str, Mapping[str, Array]], figure
             file.unlink()
 
 
-def _overlay(folder: Path, curves: Mapping[str, Mapping[str, Array]], pixels: Array) -> None:
+def _overlay(
+    folder: Path,
+    curves: Mapping[str, Mapping[str, Array]],
+    contenders: Sequence[Contender],
+    pixels: Array,
+) -> None:
     together = _writer(folder)
     together.add_custom_scalars(COMPARISON)
     together.add_image("convergence", pixels[..., :3], dataformats="HWC")
     _close(together)
-    for place, curve in zip(run_folders([*curves]), curves.values(), strict=True):
-        writer = _writer(folder / place)
+    called = zip(captions(contenders), contenders, strict=True)
+    names = [f"+ {caption}" if one.is_own else caption for caption, one in called]
+    for place, contender in zip(run_folders(names), contenders, strict=True):
+        writer, curve = _writer(folder / place), curves[contender.name]
         for step, loss in enumerate(curve["geomean"]):
             seconds = float(curve["seconds"][step])
             # log10, since TensorBoard's axes are linear until told otherwise.
             scalars = {
+                "comparison/log10_loss": np.log10(loss),
+                "interval/log10_low": np.log10(curve["low"][step]),
+                "interval/log10_high": np.log10(curve["high"][step]),
                 "loss/geomean": loss,
-                "loss/log10_geomean": np.log10(loss),
-                "loss/log10_low": np.log10(curve["low"][step]),
-                "loss/log10_high": np.log10(curve["high"][step]),
             }
             # All runs begin at one wall-clock time: TensorBoard's axis "relative" shows seconds.
             for tag, value in scalars.items():
                 writer.add_scalar(tag, value, step, EPOCH + seconds)
             writer.add_scalar(
-                "loss_by_microsecond/log10_geomean", np.log10(loss), round(1e6 * seconds)
+                "comparison/log10_loss_by_microsecond", np.log10(loss), round(1e6 * seconds)
             )
         _close(writer)

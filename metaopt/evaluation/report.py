@@ -10,15 +10,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from metaopt.base.tables import markdown_table, table_steps
+from metaopt.base.tables import markdown_table, printable, table_steps
+from metaopt.evaluation.contenders import FROM
 
 Array = NDArray[np.float64]
 
 
 def results_table(found: dict[str, Any]) -> str:
-    """The table of ``results.json`` that is printed, best at the last step first."""
+    """The table of ``results.json`` that is printed, best at the last step first.
+
+    Its last column says where an optimizer comes from: a learned one is ``shipped`` or from a place
+    of the user's such as ``runs/NAME``, a hand-made one is a ``baseline`` or a ``reference``.
+    """
     steps = table_steps(found["steps"])
-    header = ["optimizer", *map(str, steps), "diverged", "ms/step"]
+    header = ["optimizer", *map(str, steps), "diverged", "ms/step", "from"]
     ranked = sorted(found["optimizers"].items(), key=lambda item: item[1]["loss_geomean"][-1])
     rows = [
         [
@@ -26,6 +31,7 @@ def results_table(found: dict[str, Any]) -> str:
             *(f"{entry['loss_geomean'][step]:.3g}" for step in steps),
             str(entry["diverged"]),
             f"{1e3 * entry['seconds_per_step']:.2g}",
+            printable(entry["origin"].get(FROM, entry["kind"])),
         ]
         for name, entry in ranked
     ]

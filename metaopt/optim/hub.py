@@ -29,6 +29,8 @@ from metaopt.optim.card import card
 MODEL_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 CARD_FILE = "README.md"
+SHIPPED = "shipped"
+"""The origin of what comes with metaopt."""
 _HUB_ID = re.compile(r"(?P<owner>\w[\w.-]*)/\w[\w.-]*")
 
 
@@ -109,7 +111,7 @@ def origin(source: str | Path, path: Path) -> str:
         path: the file that it stands for.
     """
     if shipped.is_shipped(path):
-        return "shipped"
+        return SHIPPED
     if not Path(source).exists():
         return str(source)
     whole = path.parent if path.name in (BEST_FILE, MODEL_FILE) else path

@@ -56,7 +56,7 @@ def main(world: World, given: Sequence[str] | None = None, prog: str | None = No
     source = parser.parse_args(given).source
     path, content = hub.read(source)
     restore(path, content)
-    shipped = hub.origin(source, path) == "shipped"
+    shipped = hub.origin(source, path) == hub.SHIPPED
     world.say(report(content, f"shipped, {path}" if shipped else str(path)))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from running import TINY, assert_one_line, run_here
 from support import tiny_config
 
 from metaopt.base.fields import LONGEST_LABEL
-from metaopt.evaluation.contenders import Contender, told_apart
+from metaopt.evaluation.contenders import Contender, captions, told_apart
 from metaopt.evaluation.overlay import run_folders
 from metaopt.meta.build import meta_optimizer
 from metaopt.optim.learned import LearnedRule
@@ -68,6 +69,22 @@ def test_a_file_that_is_there_twice_is_numbered() -> None:
     found = names(("A", "/r/a"), ("A", "/r/a"), ("A", "/r/b"))
     assert len(set(found)) == 3
     assert found[2] == "A (b)"
+
+
+def test_pictures_say_where_a_learned_one_comes_from_and_never_say_one_thing_twice() -> None:
+    def of(label: str, place: str, path: str) -> Contender:
+        origin = {"checkpoint": path, "from": place}
+        return replace(contender(label, path), origin=origin, label=label)
+
+    given = [of("A", "shipped", "/p/a"), of("A", "runs/a", "/runs/a"), of("B", "shipped", "/p/b")]
+    assert captions(told_apart([*given, contender("GD")])) == [
+        "A, shipped",
+        "A, runs/a",
+        "B, shipped",
+        "GD",
+    ]
+    alike = captions(told_apart([*given, of("A", "shipped", "/p/c")]))
+    assert alike == ["A (p/a), shipped", "A, runs/a", "B, shipped", "A (c), shipped"]
 
 
 def test_folders_are_like_the_names_and_never_the_same() -> None:
