@@ -40,21 +40,13 @@ BATCH = 16
 
 @dataclass(frozen=True)
 class Axis:
-    """One size that is varied.
+    """One size that is varied."""
 
-    Attributes:
-        field: of the configuration.
-        name: on the plot.
-        values: ascending.
-        power: costs grow at most like this power of the size.
-        whole: run whole trajectories instead of a window.
-    """
-
-    field: str
-    name: str
-    values: tuple[int, ...]
-    power: float = 1.0
-    whole: bool = False
+    field: str  # of the configuration
+    name: str  # on the plot
+    values: tuple[int, ...]  # ascending
+    power: float = 1.0  # costs grow at most like this power of the size
+    whole: bool = False  # run whole trajectories instead of a window
 
 
 AXES = (

@@ -34,19 +34,12 @@ CELLS = 2
 
 @dataclass(frozen=True)
 class Shape:
-    """Of one network.
+    """Of one network."""
 
-    Attributes:
-        rows: for each trajectory.
-        inputs: features a row.
-        hidden: h.
-        outputs: of the head, a row.
-    """
-
-    rows: int
-    inputs: int
-    hidden: int
-    outputs: int
+    rows: int  # for each trajectory
+    inputs: int  # features a row
+    hidden: int  # h
+    outputs: int  # of the head, a row
 
     @property
     def on_inputs(self) -> int:

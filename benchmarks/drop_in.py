@@ -48,19 +48,12 @@ LR = 1e-4
 
 @dataclass(frozen=True)
 class Size:
-    """Of the models, and of the measurement.
+    """Of the models, and of the measurement."""
 
-    Attributes:
-        inputs: of the first layer, and outputs of the last.
-        hidden: units.
-        samples: in the batch; at most as many as inputs.
-        repeats: rounds.
-    """
-
-    inputs: int
-    hidden: int
-    samples: int
-    repeats: int
+    inputs: int  # of the first layer, and outputs of the last
+    hidden: int  # units
+    samples: int  # in the batch; at most as many as inputs
+    repeats: int  # rounds
 
 
 FULL = Size(inputs=512, hidden=1024, samples=256, repeats=5)
@@ -69,23 +62,14 @@ SMOKE = Size(inputs=12, hidden=16, samples=8, repeats=1)
 
 @dataclass(frozen=True)
 class Row:
-    """One optimizer on one model.
+    """One optimizer on one model."""
 
-    Attributes:
-        model: its name.
-        optimizer: its name, or what else was measured.
-        parameters: of the model.
-        seconds: for a step.
-        state_bytes: between steps.
-        peak_bytes: beyond that, within a step.
-    """
-
-    model: str
-    optimizer: str
-    parameters: int
-    seconds: float
-    state_bytes: int
-    peak_bytes: int
+    model: str  # its name
+    optimizer: str  # its name, or what else was measured
+    parameters: int  # of the model
+    seconds: float  # for a step
+    state_bytes: int  # between steps
+    peak_bytes: int  # beyond that, within a step
 
 
 class Trained:

@@ -16,21 +16,13 @@ REPEATS = 9
 
 @dataclass(frozen=True)
 class Machine:
-    """One device.
+    """One device."""
 
-    Attributes:
-        device: its name.
-        torch: version.
-        threads: that torch uses on the CPU.
-        matmul_flops: float32 operations a second, a multiply-add counting as two.
-        copy_bytes: bytes a second, read and written ones together.
-    """
-
-    device: str
-    torch: str
-    threads: int
-    matmul_flops: float
-    copy_bytes: float
+    device: str  # its name
+    torch: str  # version
+    threads: int  # that torch uses on the CPU
+    matmul_flops: float  # float32 operations a second, a multiply-add counting as two
+    copy_bytes: float  # bytes a second, read and written ones together
 
     def lines(self) -> str:
         """For people."""

@@ -183,21 +183,13 @@ def adam(config: TrainConfig, modules: Mapping[str, nn.Module]) -> torch.optim.A
 
 @dataclass(frozen=True)
 class Comparison:
-    """Seconds a trajectory of full length.
+    """Seconds a trajectory of full length."""
 
-    Attributes:
-        label: the configuration's file, and what was set.
-        batch: trajectories side by side in metaopt.
-        windows: of the trajectories that metaopt was timed on.
-        metaopt: seconds of metaopt.
-        loop: seconds of the loop.
-    """
-
-    label: str
-    batch: int
-    windows: int
-    metaopt: float
-    loop: float
+    label: str  # the configuration's file, and what was set
+    batch: int  # trajectories side by side in metaopt
+    windows: int  # of the trajectories that metaopt was timed on
+    metaopt: float  # seconds of metaopt
+    loop: float  # seconds of the loop
 
     @property
     def ratio(self) -> float:

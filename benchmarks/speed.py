@@ -82,15 +82,10 @@ def main(world: World) -> None:
 
 @dataclass(frozen=True)
 class Scaled(Row):
-    """A row of the sweep by meta-batch.
+    """A row of the sweep by meta-batch."""
 
-    Attributes:
-        flop: of the networks in one trajectory.
-        share: of the machine's matmul rate.
-    """
-
-    flop: int = 0
-    share: float = 0.0
+    flop: int = 0  # of the networks in one trajectory
+    share: float = 0.0  # of the machine's matmul rate
 
 
 def scaling(

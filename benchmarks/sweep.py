@@ -35,19 +35,12 @@ MAX_BYTES = 4 * 2**30
 
 @dataclass(frozen=True)
 class Work:
-    """One configuration at one meta-batch.
+    """One configuration at one meta-batch."""
 
-    Attributes:
-        config: its file.
-        mode: meta-training (outer steps) or evaluation (rollouts without a graph).
-        batch: trajectories side by side.
-        overrides: further ``key.sub=value``.
-    """
-
-    config: str
-    mode: Mode
-    batch: int
-    overrides: tuple[str, ...] = ()
+    config: str  # its file
+    mode: Mode  # meta-training (outer steps) or evaluation (rollouts without a graph)
+    batch: int  # trajectories side by side
+    overrides: tuple[str, ...] = ()  # further ``key.sub=value``
 
     @property
     def label(self) -> str:
@@ -85,59 +78,35 @@ class Work:
 
 @dataclass(frozen=True)
 class Piece:
-    """As much work as one measurement takes at least.
+    """As much work as one measurement takes at least."""
 
-    Attributes:
-        size: what grows from piece to piece, e.g. the meta-batch.
-        work: what is done.
-        windows: how many of it; a timing may take more.
-    """
-
-    size: int
-    work: Work
-    windows: int = 1
+    size: int  # what grows from piece to piece, e.g. the meta-batch
+    work: Work  # what is done
+    windows: int = 1  # how many of it; a timing may take more
 
 
 @dataclass(frozen=True)
 class Row:
-    """What was measured of one piece.
+    """What was measured of one piece."""
 
-    Attributes:
-        label: its file, and what was set.
-        mode: meta-training or evaluation.
-        batch: trajectories side by side.
-        size: of the piece.
-        steps: of a trajectory of full length.
-        left_out: why there are no figures, or None.
-        windows: in the trajectories that were timed.
-        seconds: for one trajectory of full length.
-        peak_bytes: of memory.
-    """
-
-    label: str
-    mode: str
-    batch: int
-    size: int
-    steps: int
-    left_out: str | None = None
-    windows: int = 0
-    seconds: float = 0.0
-    peak_bytes: float = 0.0
+    label: str  # its file, and what was set
+    mode: str  # meta-training or evaluation
+    batch: int  # trajectories side by side
+    size: int  # of the piece
+    steps: int  # of a trajectory of full length
+    left_out: str | None = None  # why there are no figures, or None
+    windows: int = 0  # in the trajectories that were timed
+    seconds: float = 0.0  # for one trajectory of full length
+    peak_bytes: float = 0.0  # of memory
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one piece.
+    """Of one piece."""
 
-    Attributes:
-        size: of the piece.
-        seconds: of it.
-        peak_bytes: of memory.
-    """
-
-    size: int
-    seconds: float
-    peak_bytes: float
+    size: int  # of the piece
+    seconds: float  # of it
+    peak_bytes: float  # of memory
 
 
 def predicted(smaller: Sequence[Cost], size: int, power: float = 1.0) -> Cost:

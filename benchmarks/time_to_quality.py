@@ -55,55 +55,33 @@ VALIDATION_SHARE = 0.2
 
 @dataclass(frozen=True)
 class Mark:
-    """A validation loss to get below.
+    """A validation loss to get below."""
 
-    Attributes:
-        step: inner step.
-        loss: to be passed there.
-    """
-
-    step: int
-    loss: float
+    step: int  # inner step
+    loss: float  # to be passed there
 
 
 @dataclass(frozen=True)
 class Passed:
-    """When a mark was passed.
+    """When a mark was passed."""
 
-    Attributes:
-        seconds: of meta-training at the first validation below the mark.
-        not_before: of meta-training at the validation before that, which was above it.
-        trajectories: meta-trained on by then.
-    """
-
-    seconds: float
-    not_before: float
-    trajectories: float
+    seconds: float  # of meta-training at the first validation below the mark
+    not_before: float  # of meta-training at the validation before that, which was above it
+    trajectories: float  # meta-trained on by then
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """One meta-training run.
+    """One meta-training run."""
 
-    Attributes:
-        config: its file.
-        batch: its meta-batch.
-        passed: by mark, None where it was not passed.
-        seconds: of meta-training, validation apart.
-        validation_seconds: beside them.
-        outer_steps: taken.
-        finished: whether all outer steps of the configuration were taken.
-        best: lowest validation loss seen at the step of each mark.
-    """
-
-    config: str
-    batch: int
-    passed: Mapping[Mark, Passed | None]
-    seconds: float
-    validation_seconds: float
-    outer_steps: int
-    finished: bool
-    best: Mapping[int, float]
+    config: str  # its file
+    batch: int  # its meta-batch
+    passed: Mapping[Mark, Passed | None]  # by mark, None where it was not passed
+    seconds: float  # of meta-training, validation apart
+    validation_seconds: float  # beside them
+    outer_steps: int  # taken
+    finished: bool  # whether all outer steps of the configuration were taken
+    best: Mapping[int, float]  # lowest validation loss seen at the step of each mark
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""

@@ -37,15 +37,10 @@ def median_seconds(
 
 @dataclass(frozen=True)
 class Side:
-    """One side of a comparison.
+    """One side of a comparison."""
 
-    Attributes:
-        run: what is timed.
-        units: what one call is worth, e.g. trajectories.
-    """
-
-    run: Callable[[], object]
-    units: float
+    run: Callable[[], object]  # what is timed
+    units: float  # what one call is worth, e.g. trajectories
 
 
 def compare(

@@ -57,49 +57,30 @@ Key = tuple[str, float, str]
 
 @dataclass(frozen=True)
 class Teleported:
-    """The teleport that ended the step before a stop.
+    """The teleport that ended the step before a stop."""
 
-    Attributes:
-        action: of its elements.
-        before: u.
-        element: g_{t-1}, in float64; the identity where the guard refused.
-        total: G = g_{t-1} ... g_0, in float64.
-    """
-
-    action: Action
-    before: Weights
-    element: GroupElement
-    total: GroupElement
+    action: Action  # of its elements
+    before: Weights  # u
+    element: GroupElement  # g_{t-1}, in float64; the identity where the guard refused
+    total: GroupElement  # G = g_{t-1} ... g_0, in float64
 
 
 @dataclass(frozen=True)
 class Stop:
-    """B trajectories between two inner steps.
+    """B trajectories between two inner steps."""
 
-    Attributes:
-        step: t.
-        weights: w_t.
-        update: f_t.
-        teleported: or None where none led here.
-    """
-
-    step: int
-    weights: Weights
-    update: Weights
-    teleported: Teleported | None
+    step: int  # t
+    weights: Weights  # w_t
+    update: Weights  # f_t
+    teleported: Teleported | None  # or None where none led here
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What is found at a stop, each [B], NaN for tasks whose weights are not finite.
+    """What is found at a stop, each [B], NaN for tasks whose weights are not finite."""
 
-    Attributes:
-        state: condition numbers, losses and gradient norms by name.
-        alignment: cosines.
-    """
-
-    state: Mapping[str, Tensor]
-    alignment: Mapping[Key, Tensor]
+    state: Mapping[str, Tensor]  # condition numbers, losses and gradient norms by name
+    alignment: Mapping[Key, Tensor]  # cosines
 
 
 def stops(tasks: TaskBatch, optimizer: MetaOptimizer, steps: Sequence[int]) -> Iterator[Stop]:

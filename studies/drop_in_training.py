@@ -84,17 +84,11 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 
 @dataclass(frozen=True)
 class Size:
-    """Of the measurement.
+    """Of the measurement."""
 
-    Attributes:
-        marks: inner steps at which models are judged; the last one ends a run.
-        seeds: runs of each.
-        rates: learning rates of Adam.
-    """
-
-    marks: tuple[int, ...]
-    seeds: int
-    rates: tuple[float, ...]
+    marks: tuple[int, ...]  # inner steps at which models are judged; the last one ends a run
+    seeds: int  # runs of each
+    rates: tuple[float, ...]  # learning rates of Adam
 
 
 FULL = Size((20, 100, 300, 1000), 5, (0.001, 0.002, 0.005, 0.01))
@@ -103,19 +97,12 @@ SMOKE = Size((2, 4), 2, (0.01,))
 
 @dataclass(frozen=True)
 class Row:
-    """One optimizer on one model.
+    """One optimizer on one model."""
 
-    Attributes:
-        model: its name.
-        optimizer: its name.
-        losses: test loss at each mark, the geometric mean over seeds.
-        largest: of any seed at the last mark.
-    """
-
-    model: str
-    optimizer: str
-    losses: list[float]
-    largest: float
+    model: str  # its name
+    optimizer: str  # its name
+    losses: list[float]  # test loss at each mark, the geometric mean over seeds
+    largest: float  # of any seed at the last mark
 
 
 def train(

@@ -83,19 +83,12 @@ class DeepDigits(Images):
 
 @dataclass(frozen=True)
 class Size:
-    """Of the measurement.
+    """Of the measurement."""
 
-    Attributes:
-        networks: hidden layers and normalisation of each.
-        marks: inner steps at which networks are judged; the last one ends a run.
-        seeds: side by side.
-        every: steps between two looks at the weights.
-    """
-
-    networks: tuple[tuple[int, str], ...]
-    marks: tuple[int, ...]
-    seeds: int
-    every: int
+    networks: tuple[tuple[int, str], ...]  # hidden layers and normalisation of each
+    marks: tuple[int, ...]  # inner steps at which networks are judged; the last one ends a run
+    seeds: int  # side by side
+    every: int  # steps between two looks at the weights
 
 
 NETWORKS = tuple((depth, kind) for kind in NORMALISATIONS for depth in range(1, 7))
@@ -105,50 +98,29 @@ SMOKE = Size(((2, "none"), (2, "BatchNorm")), (4, 8), 2, 2)
 
 @dataclass(frozen=True)
 class Row:
-    """One network, with teleports and with updates alone.
+    """One network, with teleports and with updates alone."""
 
-    Attributes:
-        depth: hidden layers.
-        normalisation: before each.
-        marks: inner steps.
-        pair: test loss at each, the geometric mean over seeds.
-        alone: of the updates alone.
-        ratio: pair / alone at the last one, with its 95 % interval.
-        largest: the largest absolute weight of any seed on the way.
-        largest_alone: of the updates alone.
-        not_finite: seeds with a weight that was infinite or NaN, of both.
-    """
-
-    depth: int
-    normalisation: str
-    marks: list[int]
-    pair: list[float]
-    alone: list[float]
-    ratio: list[float]
-    largest: float
-    largest_alone: float
-    not_finite: int
+    depth: int  # hidden layers
+    normalisation: str  # before each
+    marks: list[int]  # inner steps
+    pair: list[float]  # test loss at each, the geometric mean over seeds
+    alone: list[float]  # of the updates alone
+    ratio: list[float]  # pair / alone at the last one, with its 95 % interval
+    largest: float  # the largest absolute weight of any seed on the way
+    largest_alone: float  # of the updates alone
+    not_finite: int  # seeds with a weight that was infinite or NaN, of both
 
 
 @dataclass(frozen=True)
 class Job:
-    """One network to be measured.
+    """One network to be measured."""
 
-    Attributes:
-        depth: hidden layers.
-        normalisation: before each.
-        size: of the measurement.
-        rule: the pair's checkpoint.
-        folder: where what was found is kept.
-        digest: of rule and size, so that nothing is taken for another's.
-    """
-
-    depth: int
-    normalisation: str
-    size: Size
-    rule: Path
-    folder: Path
-    digest: str
+    depth: int  # hidden layers
+    normalisation: str  # before each
+    size: Size  # of the measurement
+    rule: Path  # the pair's checkpoint
+    folder: Path  # where what was found is kept
+    digest: str  # of rule and size, so that nothing is taken for another's
 
 
 @dataclass(frozen=True)

@@ -25,17 +25,11 @@ DOCS = ROOT / "docs"
 
 @dataclass(frozen=True)
 class Page:
-    """A page of the documentation, and the part of it that a command writes.
+    """A page of the documentation, and the part of it that a command writes."""
 
-    Attributes:
-        path: of the page.
-        name: of the markers ``<!-- name -->`` and ``<!-- end of name -->`` around the part.
-        stem: of the files beside the page, STEM.json and STEM.png.
-    """
-
-    path: Path
-    name: str
-    stem: str
+    path: Path  # of the page
+    name: str  # of the markers ``<!-- name -->`` and ``<!-- end of name -->`` around the part
+    stem: str  # of the files beside the page, STEM.json and STEM.png
 
     def parse(
         self, parser: argparse.ArgumentParser, given: Sequence[str] | None = None

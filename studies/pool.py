@@ -48,21 +48,13 @@ def alone(folder: Path) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Job:
-    """One process.
+    """One process."""
 
-    Attributes:
-        name: for people.
-        command: what runs.
-        log: file that its output is added to.
-        progress: what the bar shows while it runs.
-        result: what is said of it at its end.
-    """
-
-    name: str
-    command: tuple[str, ...]
-    log: Path
-    progress: Callable[[], str]
-    result: Callable[[], str]
+    name: str  # for people
+    command: tuple[str, ...]  # what runs
+    log: Path  # file that its output is added to
+    progress: Callable[[], str]  # what the bar shows while it runs
+    result: Callable[[], str]  # what is said of it at its end
 
 
 def run(jobs: Sequence[Job], side_by_side: int, what: str) -> None:

@@ -70,18 +70,13 @@ TUNING = (
 
 @dataclass(frozen=True)
 class Setting:
-    """What is evaluated on.
+    """What is evaluated on."""
 
-    Attributes:
-        name: as it stands in the table.
-        task: fields of the task family that are not the defaults.
-        steps: inner steps.
-        teleporter: fields of the checkpoints' teleporters that are set.
-    """
-
-    name: str
+    name: str  # as it stands in the table
+    # fields of the task family that are not the defaults
     task: dict[str, Any] = field(default_factory=dict)
-    steps: int = 100
+    steps: int = 100  # inner steps
+    # fields of the checkpoints' teleporters that are set
     teleporter: dict[str, str] = field(default_factory=dict)
 
 
@@ -102,34 +97,22 @@ SETTINGS = (
 
 @dataclass(frozen=True)
 class Row:
-    """One optimizer in one setting.
+    """One optimizer in one setting."""
 
-    Attributes:
-        setting: its name.
-        steps: inner steps.
-        zero: whether loss 0 can be reached, see ``zero_is_reachable``; and the mean of the least
-            losses where they are above 0 and known, the losses shown being the excess over them.
-        optimizer: its name.
-        kind: learned or baseline.
-        left_out: why there are no figures, or None.
-        loss_geomean: by inner step, at those of the table.
-        diverged: tasks whose loss was ever non-finite or above 10 times its first.
-        tasks: that were run.
-        teleport: as in ``results.json``, or None without teleports.
-        origin: checkpoint, or tuned hyper-parameters.
-    """
-
-    setting: str
-    steps: int
+    setting: str  # its name
+    steps: int  # inner steps
+    # whether loss 0 can be reached, see ``zero_is_reachable``; and the mean of the least
+    # losses where they are above 0 and known, the losses shown being the excess over them
     zero: str
-    optimizer: str
-    kind: str
-    left_out: str | None = None
+    optimizer: str  # its name
+    kind: str  # learned or baseline
+    left_out: str | None = None  # why there are no figures, or None
+    # by inner step, at those of the table
     loss_geomean: dict[int, float] = field(default_factory=dict)
-    diverged: int | None = None
-    tasks: int | None = None
-    teleport: dict[str, float] | None = None
-    origin: dict[str, Any] = field(default_factory=dict)
+    diverged: int | None = None  # tasks whose loss was ever non-finite or above 10 times its first
+    tasks: int | None = None  # that were run
+    teleport: dict[str, float] | None = None  # as in ``results.json``, or None without teleports
+    origin: dict[str, Any] = field(default_factory=dict)  # checkpoint, or tuned hyper-parameters
 
 
 def zero_is_reachable(task: TaskConfig) -> str:

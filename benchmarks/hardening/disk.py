@@ -34,19 +34,12 @@ _BAR = re.compile(r"\|.*\d+/\d+ \[|^\s*$")
 
 @dataclass
 class Scene:
-    """What is tried in one place.
+    """What is tried in one place."""
 
-    Attributes:
-        inside: the folder on a disk of its own.
-        log: of the commands.
-        act: fill or forbid.
-        draw: of what is random.
-    """
-
-    inside: Path
-    log: Path
-    act: str
-    draw: random.Random
+    inside: Path  # the folder on a disk of its own
+    log: Path  # of the commands
+    act: str  # fill or forbid
+    draw: random.Random  # of what is random
 
     def operations(self, command: list[str]) -> int:
         """Undisturbed, in the repository: how many operations on files it makes."""

@@ -26,17 +26,11 @@ MIXTURE = (COORDINATE, DIGITS, TWO, *[COORDINATE, DIGITS] * 4)
 
 @dataclass(frozen=True)
 class Whole:
-    """The unbroken run of a kind.
+    """The unbroken run of a kind."""
 
-    Attributes:
-        folder: of the run.
-        seconds: it took.
-        operations: on files that it made, with a state after each outer step.
-    """
-
-    folder: Path
-    seconds: float
-    operations: int
+    folder: Path  # of the run
+    seconds: float  # it took
+    operations: int  # on files that it made, with a state after each outer step
 
 
 @dataclass(frozen=True)

@@ -27,19 +27,12 @@ TIMED = ("seconds", "validation_seconds")
 
 @dataclass(frozen=True)
 class Kind:
-    """A run.
+    """A run."""
 
-    Attributes:
-        name: of the kind.
-        config: its configuration.
-        overrides: of it, so that it is tiny.
-        processes: that share it.
-    """
-
-    name: str
-    config: str
-    overrides: tuple[str, ...]
-    processes: int = 1
+    name: str  # of the kind
+    config: str  # its configuration
+    overrides: tuple[str, ...]  # of it, so that it is tiny
+    processes: int = 1  # that share it
 
     def begun(self, plan: Plan, folder: Path, log: Path) -> Victim:
         """Training in ``folder``, from the state that is there, sabotaged as planned."""

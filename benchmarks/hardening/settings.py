@@ -36,15 +36,10 @@ class Hardening(Model):
 
 @dataclass
 class Found:
-    """What a part of the command found.
+    """What a part of the command found."""
 
-    Attributes:
-        summary: its part of the closing line.
-        faults: what fell short, a line each.
-    """
-
-    summary: str
-    faults: list[str] = field(default_factory=list)
+    summary: str  # its part of the closing line
+    faults: list[str] = field(default_factory=list)  # what fell short, a line each
 
 
 def side_by_side(work: Callable[[T], R], items: Sequence[T], jobs: int, name: str) -> list[R]:

@@ -37,23 +37,14 @@ from studies.output import ROOT
 
 @dataclass(frozen=True)
 class Plan:
-    """What happens, and when.
+    """What happens, and when."""
 
-    Attributes:
-        act: kill, fill or forbid.
-        at: operation on a file, from 1; 0 for never.
-        place: folder whose disk it is.
-        at_home: whether the command runs in the repository, or else in ``place``.
-        every: seconds between resume states.
-        count: file that gets the number of operations at the end.
-    """
-
-    act: str = "kill"
-    at: int = 0
-    place: str = ""
-    at_home: bool = True
-    every: float = 0.0
-    count: str = ""
+    act: str = "kill"  # kill, fill or forbid
+    at: int = 0  # operation on a file, from 1; 0 for never
+    place: str = ""  # folder whose disk it is
+    at_home: bool = True  # whether the command runs in the repository, or else in ``place``
+    every: float = 0.0  # seconds between resume states
+    count: str = ""  # file that gets the number of operations at the end
 
 
 def _kill() -> None:
@@ -81,15 +72,11 @@ def _save(to_folder: bool, source: str, target: str) -> None:
 
 @dataclass
 class Victim:
-    """A process, or those of torchrun.
+    """A process, or those of torchrun."""
 
-    Attributes:
-        wait: for so many seconds at most; the exit status, or None where it goes on.
-        kill: with SIGKILL, all of them.
-    """
-
+    # for so many seconds at most; the exit status, or None where it goes on
     wait: Callable[[float], int | None]
-    kill: Callable[[], None]
+    kill: Callable[[], None]  # with SIGKILL, all of them
 
 
 FORKED = multiprocessing.get_context("forkserver")

@@ -42,23 +42,15 @@ RESTARTS = 2
 
 
 class Evaluation(BaseModel):
-    """One contender on the test tasks of one family.
-
-    Attributes:
-        name: of the row with its seed, or of the hand-made optimizer.
-        family: of the tasks.
-        settings: of the evaluation; a hand-made optimizer is its only baseline.
-        checkpoint: of a learned optimizer.
-        folder: where results are kept.
-    """
+    """One contender on the test tasks of one family."""
 
     model_config = ConfigDict(frozen=True)
 
-    name: str
-    family: str
-    settings: EvalConfig
-    checkpoint: Path | None
-    folder: Path
+    name: str  # of the row with its seed, or of the hand-made optimizer
+    family: str  # of the tasks
+    settings: EvalConfig  # of the evaluation; a hand-made optimizer is its only baseline
+    checkpoint: Path | None  # of a learned optimizer
+    folder: Path  # where results are kept
 
     @cached_property
     def file(self) -> Path:
@@ -86,14 +78,10 @@ LISTED = TypeAdapter(list[Evaluation])
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What a contender did.
+    """What a contender did."""
 
-    Attributes:
-        losses: [steps + 1, tasks], as computed; None where it does not fit.
-        about: name, kind, gradients_per_step, seconds_per_step, teleport and origin; or left_out.
-    """
-
-    losses: Array | None
+    losses: Array | None  # [steps + 1, tasks], as computed; None where it does not fit
+    # name, kind, gradients_per_step, seconds_per_step, teleport and origin; or left_out
     about: dict[str, Any]
 
 
@@ -216,36 +204,22 @@ FIRST_ORDER = ("GD", "Momentum", "Adam", "L-BFGS")
 
 @dataclass(frozen=True)
 class RunOf:
-    """One run of a contender on the test tasks.
+    """One run of a contender on the test tasks."""
 
-    Attributes:
-        seed: of meta-training; None for hand-made optimizers.
-        losses: cleaned, or the excess over the least loss, [steps + 1, tasks].
-        raw: losses as computed.
-        about: of the evaluation.
-    """
-
-    seed: int | None
-    losses: Array
-    raw: Array
-    about: dict[str, Any]
+    seed: int | None  # of meta-training; None for hand-made optimizers
+    losses: Array  # cleaned, or the excess over the least loss, [steps + 1, tasks]
+    raw: Array  # losses as computed
+    about: dict[str, Any]  # of the evaluation
 
 
 @dataclass(frozen=True)
 class Compared:
-    """A contender with the losses of all its seeds.
+    """A contender with the losses of all its seeds."""
 
-    Attributes:
-        name: of the row, or of the hand-made optimizer.
-        label: in tables.
-        kind: learned, control, ablation, baseline or reference.
-        runs: one a seed.
-    """
-
-    name: str
-    label: str
-    kind: str
-    runs: Sequence[RunOf]
+    name: str  # of the row, or of the hand-made optimizer
+    label: str  # in tables
+    kind: str  # learned, control, ablation, baseline or reference
+    runs: Sequence[RunOf]  # one a seed
 
     def over_seeds(self) -> Array:
         """Geometric mean over seeds, task by task, [steps + 1, tasks]."""

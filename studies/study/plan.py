@@ -40,19 +40,12 @@ _TAIL = 16384
 
 @dataclass(frozen=True)
 class Budget:
-    """What a row may use in meta-training.
+    """What a row may use in meta-training."""
 
-    Attributes:
-        trajectories: inner steps / inner steps of a trajectory.
-        outer_steps: updates of phi.
-        inner_steps: summed over trajectories.
-        gradients: inner gradient evaluations.
-    """
-
-    trajectories: float
-    outer_steps: int
-    inner_steps: int
-    gradients: float
+    trajectories: float  # inner steps / inner steps of a trajectory
+    outer_steps: int  # updates of phi
+    inner_steps: int  # summed over trajectories
+    gradients: float  # inner gradient evaluations
 
 
 def budget(settings: TrainConfig) -> Budget:
@@ -79,19 +72,12 @@ def _sets(fields: Mapping[str, Any]) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Training:
-    """One meta-training run, in a folder named after what it depends on.
+    """One meta-training run, in a folder named after what it depends on."""
 
-    Attributes:
-        name: of the row or ablation.
-        config: file of the configuration.
-        overrides: ``key=value``.
-        out: folder of the study.
-    """
-
-    name: str
-    config: str
-    overrides: tuple[str, ...]
-    out: Path
+    name: str  # of the row or ablation
+    config: str  # file of the configuration
+    overrides: tuple[str, ...]  # ``key=value``
+    out: Path  # folder of the study
 
     @cached_property
     def settings(self) -> TrainConfig:
@@ -182,30 +168,19 @@ class Training:
 
 @dataclass(frozen=True)
 class Point:
-    """A point of the search.
+    """A point of the search."""
 
-    Attributes:
-        factor: on the outer learning rates.
-        free: of the rule that moves the weights; None for that of the row.
-    """
-
-    factor: float = 1.0
-    free: float | None = None
+    factor: float = 1.0  # on the outer learning rates
+    free: float | None = None  # of the rule that moves the weights; None for that of the row
 
 
 @dataclass(frozen=True)
 class Study:
-    """A study in a folder: its trainings and evaluations, each done once.
+    """A study in a folder: its trainings and evaluations, each done once."""
 
-    Attributes:
-        settings: of the study.
-        out: its folder.
-        device: auto, cpu, cuda or cuda:N.
-    """
-
-    settings: StudyConfig
-    out: Path
-    device: str
+    settings: StudyConfig  # of the study
+    out: Path  # its folder
+    device: str  # auto, cpu, cuda or cuda:N
 
     def training(
         self,

@@ -35,19 +35,12 @@ class At(_Model):
 
 
 class Curve(_Model):
-    """Loss by inner step.
+    """Loss by inner step."""
 
-    Attributes:
-        at: the steps that are shown.
-        geomean: all steps, to four digits, for the figure.
-        low: of its 95 % interval.
-        high: of its 95 % interval.
-    """
-
-    at: dict[int, At]
-    geomean: list[float] = []
-    low: list[float] = []
-    high: list[float] = []
+    at: dict[int, At]  # the steps that are shown
+    geomean: list[float] = []  # all steps, to four digits, for the figure
+    low: list[float] = []  # of its 95 % interval
+    high: list[float] = []  # of its 95 % interval
 
 
 class Run(Curve):
