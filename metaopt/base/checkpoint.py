@@ -118,7 +118,7 @@ def read(path: str | Path) -> Checkpoint:
     except safetensors.SafetensorError as error:
         raise CheckpointError(
             f"{path}: not a whole safetensors file ({one_line(str(error), 200)}); write it again "
-            f"with train_meta.py"
+            f"with metaopt train"
         ) from None
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from None

@@ -171,7 +171,7 @@ class TrainConfig(_Model):
     @model_validator(mode="after")
     def _teleporter(self) -> TrainConfig:
         if self.name == "eval":
-            raise ValueError("name: runs/eval is where eval_meta.py writes, found 'eval'")
+            raise ValueError("name: runs/eval is where metaopt eval writes, found 'eval'")
         proposes = self.rules.teleport is not None or self.rules.step_teleport is not None
         if proposes != (self.teleporter is not None):
             raise ValueError(

@@ -30,7 +30,7 @@ opt = metaopt.LearnedOptimizer(model, "this folder, or its hub id")   # as torch
 rule = metaopt.load("this folder, or its hub id")                     # the rule by itself
 ```
 
-`python -m metaopt show FOLDER` prints what is in it. No code from the files is run.
+`metaopt show FOLDER` prints what is in it. No code from the files is run.
 
 ## Validation
 

@@ -82,7 +82,7 @@ def validation_section(found: Figures) -> str:
 def unseen_sections(found: Figures) -> list[str]:
     """A table for each family that was tested on; a sentence where there is none."""
     if not found.test:
-        return ["No figures on unseen tasks are in the file; `python eval_meta.py` makes some."]
+        return ["No figures on unseen tasks are in the file; `metaopt eval` makes some."]
     return [_unseen_section(family, of_family) for family, of_family in found.test.items()]
 
 

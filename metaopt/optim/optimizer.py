@@ -63,7 +63,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
     Args:
         model: whose trainable parameters are optimised; or parameters or groups as for any
             optimizer of torch, and then there are no teleports.
-        rule: a checkpoint's path, or a ``LearnedRule``.
+        rule: what ``metaopt.load`` takes (a file, a run's folder, the name of a shipped one such
+            as ``digits_update_tele``, a hub id), or a ``LearnedRule``.
         lr: factor on updates; of each group without one of its own.
         weight_decay: likewise.
         params: parameters or groups, where they are not all that the model has to train. Whatever
