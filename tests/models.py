@@ -112,6 +112,13 @@ def hand_made(rule: Rule) -> LearnedRule:
     return LearnedRule(MetaOptimizer({"update": rule}, None), train_config(UPDATES))
 
 
+def states(optimizer: torch.optim.Optimizer) -> dict[Tensor, dict[str, Tensor]]:
+    """A copy of the state of each parameter."""
+    return {
+        p: {key: value.clone() for key, value in own.items()} for p, own in optimizer.state.items()
+    }
+
+
 def equal(some: list[Tensor], others: list[Tensor]) -> bool:
     return all(torch.equal(a, b) for a, b in zip(some, others, strict=True))
 

@@ -10,7 +10,7 @@ import models
 import pytest
 import torch
 from cases import learned_rule
-from models import UPDATES, Problem, equal, every_model, hand_made, stepped, take_steps
+from models import UPDATES, Problem, equal, every_model, hand_made, states, stepped, take_steps
 from places import PRETRAINED
 from torch import nn
 
@@ -235,11 +235,11 @@ def test_frozen_parameters_stay_until_they_are_added() -> None:
         p.requires_grad_(True)
     others = [p for p in problem.model.parameters() if p not in optimizer.state]
     assert [id(p) for p in others] == [id(p) for p in first]
-    states = {p: dict(state) for p, state in optimizer.state.items()}
-    shared = {key: states[optimizer.in_order()[0]].pop(key) for key in optimizer.shared_state()}
+    kept = states(optimizer)
+    shared = {key: kept[optimizer.in_order()[0]].pop(key) for key in optimizer.shared_state()}
     optimizer.add_param_group({"params": first, "lr": 0.5})
     assert optimizer.in_order()[0] is first[0]
-    for parameter, state in (*states.items(), (first[0], shared)):
+    for parameter, state in (*kept.items(), (first[0], shared)):
         found = optimizer.state[parameter]
         assert all(torch.equal(found[key], state[key]) for key in state)
     take_steps(problem, optimizer, 1)

@@ -12,7 +12,7 @@ import models
 import pytest
 import torch
 from cases import learned_rule
-from models import UPDATES, Problem, equal, take_steps
+from models import UPDATES, Problem, equal, states, take_steps
 from torch import Tensor, nn
 from torch.optim import lr_scheduler
 
@@ -94,7 +94,7 @@ def test_an_embedding_is_exchanged_for_a_longer_one(kind: str, is_saved_first: b
 def test_parameters_that_grow_in_place_begin_anew(kind: str) -> None:
     problem, optimizer = started(kind, models.transformer)
     weight = next(p for n, p in problem.model.named_parameters() if n == "embedding.weight")
-    others = {p: dict(state) for p, state in optimizer.state.items() if p is not weight}
+    others = {p: state for p, state in states(optimizer).items() if p is not weight}
     problem.backward()
     weight.data = torch.cat([weight.data, weight.data[:3]])
     with (
@@ -157,12 +157,12 @@ def test_what_cannot_be_is_refused_in_one_line(name: str) -> None:
     problem, optimizer = started()
     change, message = BY_HAND[name]
     change(optimizer)
-    before, states = problem.weights(), {p: dict(state) for p, state in optimizer.state.items()}
+    before, kept = problem.weights(), states(optimizer)
     with pytest.raises(ValueError, match=message) as raised:
         take_steps(problem, optimizer, 1)
     assert "\n" not in str(raised.value)
     assert not any(moved(problem, before))
-    for p, state in states.items():
+    for p, state in kept.items():
         assert all(torch.equal(optimizer.state[p][key], state[key]) for key in state)
 
 

@@ -16,6 +16,13 @@ import metaopt
 from metaopt.optim.within import chain_within
 from metaopt.symmetry.units import units_of
 
+WHY = (
+    "changes the outputs on the example",
+    "is read by code of",
+    "cannot be traced, so nothing is known",
+    "is called 2 times",
+    "is used in two places",
+)
 every_hidden = pytest.mark.parametrize("make", HIDDEN.values(), ids=HIDDEN)
 
 
@@ -49,11 +56,10 @@ def test_an_example_shows_it(make: Callable[[], nn.Module]) -> None:
     if isinstance(model, Clipping):
         # Bounded once, its weights are what they are.
         model(x)
-    before = _both(model, x)
     found = metaopt.symmetries(model, x)
-    metaopt.teleport(model, 1.0, symmetries=found)
-    assert change(before, _both(model, x)) < 1e-5
-    assert all("changes the outputs" in e.reason for e in found.skipped if "->" in e.reason)
+    assert not found
+    told = [e.reason for e in found.skipped if any(why in e.reason for why in WHY)]
+    assert len(told) == 1
 
 
 class _Harmless(nn.Module):
