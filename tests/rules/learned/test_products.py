@@ -143,9 +143,11 @@ def test_a_run_an_evaluation_and_a_resumption_say_so_once(
         said = capsys.readouterr().out
         assert said.count("no bfloat16 instructions") == 1
         assert "products: bfloat16: cpu" in said
-    learned_contenders([tmp_path / "optimizer.safetensors"], torch.device("cpu"), True, World())
+    paths = [tmp_path / "optimizer.safetensors", tmp_path / "last.safetensors"]
+    learned_contenders(paths, torch.device("cpu"), True, World())
     said = capsys.readouterr().out
     assert said.count("no bfloat16 instructions") == 1
+    assert all(str(path) in said for path in paths)
 
 
 def test_what_a_choice_does_not_do_is_said() -> None:
