@@ -14,6 +14,7 @@ it, ablations too, in tiny sizes.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from math import prod
@@ -66,9 +67,7 @@ def main(world: World) -> None:
     parser.add_argument(
         "--ship", action="store_true", help="put the first seed's into checkpoints/pretrained/"
     )
-    arguments = STUDY.parse(parser)
-    if arguments.ablations and arguments.write_page == STUDY.path:
-        arguments.write_page = ABLATIONS.path
+    arguments = (ABLATIONS if "--ablations" in sys.argv else STUDY).parse(parser)
     settings = config.load(StudyConfig, arguments.config, arguments.overrides)
     if arguments.smoke:
         if settings.smoke is None:
@@ -154,9 +153,8 @@ def core(study: Study) -> StudyResult:
         rows=rows,
         claims=checked(settings, contenders, index),
         left_out=left_out,
-        evaluation_seconds=settings.steps
-        * sum(
-            run.seconds_per_step
+        evaluation_seconds=sum(
+            settings.steps * run.seconds_per_step
             for family in families.values()
             for entry in family.contenders.values()
             for run in entry.runs

@@ -19,6 +19,7 @@ from benchmarks import (
     machine,
     plain_loop,
     speed,
+    sweep,
     time_to_quality,
     timing,
 )
@@ -192,11 +193,14 @@ def test_an_attempt_ends_when_all_marks_are_passed_or_time_is_over() -> None:
     assert slow.as_dict()["passed"][1]["passed"] is None
 
 
-def test_cost_curves(tmp_path: Path) -> None:
+def test_cost_curves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    peaks = {size: Cost(size, 0.1, 1e6) for size in (3, 4)}
+    monkeypatch.setattr(sweep, "measured", lambda *_: peaks)
     axis = cost.Axis("task.width", "width", (3, 4), power=2.0)
     found = list(cost.points("coordinate_update_tele.yaml", axis, CPU, batch=1))
     assert [point.row.size for point in found] == [3, 4]
     assert all(point.row.left_out is None and point.step_seconds > 0 for point in found)
+    assert all(point.row.peak_bytes == 1e6 for point in found)
     large = replace(found[1], row=replace(found[1].row, size=5, left_out="too large"))
     named = [*found, large]
     assert "left out: too large" in cost.table(named)
