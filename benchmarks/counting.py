@@ -22,9 +22,8 @@ from typing import Any
 import torch
 
 from metaopt.meta.config import TrainConfig
-from metaopt.rules.build import rule
-from metaopt.rules.config import LEARNED
 from metaopt.rules.learned.flattened import FlattenedRule
+from metaopt.rules.rule_config import NetworkConfig, Place
 from metaopt.tasks.config import TaskConfig
 from metaopt.tasks.regression import layer_shapes
 
@@ -58,10 +57,10 @@ def network_shapes(config: TrainConfig) -> list[Shape]:
     """Of the rules that are learned, from their parameters."""
     shapes = []
     for name, given in config.rules.by_name().items():
-        if not isinstance(given, LEARNED):
+        if not isinstance(given, NetworkConfig):
             continue
         with torch.device("meta"):
-            made: Any = rule(name, given, config.task, config.seed)
+            made: Any = given.make(Place(name, config.task, config.seed))
         inputs, outputs = made.lstm.W_x[0].shape[1], made.head.W.shape[0]
         rows = 1 if isinstance(made, FlattenedRule) else _coordinates(name, config.task)
         shapes.append(Shape(rows, inputs, given.hidden, outputs))

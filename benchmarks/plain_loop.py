@@ -175,7 +175,7 @@ def linear(rule: Rule) -> nn.Linear:
 
 def adam(config: TrainConfig, modules: Mapping[str, nn.Module]) -> torch.optim.Adam:
     """Adam with a learning rate for each network, as the configuration has it."""
-    rates = {name: rule.outer_lr for name, rule in config.rules.by_name().items()}
+    rates = {name: rule.learning_rate for name, rule in config.rules.by_name().items()}
     return torch.optim.Adam(
         [{"params": modules[name].parameters(), "lr": rate} for name, rate in rates.items()]
     )

@@ -44,8 +44,8 @@ from metaopt.rules.composed import MetaOptimizer
 from metaopt.symmetry.actions import Action, LayerPair
 from metaopt.symmetry.maps import GroupElement
 from metaopt.tasks.regression import TaskBatch
+from metaopt.teleport.base import Generators
 from metaopt.teleport.engine import TeleportEngine, TeleportReport
-from metaopt.teleport.guard import Generators
 
 DAMPINGS = (1e-3, 1e-6)
 PIECE = 16

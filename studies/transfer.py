@@ -46,12 +46,11 @@ from metaopt.evaluation.contenders import (
 )
 from metaopt.evaluation.evaluate import TUNED_BASELINES, Outcome, run_contender
 from metaopt.optim import learned
-from metaopt.rules.build import engine
 from metaopt.rules.composed import MetaOptimizer
-from metaopt.rules.config import TeleporterConfig
 from metaopt.tasks.build import task_family
 from metaopt.tasks.config import TaskConfig
 from metaopt.tasks.regression import layer_shapes
+from metaopt.teleport.config import TeleporterConfig, engine
 from studies.output import DOCS, PRETRAINED, Page, add_device, in_repository
 from studies.study.evaluation import Array, excess, least_losses
 

@@ -46,7 +46,7 @@ from metaopt.optim import learned
 from metaopt.rules.composed import MetaOptimizer
 from metaopt.tasks.build import task_family
 from metaopt.tasks.regression import TaskBatch
-from metaopt.teleport.traces import TeleportTrace
+from metaopt.teleport.base import TeleportTrace
 from studies.alignment import Measured, measure, stops
 from studies.output import DOCS, PRETRAINED, Page, add_device, in_repository
 from studies.why_figure import figure

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from support import amplify_head
+from support import PLAIN_META, PLAIN_TELEPORTER, amplify_head, plain
 
 from metaopt import LearnedRule
 from metaopt.base.config import check
@@ -57,14 +57,16 @@ BY_UNITS = {"action": "units", "guard": "none"}
 
 def train_config(kind: str, **sections: Any) -> TrainConfig:
     """A small configuration; ``sections`` add to or replace whole sections."""
-    rules = RULES[kind]
-    teleporter = BY_UNITS if "units" in kind else {}
+    rules = {name: plain(name, rule) for name, rule in sections.pop("rules", RULES[kind]).items()}
+    teleporter = BY_UNITS if "units" in kind else PLAIN_TELEPORTER | sections.pop("teleporter", {})
+    meta = {"batch": 64, "outer_steps": 1000} | PLAIN_META | sections.pop("meta", {})
     data: dict[str, Any] = {
         "name": kind,
         "label": kind,
         "dtype": "float64",
         "task": TASK,
         "rules": rules,
+        "meta": meta,
         "teleporter": teleporter if {"teleport", "step_teleport"} & rules.keys() else None,
     }
     return check(TrainConfig, data | sections, "test")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from metaopt.base.network import Weights
+from metaopt.base.network import Forward, Weights
 from metaopt.meta.loss import LogLoss
 from metaopt.meta.unroll import Observe, first_order, start, unroll
 from metaopt.rules.composed import MetaOptimizer
@@ -24,15 +24,19 @@ class Replay:
         self.recorded: list[Observation] = []
         self._pending: Iterator[Observation] | None = None
 
-    def record(self, tasks: Tasks, weights: Weights) -> tuple[Tensor, Observation]:
-        loss, observation = first_order(tasks, weights)
+    def record(
+        self, tasks: Tasks, weights: Weights, passed: Forward | None = None
+    ) -> tuple[Tensor, Observation]:
+        loss, observation = first_order(tasks, weights, passed)
         self.recorded.append(observation)
         return loss, observation
 
     def rewind(self) -> None:
         self._pending = iter(self.recorded)
 
-    def replay(self, tasks: Tasks, weights: Weights) -> tuple[Tensor, Observation]:
+    def replay(
+        self, tasks: Tasks, weights: Weights, passed: Forward | None = None
+    ) -> tuple[Tensor, Observation]:
         assert self._pending is not None
         return tasks.loss(weights), next(self._pending)
 

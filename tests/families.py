@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from support import UPDATE
+from support import PLAIN_META, UPDATE, plain
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
@@ -107,8 +107,8 @@ def own_config(
         "name": "own",
         "label": "own",
         "task": {"family": family, "options": options},
-        "rules": {"update": UPDATE | {"outer_lr": 3e-2}},
-        "meta": {"batch": 4, "outer_steps": 4, "steps": 6, "unroll": 3} | meta,
+        "rules": {"update": plain("update", UPDATE | {"outer_lr": 3e-2})},
+        "meta": PLAIN_META | {"batch": 4, "outer_steps": 4, "steps": 6, "unroll": 3} | meta,
         "validation": {"every": 2, "tasks": 8},
     }
 

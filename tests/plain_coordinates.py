@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+from support import basis_of
 from torch import Tensor, nn
 
 from benchmarks.plain_loop import Rule, adam, cells, linear, load_cell
@@ -20,8 +21,12 @@ from metaopt.base.loss_statistics import FLOOR
 from metaopt.base.streams import Stream
 from metaopt.meta.config import TrainConfig
 from metaopt.meta.schedule import schedule
-from metaopt.rules.config import CoordinateConfig
-from metaopt.rules.learned.directions import FREE_STEP, LARGEST_LOG_STEP, LARGEST_WHITENING
+from metaopt.rules.learned.directions import (
+    FREE_STEP,
+    LARGEST_LOG_STEP,
+    LARGEST_WHITENING,
+    BasisConfig,
+)
 from metaopt.rules.learned.features import LOG_RANGE
 from metaopt.tasks.build import task_family
 
@@ -66,7 +71,7 @@ class PlainCoordinates:
         ):
             if meta.clip is not None:
                 torch.nn.utils.clip_grad_norm_(group["params"], meta.clip)
-            group["lr"] = rule.outer_lr * factor
+            group["lr"] = rule.learning_rate * factor
         self.adam.step()
         return meta_loss.item()
 
@@ -99,7 +104,7 @@ class PlainCoordinates:
     def _network(self, name: str, rows: Tensor) -> Tensor:
         """Features [rows, F] -> outputs [B, coordinates, D]."""
         own = self.networks[name]
-        rule = self.config.rules.by_name()[name]
+        rule = basis_of(self.config.rules.by_name()[name])
         zero = rows.new_zeros(len(rows), rule.hidden)
         states: State = self.states[name] or [(zero, zero) for _ in own.cells]
         new = []
@@ -116,11 +121,15 @@ class PlainCoordinates:
         W, loss, H = (A.detach(), B.detach()), loss.detach(), H.detach()
         seen = Seen(W, G, (self.X, H), loss)
         rules = self.config.rules.by_name()
-        f1, f2 = updates(seen, self._network("update", update_rows(seen)), rules["update"])
+        f1, f2 = updates(
+            seen, self._network("update", update_rows(seen)), basis_of(rules["update"])
+        )
         W1, W2 = self.W1 + f1, self.W2 + f2
         teleporter = self.config.teleporter
         if teleporter is not None:
-            T = generator(seen, self._network("teleport", generator_rows(seen)), rules["teleport"])
+            T = generator(
+                seen, self._network("teleport", generator_rows(seen)), basis_of(rules["teleport"])
+            )
             T = T / (1 + T.square().sum((1, 2), keepdim=True) / teleporter.max_norm**2).sqrt()
             slope = self.config.task.slope
             Z = W1 @ self.X
@@ -179,7 +188,7 @@ def update_rows(seen: Seen) -> Tensor:
     return torch.cat(layers, dim=1).flatten(0, 1)
 
 
-def updates(seen: Seen, z: Tensor, rule: CoordinateConfig) -> list[Tensor]:
+def updates(seen: Seen, z: Tensor, rule: BasisConfig) -> list[Tensor]:
     """What the outputs z [B, P, 1 or 3] are read as, for each layer."""
     made = []
     parts = z.split([w[0].numel() for w in seen.W], dim=1)
@@ -213,7 +222,7 @@ def generator_rows(seen: Seen) -> Tensor:
     return torch.stack(columns, dim=-1).flatten(0, 2)
 
 
-def generator(seen: Seen, z: Tensor, rule: CoordinateConfig) -> Tensor:
+def generator(seen: Seen, z: Tensor, rule: BasisConfig) -> Tensor:
     """What the outputs z [B, k^2, 1 or 3] are read as."""
     HHt = over_rms(seen.grams[1])
     k = HHt.shape[1]

@@ -16,6 +16,8 @@ from metaopt.base import config
 from metaopt.base.network import LeakyReLU
 from metaopt.meta.config import TrainConfig
 from metaopt.rules.base import Rule
+from metaopt.rules.learned.directions import BasisConfig
+from metaopt.rules.rule_config import RuleConfig
 from metaopt.symmetry.actions import Action, Linear, Orthogonal, Permutation, Scaling, ThroughData
 from metaopt.tasks.regression import TaskBatch
 
@@ -75,6 +77,28 @@ UPDATE: dict[str, Any] = {"kind": "coordinate_lstm", "hidden": 3, "scale": 0.1, 
 UPDATE_AND_TELEPORT: dict[str, Any] = {"update": UPDATE, "teleport": UPDATE}
 
 
+PLAIN_META: dict[str, Any] = {
+    "horizon": {"kind": "fixed"},
+    "order": 1,
+    "epsilon": 1e-9,
+    "average": None,
+}
+PLAIN_TELEPORTER: dict[str, Any] = {"max_norm": 1.0, "guard": "refuse"}
+WITH_BASIS = ("lstm", "coordinate_lstm")
+
+
+def plain(name: str, rule: Mapping[str, Any]) -> dict[str, Any]:
+    """A rule's section with what is plainest where it says nothing, not the shipped recipe."""
+    plainest: dict[str, Any] = {"basis": "entries"} if rule["kind"] in WITH_BASIS else {}
+    if rule["kind"] in (*WITH_BASIS, "informed_lstm"):
+        plainest["free"] = 1.0
+    if rule["kind"] == "lstm":
+        plainest |= {"gradient": "raw", "hidden": 20}
+    if name == "step_teleport":
+        plainest["step_bound"] = "sigmoid"
+    return plainest | dict(rule)
+
+
 def tiny_config(
     rules: Mapping[str, Any] | None = None,
     teleporter: Mapping[str, Any] | None = None,
@@ -91,14 +115,16 @@ def tiny_config(
         dtype: of optimizees and rules.
         meta: fields of ``meta`` to set.
     """
+    if teleporter is not None and teleporter.get("action") != "units":
+        teleporter = PLAIN_TELEPORTER | dict(teleporter)
     small_task = {"width": 3, "inputs": 4, "outputs": 2, "samples": 3}
-    small_meta = {"batch": 2, "outer_steps": 4, "steps": 4, "unroll": 2}
+    small_meta = PLAIN_META | {"batch": 2, "outer_steps": 4, "steps": 4, "unroll": 2}
     content = {
         "name": "tiny",
         "label": "tiny",
         "dtype": dtype,
         "task": small_task | dict(task or {}),
-        "rules": dict(rules or {"update": UPDATE}),
+        "rules": {name: plain(name, rule) for name, rule in (rules or {"update": UPDATE}).items()},
         "teleporter": None if teleporter is None else dict(teleporter),
         "meta": small_meta | meta,
         "validation": {"every": 2, "tasks": 3},
@@ -124,3 +150,9 @@ def speak_up(rule: Rule) -> Rule:
 def gradcheck(function: Callable[..., Any], inputs: list[Tensor]) -> bool:
     leaves = tuple(tensor.detach().clone().requires_grad_() for tensor in inputs)
     return torch.autograd.gradcheck(function, leaves)
+
+
+def basis_of(rule: RuleConfig | None) -> BasisConfig:
+    """A rule's section, as one of an LSTM with a basis."""
+    assert isinstance(rule, BasisConfig)
+    return rule

@@ -32,7 +32,7 @@ from metaopt.meta.run import Run
 from metaopt.meta.run_files import METRICS_FILE, STATE_FILE
 from metaopt.optim import hub, show
 from metaopt.optim.learned import restore
-from metaopt.rules.build import hand_made
+from metaopt.rules.baselines import hand_made
 from studies.output import PRETRAINED, ROOT
 from studies.study.config import StudyConfig
 

@@ -161,7 +161,10 @@ def _sections(models: Sequence[type[BaseModel]], name: str) -> list[type[BaseMod
 def kind_of(model: type[BaseModel]) -> Any:
     """The value of ``kind`` that a variant of a union stands for; None for other sections."""
     field = model.model_fields.get("kind")
-    return get_args(field.annotation)[0] if field else None
+    if field is None:
+        return None
+    # Of classes of a user's own no single kind is known.
+    return (*get_args(field.annotation), "package.module:ClassName")[0]
 
 
 def models_in(annotation: Any) -> Iterator[type[BaseModel]]:

@@ -39,17 +39,28 @@ def _union_rows(
     chosen = isinstance(section.default, BaseModel)
     default = f"`{kind_of(type(section.default))}`" if chosen else "required"
     yield f"`{prefix}kind`", kinds, default, meanings
-    fields = {name: info for variant in variants for name, info in variant.model_fields.items()}
-    for name, info in fields.items():
-        if name != "kind":
-            owners = [kind_of(variant) for variant in variants if name in variant.model_fields]
-            only = "" if len(owners) == len(variants) else f" ({', '.join(owners)})"
-            yield _row(prefix + name, info, only)
+    names = dict.fromkeys(name for variant in variants for name in variant.model_fields)
+    for name in names:
+        if name == "kind":
+            continue
+        owners = {kind_of(v): v.model_fields[name] for v in variants if name in v.model_fields}
+        only = "" if len(owners) == len(variants) else f" ({', '.join(owners)})"
+        first = next(iter(owners.values()))
+        defaults: dict[str, list[str]] = {}
+        for kind, info in owners.items():
+            defaults.setdefault(_default(info), []).append(kind)
+        apart = [f"{default} ({', '.join(kinds)})" for default, kinds in defaults.items()]
+        default = ", ".join(apart) if len(apart) > 1 else _default(first)
+        path, kind, _, meaning = _row(prefix + name, first, only)
+        yield path, kind, default, meaning
 
 
 def _row(name: str, info: FieldInfo, only: str = "") -> tuple[str, ...]:
-    default = "required" if info.is_required() else f"`{_plain(info.default)}`"
-    return f"`{name}`", _type_name(info.annotation), default, _meaning(info) + only
+    return f"`{name}`", _type_name(info.annotation), _default(info), _meaning(info) + only
+
+
+def _default(info: FieldInfo) -> str:
+    return "required" if info.is_required() else f"`{_plain(info.default)}`"
 
 
 def _meaning(info: FieldInfo) -> str:
@@ -57,7 +68,7 @@ def _meaning(info: FieldInfo) -> str:
 
 
 def _plain(value: Any) -> Any:
-    return "null" if value is None else value
+    return "null" if value is None else value if value != "" else "empty"
 
 
 def _type_name(annotation: Any) -> str:

@@ -68,6 +68,21 @@ class Forward:
     preactivations: tuple[Tensor, ...]
     outputs: Tensor
 
+    def where(self, condition: Tensor, otherwise: Forward) -> Forward:
+        """This pass for the trajectories where a condition [B] holds, the other one elsewhere."""
+
+        def chosen(own: Tensor, other: Tensor) -> Tensor:
+            return torch.where(condition[:, None, None], own, other)
+
+        return Forward(
+            (
+                self.inputs[0],
+                *map(chosen, self.inputs[1:], otherwise.inputs[1:]),
+            ),
+            tuple(map(chosen, self.preactivations, otherwise.preactivations)),
+            chosen(self.outputs, otherwise.outputs),
+        )
+
 
 def pseudo_inverse(A: Tensor) -> Tensor:
     """A^+ [B, N, n] of A [B, n, N], computed in float64.

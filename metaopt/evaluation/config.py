@@ -16,34 +16,18 @@ from metaopt.base.fields import (
 from metaopt.base.fields import Model as _Model
 from metaopt.base.fields import described as _field
 from metaopt.base.fields import required as _required
+from metaopt.rules.baselines import BASELINES
 from metaopt.tasks.config import ONLY_THE_LOSS
 from metaopt.tasks.config import TaskConfig as TaskConfig
 
 Grid = dict[str, Annotated[list[PositiveFloat | Positive | Literal[0]], Field(min_length=1)]]
 
-# What each hand-made optimizer is tuned over; also the list of those that exist.
-HYPERPARAMETERS: dict[str, tuple[str, ...]] = {
-    "GD": ("lr",),
-    "Momentum": ("lr", "momentum"),
-    "Adam": ("lr", "beta1", "beta2"),
-    "AdamW+cosine": ("lr", "beta1", "decay"),
-    "L-BFGS": ("history",),
-    "GD+teleport": ("lr", "norm", "ascents", "every"),
-    "K-FAC": ("lr", "damping"),
-    "solve W2": (),
-    "whiten W2": (),
-}
-# Those that know more than first-order methods do.
-REFERENCES = ("K-FAC", "solve W2", "whiten W2")
-# Those that need to know the network of the tasks.
-_KNOWING = ("GD+teleport", *REFERENCES)
-
 
 def parse_baseline(name: str) -> tuple[str, int | None]:
     """``Adam@20`` -> (``Adam``, 20): tuned for step 20; without @, for the last step."""
     base, at, step = name.partition("@")
-    if base not in HYPERPARAMETERS or (at and not (step.isdigit() and int(step) > 0)):
-        known = ", ".join(HYPERPARAMETERS)
+    if base not in BASELINES or (at and not (step.isdigit() and int(step) > 0)):
+        known = ", ".join(BASELINES)
         raise ValueError(f"baselines are {known}, or one of them @STEP (Adam@20), found {name!r}")
     return base, int(step) if at else None
 
@@ -62,28 +46,16 @@ class TuningConfig(_Model):
     @model_validator(mode="after")
     def _complete(self) -> TuningConfig:
         for name, grid in self.grids.items():
-            if name not in HYPERPARAMETERS:
-                raise ValueError(f"grids are for {', '.join(HYPERPARAMETERS)}, found {name!r}")
-            if set(grid) != set(HYPERPARAMETERS[name]):
-                wanted = ", ".join(HYPERPARAMETERS[name])
+            if name not in BASELINES:
+                raise ValueError(f"grids are for {', '.join(BASELINES)}, found {name!r}")
+            if set(grid) != set(BASELINES[name].hyperparameters):
+                wanted = ", ".join(BASELINES[name].hyperparameters)
                 raise ValueError(f"the grid of {name} needs {wanted}, found {', '.join(grid)}")
             for parameter, values in grid.items():
                 for value in values:
-                    if not _is_possible(parameter, value):
+                    if not BASELINES[name].hyperparameters[parameter](value):
                         raise ValueError(f"the grid of {name}: {parameter} cannot be {value!r}")
         return self
-
-
-def _is_possible(parameter: str, value: float) -> bool:
-    match parameter:
-        case "lr" | "norm" | "damping":
-            return value > 0
-        case "decay":
-            return value >= 0
-        case "history" | "ascents" | "every":
-            return isinstance(value, int) and value >= 1
-        case _:
-            return 0 <= value < 1
 
 
 class EvalConfig(_Model):
@@ -96,15 +68,18 @@ class EvalConfig(_Model):
     task: TaskConfig = _field(TaskConfig(), "what is evaluated on")
     baselines: list[Text] = _field([], "hand-made optimizers; NAME@STEP is tuned for that step")
     tuning: TuningConfig = _required("of the hand-made optimizers")
+    modules: list[Text] = _field(
+        [], "modules of yours to import first, for rules of your own in checkpoints"
+    )
     bootstrap: Positive = _field(2000, "resamplings behind the intervals")
 
     @model_validator(mode="after")
     def _baselines(self) -> EvalConfig:
         for name in self.baselines:
             base, _ = parse_baseline(name)
-            if HYPERPARAMETERS[base] and base not in self.tuning.grids:
+            if BASELINES[base].hyperparameters and base not in self.tuning.grids:
                 raise ValueError(f"tuning.grids has no entry for {base}, which baselines asks for")
-            if self.task.is_own and base in _KNOWING:
+            if self.task.is_own and BASELINES[base].needs_network:
                 raise ValueError(f"baselines: {ONLY_THE_LOSS} others than {base}")
         if self.task.more is not None:
             raise ValueError("task.more: is for meta-training; an evaluation has task.options")

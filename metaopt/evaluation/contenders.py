@@ -15,13 +15,13 @@ from metaopt.base.checkpoint import CheckpointError
 from metaopt.base.fields import DTYPES
 from metaopt.base.process import World
 from metaopt.base.tables import printable
-from metaopt.evaluation.config import REFERENCES, EvalConfig
+from metaopt.evaluation.config import EvalConfig
 from metaopt.evaluation.tuning import edges, tune
 from metaopt.optim import learned
 from metaopt.optim.hub import SHIPPED
 from metaopt.optim.learned import LearnedRule
 from metaopt.optim.reach import Reach
-from metaopt.rules.build import hand_made
+from metaopt.rules.baselines import BASELINES, hand_made
 from metaopt.rules.composed import Optimizer
 from metaopt.rules.learned.precision import note
 
@@ -172,7 +172,7 @@ def baseline_contenders(
     return [
         Contender(
             choice.name,
-            "reference" if choice.base in REFERENCES else "baseline",
+            "reference" if BASELINES[choice.base].is_reference else "baseline",
             hand_made(choice.base, choice.values, choice.step),
             {
                 "hyperparameters": choice.values,

@@ -49,8 +49,9 @@ from metaopt.optim.reach import PAGE
 from metaopt.rules.composed import Optimizer
 from metaopt.tasks.base import Tasks
 from metaopt.tasks.build import task_family
+from metaopt.tasks.own import module_of
 from metaopt.tasks.regression import TaskBatch
-from metaopt.teleport.traces import TeleportTrace
+from metaopt.teleport.base import TeleportTrace
 
 Array = NDArray[np.float64]
 
@@ -264,6 +265,8 @@ def execute(
         world: the processes that share the tasks; the first one writes and has the report.
         required: whether a damaged checkpoint is an error, or left out with a line.
     """
+    for name in config.modules:
+        module_of(name, "field modules")
     tasks = unseen_tasks(config, device, world)
     world.on_first(lambda: make_folder(folder))
     contenders = told_apart(

@@ -25,9 +25,9 @@ from metaopt.base.files import write_atomically
 from metaopt.base.loss_statistics import geomean
 from metaopt.base.process import World
 from metaopt.base.streams import Stream
-from metaopt.evaluation.config import HYPERPARAMETERS, EvalConfig, parse_baseline
+from metaopt.evaluation.config import EvalConfig, parse_baseline
 from metaopt.meta.unroll import last_loss
-from metaopt.rules.build import hand_made
+from metaopt.rules.baselines import BASELINES, hand_made
 from metaopt.tasks.base import TaskFamily, Tasks
 from metaopt.tasks.build import task_family
 from metaopt.tasks.identity import Identity, difference, identity
@@ -78,7 +78,9 @@ def tune(config: EvalConfig, device: torch.device, cache: Path, world: World) ->
             world.say(f"left out: {name}: it is tuned for a step beyond the last, {config.steps}")
             continue
         key = _key(config, base, step)
-        settings = list(candidates(config.tuning.grid(base), HYPERPARAMETERS[base]))
+        settings = list(
+            candidates(config.tuning.grid(base), tuple(BASELINES[base].hyperparameters))
+        )
         if key in known and known[key]["values"] not in settings:
             del known[key]
         if key in known:
@@ -137,7 +139,7 @@ class _Drawn:
 
 
 def _search(config: EvalConfig, base: str, step: int, tasks: Tasks, world: World) -> dict[str, Any]:
-    settings = list(candidates(config.tuning.grid(base), HYPERPARAMETERS[base]))
+    settings = list(candidates(config.tuning.grid(base), tuple(BASELINES[base].hyperparameters)))
     final = []
     bar = tqdm(
         settings, desc=f"tuning {base} for step {step}", leave=False, disable=not world.first

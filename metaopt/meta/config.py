@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from metaopt.base.config import kind_of
 from metaopt.base.fields import (
     Decay,
     DtypeName,
@@ -19,21 +21,10 @@ from metaopt.base.fields import (
     described,
     required,
 )
-from metaopt.base.fields import Model as _Model
-from metaopt.base.fields import described as _field
-from metaopt.base.fields import required as _required
-from metaopt.rules.config import (
-    AdamConfig,
-    CoordinateConfig,
-    InformedConfig,
-    LayerConfig,
-    MomentumConfig,
-    RulesConfig,
-    TeleporterConfig,
-    UnitConfig,
-)
-from metaopt.tasks.config import ONLY_THE_LOSS
-from metaopt.tasks.config import TaskConfig as TaskConfig
+from metaopt.rules.config import UPDATES, RulesConfig
+from metaopt.tasks.config import ONLY_THE_LOSS, TaskConfig
+from metaopt.teleport.base import Need
+from metaopt.teleport.config import UNITS, TeleporterConfig
 
 
 class FixedHorizonConfig(Model):
@@ -96,21 +87,21 @@ class HideConfig(Model):
 class MetaConfig(Model):
     """The outer loop."""
 
-    batch: Positive = described(64, "B, trajectories side by side")
-    outer_steps: Positive = described(1000, "updates of phi")
+    batch: Positive = described(8, "B, trajectories side by side")
+    outer_steps: Positive = described(400, "updates of phi")
     steps: Positive = described(100, "inner steps of a trajectory")
     unroll: Positive = described(
         10, "K, inner steps of a truncation window (the last one may be shorter)"
     )
     horizon: HorizonConfig = described(
-        FixedHorizonConfig(kind="fixed"), "length of the trajectories of meta-training"
+        RandomHorizonConfig(kind="random"), "length of the trajectories of meta-training"
     )
     truncation: Literal["even", "random"] = described(
         "even", "windows of K steps, or in pairs of K + d and K - d, d uniform up to K/2"
     )
     estimator: EstimatorConfig = described(GradientConfig(kind="gradient"), "of the meta-gradient")
     order: Annotated[int, Field(ge=1, le=2)] = described(
-        1, "1: features are constants; 2: differentiated too"
+        2, "1: features are constants; 2: differentiated too"
     )
     loss: Literal["log", "log_last", "normalised", "sum"] = described(
         "log",
@@ -123,7 +114,7 @@ class MetaConfig(Model):
         "your own, on all of its `test`)",
     )
     hide: HideConfig = described(HideConfig(), "what rules learn to do without")
-    epsilon: PositiveFloat = described(1e-9, "added to losses, except in the sum")
+    epsilon: PositiveFloat = described(1e-7, "added to losses, except in the sum")
     schedule: Literal["cosine", "constant"] = described("cosine", "of the outer learning rates")
     final_lr: Annotated[float, Field(gt=0, le=1)] = described(
         0.02, "where the cosine ends, as a share of its start"
@@ -140,57 +131,83 @@ class MetaConfig(Model):
         "within plus and minus this; 0 for none",
     )
     average: Decay | None = described(
-        None, "decay of the average of phi that is validated and written; null for phi itself"
+        0.95, "decay of the average of phi that is validated and written; null for phi itself"
     )
 
 
-class ValidationConfig(_Model):
+class ValidationConfig(Model):
     """Validation on its own tasks."""
 
-    every: Positive = _field(100, "outer steps between validations")
-    tasks: Positive = _field(64, "validation tasks")
+    every: Positive = described(60, "outer steps from one validation to the next")
+    tasks: Positive = described(32, "validation tasks")
 
 
-class TrainConfig(_Model):
+class TrainConfig(Model):
     """A meta-training run."""
 
-    name: Name = _required("of the run; its folder is runs/<name>")
-    label: Text = _required("of the optimizer in tables and figures")
-    seed: Seed = _field(0, "of training tasks, validation tasks and initialisation")
-    dtype: DtypeName = _field("float32", "of optimizees and rules")
-    products: ProductsName = _field(
+    name: Name = required("name of the run; its results go to the folder runs/<name>")
+    label: Text = described("", "name of the optimizer in tables and figures; that of the run")
+    seed: Seed = described(0, "of training tasks, of validation tasks and of the initialisation")
+    dtype: DtypeName = described("float32", "precision of the trained networks and of the rules")
+    products: ProductsName = described(
         "full",
-        "precision of the products of the LSTMs' weights: that of dtype; tf32 on CUDA; or bfloat16",
+        "precision in which the weights of the LSTMs are multiplied: that of dtype; tf32 on CUDA; "
+        "or bfloat16",
     )
-    task: TaskConfig = _field(TaskConfig(), "what is trained on")
-    rules: RulesConfig = _required("what is learned")
-    teleporter: TeleporterConfig | None = _field(None, "needed where a rule proposes generators")
-    meta: MetaConfig = _field(MetaConfig(), "the outer loop")
-    validation: ValidationConfig = _field(ValidationConfig(), "validation")
+    task: TaskConfig = described(TaskConfig(), "what is trained on")
+    rules: RulesConfig = required("what is learned")
+    teleporter: TeleporterConfig | None = described(
+        None, "how generators move the weights; its defaults, where a rule proposes generators"
+    )
+    meta: MetaConfig = described(MetaConfig(), "the outer loop")
+    validation: ValidationConfig = described(ValidationConfig(), "validation")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults(cls, given: Any) -> Any:
+        """Where they are missing: the label is the name, the teleporter is that of the rules."""
+        if not isinstance(given, Mapping):
+            return given
+        filled = dict(given)
+        if filled.get("label") is None and isinstance(filled.get("name"), str):
+            filled["label"] = filled["name"]
+        rules = filled.get("rules")
+        if filled.get("teleporter") is None and isinstance(rules, Mapping):
+            proposing = rules.get("teleport") or rules.get("step_teleport")
+            if isinstance(proposing, Mapping):
+                of_units = proposing.get("kind") == "unit_lstm"
+                filled["teleporter"] = {"action": UNITS} if of_units else {}
+        return filled
 
     @model_validator(mode="after")
     def _teleporter(self) -> TrainConfig:
         if self.name == "eval":
             raise ValueError("name: runs/eval is where metaopt eval writes, found 'eval'")
-        proposes = self.rules.teleport is not None or self.rules.step_teleport is not None
-        if proposes != (self.teleporter is not None):
+        if self.teleporter is not None and self.rules.generators() is None:
             raise ValueError(
-                "rules.teleport or rules.step_teleport and teleporter: give both or neither"
+                "teleporter: there is nothing to carry out, as no rule proposes generators: leave "
+                "the section out, or add one, e.g. rules.teleport: {kind: coordinate_lstm}"
             )
         return self
 
     @model_validator(mode="after")
-    def _units(self) -> TrainConfig:
-        by_units = isinstance(self.rules.teleport, UnitConfig)
-        if self.teleporter is not None and by_units != (self.teleporter.action == "units"):
+    def _engine(self) -> TrainConfig:
+        rule = self.rules.generators()
+        if rule is None or self.teleporter is None:
+            return self
+        by_units = rule.generates_for is Need.UNITS
+        if rule.generates_for is not None and by_units != (self.teleporter.action == UNITS):
             raise ValueError(
                 f"teleporter.action: units is what rules.teleport of kind unit_lstm needs, and "
                 f"nothing else; found {self.teleporter.action}"
             )
-        reads_inputs = self.teleporter is not None and not by_units
-        if self.meta.hide.inputs > 0 and (
-            reads_inputs or isinstance(self.rules.update, InformedConfig)
-        ):
+        return self
+
+    @model_validator(mode="after")
+    def _inputs(self) -> TrainConfig:
+        through_data = self.teleporter is not None and self.teleporter.action != UNITS
+        needed = through_data or any(rule.needs_inputs for rule in self.rules.by_name().values())
+        if self.meta.hide.inputs > 0 and needed:
             raise ValueError("meta.hide.inputs: these rules need the layers' inputs; leave 0")
         return self
 
@@ -199,12 +216,13 @@ class TrainConfig(_Model):
         if not self.task.is_own:
             return self
         update, teleport = self.rules.update, self.rules.teleport
-        if not isinstance(update, CoordinateConfig | LayerConfig | AdamConfig | MomentumConfig):
+        if update is None or not update.knows_loss_alone:
+            known = [kind_of(kind) for kind in UPDATES if kind.knows_loss_alone]
             raise ValueError(
-                f"rules: {ONLY_THE_LOSS} rules.update of kind layer_lstm, coordinate_lstm, adam or "
-                f"momentum"
+                f"rules: {ONLY_THE_LOSS} rules.update of kind {', '.join(known[:-1])} or "
+                f"{known[-1]}"
             )
-        if not isinstance(teleport, UnitConfig | None):
+        if teleport is not None and not teleport.knows_loss_alone:
             raise ValueError(f"rules: {ONLY_THE_LOSS} rules.teleport of kind unit_lstm")
         if self.meta.rescale > 0:
             raise ValueError("meta.rescale: a family of your own is sampled as it is; leave it 0")

@@ -187,10 +187,11 @@ def _across(states: Sequence[InnerState], rows: Rows, rules: Mapping[str, Rule])
         for field in fields(Observation)
     }
     optimizer = {
-        key: rows(
-            [state.optimizer[key] for state in states], rules[key.partition(".")[0]].batch_axis
-        )
-        for key in states[0].optimizer
+        name: {
+            key: rows([state.optimizer[name][key] for state in states], rules[name].batch_axis)
+            for key in own
+        }
+        for name, own in states[0].optimizer.items()
     }
     return InnerState(
         states[0].step,

@@ -19,7 +19,7 @@ from metaopt.meta.events import RunWriter
 from metaopt.meta.pace import Pace
 from metaopt.meta.run_files import BEST_FILE, LAST_FILE, METRICS_FILE
 from metaopt.meta.trainer import MetaTrainer, Window
-from metaopt.teleport.traces import TeleportTrace
+from metaopt.teleport.base import TeleportTrace
 
 _BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
 

@@ -121,10 +121,12 @@ def require_parts(parts: Any, weights: Weights, batch: int, rules: Iterable[str]
     for i, part in enumerate(parts):
         like = tuple(W.new_empty(part["count"], *W.shape[1:], device="cpu") for W in weights)
         require_like(part["weights"], like, f"inner.parts[{i}].weights")
-        if part["optimizer"].keys() != parts[0]["optimizer"].keys():
+        if not all(isinstance(own, Mapping) for own in part["optimizer"].values()):
+            raise ValueError("inner.parts: an older version of metaopt wrote them")
+        names = {rule: [*own] for rule, own in part["optimizer"].items()}
+        if names != {rule: [*own] for rule, own in parts[0]["optimizer"].items()}:
             raise ValueError(f"inner.parts[{i}].optimizer: other tensors than in inner.parts[0]")
-    of_rules = {key.partition(".")[0] for key in parts[0]["optimizer"]}
-    if unknown := of_rules - {*rules}:
+    if unknown := parts[0]["optimizer"].keys() - {*rules}:
         raise ValueError(f"inner.parts: found rules {', '.join(sorted(unknown))}")
 
 

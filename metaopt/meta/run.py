@@ -39,6 +39,7 @@ from metaopt.meta.schedule import schedule
 from metaopt.meta.torch_profile import NoProfile, Profile
 from metaopt.meta.trainer import MetaTrainer
 from metaopt.rules.learned.precision import note
+from metaopt.rules.own import import_own
 from metaopt.tasks.identity import Identity, difference
 
 SECONDS_BETWEEN_STATES = 5.0
@@ -72,6 +73,7 @@ class Run:
             require_label(config.label)
         except ValueError as error:
             raise ConfigError(str(error)) from None
+        import_own(config.rules.by_name().values())
         self.folder = folder
         self.world = world
         self.trainer = MetaTrainer(config, device, world)

@@ -18,11 +18,12 @@ from torch import Tensor
 from metaopt.base.network import Weights
 from metaopt.base.process import World
 from metaopt.meta.unroll import InnerState
-from metaopt.rules.base import Rule, State
-from metaopt.teleport.traces import TeleportTrace
+from metaopt.rules.base import Rule
+from metaopt.rules.composed import States
+from metaopt.teleport.base import TeleportTrace
 
 Part = dict[str, Any]
-"""``count`` of trajectories, their ``weights`` and the ``optimizer``'s tensors by key."""
+"""``count`` of trajectories, their ``weights``, the ``optimizer``'s tensors by rule and name."""
 
 
 def gathered(
@@ -49,19 +50,22 @@ def part(inner: InnerState) -> Part:
     return {
         "count": inner.weights[0].shape[0],
         "weights": tuple(_copy(W) for W in inner.weights),
-        "optimizer": {key: _copy(value) for key, value in inner.optimizer.items()},
+        "optimizer": {
+            rule: {key: _copy(value) for key, value in own.items()}
+            for rule, own in inner.optimizer.items()
+        },
     }
 
 
 def take(
     parts: Sequence[Part], share: slice, rules: Mapping[str, Rule], device: torch.device
-) -> tuple[Weights, State]:
+) -> tuple[Weights, States]:
     """Weights and rule states of the trajectories ``share`` of the whole meta-batch.
 
     Args:
         parts: of all trajectories, in order.
         share: which trajectories.
-        rules: by name; a tensor of rule ``name`` is keyed ``name.key``.
+        rules: by name.
         device: where the tensors go.
 
     Raises:
@@ -71,15 +75,25 @@ def take(
     for own, end in zip(parts, ends, strict=True):
         if (end - own["count"], end) == (share.start, share.stop):
             weights = tuple(W.to(device) for W in own["weights"])
-            return weights, {key: value.to(device) for key, value in own["optimizer"].items()}
+            return weights, {
+                rule: {key: value.to(device) for key, value in state.items()}
+                for rule, state in own["optimizer"].items()
+            }
     layers = zip(*(part["weights"] for part in parts), strict=True)
     weights = tuple(_cut(layer, 0, share, ends[-1]).to(device) for layer in layers)
-    state = {}
-    for key in parts[0]["optimizer"]:
-        axis = rules[key.partition(".")[0]].batch_axis
-        tensors = [part["optimizer"][key] for part in parts]
-        state[key] = _cut(tensors, axis, share, ends[-1]).to(device)
-    return weights, state
+    states: States = {
+        name: {
+            key: _cut(
+                [part["optimizer"][name][key] for part in parts],
+                rules[name].batch_axis,
+                share,
+                ends[-1],
+            ).to(device)
+            for key in own
+        }
+        for name, own in parts[0]["optimizer"].items()
+    }
+    return weights, states
 
 
 def _cut(tensors: Sequence[Tensor], axis: int, share: slice, batch: int) -> Tensor:

@@ -41,7 +41,7 @@ from metaopt.tasks.base import Tasks
 from metaopt.tasks.build import task_family
 from metaopt.tasks.identity import identity
 from metaopt.tasks.variations import InTurn
-from metaopt.teleport.traces import TeleportTrace
+from metaopt.teleport.base import TeleportTrace
 
 _INNER = {"step": 0, "windows_left": [], "parts": []}
 
@@ -122,7 +122,7 @@ class MetaTrainer:
         self.average = build.average(config.meta, self.optimizer)
         learned = {name: rule for name, rule in self.optimizer.rules.items() if _learns(rule)}
         self.networks = {name: list(rule.parameters()) for name, rule in learned.items()}
-        self.base_lr = {name: config.rules.by_name()[name].outer_lr for name in learned}
+        self.base_lr = {name: config.rules.by_name()[name].learning_rate for name in learned}
         self.adam = torch.optim.Adam(
             [{"params": self.networks[name], "lr": self.base_lr[name]} for name in learned],
             fused=True,

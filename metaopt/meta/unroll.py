@@ -29,28 +29,19 @@ Reference: Zhao, Gower, Walters and Yu, arXiv 2305.13404, section 6.2.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from metaopt.base.network import Weights
+from metaopt.base.network import Forward, Weights
 from metaopt.base.stopwatch import UNTIMED, NoWatch
 from metaopt.rules.composed import Optimizer
 from metaopt.rules.learned.affine import one_window
-from metaopt.tasks.base import Observation, Tasks, cut
-from metaopt.teleport.engine import TeleportData, TeleportReport
-from metaopt.teleport.traces import (
-    TRACED_TOGETHER,
-    TeleportTrace,
-    _joined,
-    _trace,
-    _trace_of_units,
-)
-from metaopt.teleport.unit_engine import UnitReport
+from metaopt.tasks.base import Observation, Tasks, cut, observed_loss
+from metaopt.teleport.base import Report, TeleportTrace
 
 
 class _LossWithGradient(torch.autograd.Function):
@@ -69,31 +60,40 @@ class _LossWithGradient(torch.autograd.Function):
         return (None, *(scale * G for G in gradients), *(None for _ in gradients))
 
 
-Observe = Callable[[Tasks, Weights], tuple[Tensor, Observation]]
-"""(tasks, w) -> (L(w) as the meta-loss sees it [B], the observation as the rules see it)."""
+class Observe(Protocol):
+    """(tasks, w) -> (L(w) as the meta-loss sees it [B], the observation as the rules see it)."""
+
+    def __call__(
+        self, tasks: Tasks, weights: Weights, passed: Forward | None = None
+    ) -> tuple[Tensor, Observation]:
+        """Look at w; ``passed`` is the forward pass there, where a teleport has made it."""
 
 
-def first_order(tasks: Tasks, weights: Weights) -> tuple[Tensor, Observation]:
+def first_order(
+    tasks: Tasks, weights: Weights, passed: Forward | None = None
+) -> tuple[Tensor, Observation]:
     """The observation is constant; the loss carries grad L(w), computed once, to w."""
     with torch.no_grad():
-        observation = tasks.observe(cut(weights))
-    assert observation.loss is not None
-    loss = _LossWithGradient.apply(observation.loss, *weights, *observation.grads)
+        observation = tasks.observe(cut(weights), passed)
+    loss = _LossWithGradient.apply(observed_loss(observation), *weights, *observation.grads)
     return loss, observation
 
 
-def second_order(tasks: Tasks, weights: Weights) -> tuple[Tensor, Observation]:
-    """Loss and observation are both differentiated."""
+def second_order(
+    tasks: Tasks, weights: Weights, passed: Forward | None = None
+) -> tuple[Tensor, Observation]:
+    """Loss and observation are both differentiated: a pass without a graph is of no use."""
     observation = tasks.observe(weights)
-    assert observation.loss is not None
-    return observation.loss, observation
+    return observed_loss(observation), observation
 
 
 def as_judged(observe: Observe) -> Observe:
     """The observation as ``observe`` makes it; the loss, differentiable, as tasks are judged."""
 
-    def judging(tasks: Tasks, weights: Weights) -> tuple[Tensor, Observation]:
-        loss, observation = observe(tasks, weights)
+    def judging(
+        tasks: Tasks, weights: Weights, passed: Forward | None = None
+    ) -> tuple[Tensor, Observation]:
+        loss, observation = observe(tasks, weights, passed)
         return tasks.judged(weights, loss), observation
 
     return judging
@@ -109,12 +109,13 @@ def judging(watch: NoWatch) -> Observe:
         watch: on the steps.
     """
 
-    def judged(tasks: Tasks, weights: Weights) -> tuple[Tensor, Observation]:
+    def judged(
+        tasks: Tasks, weights: Weights, passed: Forward | None = None
+    ) -> tuple[Tensor, Observation]:
         with torch.no_grad():
-            observation = tasks.observe(weights)
-            assert observation.loss is not None
+            observation = tasks.observe(weights, passed)
             with watch.aside():
-                return tasks.judged(weights, observation.loss), observation
+                return tasks.judged(weights, observed_loss(observation)), observation
 
     return judged
 
@@ -138,13 +139,16 @@ class InnerState:
     optimizer: Any
 
     def detach(self) -> InnerState:
-        """The same state with its graph cut, for rules whose states are dicts of tensors."""
+        """The same state with its graph cut, for optimizers made of rules."""
         return InnerState(
             self.step,
             cut(self.weights),
             self.loss.detach(),
             self.observation.detach(),
-            {key: value.detach() for key, value in self.optimizer.items()},
+            {
+                rule: {key: value.detach() for key, value in own.items()}
+                for rule, own in self.optimizer.items()
+            },
         )
 
 
@@ -198,31 +202,51 @@ def unroll(
         The state at t + K, still attached to the graph, and the losses on the way.
     """
     losses: list[Tensor] = []
-    reports: list[TeleportReport] = []
-    traces: list[TeleportTrace] = []
+    trace = _Trace()
     seen = tasks.at(state.step)
     with one_window(), watch.running():
         for _ in range(steps):
-            # An optimizer that needs what these tasks do not have said so in ``initial_state``.
-            data = cast(TeleportData, seen)
-            taken = optimizer.step(state.weights, state.observation, state.optimizer, data)
+            taken = optimizer.step(state.weights, state.observation, state.optimizer, seen)
+            passed = None if taken.report is None else taken.report.passed
             seen = tasks.at(state.step + 1)
-            loss, observation = observe(seen, taken.weights)
+            loss, observation = observe(seen, taken.weights, passed)
             shown = seen.shown(observation)
             state = InnerState(state.step + 1, taken.weights, loss, shown, taken.state)
             losses.append(loss)
             with watch.aside():
-                if isinstance(taken.report, UnitReport):
-                    traces.append(_trace_of_units(taken.report, seen, observation))
-                elif taken.report is not None:
-                    reports.append(taken.report)
-                if len(reports) == TRACED_TOGETHER:
-                    traces.append(_trace(reports, seen, losses))
-                    reports = []
+                trace.add(taken.report, seen, observation)
         with watch.aside():
-            if reports:
-                traces.append(_trace(reports, seen, losses))
-    return state, Unrolled(torch.stack(losses), _joined(traces) if traces else None)
+            teleports = trace.end(seen)
+    return state, Unrolled(torch.stack(losses), teleports)
+
+
+class _Trace:
+    """Reports and what was observed after them, until so many become a part of the trace."""
+
+    def __init__(self) -> None:
+        self._reports: list[Report] = []
+        self._after: list[Observation] = []
+        self._parts: list[TeleportTrace] = []
+
+    def add(self, report: Report | None, tasks: Tasks, observation: Observation) -> None:
+        """One step was taken, and observed at its end."""
+        if report is None:
+            return
+        self._reports.append(report)
+        self._after.append(observation)
+        if len(self._reports) == report.together:
+            self._make(tasks)
+
+    def end(self, tasks: Tasks) -> TeleportTrace | None:
+        """The trace of all steps; None where there were no teleports."""
+        self._make(tasks)
+        return TeleportTrace.joined(self._parts) if self._parts else None
+
+    def _make(self, tasks: Tasks) -> None:
+        if self._reports:
+            kind = type(self._reports[0])
+            self._parts.append(kind.traced(self._reports, tasks, self._after))
+        self._reports, self._after = [], []
 
 
 def rollout(

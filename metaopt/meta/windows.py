@@ -18,11 +18,9 @@ from torch import Tensor
 
 from metaopt.meta.loss import MetaLoss
 from metaopt.meta.unroll import InnerState, Observe, resume, unroll
-from metaopt.rules.base import State
-from metaopt.rules.composed import MetaOptimizer
+from metaopt.rules.composed import MetaOptimizer, States
 from metaopt.tasks.base import Hidden, Tasks
 from metaopt.tasks.regression import TaskBatch
-from metaopt.teleport.engine import TeleportEngine
 
 WARM_UP = 3
 """Runs before a recording: libraries choose their kernels and memory in the first ones."""
@@ -151,21 +149,23 @@ class _Recording:
         steps: int,
     ) -> None:
         engine = windows.optimizer.engine
-        # An engine that knows of units alone reads no data.
-        self._needs_inverse = isinstance(engine, TeleportEngine) and engine.action.needs_data
+        self._needs_inverse = engine is not None and engine.reads_data
         self._tasks = replace(tasks, X=tasks.X.clone(), Y=tasks.Y.clone())
         if self._needs_inverse:
             # Filled from the tasks at hand: the decomposition behind it cannot be recorded.
             vars(self._tasks)["X_pinv"] = tasks.X_pinv.clone()
         self._weights = tuple(W.clone() for W in inner.weights)
-        self._state: State = {key: value.clone() for key, value in inner.optimizer.items()}
+        self._states: States = {
+            rule: {key: value.clone() for key, value in own.items()}
+            for rule, own in inner.optimizer.items()
+        }
         self._steps = steps
         self._parameters = list(windows.optimizer.parameters())
 
         def run() -> Differentiated:
             # Computed in the recording, from the Y that is then there.
             vars(self._tasks).pop("target_norm", None)
-            start = resume(self._tasks, 0, self._weights, self._state, windows.observe)
+            start = resume(self._tasks, 0, self._weights, self._states, windows.observe)
             return windows(self._tasks, start, steps)
 
         self._result, self._replay = record(run)
@@ -178,8 +178,9 @@ class _Recording:
             self._tasks.X_pinv.copy_(tasks.X_pinv)
         for own, W in zip(self._weights, inner.weights, strict=True):
             own.copy_(W)
-        for key, value in self._state.items():
-            value.copy_(inner.optimizer[key])
+        for rule, own_state in self._states.items():
+            for key, value in own_state.items():
+                value.copy_(inner.optimizer[rule][key])
         self._replay()
         for parameter, G in zip(self._parameters, self._grads, strict=True):
             parameter.grad = G

@@ -12,7 +12,6 @@ from metaopt.base.config import check
 from metaopt.base.tables import printable
 from metaopt.meta.config import TrainConfig
 from metaopt.optim.reach import PAGE, TESTED, Reach, reach_of
-from metaopt.rules.config import LayerConfig
 from metaopt.tasks.config import TaskConfig
 
 Rows = list[tuple[str, str]]
@@ -118,7 +117,7 @@ def _of_rules(config: TrainConfig, tensors: dict[str, Tensor]) -> Iterator[tuple
 
 
 def _of_decay(config: TrainConfig) -> Iterator[tuple[str, str]]:
-    if isinstance(config.rules.update, LayerConfig):
+    if any(rule.decays for rule in config.rules.by_name().values()):
         yield (
             "weight decay",
             "learned: acts on what has a gradient though weight_decay is 0; "

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from metaopt.optim.states import Layout
 from metaopt.optim.stepper import Advance
+from metaopt.rules.composed import tensors_of
 
 
 class NonFiniteError(RuntimeError):
@@ -139,16 +140,20 @@ def made(
         for name, p, W in zip(names, parameters, new.weights, strict=True)
         if p.grad is not None
     ]
-    keys, state = [*new.after], [*new.after.values()]
+    found = [*tensors_of(new.after)]
+    keys = [f"{rule}.{name}" for rule, name, _ in found]
 
     def nearer(position: int) -> str:
-        index = layout.owner(keys[position], ~state[position].isfinite())
+        rule, name, tensor = found[position]
+        index = layout.owner(rule, name, ~tensor.isfinite())
         return keys[position] if index is None else f"{keys[position]} of {names[index]}"
 
     says = "{} would not be finite any more"
     return [
         Looked(says, [name for name, _ in seen], [W for _, W in seen]),
-        Looked(says.format("{} in the rule's state"), keys, state, nearer),
+        Looked(
+            says.format("{} in the rule's state"), keys, [tensor for _, _, tensor in found], nearer
+        ),
     ]
 
 

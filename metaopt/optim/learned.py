@@ -23,7 +23,7 @@ from metaopt.optim.description import aligned, brief
 from metaopt.optim.reach import Reach, reach_of
 from metaopt.rules.composed import MetaOptimizer
 from metaopt.rules.learned.unit import UNBOUNDED
-from metaopt.teleport.unit_engine import UnitEngine
+from metaopt.teleport.base import Need
 
 
 @dataclass(repr=False)
@@ -129,7 +129,9 @@ def restore(path: Path, content: Checkpoint, device: torch.device | str = "cpu")
     tensors = {name: tensor.clone() for name, tensor in content.tensors.items()}
     optimizer.load_state_dict(tensors, assign=True)
     optimizer.to(device)
-    if content.metaopt_version in UNBOUNDED and isinstance(optimizer.engine, UnitEngine):
+    engine = optimizer.engine
+    scales_units = engine is not None and engine.needs is Need.UNITS
+    if content.metaopt_version in UNBOUNDED and scales_units:
         warnings.warn(
             f"{path}: metaopt {content.metaopt_version} wrote this rule, which scaled hidden units "
             f"without a bound; this version bounds what the same network says, so that figures "

@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from metaopt.optim.half import UNROUNDED
 from metaopt.optim.inputs import rates
 from metaopt.optim.memory import NOTHING_YET, RULE, STEPS, TELEPORTS_OFF, is_same_rule, remembered
-from metaopt.optim.states import Layout, misfits, of_the_same_shapes, rule_of
+from metaopt.optim.states import Layout
 from metaopt.rules.base import State
 
 _SHOWN = 4
@@ -138,7 +138,12 @@ def checked(given: Any, owner: Owner) -> Loaded:
     unknown = [index for index in states if index not in {index for index, _ in pairs}]
     if unknown:
         raise ValueError(f"state_dict['state']: no group holds {_shown(unknown)}: {_WHAT_TO_DO}")
-    at_work = {rule_of(key) for own in fresh.values() for key in own}
+    at_work = {
+        place[0]
+        for own in fresh.values()
+        for key in own
+        if (place := owner.layout.place(key)) is not None
+    }
     fitting = [
         (p, _fitting(p, states.get(index, {}), fresh.get(id(p), {}), owner, at_work))
         for index, p in pairs
@@ -150,9 +155,10 @@ def checked(given: Any, owner: Owner) -> Loaded:
             f"LearnedOptimizer saves: {_WHAT_TO_DO}"
         )
     # Units may come and go while the parameters are the same: their state is all parameters'.
-    anew = {rule for p, state in fitting for rule in misfits(state, fresh.get(id(p), {}))}
+    layout = owner.layout
+    anew = {rule for p, state in fitting for rule in layout.misfits(state, fresh.get(id(p), {}))}
     fitted: list[tuple[Tensor, Mapping[str, Tensor]]] = [
-        (p, fresh.get(id(p), {}) | of_the_same_shapes(state, fresh.get(id(p), {})))
+        (p, fresh.get(id(p), {}) | layout.of_the_same_shapes(state, fresh.get(id(p), {})))
         for p, state in fitting
     ]
     return Loaded(fitted, anew, groups, memory[TELEPORTS_OFF], memory[STEPS])
@@ -233,7 +239,9 @@ def _fitting(
     """The state of a parameter; a fresh one where nothing was saved for it."""
     # torch.distributed.checkpoint leaves an empty place for what it looked for and did not find.
     saved: dict[str, Any] = {
-        key: value for key, value in state.items() if not isinstance(value, Mapping) or value
+        key: _with_rows(value, parameter, fresh.get(key))
+        for key, value in state.items()
+        if not isinstance(value, Mapping) or value
     }
     if not saved:
         return fresh
@@ -264,6 +272,13 @@ def _fitting(
     return saved
 
 
+def _with_rows(value: Any, parameter: Tensor, fresh: Tensor | None) -> Any:
+    """A saved tensor [*shape], as versions up to 0.2 wrote hand-made rules' states, as a row."""
+    if fresh is None or not isinstance(value, Tensor) or value.shape != parameter.shape:
+        return value
+    return value[None] if fresh.shape == (1, *parameter.shape) else value
+
+
 def _is_of_numbers(value: Any) -> bool:
     """Whether it can be copied into a state, and says there what it says here."""
     if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_meta:
@@ -272,8 +287,8 @@ def _is_of_numbers(value: Any) -> bool:
 
 
 def _is_at_rest(key: Any, owner: Owner, at_work: set[str]) -> bool:
-    rule = rule_of(str(key))
-    return owner.layout.has(rule) and rule not in at_work
+    place = owner.layout.place(str(key))
+    return place is not None and place[0] not in at_work
 
 
 def _shown(names: Any) -> str:

@@ -29,7 +29,6 @@ from metaopt.optim.memory import (
     state_dict_of,
 )
 from metaopt.optim.replicas import Replicas
-from metaopt.optim.states import of_the_same_shapes
 from metaopt.optim.stepper import NOT_SAID, Stepper
 from metaopt.optim.told import Told
 from metaopt.optim.with_higher import make_known
@@ -149,7 +148,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
             raise
         if first is not self.in_order()[0]:
             state, own = self.state[first], self.state[self.in_order()[0]]
-            own |= of_the_same_shapes({key: state.pop(key) for key in shared}, own)
+            gone_on = {key: state.pop(key) for key in shared}
+            own |= self._stepper.layout.of_the_same_shapes(gone_on, own)
         for p in gone:
             self.state.pop(p, None)
 
@@ -211,7 +211,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     def kept(self, key: str) -> Kept | None:
         """What a tensor in a parameter's state belongs to; None for what is no rule's."""
-        return self._stepper.layout.moves(key) if "." in key else None
+        return self._stepper.layout.kept(key)
 
     def _complete_states(self) -> None:
         """The state before the first step, for parameters that have none or one of other shapes."""
@@ -220,7 +220,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         for p in chain.from_iterable(group["params"] for group in self.param_groups):
             own = {key: value.to(self.dtype) for key, value in self.state[p].items()}
             new = fresh.get(id(p), {})
-            self.state[p] = new | of_the_same_shapes(own, new)
+            self.state[p] = new | self._stepper.layout.of_the_same_shapes(own, new)
 
     def _fresh_states(self, teleports_off: str | None = None) -> dict[int, State]:
         """By the ``id`` of each parameter that has entries."""

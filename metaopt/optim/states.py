@@ -1,18 +1,17 @@
-"""What of a rule's state belongs to which parameter.
+"""What of the rules' states belongs to which parameter.
 
     [1, any, P]  of entries (``Kept``)              ->  [any, *shape] for each parameter
     [1, any, L]  of parameters                      ->  [any] for each parameter
-    m_i, v_i     of a hand-made update rule         ->  m, v for each parameter
     all else     (flattened rules, teleporters)     ->  kept with the first parameter
 
 so that a state goes where its parameter goes: into another group, into a ``state_dict``, or nowhere
-while the parameter has no gradient. Parts lie beside each other in the memory of the whole, so that
-what is written into one is what the next step reads; no two have an entry in common.
+while the parameter has no gradient. There, as torch has it, tensors are named in one dictionary for
+each parameter: ``rule.name``. Parts lie beside each other in the memory of the whole, so that what
+is written into one is what the next step reads; no two have an entry in common.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -20,13 +19,9 @@ import torch
 from torch import Tensor
 
 from metaopt.base.network import as_matrices
-from metaopt.rules.base import State
-from metaopt.rules.composed import MetaOptimizer
-from metaopt.rules.hand_made import Adam, Momentum
-from metaopt.rules.learned.unit import UnitScalingLSTM
+from metaopt.rules.base import Rule, State
+from metaopt.rules.composed import MetaOptimizer, States, tensors_of
 from metaopt.teleport.optimizer_state import Kept
-
-_ONE_EACH = re.compile(r"(?P<kind>[mv])(?P<index>\d+)")
 
 
 @dataclass(frozen=True)
@@ -48,7 +43,7 @@ class _Cut:
 
 
 class Layout:
-    """The state of all rules, cut into states of single parameters and put together again.
+    """The states of all rules, cut into states of single parameters and put together again.
 
     Args:
         optimizer: whose rules they are.
@@ -59,38 +54,37 @@ class Layout:
         self.shapes = tuple(shapes)
         self.counts = [shape.numel() for shape in shapes]
         self._rules = dict(optimizer.rules)
-        self._one_each = {n for n, r in self._rules.items() if isinstance(r, Adam | Momentum)}
         self._cuts: dict[str, _Cut] = {}
 
-    def kept(self, key: str) -> Kept:
-        """What a tensor of a rule's state, keyed ``rule.name``, belongs to."""
-        rule, _, name = key.partition(".")
-        return self._rules[rule].kept(name)
+    def place(self, key: str) -> tuple[str, str] | None:
+        """The rule and the name in its state that a key of a parameter's state stands for."""
+        for rule in self._rules:
+            if key.startswith(prefix := _key(rule, "")):
+                return rule, key.removeprefix(prefix)
+        return None
 
-    def moves(self, key: str) -> Kept:
-        """The same of a parameter's state, ``m`` and ``v`` of hand-made rules told apart."""
-        rule, _, kind = key.partition(".")
-        of_hand_made = {"m": Kept.GRADIENTS, "v": Kept.SQUARES} if rule in self._one_each else {}
-        return of_hand_made.get(kind) or self.kept(key)
+    def kept(self, key: str) -> Kept | None:
+        """What a tensor of a parameter's state belongs to; None for what is no rule's."""
+        place = self.place(key)
+        return None if place is None else self._rules[place[0]].kept(place[1])
 
-    def owner(self, key: str, flags: Tensor) -> int | None:
-        """The first parameter with a flag in a tensor of the state; None where it is all's.
+    def owner(self, rule: str, name: str, flags: Tensor) -> int | None:
+        """The first parameter with a flag in a tensor of a rule's state; None where it is all's.
 
         Args:
-            key: of the tensor.
+            rule: whose state it is.
+            name: of the tensor.
             flags: booleans of its shape, at least one true.
         """
-        rule, _, name = key.partition(".")
-        numbered = _ONE_EACH.fullmatch(name)
-        columns = self._columns(key)
-        if columns is not None:
-            parts = flags.split(columns[0], dim=2)
-            return next(index for index, part in enumerate(parts) if bool(part.any()))
-        return int(numbered["index"]) if rule in self._one_each and numbered is not None else None
+        columns = self._columns(self._rules[rule], name)
+        if columns is None:
+            return None
+        parts = flags.split(columns[0], dim=2)
+        return next(index for index, part in enumerate(parts) if bool(part.any()))
 
-    def _columns(self, key: str) -> tuple[list[int], list[torch.Size]] | None:
+    def _columns(self, rule: Rule, name: str) -> tuple[list[int], list[torch.Size]] | None:
         """Columns of each parameter, and the shape of their parts; None where there are none."""
-        match self.kept(key):
+        match rule.kept(name):
             case Kept.ALL:
                 return None
             case Kept.TENSORS:
@@ -98,70 +92,70 @@ class Layout:
             case _:
                 return self.counts, list(self.shapes)
 
-    def apart(self, state: State) -> list[State]:
+    def apart(self, states: States) -> list[State]:
         """A state for each parameter."""
         own: list[State] = [{} for _ in self.shapes]
-        for key, tensor in state.items():
-            rule, _, name = key.partition(".")
-            numbered = _ONE_EACH.fullmatch(name)
-            columns = self._columns(key)
-            if columns is not None:
-                counts, shapes = columns
-                parts = tuple(
-                    part.reshape(-1, *shape)
-                    for part, shape in zip(tensor.split(counts, dim=2), shapes, strict=True)
-                )
-                self._cuts[key] = _Cut(tensor, parts, [part.data_ptr() for part in parts])
-                for one, part in zip(own, parts, strict=True):
-                    one[key] = part
-            elif rule in self._one_each and numbered is not None:
-                index = int(numbered["index"])
-                own[index][f"{rule}.{numbered['kind']}"] = tensor.reshape(self.shapes[index])
-            else:
+        for rule, name, tensor in tensors_of(states):
+            key, columns = _key(rule, name), self._columns(self._rules[rule], name)
+            if columns is None:
                 own[0][key] = tensor
+                continue
+            counts, shapes = columns
+            parts = tuple(
+                part.reshape(-1, *shape)
+                for part, shape in zip(tensor.split(counts, dim=2), shapes, strict=True)
+            )
+            self._cuts[key] = _Cut(tensor, parts, [part.data_ptr() for part in parts])
+            for one, part in zip(own, parts, strict=True):
+                one[key] = part
         return own
 
     def is_shared(self, key: str) -> bool:
         """Whether what a parameter's state has under this key belongs to all of them."""
-        rule, _, kind = key.partition(".")
-        is_own = rule in self._one_each and kind in {"m", "v"}
-        return bool(kind) and not is_own and self.kept(key) is Kept.ALL
-
-    def has(self, rule: str) -> bool:
-        """Whether a rule of this name is one of those whose states are laid out."""
-        return rule in self._rules
+        return self.kept(key) is Kept.ALL
 
     def begins_anew(self, key: str) -> bool:
         """Whether states saved by older versions lack it."""
-        rule, _, name = key.partition(".")
-        return rule in self._rules and name in self._rules[rule].added_later
+        place = self.place(key)
+        return place is not None and place[1] in self._rules[place[0]].added_later
 
     def is_of_units(self, key: str) -> bool:
         """Whether it has a column for each hidden unit."""
-        return isinstance(self._rules.get(rule_of(key)), UnitScalingLSTM)
+        place = self.place(key)
+        return place is not None and self._rules[place[0]].columns_are_units
 
-    def together(self, own: Sequence[Mapping[str, Tensor]], rules: Collection[str]) -> State:
-        """The state of some rules.
+    def misfits(self, own: Mapping[str, Tensor], fresh: Mapping[str, Tensor]) -> set[str]:
+        """The rules of which a tensor has another shape than in a fresh state of a parameter."""
+        others = [k for k, v in own.items() if k in fresh and v.shape != fresh[k].shape]
+        places = (self.place(key) for key in others)
+        return {place[0] for place in places if place is not None}
+
+    def of_the_same_shapes(self, own: Mapping[str, Tensor], fresh: Mapping[str, Tensor]) -> State:
+        """A parameter's state without what begins anew: that of rules for other shapes or units."""
+        others = self.misfits(own, fresh)
+        places = {key: self.place(key) for key in own}
+        return {k: v for k, v in own.items() if (p := places[k]) is None or p[0] not in others}
+
+    def together(self, own: Sequence[Mapping[str, Tensor]], rules: Collection[str]) -> States:
+        """The states of some rules.
 
         Args:
             own: the state of each parameter.
             rules: their names. That of others is not read: of a teleporter that was turned off.
         """
-        state: State = {}
+        states: States = {rule: {} for rule in rules}
         for key in own[0]:
-            rule, _, kind = key.partition(".")
-            if rule not in rules:
+            place = self.place(key)
+            if place is None or place[0] not in rules:
                 continue
-            columns = self._columns(key)
-            if columns is not None:
-                parts = tuple(one[key] for one in own)
-                state[key] = self._whole(key, parts, columns[0])
-            elif rule in self._one_each and kind in {"m", "v"}:
-                for index, one in enumerate(own):
-                    state[f"{key}{index}"] = as_matrix(one[key])
+            rule, name = place
+            columns = self._columns(self._rules[rule], name)
+            if columns is None:
+                states[rule][name] = own[0][key]
             else:
-                state[key] = own[0][key]
-        return state
+                parts = tuple(one[key] for one in own)
+                states[rule][name] = self._whole(key, parts, columns[0])
+        return states
 
     def _whole(self, key: str, parts: tuple[Tensor, ...], counts: Sequence[int]) -> Tensor:
         cut = self._cuts.get(key)
@@ -171,43 +165,29 @@ class Layout:
         matrices = [p.reshape(1, -1, count) for p, count in zip(parts, counts, strict=True)]
         return torch.cat(matrices, dim=2)
 
-    def moved(self, old: State, new: State, active: Sequence[bool]) -> State:
-        """The new state for active parameters, the old one for the others."""
+    def moved(self, old: States, new: States, active: Sequence[bool]) -> States:
+        """The new states for active parameters, the old ones for the others."""
         if all(active):
             return new
-        state = dict(new)
-        for key, tensor in new.items():
-            rule, _, name = key.partition(".")
-            numbered = _ONE_EACH.fullmatch(name)
-            columns = self._columns(key)
+        states: States = {rule: {} for rule in new}
+        for rule, name, tensor in tensors_of(new):
+            columns = self._columns(self._rules[rule], name)
             if columns is not None:
                 # Cut and joined: flags would have to be copied to the device, and waited for.
                 both = zip(
                     tensor.split(columns[0], dim=2),
-                    old[key].split(columns[0], dim=2),
+                    old[rule][name].split(columns[0], dim=2),
                     active,
                     strict=True,
                 )
-                state[key] = torch.cat([own if is_on else was for own, was, is_on in both], dim=2)
-            elif rule in self._one_each and numbered is not None:
-                state[key] = tensor if active[int(numbered["index"])] else old[key]
-        return state
+                tensor = torch.cat([own if is_on else was for own, was, is_on in both], dim=2)
+            states[rule][name] = tensor
+        return states
 
 
-def of_the_same_shapes(state: Mapping[str, Tensor], fresh: Mapping[str, Tensor]) -> State:
-    """A state without what begins anew: that of rules for other shapes or units than before."""
-    others = misfits(state, fresh)
-    return {key: value for key, value in state.items() if rule_of(key) not in others}
-
-
-def misfits(state: Mapping[str, Tensor], fresh: Mapping[str, Tensor]) -> set[str]:
-    """The rules of which a tensor has another shape than in a fresh state."""
-    return {rule_of(k) for k, v in state.items() if k in fresh and v.shape != fresh[k].shape}
-
-
-def rule_of(key: str) -> str:
-    """The rule that a tensor of the state is of; that of ``precision`` is of none."""
-    return key.partition(".")[0]
+def _key(rule: str, name: str) -> str:
+    """Of a rule's tensor in the state of a parameter."""
+    return f"{rule}.{name}"
 
 
 def as_matrix(parameter: Tensor) -> Tensor:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,13 +22,11 @@ from metaopt.optim.rates import Rates
 from metaopt.optim.states import Layout, as_matrix
 from metaopt.optim.told import Told, reads_inputs
 from metaopt.rules.base import Proposal, State
-from metaopt.rules.composed import MetaOptimizer, Step
-from metaopt.rules.learned.coordinate import InformedUpdateLSTM
+from metaopt.rules.composed import MetaOptimizer, States, Step
 from metaopt.symmetry.actions import InexactActionError
 from metaopt.symmetry.units import Units
 from metaopt.tasks.base import Observation
-from metaopt.teleport.engine import TeleportEngine
-from metaopt.teleport.unit_engine import UnitEngine
+from metaopt.teleport.base import Engine, Need
 
 NOT_SAID = (
     "they go through the data, and change what the model computes on any other: say "
@@ -44,13 +41,13 @@ class Advance:
 
     Attributes:
         weights: new ones, shaped like the parameters; the old ones where there is no gradient.
-        before: the state of all rules that it comes from.
-        after: their new state, with the same keys or fewer.
+        before: the states of all rules that it comes from.
+        after: their new states, with the same keys or fewer.
     """
 
     weights: list[Tensor]
-    before: State
-    after: State
+    before: States
+    after: States
 
     def where(self, condition: Tensor, weights: Sequence[Tensor]) -> Advance:
         """This step where the condition holds, else none at all.
@@ -63,19 +60,32 @@ class Advance:
         return Advance(
             [torch.where(condition, new, old) for new, old in kept],
             self.before,
-            {key: torch.where(condition, new, self.before[key]) for key, new in self.after.items()},
+            {
+                rule: {
+                    key: torch.where(condition, new, self.before[rule][key])
+                    for key, new in own.items()
+                }
+                for rule, own in self.after.items()
+            },
         )
 
 
 @dataclass(frozen=True)
-class ModelUnits:
-    """The hidden units of a model: a ``UnitData``.
+class ModelGround:
+    """What is known of a model: a ``Ground`` for engines.
 
     Attributes:
-        units: that may be scaled.
+        network: the model as a chain, with the data behind the gradient, or None.
+        units: its hidden units, or None.
     """
 
-    units: Units
+    network: ModelData | None
+    units: Units | None
+
+
+def needs_units(engine: Engine | None) -> bool:
+    """Whether an engine scales hidden units."""
+    return engine is not None and engine.needs is Need.UNITS
 
 
 class Stepper:
@@ -128,7 +138,7 @@ class Stepper:
         self._keep_graph = keep_graph
         self._data: ModelData | None = None
         self.units = units if isinstance(units, Units) else None
-        if isinstance(units, str) and isinstance(optimizer.engine, UnitEngine):
+        if isinstance(units, str) and needs_units(optimizer.engine):
             self._warn_and_turn_off(units)
         if isinstance(found, str):
             self.without_inputs(found)
@@ -137,15 +147,15 @@ class Stepper:
         if self.chain is not None:
             self.chain.watch(keep_graph)
         engine = self._through_data
-        if engine is not None and engine.action.needs_data and not full_batch:
+        if engine is not None and engine.reads_data and not full_batch:
             self._warn_and_turn_off(NOT_SAID)
         self.is_off_from_the_start = self.teleports_off is not None
 
     @property
-    def _through_data(self) -> TeleportEngine | None:
+    def _through_data(self) -> Engine | None:
         """The engine, where it works on the chain."""
         engine = self.optimizer.engine
-        return engine if isinstance(engine, TeleportEngine) else None
+        return None if engine is None or engine.needs is not Need.NETWORK else engine
 
     def initial_states(
         self, weights: Sequence[Tensor], teleports_off: str | None = None
@@ -173,7 +183,7 @@ class Stepper:
             ValueError: where the rule cannot work without them.
         """
         self.chain = None
-        if any(isinstance(rule, InformedUpdateLSTM) for rule in self.optimizer.rules.values()):
+        if any(rule.needs_inputs for rule in self.optimizer.rules.values()):
             raise ValueError(f"this rule reads products of layers' inputs, but {why}")
         if self._through_data is not None:
             self._warn_and_turn_off(why)
@@ -258,7 +268,7 @@ class Stepper:
         self,
         weights: Weights,
         proposal: Proposal,
-        state: State,
+        states: States,
         rates: Sequence[Rates],
         active: Sequence[bool],
     ) -> Step:
@@ -273,13 +283,12 @@ class Stepper:
         if generators is not None:
             # exp 0 moves the weights too, by rounding.
             generators = None if smallest == 0 else tuple(smallest * T for T in generators)
-        data: Any = self._data
-        if self.units is not None and isinstance(self.optimizer.engine, UnitEngine):
-            data = ModelUnits(self.units)
-            if generators is not None and not all(active):
-                # A unit stays where any parameter that makes or reads it has no gradient.
-                generators = tuple(t * self.units.within(active).to(t) for t in generators)
-        return self.optimizer.carry_out(weights, Proposal(updates, generators), state, data)
+        scales = needs_units(self.optimizer.engine)
+        if self.units is not None and scales and generators is not None and not all(active):
+            # A unit stays where any parameter that makes or reads it has no gradient.
+            generators = tuple(t * self.units.within(active).to(t) for t in generators)
+        ground = ModelGround(self._data, self.units)
+        return self.optimizer.carry_out(weights, Proposal(updates, generators), states, ground)
 
     def _layer_inputs(self, chain: Chain) -> tuple[Tensor, ...]:
         """Those behind the gradient; what they are good for is checked when they change."""
@@ -298,12 +307,15 @@ class Stepper:
         if before is not None and before.has_same_rows(X):
             return inputs
         self._data = ModelData(X, chain.s)
-        if before is not None and engine.action.needs_data:
+        if before is not None and engine.reads_data:
             # Exact on one mini-batch, the action would change the outputs on all others.
             self._warn_and_turn_off("the data changes from step to step")
             return inputs
         try:
-            engine.check(self._data, tuple(as_matrix(layer.weight) for layer in chain.layers))
+            engine.check(
+                ModelGround(self._data, self.units),
+                tuple(as_matrix(layer.weight) for layer in chain.layers),
+            )
         except InexactActionError as error:
             self._warn_and_turn_off(str(error))
         return inputs

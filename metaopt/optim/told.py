@@ -14,23 +14,10 @@ from torch import Tensor
 
 from metaopt.meta.config import TrainConfig
 from metaopt.rules.base import Rule
-from metaopt.rules.learned.coordinate import CoordinateRule, InformedUpdateLSTM
-from metaopt.rules.learned.directions import Entries
-from metaopt.rules.learned.flattened import (
-    FlattenedRule,
-    StatefulGradient,
-    StepSizeGroupElementLSTM,
-)
-from metaopt.rules.learned.layer import LayerUpdateLSTM
-from metaopt.rules.learned.step_size import Natural
 from metaopt.tasks.base import Hidden, Observation
 
 LARGEST_LR = 0.03
 """Up to here steps without a scale of their own are those of a small learning rate."""
-
-_NEITHER = frozenset[str]()
-_LOSS = frozenset({"loss"})
-_BOTH = frozenset({"loss", "inputs"})
 
 
 class Told:
@@ -56,7 +43,7 @@ class Told:
         """
         found: set[str] = set()
         for rule in rules:
-            reads = _reads(rule)
+            reads = rule.reads
             if "inputs" in reads and not (inputs_known and self.inputs_shown):
                 # They hear the loss as a share of what the last layer makes of its input.
                 reads = reads - {"loss"}
@@ -79,7 +66,7 @@ class Told:
         known = bool(observation.inputs)
         relied = self.relied_on(rules, known)
         # Rules that are nothing without the inputs say so themselves.
-        nothing = any(isinstance(rule, InformedUpdateLSTM) for rule in rules)
+        nothing = any(rule.needs_inputs for rule in rules)
         if "inputs" in relied and not known and not nothing:
             lr = max(float(rate) for rate in rates)
             if lr > LARGEST_LR:
@@ -99,21 +86,6 @@ class Told:
             )
 
 
-def _reads(rule: Rule) -> Hidden:
-    """What a rule reads of an observation beside weights and gradient."""
-    match rule:
-        case CoordinateRule():
-            return _BOTH
-        case StepSizeGroupElementLSTM() if isinstance(rule.bound, Natural):
-            return _BOTH
-        case FlattenedRule():
-            stateful = isinstance(rule.gradient, StatefulGradient)
-            return _BOTH if stateful or not isinstance(rule.basis, Entries) else _NEITHER
-        case LayerUpdateLSTM():
-            return _LOSS
-    return _NEITHER
-
-
 def reads_inputs(rules: Iterable[Rule]) -> bool:
     """Whether any of the rules reads the inputs of layers where they are known."""
-    return any("inputs" in _reads(rule) for rule in rules)
+    return any("inputs" in rule.reads for rule in rules)

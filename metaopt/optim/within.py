@@ -10,11 +10,11 @@ from metaopt.optim.chain import Chain
 from metaopt.optim.half import HALF
 from metaopt.symmetry.discovery.find import plain, read_beside, symmetries
 from metaopt.symmetry.units import Units, units_of
-from metaopt.teleport.unit_engine import UnitEngine
+from metaopt.teleport.base import Engine, Need
 
 
 def units_within(
-    model: nn.Module | None, parameters: Sequence[Tensor], engine: object
+    model: nn.Module | None, parameters: Sequence[Tensor], engine: Engine | None
 ) -> Units | str:
     """The units, or why there are none that may be scaled.
 
@@ -23,7 +23,7 @@ def units_within(
         parameters: to optimise, in the order in which rules see them.
         engine: of the rule, or None.
     """
-    if not isinstance(engine, UnitEngine):
+    if engine is None or engine.needs is not Need.UNITS:
         return "the rule scales no units"
     if model is None:
         return "no model was given"

@@ -23,25 +23,25 @@ import torch
 from torch import Tensor
 
 from metaopt.base.network import Weights
-from metaopt.rules.base import Rule, State
-from metaopt.rules.composed import MetaOptimizer, Step
-from metaopt.tasks.base import Observation, cut
-from metaopt.tasks.regression import TaskBatch
-from metaopt.teleport.engine import TeleportData, TeleportEngine, TeleportReport
+from metaopt.rules.base import Rule
+from metaopt.rules.composed import MetaOptimizer, States, Step
+from metaopt.tasks.base import Observation, Problem, cut, observed_loss
+from metaopt.teleport.base import log_ratio
+from metaopt.teleport.engine import TeleportEngine, TeleportReport
 
-Look = Callable[[TaskBatch, Weights], Observation]
-"""(tasks, w) -> the observation at w: one gradient evaluation."""
+Look = Callable[[Problem, Weights], Observation]
+"""(problem, w) -> the observation at w: one gradient evaluation."""
 
 
-def as_constant(tasks: TaskBatch, weights: Weights) -> Observation:
+def as_constant(problem: Problem, weights: Weights) -> Observation:
     """First order: without a graph."""
     with torch.no_grad():
-        return tasks.observe(cut(weights))
+        return problem.observe(cut(weights))
 
 
-def differentiated(tasks: TaskBatch, weights: Weights) -> Observation:
+def differentiated(problem: Problem, weights: Weights) -> Observation:
     """Second order."""
-    return tasks.observe(weights)
+    return problem.observe(weights)
 
 
 class PreconditionedOptimizer(MetaOptimizer):
@@ -60,31 +60,30 @@ class PreconditionedOptimizer(MetaOptimizer):
 
     def __init__(self, rules: Mapping[str, Rule], engine: TeleportEngine, look: Look) -> None:
         super().__init__(rules, engine)
+        self._there_and_back = engine
         self.look = look
 
     def step(
-        self, weights: Weights, observation: Observation, state: State, data: TeleportData
+        self, weights: Weights, observation: Observation, state: States, problem: Problem
     ) -> Step:
-        """One inner step on tasks, which can be observed a second time."""
-        assert isinstance(data, TaskBatch)
-        engine = self.engine
-        assert isinstance(engine, TeleportEngine)
-        element, teleport_state = self.propose_alone("teleport", observation, state)
+        """One inner step on a problem, which can be observed a second time."""
+        engine, new = self._there_and_back, dict(state)
+        element, new["teleport"] = self.rules["teleport"].propose(observation, state["teleport"])
         assert element.generators is not None
-        moved, there = engine.teleport(weights, element.generators, data)
+        moved, there = engine.teleport(weights, element.generators, problem)
 
-        seen = self.look(data, moved)
-        update, update_state = self.propose_alone("update", seen, state)
+        seen = self.look(problem, moved)
+        update, new["update"] = self.rules["update"].propose(seen, state["update"])
         assert update.updates is not None
         stepped = tuple(W + f for W, f in zip(moved, update.updates, strict=True))
 
         limited = engine.limited(element.generators)
         applied = tuple(T * there.scale[:, None, None] for T in limited)
-        returned, back = engine.teleport_back(stepped, applied, data)
+        returned, back = engine.teleport_back(stepped, applied, problem)
         stranded = ~there.refused & (back.refused | (back.scale < 1))
-        new = _where(stranded, weights, _where(there.refused, stepped, returned))
+        after = _where(stranded, weights, _where(there.refused, stepped, returned))
         report = _both(there, back, stranded, _log_ratio(seen, observation))
-        return Step(new, update_state | teleport_state, report)
+        return Step(after, new, report)
 
 
 def _where(condition: Tensor, chosen: Weights, otherwise: Weights) -> Weights:
@@ -95,15 +94,11 @@ def _where(condition: Tensor, chosen: Weights, otherwise: Weights) -> Weights:
 
 def _log_ratio(after: Observation, before: Observation) -> Tensor:
     """log L(g.w) / L(w), [B], without a graph."""
-    assert after.loss is not None
-    assert before.loss is not None
-    tiny = torch.finfo(after.loss.dtype).tiny
-    after_loss, before_loss = after.loss.detach(), before.loss.detach()
-    return after_loss.clamp(min=tiny).log() - before_loss.clamp(min=tiny).log()
+    return log_ratio(observed_loss(before).detach(), observed_loss(after).detach())
 
 
 def _both(
-    there: TeleportReport, back: TeleportReport, stranded: Tensor, log_ratio: Tensor
+    there: TeleportReport, back: TeleportReport, stranded: Tensor, earlier: Tensor
 ) -> TeleportReport:
     """One report of a teleport there and one back; the drift is the sum of the two."""
     refused = there.refused | stranded
@@ -112,5 +107,7 @@ def _both(
         drift=torch.where(refused, 0.0, there.drift + back.drift),
         refused=refused,
         outputs_before=back.outputs_before,
-        earlier_log_ratio=log_ratio,
+        earlier_log_ratio=earlier,
+        # The weights may be those of either teleport, or of none.
+        passed=None,
     )

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from metaopt.base.errors import MisfitError
 from metaopt.base.network import Weights
-from metaopt.tasks.base import Observation
+from metaopt.tasks.base import NOTHING, Hidden, Observation
+from metaopt.teleport.base import State as State
 from metaopt.teleport.optimizer_state import Kept
 
 
@@ -60,10 +61,19 @@ class Rule(nn.Module, ABC):
             another (each with as many rows as any other); tensors without axes are all
             trajectories'. It lets a state be cut and joined over processes.
         added_later: names in its state that states saved by older versions lack; they begin anew.
+        needs_inputs: whether it can propose nothing without the inputs of layers.
+        columns_are_units: whether its state has a column for each hidden unit.
     """
 
     batch_axis: ClassVar[int] = 0
     added_later: ClassVar[frozenset[str]] = frozenset()
+    needs_inputs: ClassVar[bool] = False
+    columns_are_units: ClassVar[bool] = False
+
+    @property
+    def reads(self) -> Hidden:
+        """What it reads of an observation beside weights and gradient: ``loss``, ``inputs``."""
+        return NOTHING
 
     def kept(self, name: str) -> Kept:
         """What the state's tensor of this name belongs to."""
@@ -93,5 +103,6 @@ class Rule(nn.Module, ABC):
         """The proposal for the step from ``observation.weights``, and the state after it."""
 
 
-State = dict[str, Tensor]
-"""What a rule remembers from step to step: named tensors, to be cut, kept and resumed."""
+def flat_gradient(observation: Observation) -> Tensor:
+    """All gradients of a task in one row: [B, P]."""
+    return torch.cat([G.flatten(1) for G in observation.grads], dim=1)

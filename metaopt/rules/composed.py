@@ -11,19 +11,16 @@ All are indexed by gradient evaluations: w_t needed t gradients.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from metaopt.base.network import Weights
 from metaopt.rules.base import Proposal, Rule, State
-from metaopt.symmetry.actions import InexactActionError
-from metaopt.tasks.base import Observation, Tasks
-from metaopt.tasks.regression import TaskBatch
-from metaopt.teleport.engine import TeleportData, TeleportEngine, TeleportReport
-from metaopt.teleport.unit_engine import UnitEngine, UnitReport
+from metaopt.tasks.base import Ground, Observation, Problem, Tasks
+from metaopt.teleport.base import Engine, Report
 
 
 @dataclass(frozen=True)
@@ -38,7 +35,7 @@ class Step:
 
     weights: Weights
     state: Any
-    report: TeleportReport | UnitReport | None = None
+    report: Report | None = None
 
 
 class Optimizer(ABC):
@@ -52,7 +49,7 @@ class Optimizer(ABC):
 
     @abstractmethod
     def step(
-        self, weights: Weights, observation: Observation, state: Any, data: TeleportData
+        self, weights: Weights, observation: Observation, state: Any, problem: Problem
     ) -> Step:
         """One inner step.
 
@@ -60,23 +57,19 @@ class Optimizer(ABC):
             weights: w_t, each [B, out, in], with the graph that meta-gradients flow through.
             observation: one gradient evaluation at w_t; constants under first order.
             state: from ``initial_state`` or the step before.
-            data: what teleports are carried through.
+            problem: that of this step: its data, and what is known of the network.
         """
 
 
-def with_known_network(tasks: Tasks) -> TaskBatch:
-    """The tasks, for what needs their network and targets beside gradients.
+States = dict[str, State]
+"""The states of all rules, by their names."""
 
-    Raises:
-        InexactActionError: where they are of a family that keeps both to itself.
-    """
-    if not isinstance(tasks, TaskBatch):
-        raise InexactActionError(
-            "teleports through the data and references need to know the network of the tasks, as "
-            "that of leaky_relu_regression; of a family of your own only the loss is known, and "
-            "hidden units may be scaled (rules.teleport of kind unit_lstm)"
-        )
-    return tasks
+
+def tensors_of(states: States) -> Iterator[tuple[str, str, Tensor]]:
+    """Each tensor of all rules with its rule and name."""
+    for rule, own in states.items():
+        for name, tensor in own.items():
+            yield rule, name, tensor
 
 
 class MetaOptimizer(nn.Module, Optimizer):
@@ -88,9 +81,7 @@ class MetaOptimizer(nn.Module, Optimizer):
         engine: carries the generators out; None where no rule proposes any.
     """
 
-    def __init__(
-        self, rules: Mapping[str, Rule], engine: TeleportEngine | UnitEngine | None
-    ) -> None:
+    def __init__(self, rules: Mapping[str, Rule], engine: Engine | None) -> None:
         super().__init__()
         # A plain module as container: ModuleDict takes no key called "update".
         self.networks = nn.Module()
@@ -99,72 +90,47 @@ class MetaOptimizer(nn.Module, Optimizer):
         self.rules = dict(rules)
         self.engine = engine
 
-    def initial_state(self, tasks: Tasks, observation: Observation) -> State:
-        """The states of all rules, keyed ``rule.tensor``."""
+    def initial_state(self, tasks: Tasks, observation: Observation) -> States:
+        """The states of all rules; raises ``InexactActionError`` where teleports cannot work."""
         if self.engine is not None:
-            known: Any = with_known_network(tasks) if self.engine.needs_network else tasks
-            self.engine.check(known, observation.weights)
+            self.engine.check(tasks, observation.weights)
         return self.initial_rule_states(observation)
 
-    def initial_rule_states(self, observation: Observation) -> State:
+    def initial_rule_states(self, observation: Observation) -> States:
         """The states of all rules, for weights that need not belong to a task of ours."""
-        return {
-            f"{name}.{key}": value
-            for name, rule in self.rules.items()
-            for key, value in rule.initial_state(observation).items()
-        }
+        return {name: rule.initial_state(observation) for name, rule in self.rules.items()}
 
-    def propose(self, observation: Observation, state: State) -> tuple[Proposal, State]:
+    def propose(self, observation: Observation, states: States) -> tuple[Proposal, States]:
         """What all rules together propose, and their new states."""
         found = Proposal()
-        new_state: State = {}
-        for name in self.rules:
-            proposal, own = self.propose_alone(name, observation, state)
-            new_state |= own
+        new: States = {}
+        for name, rule in self.rules.items():
+            proposal, new[name] = rule.propose(observation, states[name])
             found = found.joined(proposal)
-        return found, new_state
-
-    def propose_alone(
-        self, name: str, observation: Observation, state: State
-    ) -> tuple[Proposal, State]:
-        """What one rule proposes, and its part of the new state."""
-        proposal, own = self.rules[name].propose(observation, _part(name, state))
-        return proposal, _named(name, own)
+        return found, new
 
     def step(
-        self, weights: Weights, observation: Observation, state: State, data: TeleportData
+        self, weights: Weights, observation: Observation, state: States, problem: Problem
     ) -> Step:
         """Update first, teleport after it."""
         proposal, state = self.propose(observation, state)
-        return self.carry_out(weights, proposal, state, data)
+        return self.carry_out(weights, proposal, state, problem)
 
-    def carry_out(self, weights: Weights, proposal: Proposal, state: State, data: Any) -> Step:
+    def carry_out(
+        self, weights: Weights, proposal: Proposal, states: States, ground: Ground
+    ) -> Step:
         """What a proposal makes of the weights and of the rules' states.
 
         Args:
             weights: w_t.
             proposal: of all rules.
-            state: theirs, after proposing.
-            data: what the engine needs, ``TeleportData`` or ``UnitData``.
+            states: theirs, after proposing.
+            ground: what is known of the network that the engine moves.
         """
-        report: TeleportReport | UnitReport | None = None
         if proposal.updates is not None:
             weights = tuple(W + f for W, f in zip(weights, proposal.updates, strict=True))
-        if proposal.generators is not None and self.engine is not None:
-            weights, report = self.engine.teleport(weights, proposal.generators, data)
-        if isinstance(report, UnitReport):
-            for name, rule in self.rules.items():
-                scaled = rule.scaled(_part(name, state), report.t, report.log_factors)
-                state = state | _named(name, scaled)
-        return Step(weights, state, report)
-
-
-def _part(name: str, state: State) -> State:
-    """The part of a rule in the state of all."""
-    prefix = f"{name}."
-    return {key.removeprefix(prefix): v for key, v in state.items() if key.startswith(prefix)}
-
-
-def _named(name: str, own: State) -> State:
-    """The state of a rule as part of that of all."""
-    return {f"{name}.{key}": value for key, value in own.items()}
+        if proposal.generators is None or self.engine is None:
+            return Step(weights, states)
+        weights, report = self.engine.teleport(weights, proposal.generators, ground)
+        moved = {name: report.moved(rule, states[name]) for name, rule in self.rules.items()}
+        return Step(weights, moved, report)

@@ -10,26 +10,17 @@ gradient ascent; c is the length of an ascent step.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 
 from metaopt.base.network import Weights, forward
-from metaopt.rules.composed import Optimizer, Step, with_known_network
-from metaopt.tasks.base import Observation, Tasks
-from metaopt.tasks.regression import TaskBatch
-from metaopt.teleport.engine import TeleportData, TeleportEngine, TeleportReport
+from metaopt.rules.composed import Optimizer, Step
+from metaopt.tasks.base import KnownNetwork, Observation, Problem, Tasks
+from metaopt.teleport.engine import TeleportEngine, TeleportReport, known_network
 from metaopt.teleport.guard import drift
 from metaopt.teleport.search import ascent_direction
 
 GRADIENTS_PER_ASCENT = 3.0
 """The gradient at w' and, through it backwards, D: twice as much again."""
-
-
-@dataclass(frozen=True)
-class _Run:
-    tasks: TaskBatch
-    step: int
 
 
 class GradientTeleport(Optimizer):
@@ -53,30 +44,29 @@ class GradientTeleport(Optimizer):
         self.engine = engine
         self.gradients_per_step = 1 + GRADIENTS_PER_ASCENT * ascents / every
 
-    def initial_state(self, tasks: Tasks, observation: Observation) -> _Run:
-        """The tasks, whose gradient is needed beside the observation, and t = 0."""
-        known = with_known_network(tasks)
-        self.engine.check(known, observation.weights)
-        return _Run(known, 0)
+    def initial_state(self, tasks: Tasks, observation: Observation) -> int:
+        """t = 0; raises ``InexactActionError`` where teleports cannot work."""
+        self.engine.check(tasks, observation.weights)
+        return 0
 
     def step(
-        self, weights: Weights, observation: Observation, state: _Run, data: TeleportData
+        self, weights: Weights, observation: Observation, state: int, problem: Problem
     ) -> Step:
         """Update first, teleport after it."""
         weights = tuple(W - self.lr * G for W, G in zip(weights, observation.grads, strict=True))
-        after = _Run(state.tasks, state.step + 1)
-        if state.step % self.every:
-            return Step(weights, after, TeleportReport.none(weights, data))
+        data = known_network(problem)
+        if state % self.every:
+            return Step(weights, state + 1, TeleportReport.none(weights, data))
         moved = weights
         reports = []
         for _ in range(self.ascents):
-            direction = ascent_direction(state.tasks, moved, self.engine)
-            moved, report = self.engine.teleport(moved, direction, data)
+            direction = ascent_direction(problem, moved, self.engine)
+            moved, report = self.engine.teleport(moved, direction, problem)
             reports.append(report)
-        return Step(moved, after, _in_turn(reports, moved, data))
+        return Step(moved, state + 1, _in_turn(reports, moved, data))
 
 
-def _in_turn(reports: list[TeleportReport], moved: Weights, data: TeleportData) -> TeleportReport:
+def _in_turn(reports: list[TeleportReport], moved: Weights, data: KnownNetwork) -> TeleportReport:
     """One report of teleports that followed each other.
 
     Its generators are the sums, those of the product of the elements to first order; it is refused

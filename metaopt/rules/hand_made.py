@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from metaopt.base.fields import Decay, PositiveFloat, described, required
 from metaopt.base.network import Weights
-from metaopt.rules.base import Proposal, Rule, State
+from metaopt.rules.base import Proposal, Rule, State, flat_gradient
+from metaopt.rules.rule_config import Place, RuleConfig
 from metaopt.tasks.base import Observation
+from metaopt.teleport.optimizer_state import Kept
 
 
-def _over_factors(state: State, kinds: Mapping[str, int], log_factors: Weights) -> State:
-    """The tensors kind_l over exp(degree l), for each kind and its degree in the gradient."""
-    moved = {
-        f"{kind}{i}": state[f"{kind}{i}"] * (-degree * log).exp()
-        for kind, degree in kinds.items()
-        for i, log in enumerate(log_factors)
-    }
-    return state | moved
+def _shaped(row: Tensor, weights: Weights) -> Weights:
+    """A row [B, 1, P] of all entries as matrices shaped like the weights."""
+    parts = row.split([W[0].numel() for W in weights], dim=2)
+    return tuple(part.reshape(W.shape) for part, W in zip(parts, weights, strict=True))
 
 
 class GradientDescent(Rule):
@@ -57,20 +56,17 @@ class Momentum(Rule):
         self.momentum = momentum
 
     def initial_state(self, observation: Observation) -> State:
-        """m = 0."""
-        return {f"m{i}": torch.zeros_like(W) for i, W in enumerate(observation.weights)}
+        """m = 0, [B, 1, P]."""
+        return {"m": torch.zeros_like(flat_gradient(observation)[:, None])}
 
     def propose(self, observation: Observation, state: State) -> tuple[Proposal, State]:
         """Updates f."""
-        m = [self.momentum * state[f"m{i}"] + G for i, G in enumerate(observation.grads)]
-        return (
-            Proposal(updates=tuple(-self.lr * M for M in m)),
-            {f"m{i}": M for i, M in enumerate(m)},
-        )
+        m = self.momentum * state["m"] + flat_gradient(observation)[:, None]
+        return Proposal(updates=_shaped(-self.lr * m, observation.weights)), {"m": m}
 
-    def scaled(self, state: State, t: Tensor, log_factors: Weights) -> State:
-        """m over exp(l)."""
-        return _over_factors(state, {"m": 1}, log_factors)
+    def kept(self, name: str) -> Kept:
+        """m is linear in gradients."""
+        return Kept.GRADIENTS
 
 
 class Adam(Rule):
@@ -93,33 +89,24 @@ class Adam(Rule):
         self.epsilon = epsilon
 
     def initial_state(self, observation: Observation) -> State:
-        """m = v = 0, and b1^0 = b2^0 = 1."""
-        zeros = {
-            f"{kind}{i}": torch.zeros_like(W)
-            for i, W in enumerate(observation.weights)
-            for kind in "mv"
-        }
-        W = observation.weights[0]
-        return zeros | {"decay1": W.new_ones(()), "decay2": W.new_ones(())}
+        """m = v = 0, [B, 1, P], and b1^0 = b2^0 = 1."""
+        zeros = torch.zeros_like(flat_gradient(observation)[:, None])
+        one = zeros.new_ones(())
+        return {"m": zeros, "v": zeros.clone(), "decay1": one, "decay2": one.clone()}
 
     def propose(self, observation: Observation, state: State) -> tuple[Proposal, State]:
         """Updates f."""
-        new: State = {
-            "decay1": state["decay1"] * self.beta1,
-            "decay2": state["decay2"] * self.beta2,
-        }
-        updates = []
-        for i, G in enumerate(observation.grads):
-            m = torch.lerp(G, state[f"m{i}"], self.beta1)
-            v = torch.lerp(G.square(), state[f"v{i}"], self.beta2)
-            new |= {f"m{i}": m, f"v{i}": v}
-            root = (v / (1 - new["decay2"])).sqrt() + self.epsilon
-            updates.append(-self.lr / (1 - new["decay1"]) * m / root)
-        return Proposal(updates=tuple(updates)), new
+        G = flat_gradient(observation)[:, None]
+        decay1, decay2 = state["decay1"] * self.beta1, state["decay2"] * self.beta2
+        m = torch.lerp(G, state["m"], self.beta1)
+        v = torch.lerp(G.square(), state["v"], self.beta2)
+        root = (v / (1 - decay2)).sqrt() + self.epsilon
+        updates = _shaped(-self.lr / (1 - decay1) * m / root, observation.weights)
+        return Proposal(updates), {"m": m, "v": v, "decay1": decay1, "decay2": decay2}
 
-    def scaled(self, state: State, t: Tensor, log_factors: Weights) -> State:
-        """m over exp(l), v over exp(2 l)."""
-        return _over_factors(state, {"m": 1, "v": 2}, log_factors)
+    def kept(self, name: str) -> Kept:
+        """m is linear in gradients, v in their squares."""
+        return {"m": Kept.GRADIENTS, "v": Kept.SQUARES}.get(name, Kept.ALL)
 
 
 class CosineAdamW(Adam):
@@ -161,3 +148,41 @@ class CosineAdamW(Adam):
             for f, W in zip(proposal.updates, observation.weights, strict=True)
         )
         return Proposal(updates), new | {"taken": state["taken"] + 1}
+
+
+class GradientDescentConfig(RuleConfig):
+    """Gradient descent."""
+
+    kind: Literal["gd"] = required("gradient descent")
+    lr: PositiveFloat = required("step size")
+
+    def make(self, place: Place) -> Rule:
+        """The rule."""
+        return GradientDescent(self.lr)
+
+
+class MomentumConfig(RuleConfig):
+    """Gradient descent with momentum."""
+
+    knows_loss_alone = True
+    kind: Literal["momentum"] = required("gradient descent with momentum")
+    lr: PositiveFloat = required("step size")
+    momentum: Decay = described(0.9, "decay of the running sum of gradients")
+
+    def make(self, place: Place) -> Rule:
+        """The rule."""
+        return Momentum(self.lr, self.momentum)
+
+
+class AdamConfig(RuleConfig):
+    """Adam."""
+
+    knows_loss_alone = True
+    kind: Literal["adam"] = required("Adam")
+    lr: PositiveFloat = required("step size")
+    beta1: Decay = described(0.9, "decay of the running mean of gradients")
+    beta2: Decay = described(0.999, "decay of the running mean of their squares")
+
+    def make(self, place: Place) -> Rule:
+        """The rule."""
+        return Adam(self.lr, self.beta1, self.beta2)

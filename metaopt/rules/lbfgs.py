@@ -6,8 +6,7 @@ import torch
 
 from metaopt.base.network import Weights
 from metaopt.rules.composed import Optimizer, Step
-from metaopt.tasks.base import Observation, Tasks
-from metaopt.teleport.engine import TeleportData
+from metaopt.tasks.base import Observation, Problem, Tasks
 
 _LINE_SEARCH_EVALUATIONS = 26
 
@@ -47,7 +46,7 @@ class LBFGS(Optimizer):
         weights: Weights,
         observation: Observation,
         state: list[_TaskSolver],
-        data: TeleportData,
+        problem: Problem,
     ) -> Step:
         """One more evaluation of each task; the best weights so far."""
         best = [solver.advance() for solver in state]

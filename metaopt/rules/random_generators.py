@@ -8,14 +8,21 @@ What a learned teleporter of the same norms does better, it does for its directi
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
+from metaopt.base.config import ConfigError
+from metaopt.base.fields import PositiveFloat, required
 from metaopt.base.streams import fingerprints, normals
 from metaopt.rules.base import Proposal, Rule, State
 from metaopt.rules.learned.features import generator_sizes, split_generators
+from metaopt.rules.rule_config import Place, RuleConfig
 from metaopt.tasks.base import Observation
+from metaopt.teleport.base import Need
+from metaopt.teleport.config import TeleporterConfig
 
 _HALF_WORD = 2**16
 
@@ -64,3 +71,31 @@ class RandomGenerators(Rule):
         rows = (Z / Z.norm(dim=1, keepdim=True)).to(self.norms) * norm
         proposal = Proposal(generators=split_generators(rows, observation))
         return proposal, {"key": state["key"], "step": state["step"] + 1}
+
+
+class RandomConfig(RuleConfig):
+    """Generators of given norms in random directions."""
+
+    generates_for = Need.NETWORK
+    kind: Literal["random"] = required("a control: random generators, without parameters")
+    norms: Annotated[list[PositiveFloat], Field(min_length=1)] = required(
+        "Frobenius norm of the generators at inner step 1, 2, and so on; the last one is that of "
+        "all later steps"
+    )
+
+    def make(self, place: Place) -> Rule:
+        """The rule."""
+        return RandomGenerators(self.norms, place.seed)
+
+    def require(self, teleporter: TeleporterConfig) -> None:
+        """Raise ``ConfigError`` where the limit would change the norms."""
+        if teleporter.limit != "capped":
+            raise ConfigError(
+                f"field teleporter.limit: capped keeps the norms of random generators, found "
+                f"{teleporter.limit}"
+            )
+        if max(self.norms) > teleporter.max_norm:
+            raise ConfigError(
+                f"field rules.teleport.norms: at most teleporter.max_norm, "
+                f"{teleporter.max_norm:g}, found {max(self.norms):g}"
+            )

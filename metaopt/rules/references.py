@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from metaopt.base.network import Weights, forward
-from metaopt.rules.composed import Optimizer, Step, with_known_network
+from metaopt.rules.composed import Optimizer, Step
 from metaopt.symmetry.actions import LayerPair, ThroughData
 from metaopt.symmetry.maps import GroupElement
-from metaopt.tasks.base import Observation, Tasks
-from metaopt.teleport.engine import TeleportData, TeleportReport
+from metaopt.tasks.base import KnownNetwork, Observation, Problem, Tasks
+from metaopt.teleport.engine import TeleportReport, known_network
 from metaopt.teleport.guard import drift
 
 
@@ -32,12 +32,12 @@ class SolveLast(Optimizer):
 
     def initial_state(self, tasks: Tasks, observation: Observation) -> Tensor:
         """The solution W_L, [B, m, k]."""
-        Y = with_known_network(tasks).Y
+        Y = known_network(tasks).Y
         H = observation.inputs[-1]
         return (Y.double() @ torch.linalg.pinv(H.double())).to(H.dtype)
 
     def step(
-        self, weights: Weights, observation: Observation, state: Tensor, data: TeleportData
+        self, weights: Weights, observation: Observation, state: Tensor, problem: Problem
     ) -> Step:
         """Put the solution in its place."""
         return Step((*weights[:-1], state), state)
@@ -76,15 +76,16 @@ class WhitenLast(Optimizer):
 
     def initial_state(self, tasks: Tasks, observation: Observation) -> int:
         """t = 0; raises ``InexactActionError`` where the shapes say that H' is not g H."""
-        s = with_known_network(tasks).s
+        s = known_network(tasks).s
         A = observation.inputs[-2]
         self.action.require_exact(s, samples=A.shape[-1], inputs=A.shape[-2])
         return 0
 
     def step(
-        self, weights: Weights, observation: Observation, state: int, data: TeleportData
+        self, weights: Weights, observation: Observation, state: int, problem: Problem
     ) -> Step:
         """Teleport first, unit steps on W_L after that."""
+        data = known_network(problem)
         if state == 0:
             moved, report = self._whiten(weights, observation.inputs[-2], data)
             return Step(moved, 1, report)
@@ -92,7 +93,7 @@ class WhitenLast(Optimizer):
         return Step(weights, state + 1, TeleportReport.none(weights, data))
 
     def _whiten(
-        self, weights: Weights, inputs: Tensor, data: TeleportData
+        self, weights: Weights, inputs: Tensor, data: KnownNetwork
     ) -> tuple[Weights, TeleportReport]:
         A = inputs.double()
         W_in, W_out = (W.double() for W in weights[-2:])
@@ -142,13 +143,13 @@ class KFAC(Optimizer):
 
     def initial_state(self, tasks: Tasks, observation: Observation) -> None:
         """Nothing to remember."""
-        with_known_network(tasks)
+        known_network(tasks)
 
     def step(
-        self, weights: Weights, observation: Observation, state: None, data: TeleportData
+        self, weights: Weights, observation: Observation, state: None, problem: Problem
     ) -> Step:
         """One damped step on all layers."""
-        factors = self.output_factors(observation, data)
+        factors = self.output_factors(observation, known_network(problem))
         stepped = []
         for W, G, A, S in zip(weights, observation.grads, observation.inputs, factors, strict=True):
             A = A.double()
@@ -157,7 +158,7 @@ class KFAC(Optimizer):
             stepped.append(W - (self.lr * whole).to(W.dtype))
         return Step(tuple(stepped), None)
 
-    def output_factors(self, observation: Observation, data: TeleportData) -> list[Tensor]:
+    def output_factors(self, observation: Observation, data: KnownNetwork) -> list[Tensor]:
         """S_1 .. S_L, float64."""
         weights = [W.double() for W in observation.weights]
         m = weights[-1].shape[-2]

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import Generic, Self, TypeVar
+from typing import Generic, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor
 
-from metaopt.base.network import Weights
+from metaopt.base.network import Forward, LeakyReLU, Weights
 from metaopt.base.streams import Stream
 from metaopt.symmetry.units import Units
 
@@ -47,6 +47,12 @@ class Observation:
         )
 
 
+def observed_loss(observation: Observation) -> Tensor:
+    """The loss of an observation that tasks made of themselves, [B]: there it is always known."""
+    assert observation.loss is not None
+    return observation.loss
+
+
 Hidden = frozenset[str]
 """Names of fields of ``Observation``, of ``loss`` and ``inputs``."""
 
@@ -59,8 +65,69 @@ def cut(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return tuple(tensor.detach() for tensor in tensors)
 
 
+class KnownNetwork(Protocol):
+    """A chain of layers and the data that it is trained on: what actions are carried through."""
+
+    @property
+    def s(self) -> LeakyReLU:
+        """The activation of the network."""
+
+    @property
+    def X(self) -> Tensor:
+        """Inputs of the network, [B, n, N]."""
+
+    @property
+    def X_pinv(self) -> Tensor:
+        """X^+, [B, N, n]; read by actions that need data only."""
+
+    @property
+    def target_norm(self) -> Tensor:
+        """||Y||_F, [B]; zeros where the targets are unknown."""
+
+
+class KnownRegression(KnownNetwork, Protocol):
+    """The same with its targets, where the loss is 1/2 ||Y - f(w)||_F^2."""
+
+    @property
+    def Y(self) -> Tensor:
+        """Targets, [B, m, N]."""
+
+
+class Ground(Protocol):
+    """What engines move weights on: what is known of the network, and its hidden units."""
+
+    @property
+    def network(self) -> KnownNetwork | None:
+        """The network and its data, or None where they are not known."""
+
+    @property
+    def units(self) -> Units | None:
+        """The hidden units that may be scaled, or None where they are not known."""
+
+
+class Problem(Protocol):
+    """All that a step is given beside weights, observation and state; ``Tasks`` are one.
+
+    It is that of one inner step: with its mini-batch, where there is one.
+    """
+
+    @property
+    def network(self) -> KnownRegression | None:
+        """The network, its data and targets, or None where a family keeps them to itself."""
+
+    @property
+    def units(self) -> Units | None:
+        """The hidden units that may be scaled, or None where they are not known."""
+
+    def observe(self, weights: Weights) -> Observation:
+        """Loss and exact gradient at other weights (one more gradient evaluation)."""
+
+    def seen_loss(self, weights: Weights) -> Tensor:
+        """L(w), [B], on the data at hand."""
+
+
 class Tasks(ABC):
-    """B tasks side by side: all that the inner loop, and optimizers without teleports, ask of them.
+    """B tasks side by side: all that the inner loop and optimizers ask of them.
 
     Attributes:
         initial: the weights that each trajectory starts from, each [B, out, in].
@@ -83,8 +150,13 @@ class Tasks(ABC):
         return self
 
     @abstractmethod
-    def observe(self, weights: Weights) -> Observation:
-        """Loss and exact gradient at ``weights``, differentiable (one gradient evaluation)."""
+    def observe(self, weights: Weights, passed: Forward | None = None) -> Observation:
+        """Loss and exact gradient at ``weights``, differentiable (one gradient evaluation).
+
+        Args:
+            weights: w.
+            passed: the forward pass at w, where a teleport has made it; made here otherwise.
+        """
 
     @abstractmethod
     def loss(self, weights: Weights) -> Tensor:
@@ -101,6 +173,11 @@ class Tasks(ABC):
             loss=None if "loss" in self.hides else observation.loss,
             inputs=() if "inputs" in self.hides else observation.inputs,
         )
+
+    @property
+    def network(self) -> KnownRegression | None:
+        """The network, its data and targets, or None where a family keeps them to itself."""
+        return None
 
     @property
     def units(self) -> Units | None:

@@ -20,7 +20,9 @@ from metaopt.base.fields import described as _field
 Distribution = Literal["uniform", "gaussian"]
 REGRESSION = "leaky_relu_regression"
 ONLY_THE_LOSS = "of a family of your own only the loss is known, which is enough for"
-_OWN = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
+CLASS_PATH = r"^[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*$"
+"""Of a class of a user's: package.module:ClassName."""
+_OWN = re.compile(CLASS_PATH)
 
 
 MOVED = {"metaopt.image_tasks:Images": "metaopt.tasks.images:Images"}

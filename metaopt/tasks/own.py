@@ -148,7 +148,7 @@ def make(name: str, options: Mapping[str, Any], field: str = "task.options") -> 
     """
     source = f"field task.family: {name}"
     module_name, _, class_name = name.partition(":")
-    found = getattr(_module(module_name, source), class_name, None)
+    found = getattr(module_of(module_name, source), class_name, None)
     if found is None:
         raise UserError(f"{source}: module {module_name} has no {class_name}")
     if not (isinstance(found, type) and issubclass(found, Family)):
@@ -220,7 +220,8 @@ _TORCH = os.path.dirname(torch.__file__)
 _HERE = os.path.dirname(os.path.dirname(__file__))
 
 
-def _module(name: str, source: str) -> Any:
+def module_of(name: str, source: str) -> Any:
+    """A module of a user's, imported; raises ``UserError``, one line, where that fails."""
     if (here := os.getcwd()) not in sys.path:
         sys.path.append(here)
 

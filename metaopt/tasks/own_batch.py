@@ -27,7 +27,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from metaopt.base.errors import UserError
 from metaopt.base.global_generators import seeded
 from metaopt.base.loss_statistics import SMALL_LOSS
-from metaopt.base.network import Weights, as_matrices
+from metaopt.base.network import Forward, Weights, as_matrices
 from metaopt.base.streams import Stream, choices, item_generator
 from metaopt.symmetry.groups import Symmetry
 from metaopt.symmetry.units import Units, units_of
@@ -74,7 +74,7 @@ class LossTasks(Tasks):
         tasks = torch.arange(self.size, device=rows.device)[:, None]
         return replace(self, seen=tuple(tensor[tasks, rows] for tensor in self.data))
 
-    def observe(self, weights: Weights) -> Observation:
+    def observe(self, weights: Weights, passed: Forward | None = None) -> Observation:
         """Loss and exact gradient at ``weights``, on the mini-batch at hand."""
         over_tasks = vmap(grad_and_value(self._of_one), in_dims=(0, 0))
         grads, loss = over_tasks(weights, self.seen or self.data)

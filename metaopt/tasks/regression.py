@@ -49,6 +49,11 @@ class TaskBatch(Tasks):
     s: LeakyReLU
     hides: Hidden = NOTHING
 
+    @property
+    def network(self) -> TaskBatch:
+        """All of it is known."""
+        return self
+
     @cached_property
     def units(self) -> Units:
         """Rows of W_l, read by columns of W_{l+1}."""
@@ -73,9 +78,10 @@ class TaskBatch(Tasks):
         """L(W), [B]."""
         return regression_loss(self.outputs(weights), self.Y)
 
-    def observe(self, weights: Weights) -> Observation:
+    def observe(self, weights: Weights, passed: Forward | None = None) -> Observation:
         """Loss and exact gradient at ``weights``, differentiable (one gradient evaluation)."""
-        passed = forward(weights, self.X, self.s)
+        if passed is None:
+            passed = forward(weights, self.X, self.s)
         return Observation(
             weights=weights,
             grads=self._gradient(weights, passed),

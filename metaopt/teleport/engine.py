@@ -11,16 +11,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from metaopt.base.network import LeakyReLU, Weights, forward
+from metaopt.base.network import Forward, Weights, forward
 from metaopt.symmetry.actions import Action, InexactActionError, LayerPair
 from metaopt.symmetry.limits import NormLimit
 from metaopt.symmetry.maps import ElementMap, GroupElement
-from metaopt.teleport.guard import Generators, Guard, drift
+from metaopt.tasks.base import (
+    Ground,
+    KnownNetwork,
+    KnownRegression,
+    Observation,
+    Problem,
+    observed_loss,
+)
+from metaopt.tasks.regression import regression_loss
+from metaopt.teleport.base import Generators, Need, Scaled, State, TeleportTrace, log_ratio
+from metaopt.teleport.guard import Guard, drift
 
 
 def full_rank_inverse(A: Tensor) -> Tensor:
@@ -36,26 +46,6 @@ def full_rank_inverse(A: Tensor) -> Tensor:
     return (inverse if is_tall else inverse.mT).to(A.dtype)
 
 
-class TeleportData(Protocol):
-    """The data that a teleport is carried through and measured on; a ``TaskBatch`` is one."""
-
-    @property
-    def s(self) -> LeakyReLU:
-        """The activation of the network."""
-
-    @property
-    def X(self) -> Tensor:
-        """Inputs of the network, [B, n, N]."""
-
-    @property
-    def X_pinv(self) -> Tensor:
-        """X^+, [B, N, n]; read by actions that need data only."""
-
-    @property
-    def target_norm(self) -> Tensor:
-        """||Y||_F, [B]; zeros where the targets are unknown."""
-
-
 @dataclass(frozen=True)
 class TeleportReport:
     """What one teleport, or several stacked in front of [B], did; without a graph.
@@ -68,7 +58,10 @@ class TeleportReport:
         outputs_before: f(w) before the teleport, [B, m, N].
         earlier_log_ratio: log L(g.w) / L(w) of another teleport earlier in the step, [B]; 0
             without one.
+        passed: the forward pass at the weights that it led to, where it was made.
     """
+
+    together: ClassVar[int] = 10
 
     generators: Generators
     scale: Tensor
@@ -76,6 +69,7 @@ class TeleportReport:
     refused: Tensor
     outputs_before: Tensor
     earlier_log_ratio: Tensor
+    passed: Forward | None = None
 
     @classmethod
     def stack(cls, reports: Sequence[TeleportReport]) -> TeleportReport:
@@ -91,7 +85,7 @@ class TeleportReport:
         )
 
     @classmethod
-    def none(cls, weights: Weights, data: TeleportData) -> TeleportReport:
+    def none(cls, weights: Weights, data: KnownNetwork) -> TeleportReport:
         """The report of a step without teleport, at the weights that it leads to.
 
         Where the outputs overflow it says refused, as a guard would of any teleport there.
@@ -108,12 +102,52 @@ class TeleportReport:
             zeros,
         )
 
+    def moved(self, rule: Scaled, state: State) -> State:
+        """As it is: what rules know of a chain of layers, they see anew in every step."""
+        return state
+
+    @classmethod
+    def traced(
+        cls, reports: Sequence[TeleportReport], problem: Problem, after: Sequence[Observation]
+    ) -> TeleportTrace:
+        """The trace of the last steps, from their reports and the losses after them."""
+        network = known_network(problem)
+        with torch.no_grad():
+            report = cls.stack(reports)
+            before = regression_loss(report.outputs_before, network.Y)
+            losses = torch.stack([observed_loss(observation) for observation in after])
+            ratio = log_ratio(before, losses) + report.earlier_log_ratio
+        return TeleportTrace(
+            norm=report.norm,
+            drift=report.drift,
+            refused=report.refused,
+            log_ratio=torch.where(report.refused, 0.0, ratio),
+        )
+
     @property
     def norm(self) -> Tensor:
         """Frobenius norm of what was applied, over all pairs together, [B]; 0 where refused."""
         squares = [T.square().sum(dim=(-2, -1)) for T in self.generators]
         norm = self.scale * torch.stack(squares).sum(0).sqrt()
         return torch.where(self.refused, 0.0, norm)
+
+
+def known_network(problem: Problem) -> KnownRegression:
+    """The network of a problem, for what needs it and its targets beside gradients.
+
+    Raises:
+        InexactActionError: where the problem is of a family that keeps both to itself.
+    """
+    if problem.network is None:
+        raise InexactActionError(_UNKNOWN)
+    return problem.network
+
+
+_UNKNOWN = (
+    "teleports through the data and references need to know the network of the tasks, as that of "
+    "leaky_relu_regression; of a family of your own only the loss is known, and hidden units may "
+    "be scaled (rules.teleport of kind unit_lstm)"
+)
 
 
 class TeleportEngine:
@@ -128,8 +162,7 @@ class TeleportEngine:
             leaving it to the guard.
     """
 
-    needs_network = True
-    """Whether ``check`` and ``teleport`` take ``TeleportData``, not ``UnitData``."""
+    needs: ClassVar[Need] = Need.NETWORK
 
     def __init__(
         self,
@@ -145,12 +178,18 @@ class TeleportEngine:
         self.guard = guard
         self.require_exact = require_exact
 
-    def check(self, data: TeleportData, weights: Weights) -> None:
+    @property
+    def reads_data(self) -> bool:
+        """Whether the action is exact on the data at hand alone."""
+        return self.action.needs_data
+
+    def check(self, ground: Ground, weights: Weights) -> None:
         """Raise ``InexactActionError`` where the action cannot be exact, if that is asked for.
 
         Reads shapes, and for the action through the data the rank of X in float64: once for a
         trajectory, not in the inner loop.
         """
+        data = _network(ground)
         if not self.require_exact:
             return
         samples = data.X.shape[-1]
@@ -164,7 +203,7 @@ class TeleportEngine:
                     f"found rank {int(ranks.min())}"
                 )
 
-    def move(self, weights: Weights, generators: Generators, data: TeleportData) -> Weights:
+    def move(self, weights: Weights, generators: Generators, data: KnownNetwork) -> Weights:
         """g.w without guard: every adjacent pair in turn.
 
         Args:
@@ -191,7 +230,7 @@ class TeleportEngine:
                 inputs_pinv = full_rank_inverse(inputs)
         return tuple(moved)
 
-    def move_back(self, weights: Weights, generators: Generators, data: TeleportData) -> Weights:
+    def move_back(self, weights: Weights, generators: Generators, data: KnownNetwork) -> Weights:
         """g^-1.w without guard: the inverse elements, the last pair first.
 
         In this order it undoes ``move`` whatever the depth, where the activations have full column
@@ -215,7 +254,7 @@ class TeleportEngine:
         return tuple(moved)
 
     @staticmethod
-    def _inverse_of_inputs(inputs: Sequence[Tensor], layer: int, data: TeleportData) -> Tensor:
+    def _inverse_of_inputs(inputs: Sequence[Tensor], layer: int, data: KnownNetwork) -> Tensor:
         return data.X_pinv if layer == 0 else full_rank_inverse(inputs[layer])
 
     def limited(self, generators: Generators) -> Generators:
@@ -223,37 +262,40 @@ class TeleportEngine:
         return tuple(self.limit(self.action.algebra(T)) for T in generators)
 
     def teleport(
-        self, weights: Weights, generators: Generators, data: TeleportData
+        self, weights: Weights, generators: Generators, ground: Ground
     ) -> tuple[Weights, TeleportReport]:
         """w -> g.w under guard, with a report of norm, drift and refusals.
 
         Args:
             weights: L matrices [B, out, in].
             generators: L - 1 matrices [B, k_l, k_l] of any norm.
-            data: X, X^+ and ||Y||_F.
+            ground: with a known network.
         """
+        data = _network(ground)
         return self._under_guard(weights, self.limited(generators), data, self.move)
 
     def teleport_back(
-        self, weights: Weights, generators: Generators, data: TeleportData
+        self, weights: Weights, generators: Generators, ground: Ground
     ) -> tuple[Weights, TeleportReport]:
         """w -> g^-1.w under guard; generators as they were applied, limit and scale included."""
-        return self._under_guard(weights, generators, data, self.move_back)
+        return self._under_guard(weights, generators, _network(ground), self.move_back)
 
     def _under_guard(
         self,
         weights: Weights,
         limited: Generators,
-        data: TeleportData,
-        move: Callable[[Weights, Generators, TeleportData], Weights],
+        data: KnownNetwork,
+        move: Callable[[Weights, Generators, KnownNetwork], Weights],
     ) -> tuple[Weights, TeleportReport]:
         with torch.no_grad():
-            before = forward(weights, data.X, data.s).outputs
+            before = forward(weights, data.X, data.s)
+        after = before
 
         def drift_of(moved: Weights) -> Tensor:
+            nonlocal after
             with torch.no_grad():
-                after = forward(moved, data.X, data.s).outputs
-                return drift(before, after, data.target_norm)
+                after = forward(moved, data.X, data.s)
+                return drift(before.outputs, after.outputs, data.target_norm)
 
         guarded = self.guard(
             weights, limited, lambda w, generators: move(w, generators, data), drift_of
@@ -264,6 +306,14 @@ class TeleportEngine:
             guarded.scale,
             guarded.drift,
             guarded.refused,
-            before,
+            before.outputs,
             torch.zeros_like(guarded.drift),
+            # What guards measure last is where they leave the weights, unless they refuse.
+            before.where(guarded.refused, after),
         )
+
+
+def _network(ground: Ground) -> KnownNetwork:
+    if ground.network is None:
+        raise InexactActionError(_UNKNOWN)
+    return ground.network

@@ -16,9 +16,7 @@ import torch
 from torch import Tensor
 
 from metaopt.base.network import Weights
-
-Generators = tuple[Tensor, ...]
-"""One generator for each adjacent pair of layers, each [B, k_l, k_l]."""
+from metaopt.teleport.base import Generators
 
 
 def drift(before: Tensor, after: Tensor, target_norm: Tensor) -> Tensor:

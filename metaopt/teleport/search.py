@@ -5,23 +5,24 @@ from __future__ import annotations
 import torch
 
 from metaopt.base.network import Weights
-from metaopt.tasks.regression import TaskBatch
-from metaopt.teleport.engine import TeleportEngine
-from metaopt.teleport.guard import Generators
+from metaopt.tasks.base import Problem
+from metaopt.teleport.base import Generators
+from metaopt.teleport.engine import TeleportEngine, known_network
 
 
-def ascent_direction(tasks: TaskBatch, weights: Weights, engine: TeleportEngine) -> Generators:
+def ascent_direction(problem: Problem, weights: Weights, engine: TeleportEngine) -> Generators:
     """D = d/dT ||grad L(exp(T).w)||_F^2 at T = 0, for each pair of adjacent layers [B, k_l, k_l].
 
     Args:
-        tasks: B tasks.
+        problem: whose network is known.
         weights: w.
         engine: whose action and element map carry T out.
     """
+    network = known_network(problem)
     with torch.enable_grad():
         generators = tuple(
             W.new_zeros(W.shape[0], W.shape[1], W.shape[1]).requires_grad_() for W in weights[:-1]
         )
-        moved = engine.move(tuple(W.detach() for W in weights), generators, tasks)
-        squares = [G.square().sum() for G in tasks.observe(moved).grads]
+        moved = engine.move(tuple(W.detach() for W in weights), generators, network)
+        squares = [G.square().sum() for G in problem.observe(moved).grads]
         return torch.autograd.grad(torch.stack(squares).sum(), generators)

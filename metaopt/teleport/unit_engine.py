@@ -10,25 +10,20 @@ the group leaves the loss.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from metaopt.base.network import Weights
+from metaopt.base.loss_statistics import SMALL_LOSS
+from metaopt.base.network import Weights, forward
 from metaopt.symmetry.actions import InexactActionError
 from metaopt.symmetry.limits import NormLimit
-from metaopt.symmetry.units import Units
-from metaopt.teleport.guard import Generators
-
-
-class UnitData(Protocol):
-    """What units are scaled on: ``Tasks``, or a model."""
-
-    @property
-    def units(self) -> Units | None:
-        """The units, if there are any."""
+from metaopt.tasks.base import Ground, Observation, Problem, observed_loss
+from metaopt.teleport.base import Generators, Need, Scaled, State, TeleportTrace, log_ratio
+from metaopt.teleport.guard import drift
 
 
 @dataclass(frozen=True)
@@ -39,11 +34,45 @@ class UnitReport:
         t: logarithms of the factors that were applied, [B, K].
         log_factors: l of each entry, shaped like the weights.
         before: the weights before it.
+        passed: no forward pass was made.
     """
+
+    together: ClassVar[int] = 1
 
     t: Tensor
     log_factors: Weights
     before: Weights
+    passed: None = None
+
+    def moved(self, rule: Scaled, state: State) -> State:
+        """The rule's state at exp(l) w."""
+        return rule.scaled(state, self.t, self.log_factors)
+
+    @classmethod
+    def traced(
+        cls, reports: Sequence[UnitReport], problem: Problem, after: Sequence[Observation]
+    ) -> TeleportTrace:
+        """The trace of one step, which is exact up to rounding: one more loss.
+
+        Its drift is that of the outputs where they are known, else the change of the loss on the
+        data at hand, relative to it.
+        """
+        (report,), (observation,) = reports, after
+        with torch.no_grad():
+            before, loss = problem.seen_loss(report.before), observed_loss(observation)
+            network = problem.network
+            if network is not None:
+                X, s = network.X, network.s
+                old, new = (forward(w, X, s).outputs for w in (report.before, observation.weights))
+                moved = drift(old, new, network.target_norm)
+            else:
+                moved = (loss - before).abs() / before.clamp(min=SMALL_LOSS)
+            return TeleportTrace(
+                norm=report.norm[None],
+                drift=moved[None],
+                refused=torch.zeros_like(moved, dtype=torch.bool)[None],
+                log_ratio=log_ratio(before, loss)[None],
+            )
 
     @property
     def norm(self) -> Tensor:
@@ -59,30 +88,31 @@ class UnitEngine:
             same at any width.
     """
 
-    needs_network = False
+    needs: ClassVar[Need] = Need.UNITS
+    reads_data = False
 
     def __init__(self, limit: NormLimit) -> None:
         self.limit = limit
 
-    def check(self, data: UnitData, weights: Weights) -> None:
+    def check(self, ground: Ground, weights: Weights) -> None:
         """Raise ``InexactActionError`` where no symmetries are known."""
-        if data.units is None:
+        if ground.units is None:
             raise InexactActionError(
                 "scaling hidden units needs to know them: a family of your own lists them as "
                 "symmetries = metaopt.symmetries(its network)"
             )
 
     def teleport(
-        self, weights: Weights, generators: Generators, data: UnitData
+        self, weights: Weights, generators: Generators, ground: Ground
     ) -> tuple[Weights, UnitReport]:
         """w -> g.w, with a report.
 
         Args:
             weights: each [B, out, rest].
             generators: one, the diagonal t, [B, K], of any norm.
-            data: whose units they are.
+            ground: whose units they are.
         """
-        units = data.units
+        units = ground.units
         assert units is not None
         (free,) = generators
         root = math.sqrt(units.count)

@@ -213,8 +213,9 @@ class Study:
         settings = self._load(row, fields)
         fields["meta.outer_steps"] = max(1, round(share * settings.meta.outer_steps))
         for place, rule in settings.rules.by_name().items():
-            if hasattr(rule, "outer_lr"):
-                fields[f"rules.{place}.outer_lr"] = float(f"{point.factor * rule.outer_lr:.6g}")
+            if "outer_lr" in type(rule).model_fields:
+                rate = float(f"{point.factor * rule.learning_rate:.6g}")
+                fields[f"rules.{place}.outer_lr"] = rate
         return Training(name, row.config, _sets(fields), self.out)
 
     def _load(self, row: Row, fields: Mapping[str, Any]) -> TrainConfig:

@@ -10,12 +10,12 @@ import yaml
 from configurations import BASE, SHIPPED, TRAINING, error_of, relative_name
 from support import UPDATE, UPDATE_AND_TELEPORT, tiny_config
 
-from metaopt.base.config import ConfigError, load, to_yaml
+from metaopt.base.config import ConfigError, check, load, to_yaml
 from metaopt.base.shipped import CONFIGS
 from metaopt.evaluation.config import EvalConfig
 from metaopt.meta.build import meta_optimizer
 from metaopt.meta.config import TrainConfig
-from metaopt.rules.config import FlattenedConfig
+from metaopt.rules.learned.flattened import FlattenedConfig
 
 BASE_CONTENT = (CONFIGS / BASE).read_bytes()
 
@@ -111,8 +111,13 @@ def test_paper_recipe(file: str) -> None:
         ("rules.update={kind: adam, lr: 1, beta1: 1}", "rules.update.beta1", "less than 1"),
         ("rules.update=null", "rules", "exactly one of update and step_teleport"),
         ("teleporter.action=rotation", "teleporter.action", "'through_data', 'linear'"),
-        ("teleporter=null", "", "teleporter: give both or neither"),
-        ("teleporter.action=units", "teleporter", "guard: none, found exponential and"),
+        ("teleporter.action=units", "", "needs, and nothing else; found units"),
+        ("teleporter={action: units, guard: refuse}", "teleporter", "found exponential and refuse"),
+        (
+            "rules.teleport=null",
+            "",
+            "or add one, e.g. rules.teleport: {kind",
+        ),
         ("rules.teleport={kind: unit_lstm, outer_lr: 1}", "", "needs, and nothing else; found thr"),
         ("meta.hide.inputs=0.5", "", "these rules need the layers' inputs"),
         ("meta.hide.loss=1.5", "meta.hide.loss", "less than or equal to 1"),
@@ -120,14 +125,14 @@ def test_paper_recipe(file: str) -> None:
 )
 def test_mistakes_in_fields(tmp_path: Path, override: str, field: str, hint: str) -> None:
     path = tmp_path / "broken.yaml"
-    path.write_text((CONFIGS / BASE).read_text())
+    path.write_text((CONFIGS / BASE).read_text() + "teleporter: {action: through_data}\n")
     message = error_of(path, override)
     assert message.startswith(f"{path} with --set: ")
     assert f"field {field}" in message or not field
     assert hint in message
 
 
-@pytest.mark.parametrize("section", ["name", "label", "rules"])
+@pytest.mark.parametrize("section", ["name", "rules"])
 def test_missing_fields(tmp_path: Path, section: str) -> None:
     content = yaml.safe_load((CONFIGS / BASE).read_text())
     del content[section]
@@ -136,11 +141,20 @@ def test_missing_fields(tmp_path: Path, section: str) -> None:
     assert error_of(path) == f"{path}: field {section} is missing"
 
 
-def test_rules_that_propose_generators_need_a_teleporter() -> None:
+def test_the_label_is_the_name_where_none_is_given() -> None:
+    content = {"name": "mine", "rules": {"update": UPDATE}}
+    assert check(TrainConfig, content, "mine").label == "mine"
+
+
+def test_rules_that_propose_generators_have_a_teleporter() -> None:
     for rules in (UPDATE_AND_TELEPORT, {"step_teleport": UPDATE}):
-        with pytest.raises(ConfigError, match="teleporter: give both or neither"):
-            tiny_config(rules, None)
-    with pytest.raises(ConfigError, match="teleporter: give both or neither"):
+        found = tiny_config(rules, None).teleporter
+        assert found is not None
+        assert (found.action, found.guard, found.max_norm) == ("through_data", "shrink", 5.0)
+    units = tiny_config({"update": UPDATE, "teleport": {"kind": "unit_lstm"}}, None).teleporter
+    assert units is not None
+    assert (units.action, units.guard, units.max_norm) == ("units", "none", 0.1)
+    with pytest.raises(ConfigError, match="teleporter: there is nothing to carry out"):
         tiny_config({"update": UPDATE}, {})
 
 

@@ -14,7 +14,7 @@ from metaopt.base.config import ConfigError, load, to_yaml
 from metaopt.base.errors import shown
 from metaopt.evaluation.config import EvalConfig
 from metaopt.meta.config import TrainConfig
-from metaopt.rules.config import AdamConfig
+from metaopt.rules.hand_made import AdamConfig
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from metaopt.base.streams import Stream
 from metaopt.evaluation.contenders import Contender
 from metaopt.evaluation.evaluate import run_contender
 from metaopt.meta.unroll import rollout
-from metaopt.rules.build import hand_made
+from metaopt.rules.baselines import hand_made
 from metaopt.rules.lbfgs import LBFGS
 from metaopt.tasks.base import Tasks
 from metaopt.tasks.own_batch import LossFamily, LossTasks

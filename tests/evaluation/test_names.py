@@ -17,7 +17,7 @@ from metaopt.evaluation.contenders import Contender, captions, told_apart
 from metaopt.evaluation.overlay import run_folders
 from metaopt.meta.build import meta_optimizer
 from metaopt.optim.learned import LearnedRule
-from metaopt.rules.build import hand_made
+from metaopt.rules.baselines import hand_made
 
 
 def contender(name: str, path: str | None = None) -> Contender:

@@ -12,7 +12,7 @@ from metaopt.meta import build
 from metaopt.meta.build import meta_optimizer
 from metaopt.meta.config import TrainConfig
 from metaopt.meta.unroll import first_order, start, unroll
-from metaopt.rules.learned.flattened import FlattenedRule
+from metaopt.rules.learned.flattened import FlattenedConfig, FlattenedRule
 from metaopt.tasks.build import task_family
 
 STEPS = 3
@@ -126,10 +126,11 @@ def test_the_recipe_is_the_papers() -> None:
         )
         assert (meta.order, meta.rescale, meta.average, meta.warm_up) == (1, 0, None, 0)
         assert (task.width, task.inputs, task.outputs, task.samples) == (20, 20, 20, 20)
-        rates = {key: rule.outer_lr for key, rule in config.rules.by_name().items()}
+        rates = {key: rule.learning_rate for key, rule in config.rules.by_name().items()}
         assert rates.get("update", 1e-3) == 1e-3
         assert rates.get("teleport", 1e-4) == 1e-4
         for rule in config.rules.by_name().values():
+            assert isinstance(rule, FlattenedConfig)
             assert (rule.gradient, rule.basis) == ("raw", "entries")
             assert (rule.scale, rule.free, rule.frozen) == (1.0, 1.0, False)
         if config.teleporter is not None:

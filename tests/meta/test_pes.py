@@ -21,7 +21,7 @@ from metaopt.meta.trainer import MetaTrainer
 from metaopt.meta.unroll import first_order, start, unroll
 from metaopt.meta.windows import StepByStep
 from metaopt.rules.base import Proposal, Rule, State
-from metaopt.rules.composed import MetaOptimizer
+from metaopt.rules.composed import MetaOptimizer, tensors_of
 from metaopt.tasks.base import Observation
 from metaopt.tasks.regression import TaskBatch
 
@@ -120,8 +120,8 @@ def test_copies_go_on_as_they_would_alone(kind: str) -> None:
     for found, wanted in zip(inner.observation.grads, whole.observation.grads, strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-7)
     assert inner.optimizer.keys() == whole.optimizer.keys()
-    for key, value in inner.optimizer.items():
-        torch.testing.assert_close(value, whole.optimizer[key], rtol=1e-6, atol=1e-7)
+    for of_rule, name, value in tensors_of(inner.optimizer):
+        torch.testing.assert_close(value, whole.optimizer[of_rule][name], rtol=1e-6, atol=1e-7)
 
 
 PES = {"kind": "pes", "sigma": 0.05, "pairs": 2}

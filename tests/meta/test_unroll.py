@@ -11,13 +11,18 @@ from cases import tasks as sample
 from differences import STEPS, Replay, assert_matches_differences, meta_loss
 from torch import Tensor
 
-import metaopt.meta.unroll
+from metaopt.base import network
+from metaopt.base.network import Weights
 from metaopt.meta.build import meta_optimizer
 from metaopt.meta.loss import LogLoss, LogOfLast, MetaLoss, Normalised, SumOfLosses
 from metaopt.meta.unroll import Observe, first_order, rollout, second_order, start, unroll
 from metaopt.meta.windows import StepByStep
-from metaopt.rules.composed import MetaOptimizer
+from metaopt.rules.composed import MetaOptimizer, tensors_of
+from metaopt.tasks import regression
+from metaopt.tasks.base import observed_loss
 from metaopt.tasks.regression import TaskBatch
+from metaopt.teleport import engine
+from metaopt.teleport.engine import TeleportReport
 
 KINDS = [
     "lstm",
@@ -47,7 +52,8 @@ def test_two_windows_are_one(kind: str, observe: Observe) -> None:
     assert torch.equal(torch.cat([first.losses, second.losses]), whole.losses)
     assert end.step == whole_end.step == 5
     assert all(torch.equal(a, b) for a, b in zip(end.weights, whole_end.weights, strict=True))
-    assert all(torch.equal(end.optimizer[k], whole_end.optimizer[k]) for k in whole_end.optimizer)
+    both = zip(tensors_of(end.optimizer), tensors_of(whole_end.optimizer), strict=True)
+    assert all(one[:2] == two[:2] and torch.equal(one[2], two[2]) for one, two in both)
 
 
 def test_a_window_of_k_steps_has_the_k_losses_after_its_steps() -> None:
@@ -70,7 +76,8 @@ def test_the_graph_is_cut_between_windows() -> None:
     state, _ = unroll(tasks, rule.optimizer, start(tasks, rule.optimizer), 2)
     assert state.weights[0].requires_grad
     cut = state.detach()
-    tensors = [*cut.weights, *cut.optimizer.values(), *cut.observation.grads, cut.loss]
+    states = [tensor for _, _, tensor in tensors_of(cut.optimizer)]
+    tensors = [*cut.weights, *states, *cut.observation.grads, cut.loss]
     assert not any(tensor.requires_grad for tensor in tensors)
 
 
@@ -212,7 +219,7 @@ def test_the_trace_does_not_depend_on_how_many_reports_wait(
     rule = learned_rule(kind)
     tasks = sample(rule.config.task, count=3)
     _, wanted = rollout(tasks, rule.optimizer, STEPS)
-    monkeypatch.setattr(metaopt.meta.unroll, "TRACED_TOGETHER", together)
+    monkeypatch.setattr(TeleportReport, "together", together)
     _, found = rollout(tasks, rule.optimizer, STEPS)
     assert wanted is not None
     assert found is not None
@@ -241,3 +248,28 @@ def test_the_trace_reports_what_teleports_did() -> None:
     torch.testing.assert_close(
         trace.log_ratio[0], tasks.loss(taken.weights).log() - tasks.loss(before).log()
     )
+
+
+@pytest.mark.parametrize(("observe", "passes"), [(first_order, 2), (second_order, 3)])
+def test_the_pass_that_a_teleport_made_is_not_made_again(
+    observe: Observe, passes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rule = learned_rule("coordinate_lstm")
+    tasks = sample(rule.config.task, count=2)
+    state = start(tasks, rule.optimizer, observe)
+    made: list[int] = []
+
+    def counted(weights: Weights, X: Tensor, s: network.LeakyReLU) -> network.Forward:
+        made.append(1)
+        return network.forward(weights, X, s)
+
+    for module in (regression, engine):
+        monkeypatch.setattr(module, "forward", counted)
+    end, _ = unroll(tasks, rule.optimizer, state, STEPS, observe)
+    assert len(made) == passes * STEPS
+    again = tasks.observe(end.weights)
+    assert torch.equal(observed_loss(again), observed_loss(end.observation))
+    for one, other in zip(
+        again.grads + again.inputs, end.observation.grads + end.observation.inputs, strict=True
+    ):
+        assert torch.equal(one, other)

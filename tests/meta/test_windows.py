@@ -14,6 +14,7 @@ from metaopt.meta.config import TrainConfig
 from metaopt.meta.trainer import MetaTrainer
 from metaopt.meta.unroll import start
 from metaopt.meta.windows import Differentiated, Record, Replayed, Run, StepByStep
+from metaopt.rules.composed import tensors_of
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -51,7 +52,12 @@ every_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.k
 
 def outputs(found: Differentiated) -> list[Tensor]:
     inner = found.inner
-    return [*inner.weights, *inner.optimizer.values(), found.meta_loss, *found.teleports.values()]
+    return [
+        *inner.weights,
+        *(t for _, _, t in tensors_of(inner.optimizer)),
+        found.meta_loss,
+        *found.teleports.values(),
+    ]
 
 
 def rerun(parameters: list[Tensor]) -> Record:

@@ -16,8 +16,10 @@ from torch import nn
 
 import metaopt
 from metaopt.optim.states import as_matrix
+from metaopt.optim.stepper import ModelGround
 from metaopt.rules.hand_made import Adam, GradientDescent
 from metaopt.tasks.base import Observation
+from metaopt.teleport.engine import TeleportEngine
 
 pytestmark = pytest.mark.filterwarnings("error:updates only:UserWarning")
 
@@ -58,7 +60,8 @@ def test_a_step_is_the_meta_optimizers(make: Callable[[], Problem]) -> None:
         seen = Observation(weights, grads, (), None)
         state = rule.optimizer.initial_rule_states(seen) if state is None else state
         with torch.no_grad():
-            taken = rule.optimizer.step(weights, seen, state, data=None)  # type: ignore[arg-type]
+            proposal, state = rule.optimizer.propose(seen, state)
+            taken = rule.optimizer.carry_out(weights, proposal, state, ModelGround(None, None))
         weights, state = taken.weights, taken.state
         optimizer.step()
         for W, found in zip(weights, problem.weights(), strict=True):
@@ -85,7 +88,7 @@ def test_lr_multiplies_generators() -> None:
     """W2 -> W2 exp(-T) takes W2 exp(-lr T), with updates of 0 and within the norm limit."""
     rule = learned_rule("coordinate_lstm")
     engine = rule.optimizer.engine
-    assert engine is not None
+    assert isinstance(engine, TeleportEngine)
     engine.limit.max_norm = 1e6
     with torch.no_grad():
         for parameter in rule.optimizer.rules["update"].parameters():

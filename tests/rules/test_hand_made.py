@@ -10,7 +10,7 @@ from torch import Tensor
 from metaopt.base.network import Weights
 from metaopt.meta.build import meta_optimizer
 from metaopt.meta.unroll import rollout
-from metaopt.rules.build import hand_made
+from metaopt.rules.baselines import hand_made
 from metaopt.rules.composed import MetaOptimizer, Optimizer
 from metaopt.rules.lbfgs import LBFGS
 from metaopt.tasks.base import Observation

@@ -13,7 +13,7 @@ from support import regression, relative_error, signed
 from torch import Tensor, nn
 
 import metaopt
-from metaopt.base.network import Weights
+from metaopt.base.network import Forward, Weights
 from metaopt.meta.build import meta_optimizer
 from metaopt.meta.loss import LogLoss
 from metaopt.meta.unroll import first_order, second_order, start, unroll
@@ -148,7 +148,7 @@ def test_drift_and_change_of_loss_are_those_of_both_teleports() -> None:
     engine = optimizer.engine
     assert engine is not None
     moved, there = engine.teleport(tasks.initial, proposal.generators, tasks)
-    update, _ = optimizer.propose_alone("update", tasks.observe(moved), state.optimizer)
+    update, _ = optimizer.rules["update"].propose(tasks.observe(moved), state.optimizer["update"])
     assert update.updates is not None
     updated = tuple(W + f for W, f in zip(moved, update.updates, strict=True))
     back = torch.linalg.matrix_norm(tasks.outputs(end.weights) - tasks.outputs(updated))
@@ -187,8 +187,10 @@ def test_meta_gradients_of_both_orders_match_differences(order: int) -> None:
         _, unrolled = unroll(tasks, optimizer, start(tasks, optimizer, see), 3, see)
         return LogLoss(1e-9)(tasks.loss(tasks.initial), unrolled.losses)
 
-    def recorded(tasks: TaskBatch, weights: Weights) -> tuple[Tensor, Observation]:
-        loss, observation = observe(tasks, weights)
+    def recorded(
+        tasks: TaskBatch, weights: Weights, passed: Forward | None = None
+    ) -> tuple[Tensor, Observation]:
+        loss, observation = observe(tasks, weights, passed)
         return loss, remember(observation)
 
     look = {1: as_constant, 2: differentiated}[order]
@@ -198,7 +200,11 @@ def test_meta_gradients_of_both_orders_match_differences(order: int) -> None:
         if order == 2:
             return float(meta_loss(look, observe))
         again = iter(seen)
-        return float(meta_loss(lambda t, w: next(again), lambda t, w: (t.loss(w), next(again))))
+
+        def see(tasks: TaskBatch, weights: Weights, _: Any = None) -> tuple[Tensor, Observation]:
+            return tasks.loss(weights), next(again)
+
+        return float(meta_loss(lambda t, w: next(again), see))
 
     checked = 0
     with torch.no_grad():

@@ -15,7 +15,7 @@ from metaopt.base.process import World
 from metaopt.evaluation.config import EvalConfig
 from metaopt.evaluation.contenders import baseline_contenders
 from metaopt.meta.unroll import rollout
-from metaopt.rules.build import hand_made
+from metaopt.rules.baselines import hand_made
 from metaopt.rules.composed import Optimizer, Step
 from metaopt.rules.gradient_teleport import GradientTeleport
 from metaopt.rules.references import KFAC, SolveLast, WhitenLast, whitening

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support import tiny_config
+from support import basis_of, tiny_config
 
 from metaopt.base import config
 from metaopt.base.errors import UserError
@@ -166,10 +166,10 @@ def test_a_row_is_a_configuration_with_overrides(tmp_path: Path) -> None:
     whole = planner.training(row, 7).settings
     assert run.settings.task.width == 10
     assert (run.settings.seed, run.settings.name) == (7, row.name)
-    assert run.settings.rules.by_name()["update"].free == 0.3
+    assert basis_of(run.settings.rules.update).free == 0.3
     assert run.settings.meta.outer_steps == whole.meta.outer_steps // 4
     for place, rule in run.settings.rules.by_name().items():
-        assert rule.outer_lr == pytest.approx(2 * whole.rules.by_name()[place].outer_lr)
+        assert rule.learning_rate == pytest.approx(2 * whole.rules.by_name()[place].learning_rate)
     assert run.folder != planner.training(row, 7).folder
     assert planner.training(row, 7).folder == planner.training(row, 7).folder
 

@@ -22,7 +22,7 @@ from metaopt.base.streams import Stream, choices, item_generator
 from metaopt.meta.build import meta_optimizer
 from metaopt.meta.config import TrainConfig
 from metaopt.meta.unroll import rollout, second_order
-from metaopt.rules.build import hand_made
+from metaopt.rules.baselines import hand_made
 from metaopt.tasks.regression import TaskBatch
 
 # Loss and gradient.

@@ -19,7 +19,7 @@ from metaopt.meta import build
 from metaopt.meta.build import meta_optimizer
 from metaopt.meta.config import TrainConfig
 from metaopt.meta.unroll import as_judged, last_loss, rollout, second_order
-from metaopt.rules.build import hand_made
+from metaopt.rules.baselines import hand_made
 from metaopt.tasks.build import task_family
 from metaopt.tasks.images import Images
 from metaopt.tasks.own_batch import LossFamily

@@ -126,7 +126,7 @@ def test_hand_made_rules_are_transported_as_torchs() -> None:
         _steps(model, optimizer, specimen)
         metaopt.teleport(model, 2.0, 1, metaopt.symmetries(model), optimizer=optimizer)
         key = "momentum_buffer" if make is _sgd else "update.m"
-        states.append([optimizer.state[p][key] for p in model.parameters()])
+        states.append([optimizer.state[p][key].view_as(p) for p in model.parameters()])
     for wanted, found in zip(*states, strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-7)
 

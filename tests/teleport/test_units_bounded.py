@@ -28,6 +28,8 @@ WIDTH = 4
 class Known:
     """What the engine is told."""
 
+    network = None
+
     def __init__(self, units: Units) -> None:
         self.units = units
 

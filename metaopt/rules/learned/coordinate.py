@@ -13,12 +13,21 @@ References:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from metaopt.base.fields import PositiveFloat, described, required
 from metaopt.rules.base import Proposal, Rule, State
-from metaopt.rules.learned.directions import HEAD_BOUND, Basis
+from metaopt.rules.learned.directions import (
+    GENERATOR_BASES,
+    HEAD_BOUND,
+    UPDATE_BASES,
+    Basis,
+    BasisConfig,
+    InformedSteps,
+)
 from metaopt.rules.learned.features import (
     GENERATOR_FEATURES,
     INFORMED_FEATURES,
@@ -35,8 +44,10 @@ from metaopt.rules.learned.features import (
     update_features,
 )
 from metaopt.rules.learned.lstm import LSTM, Head
-from metaopt.rules.learned.step_size import StepSizeBound
-from metaopt.tasks.base import Observation
+from metaopt.rules.learned.step_size import StepSizeBound, StepSizeConfig
+from metaopt.rules.rule_config import FreeConfig, Place
+from metaopt.tasks.base import Hidden, Observation
+from metaopt.teleport.base import Need
 from metaopt.teleport.optimizer_state import Kept
 
 
@@ -61,6 +72,11 @@ class CoordinateRule(Rule):
         self.lstm = LSTM(features, hidden, seed, f"{name}/lstm")
         outputs = basis.shaped + basis.sizes
         self.head = Head(hidden, outputs, seed, f"{name}/head", bound=HEAD_BOUND)
+
+    @property
+    def reads(self) -> Hidden:
+        """Both, where they are known."""
+        return frozenset({"loss", "inputs"})
 
     def combination(self, h: Tensor, counts: Sequence[int], seen: Seen) -> Tensor:
         """The combination of directions, [B, coordinates], that hidden states h are read as.
@@ -112,6 +128,7 @@ class CoordinateUpdateLSTM(CoordinateRule):
 class InformedUpdateLSTM(CoordinateUpdateLSTM):
     """m1 that is also given what m2 sees (``informed_features``): a control."""
 
+    needs_inputs = True
     features = INFORMED_FEATURES
     featurise = staticmethod(informed_features)
 
@@ -169,3 +186,64 @@ class CoordinateStepSizeGroupElementLSTM(CoordinateRule):
 def _generator_state(lstm: LSTM, observation: Observation) -> State:
     batch = observation.weights[0].shape[0]
     return lstm.initial_state(batch, sum(k * k for k in generator_sizes(observation)))
+
+
+class CoordinateUpdateConfig(BasisConfig):
+    """m1 coordinate by coordinate."""
+
+    knows_loss_alone = True
+    kind: Literal["coordinate_lstm"] = required("coordinate-wise rule: one LSTM for all entries")
+    outer_lr: PositiveFloat = described(6e-3, "learning rate of this network in the outer loop")
+    free: PositiveFloat = described(
+        0.01, "factor on how far outputs may move weights where no known direction says how"
+    )
+
+    def make(self, place: Place) -> Rule:
+        """The rule."""
+        basis = UPDATE_BASES[self.basis](self.free)
+        return CoordinateUpdateLSTM(basis, self.hidden, self.scale, place.seed, place.name)
+
+
+class InformedConfig(FreeConfig):
+    """m1 coordinate by coordinate, given what m2 sees: a control."""
+
+    needs_inputs = True
+    kind: Literal["informed_lstm"] = required(
+        "coordinate-wise update rule on directions that is also given the products which the "
+        "teleporter sees, as features and as preconditioners"
+    )
+    outer_lr: PositiveFloat = described(6e-3, "learning rate of this network in the outer loop")
+    free: PositiveFloat = described(
+        0.01, "factor on how far outputs may move weights where no known direction says how"
+    )
+
+    def make(self, place: Place) -> Rule:
+        """The rule."""
+        basis = InformedSteps(self.free)
+        return InformedUpdateLSTM(basis, self.hidden, self.scale, place.seed, place.name)
+
+
+class CoordinateGeneratorConfig(BasisConfig):
+    """m2 entry by entry."""
+
+    generates_for = Need.NETWORK
+    kind: Literal["coordinate_lstm"] = required("coordinate-wise rule: one LSTM for all entries")
+
+    def make(self, place: Place) -> Rule:
+        """The rule."""
+        basis = GENERATOR_BASES[self.basis](self.free)
+        return CoordinateGroupElementLSTM(basis, self.hidden, self.scale, place.seed, place.name)
+
+
+class CoordinateStepConfig(BasisConfig, StepSizeConfig):
+    """The network of LSTM(lr,tele), entry by entry."""
+
+    generates_for = Need.NETWORK
+    kind: Literal["coordinate_lstm"] = required("coordinate-wise rule: one LSTM for all entries")
+
+    def make(self, place: Place) -> Rule:
+        """The rule."""
+        basis = GENERATOR_BASES[self.basis](self.free)
+        return CoordinateStepSizeGroupElementLSTM(
+            basis, self.hidden, self.scale, place.seed, place.name, self.bound()
+        )

@@ -18,21 +18,17 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from metaopt.base.fields import described
 from metaopt.base.loss_statistics import FLOOR
 from metaopt.base.network import Weights
-from metaopt.rules.learned.features import (
-    LOG_RANGE,
-    Seen,
-    flat_gradient,
-    over_rms,
-    rms,
-    split_generators,
-)
+from metaopt.rules.base import flat_gradient
+from metaopt.rules.learned.features import LOG_RANGE, Seen, over_rms, rms, split_generators
+from metaopt.rules.rule_config import FreeConfig
 
 FREE_STEP = 0.1
 """Steps whose size is not the gradient's are of this share of the weights; 1 is chaotic."""
@@ -71,11 +67,13 @@ class Basis(ABC):
         sizes: S.
         head_bound: the head's first weights are within it, so that the untrained rule is near the
             coefficients of 0; None for the usual bound of a linear layer.
+        reads_layers: whether directions are made from the inputs of layers.
     """
 
     shaped: ClassVar[int]
     sizes: ClassVar[int]
     head_bound: ClassVar[float | None]
+    reads_layers: ClassVar[bool] = True
 
     def __init__(self, free: float) -> None:
         self.free = free
@@ -117,6 +115,7 @@ class Entries(Basis):
     shaped = 0
     sizes = 1
     head_bound = None
+    reads_layers = False
 
     @abstractmethod
     def count(self, weights: Weights) -> int:
@@ -281,3 +280,17 @@ def _filled(sizes: list[Tensor], like: Weights) -> Tensor:
     """One number [B, 1, 1] a layer, for each of its entries: [B, P]."""
     parts = (size.expand_as(W).flatten(1) for size, W in zip(sizes, like, strict=True))
     return torch.cat([*parts], dim=1)
+
+
+UPDATE_BASES: dict[str, type[Basis]] = {"entries": UpdateEntries, "directions": NaturalSteps}
+GENERATOR_BASES: dict[str, type[Basis]] = {"entries": GeneratorEntries, "directions": Whitening}
+
+
+class BasisConfig(FreeConfig):
+    """The fields of rules whose outputs may be coefficients of known directions."""
+
+    basis: Literal["entries", "directions"] = described(
+        "directions",
+        "what the outputs of the network are: the entries themselves, or coefficients of known "
+        "directions (natural steps for updates, powers of H H^T for generators)",
+    )

@@ -179,11 +179,6 @@ class Seen:
         return tuple(pairs)
 
 
-def flat_gradient(observation: Observation) -> Tensor:
-    """All gradients of a task in one row: [B, P]."""
-    return torch.cat([G.flatten(1) for G in observation.grads], dim=1)
-
-
 LAYER_FEATURES = 4
 
 

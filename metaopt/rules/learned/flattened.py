@@ -14,32 +14,42 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from metaopt.rules.base import Proposal, Rule, ShapeMismatchError, State
-from metaopt.rules.learned.directions import Basis
+from metaopt.base.fields import PositiveFloat, Size, described, required
+from metaopt.rules.base import Proposal, Rule, ShapeMismatchError, State, flat_gradient
+from metaopt.rules.learned.directions import GENERATOR_BASES, UPDATE_BASES, Basis, BasisConfig
 from metaopt.rules.learned.features import (
     LAYER_FEATURES,
     SQUARES,
     Seen,
-    flat_gradient,
     layer_features,
     signed_log,
     split_generators,
     split_weights,
 )
 from metaopt.rules.learned.lstm import LSTM, Head
-from metaopt.rules.learned.step_size import StepSizeBound
-from metaopt.tasks.base import Observation
+from metaopt.rules.learned.step_size import StepSizeBound, StepSizeConfig
+from metaopt.rules.rule_config import Place
+from metaopt.tasks.base import NOTHING, Hidden, Observation
+from metaopt.tasks.regression import layer_shapes
+from metaopt.teleport.base import Need
 
 START_SCALE = 1e-4
 """Of the first weights behind a step size: its start is its bias."""
 
 
 class FlatInput(ABC):
-    """What a flattened network is fed."""
+    """What a flattened network is fed.
+
+    Attributes:
+        reads_layers: whether the inputs of layers, and the loss, are part of it.
+    """
+
+    reads_layers: ClassVar[bool] = False
 
     @abstractmethod
     def size(self, shapes: Sequence[tuple[int, int]]) -> int:
@@ -72,6 +82,8 @@ class SignedLogGradient(RawGradient):
 
 class StatefulGradient(SignedLogGradient):
     """The gradient on a logarithmic scale, and the features of layers: the state of the run."""
+
+    reads_layers = True
 
     def size(self, shapes: Sequence[tuple[int, int]]) -> int:
         """P and LAYER_FEATURES of each layer."""
@@ -126,6 +138,12 @@ class FlattenedRule(Rule):
     @abstractmethod
     def entries_of(shapes: Sequence[tuple[int, int]]) -> list[int]:
         """Entries of each layer's update, or of each pair's generator."""
+
+    @property
+    def reads(self) -> Hidden:
+        """Both, where features of layers are fed or outputs are coefficients of directions."""
+        is_told = self.gradient.reads_layers or self.basis.reads_layers
+        return frozenset({"loss", "inputs"}) if is_told else NOTHING
 
     def initial_state(self, observation: Observation) -> State:
         """Zeros; raises ``ShapeMismatchError`` unless the rule was made for these shapes."""
@@ -212,6 +230,11 @@ class StepSizeGroupElementLSTM(GroupElementLSTM):
             self.head.W[-1] *= START_SCALE
             self.head.b[-1] = bound.start
 
+    @property
+    def reads(self) -> Hidden:
+        """Both, too, where the step size is in units of the largest safe step."""
+        return frozenset({"loss", "inputs"}) if self.bound.reads_layers else super().reads
+
     def propose(self, observation: Observation, state: State) -> tuple[Proposal, State]:
         """f = -eta grad L(w), and generators T."""
         seen = Seen(observation)
@@ -219,3 +242,87 @@ class StepSizeGroupElementLSTM(GroupElementLSTM):
         eta = self.bound(others[:, 0], seen)[:, None, None]
         updates = tuple(-eta * G for G in observation.grads)
         return Proposal(updates, split_generators(rows, observation)), state
+
+
+FLAT_INPUTS: dict[str, type[FlatInput]] = {
+    "raw": RawGradient,
+    "signed_log": SignedLogGradient,
+    "stateful": StatefulGradient,
+}
+
+
+class FlattenedConfig(BasisConfig):
+    """The fields of flattened rules."""
+
+    kind: Literal["lstm"] = required("flattened rule: one LSTM on the whole gradient")
+    hidden: Size = described(300, "numbers of hidden state in each of the two LSTM cells")
+    outer_lr: PositiveFloat = described(3e-4, "learning rate of this network in the outer loop")
+    gradient: Literal["raw", "signed_log", "stateful"] = described(
+        "stateful",
+        "what the network is fed: the gradient itself; the gradient on a logarithmic scale; or "
+        "that together with features of the state of the run",
+    )
+
+    def fed(self) -> FlatInput:
+        """What the network is fed."""
+        return FLAT_INPUTS[self.gradient]()
+
+
+class FlattenedUpdateConfig(FlattenedConfig):
+    """m1 on the flattened gradient."""
+
+    free: PositiveFloat = described(
+        0.01, "factor on how far outputs may move weights where no known direction says how"
+    )
+
+    def make(self, place: Place) -> Rule:
+        """The rule."""
+        return LocalUpdateLSTM(
+            layer_shapes(place.task),
+            self.hidden,
+            self.fed(),
+            UPDATE_BASES[self.basis](self.free),
+            self.scale,
+            seed=place.seed,
+            name=place.name,
+        )
+
+
+class FlattenedGeneratorConfig(FlattenedConfig):
+    """m2 on the flattened gradient."""
+
+    generates_for = Need.NETWORK
+
+    def make(self, place: Place) -> Rule:
+        """The rule."""
+        return GroupElementLSTM(
+            layer_shapes(place.task),
+            self.hidden,
+            self.fed(),
+            GENERATOR_BASES[self.basis](self.free),
+            self.scale,
+            seed=place.seed,
+            name=place.name,
+        )
+
+
+class FlattenedStepConfig(FlattenedConfig, StepSizeConfig):
+    """The network of LSTM(lr,tele) on the flattened gradient."""
+
+    generates_for = Need.NETWORK
+    free: PositiveFloat = described(
+        0.1, "factor on how far outputs may move weights where no known direction says how"
+    )
+
+    def make(self, place: Place) -> Rule:
+        """The rule."""
+        return StepSizeGroupElementLSTM(
+            layer_shapes(place.task),
+            self.hidden,
+            self.fed(),
+            GENERATOR_BASES[self.basis](self.free),
+            self.scale,
+            seed=place.seed,
+            name=place.name,
+            bound=self.bound(),
+        )

@@ -28,18 +28,20 @@ References:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from metaopt.base.fields import required
 from metaopt.base.loss_statistics import FLOOR
 from metaopt.base.network import Weights
-from metaopt.rules.base import Proposal, Rule, State
+from metaopt.rules.base import Proposal, Rule, State, flat_gradient
 from metaopt.rules.learned.clock import CLOCK_FEATURES, clock_features
 from metaopt.rules.learned.directions import HEAD_BOUND
-from metaopt.rules.learned.features import flat_gradient
 from metaopt.rules.learned.lstm import LSTM, Head
-from metaopt.tasks.base import Observation
+from metaopt.rules.rule_config import NetworkConfig, Place
+from metaopt.tasks.base import Hidden, Observation
 from metaopt.teleport.optimizer_state import Kept
 
 DECAYS = (0.5, 0.9, 0.99)
@@ -84,6 +86,11 @@ class LayerUpdateLSTM(Rule):
         self.scale = scale
         self.lstm = LSTM(FEATURES, hidden, seed, f"{name}/lstm")
         self.head = Head(hidden, 1 + len(MIXTURE) + 1, seed, f"{name}/head", bound=HEAD_BOUND)
+
+    @property
+    def reads(self) -> Hidden:
+        """The loss, where it is known."""
+        return frozenset({"loss"})
 
     def kept(self, name: str) -> Kept:
         """m and v are of entries; the rest, h, c, counts and the loss heard, of parameters."""
@@ -207,3 +214,18 @@ def _hear(loss: Tensor | None, state: State) -> tuple[Tensor, State]:
     expected = mean / (1 - LOSS_DECAY ** heard.clamp(min=1))
     features = torch.cat([(log - expected).clamp(-3, 3), log / 3], dim=1)
     return torch.where(known, features, 0.0), {"loss": mean, "heard": heard}
+
+
+class LayerConfig(NetworkConfig):
+    """m1 parameter by parameter."""
+
+    knows_loss_alone = True
+    decays = True
+    kind: Literal["layer_lstm"] = required(
+        "layer-wise update rule: one LSTM for all parameters, on statistics of mini-batches' "
+        "gradients; its outputs mix running means of them, and give step size and weight decay"
+    )
+
+    def make(self, place: Place) -> Rule:
+        """The rule."""
+        return LayerUpdateLSTM(self.hidden, self.scale, place.seed, place.name)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from typing import ClassVar, Literal
 
 import torch
+from pydantic import model_validator
 from torch import Tensor
 
+from metaopt.base.fields import Model, PositiveFloat, described
 from metaopt.base.loss_statistics import FLOOR
 from metaopt.rules.learned.features import Seen
 
@@ -18,7 +21,12 @@ class StepSizeBound(ABC):
     Args:
         low: smallest step size, above 0.
         high: largest step size.
+
+    Attributes:
+        reads_layers: whether the inputs of layers are read for it.
     """
+
+    reads_layers: ClassVar[bool] = False
 
     def __init__(self, low: float, high: float) -> None:
         self.low = low
@@ -66,6 +74,8 @@ class Natural(StepSizeBound):
     At z = 0 the largest step of gradient descent that is safe for each layer alone.
     """
 
+    reads_layers = True
+
     @property
     def start(self) -> float:
         """Half of that, since the layers step together."""
@@ -75,3 +85,32 @@ class Natural(StepSizeBound):
         """The safe step, times e^z."""
         safe = 1 / (seen.curvatures.amax(1) + FLOOR)
         return (z.exp() * safe).clamp(self.low, self.high)
+
+
+STEP_BOUNDS: dict[str, type[StepSizeBound]] = {
+    "sigmoid": Sigmoid,
+    "clamp": Clamp,
+    "natural": Natural,
+}
+
+
+class StepSizeConfig(Model):
+    """The fields of rules that give one step size of gradient descent."""
+
+    step_min: PositiveFloat = described(1e-7, "smallest step size")
+    step_max: PositiveFloat = described(5e-3, "largest step size")
+    step_bound: Literal["sigmoid", "clamp", "natural"] = described(
+        "natural",
+        "how the step size stays between them: smoothly on a logarithmic scale; cut off, as in "
+        "the paper; or cut off, in units of the largest step that is safe",
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> StepSizeConfig:
+        if self.step_min >= self.step_max:
+            raise ValueError(f"step_min must be below step_max, found {self.step_min}")
+        return self
+
+    def bound(self) -> StepSizeBound:
+        """What keeps the step size in its interval."""
+        return STEP_BOUNDS[self.step_bound](self.step_min, self.step_max)

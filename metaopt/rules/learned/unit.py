@@ -26,17 +26,22 @@ was learned for 1,000 steps carried weights of three layers and more to infinity
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
+from metaopt.base.fields import required
 from metaopt.base.loss_statistics import FLOOR
 from metaopt.base.network import Weights
 from metaopt.rules.base import Proposal, Rule, State
 from metaopt.rules.learned.clock import CLOCK_FEATURES, clock_features
 from metaopt.rules.learned.directions import HEAD_BOUND
 from metaopt.rules.learned.lstm import LSTM, Head
+from metaopt.rules.rule_config import FreeConfig, Place
 from metaopt.symmetry.units import MAKES, READS, Units
 from metaopt.tasks.base import Observation
+from metaopt.teleport.base import Need
 
 SQUARES_DECAY = 0.95
 LARGEST_SHARE = 0.25
@@ -63,6 +68,8 @@ class UnitScalingLSTM(Rule):
         seed: of the initialisation.
         name: of the initialisation's stream.
     """
+
+    columns_are_units = True
 
     def __init__(self, hidden: int, scale: float, free: float, seed: int, name: str) -> None:
         super().__init__()
@@ -130,3 +137,17 @@ def _of_units(units: Units, weights: Weights) -> Tensor:
     """Squared norms of what makes each unit and of what reads it, [B, 2, K]."""
     squares = tuple(W.square() for W in weights)
     return torch.stack([units.sums(squares, sign) for sign in (MAKES, READS)], dim=1)
+
+
+class UnitConfig(FreeConfig):
+    """m2 hidden unit by hidden unit."""
+
+    knows_loss_alone = True
+    generates_for = Need.UNITS
+    kind: Literal["unit_lstm"] = required(
+        "one LSTM for all hidden units, which are scaled one by one: for mini-batches"
+    )
+
+    def make(self, place: Place) -> Rule:
+        """The rule."""
+        return UnitScalingLSTM(self.hidden, self.scale, self.free, place.seed, place.name)

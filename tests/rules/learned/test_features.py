@@ -11,7 +11,7 @@ from support import DEEP_SIZES, FEW, SIZES, both_sizes, layer_sizes, regression,
 from torch import Tensor
 
 from metaopt.base.network import LeakyReLU, Weights, forward
-from metaopt.rules.base import UnknownInputsError
+from metaopt.rules.base import UnknownInputsError, flat_gradient
 from metaopt.rules.learned.directions import NaturalSteps
 from metaopt.rules.learned.features import (
     GENERATOR_FEATURES,
@@ -21,7 +21,6 @@ from metaopt.rules.learned.features import (
     STEP_SIZE_FEATURES,
     UPDATE_FEATURES,
     Seen,
-    flat_gradient,
     generator_features,
     informed_features,
     largest_row_sum,

@@ -93,8 +93,7 @@ def test_an_untrained_update_descends_whatever_the_scales(kind: str) -> None:
         tasks = TaskBatch(tasks.X * size, tasks.Y * size**3, weights, tasks.s)
         rule = update_rule(kind, SIZES)
         optimizer = MetaOptimizer({"update": rule}, None)
-        state = rule.initial_state(tasks.observe(weights))
-        state = {f"update.{key}": value for key, value in state.items()}
+        state = optimizer.initial_rule_states(tasks.observe(weights))
         losses = [tasks.loss(weights)]
         with torch.no_grad():
             for _ in range(20):

@@ -1,0 +1,94 @@
+"""What the configuration of every rule offers: its fields, and the rule that it describes.
+
+A rule and its configuration stand in one file, and in one row of a table (``rules.config``).
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+from metaopt.base.config import ConfigError
+from metaopt.base.fields import Model, PositiveFloat, Size, described, required
+from metaopt.rules.base import Rule
+from metaopt.tasks.config import TaskConfig
+from metaopt.teleport.base import Need
+from metaopt.teleport.config import TeleporterConfig
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a rule stands.
+
+    Attributes:
+        name: ``update``, ``teleport`` or ``step_teleport``, its field in the section ``rules``;
+            also names the random stream of its initialisation.
+        task: what it is trained on; fixes the shapes of flattened rules.
+        seed: of the initialisation.
+    """
+
+    name: str
+    task: TaskConfig
+    seed: int
+
+
+class RuleConfig(Model):
+    """A section that describes a rule.
+
+    Attributes:
+        knows_loss_alone: whether the rule works on a family of which only the loss is known.
+        needs_inputs: whether it can propose nothing without the inputs of layers.
+        generates_for: what the engine of its generators has to know; None for updates alone.
+        decays: whether its updates hold a weight decay that it has learned.
+    """
+
+    knows_loss_alone: ClassVar[bool] = False
+    needs_inputs: ClassVar[bool] = False
+    generates_for: ClassVar[Need | None] = None
+    decays: ClassVar[bool] = False
+    kind: str = required("which rule it is")
+
+    @abstractmethod
+    def make(self, place: Place) -> Rule:
+        """The rule, freshly initialised."""
+
+    @property
+    def learns(self) -> bool:
+        """Whether meta-training changes it."""
+        return False
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the outer loop; asked of rules with parameters alone."""
+        raise ConfigError(f"kind {type(self).__name__} has no parameters to learn")
+
+    def require(self, teleporter: TeleporterConfig) -> None:
+        """Raise ``ConfigError`` where its generators and the teleporter do not go together."""
+
+
+class NetworkConfig(RuleConfig):
+    """The fields that all learned rules have."""
+
+    hidden: Size = described(20, "numbers of hidden state in each of the two LSTM cells")
+    scale: PositiveFloat = described(1.0, "factor on the outputs of the network")
+    outer_lr: PositiveFloat = described(3e-3, "learning rate of this network in the outer loop")
+    frozen: bool = described(False, "a control: the network stays as it was initialised")
+
+    @property
+    def learns(self) -> bool:
+        """Unless it is frozen."""
+        return not self.frozen
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the outer loop."""
+        return self.outer_lr
+
+
+class FreeConfig(NetworkConfig):
+    """The fields of learned rules whose outputs are coefficients of known directions."""
+
+    free: PositiveFloat = described(
+        1.0, "factor on how far outputs may move weights where no known direction says how"
+    )

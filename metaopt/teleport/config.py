@@ -1,0 +1,163 @@
+"""The section ``teleporter`` of a configuration, and the engine that it describes.
+
+A new kind of teleport is one file with an engine, and one row in ``ENGINES``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import model_validator
+
+from metaopt.base.config import ConfigError
+from metaopt.base.fields import Model, PositiveFloat, described
+from metaopt.base.network import LeakyReLU
+from metaopt.symmetry.actions import (
+    Action,
+    InexactActionError,
+    Linear,
+    Orthogonal,
+    Scaling,
+    ThroughData,
+)
+from metaopt.symmetry.limits import BoundedNorm, CappedNorm, FixedNorm, NormLimit
+from metaopt.symmetry.maps import Cayley, ElementMap, Exponential, FirstOrder
+from metaopt.tasks.config import TaskConfig
+from metaopt.tasks.regression import layer_shapes
+from metaopt.teleport.base import Engine
+from metaopt.teleport.engine import TeleportEngine
+from metaopt.teleport.guard import Guard, Refuse, Shrink, Unguarded
+from metaopt.teleport.unit_engine import UnitEngine
+
+PAIRS: dict[str, type[Action]] = {
+    "through_data": ThroughData,
+    "linear": Linear,
+    "scaling": Scaling,
+    "orthogonal": Orthogonal,
+}
+"""Actions on pairs of adjacent layers."""
+UNITS = "units"
+_LIMITS: dict[str, Callable[[float], NormLimit]] = {
+    "bounded": BoundedNorm,
+    "capped": CappedNorm,
+    "fixed": FixedNorm,
+}
+_MAPS: dict[str, Callable[[float], ElementMap]] = {
+    "exponential": Exponential,
+    "cayley": lambda max_norm: Cayley(),
+    "first_order": lambda max_norm: FirstOrder(),
+}
+_GUARDS: dict[str, Callable[[float], Guard]] = {
+    "refuse": Refuse,
+    "shrink": Shrink,
+    "none": lambda tolerance: Unguarded(),
+}
+_OF_UNITS = {"guard": "none", "max_norm": 0.1}
+"""Defaults where hidden units are scaled: exact on any data, so that nothing is to be guarded."""
+
+if TYPE_CHECKING:
+    ActionName = str
+else:
+    ActionName = Literal[(*PAIRS, UNITS)]
+
+
+class TeleporterConfig(Model):
+    """How generators move the weights."""
+
+    action: ActionName = described(
+        "through_data",
+        "how the group acts: on each pair of adjacent layers, or (`units`, for `unit_lstm`) on "
+        "each hidden unit of any network",
+    )
+    element: Literal["exponential", "cayley", "first_order"] = described(
+        "exponential",
+        "how a generator becomes a group element; `first_order` is the inexact pair of the paper",
+    )
+    order: Literal["after", "around"] = described(
+        "after", "teleport after the update; or, a control, before it and back again after it"
+    )
+    limit: Literal["bounded", "capped", "fixed"] = described(
+        "bounded",
+        "what is done with large generators: `bounded` keeps them smoothly below `max_norm`, "
+        "`capped` cuts them off there, `fixed` scales all of them to it, as the paper does",
+    )
+    max_norm: PositiveFloat = described(
+        5.0, "Frobenius norm of that limit; for `units` the root mean square over hidden units, 0.1"
+    )
+    guard: Literal["refuse", "shrink", "none"] = described(
+        "shrink",
+        "what happens to a teleport that changes the outputs of the network too much: leave it "
+        "out, make it smaller, or let it through (always for `units`)",
+    )
+    tolerance: PositiveFloat = described(1e-4, "largest drift that the guard lets through")
+    inexact: Literal["error", "guard"] = described(
+        "error", "an action that cannot be exact on this data: stop, or leave it to the guard"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_units(cls, given: Any) -> Any:
+        if isinstance(given, Mapping) and given.get("action") == UNITS:
+            return _OF_UNITS | dict(given)
+        return given
+
+    @model_validator(mode="after")
+    def _guarded(self) -> TeleporterConfig:
+        if self.inexact == "guard" and self.guard == "none":
+            raise ValueError("inexact: guard needs a guard, found guard: none")
+        if self.action == UNITS and self.order == "around":
+            raise ValueError("action: units is for order: after, found around")
+        if self.action == UNITS and (self.guard != "none" or self.element != "exponential"):
+            raise ValueError(
+                f"action: units is exact on any data: expected element: exponential and guard: "
+                f"none, found {self.element} and {self.guard}"
+            )
+        if self.element == "cayley" and self.max_norm >= 2:
+            raise ValueError(f"cayley needs max_norm below 2, found {self.max_norm}")
+        return self
+
+
+def pair_engine(config: TeleporterConfig, task: TaskConfig) -> TeleportEngine:
+    """The engine of an action on pairs of adjacent layers.
+
+    Raises:
+        ConfigError: where the action cannot be exact on these tasks, if it has to be.
+    """
+    action = PAIRS[config.action]()
+    if config.inexact == "error":
+        try:
+            for _, fan_in in layer_shapes(task)[:-1]:
+                action.require_exact(LeakyReLU(task.slope), task.samples, fan_in)
+        except InexactActionError as error:
+            raise ConfigError(
+                f"field teleporter.action: {error}; inexact: guard leaves it to the guard"
+            ) from None
+    return TeleportEngine(
+        action=action,
+        to_element=_MAPS[config.element](config.max_norm),
+        limit=_LIMITS[config.limit](config.max_norm),
+        guard=_GUARDS[config.guard](config.tolerance),
+        require_exact=config.inexact == "error",
+    )
+
+
+def unit_engine(config: TeleporterConfig, task: TaskConfig) -> UnitEngine:
+    """The engine that scales hidden units."""
+    return UnitEngine(_LIMITS[config.limit](config.max_norm))
+
+
+ENGINES: dict[str, Callable[[TeleporterConfig, TaskConfig], Engine]] = {
+    **dict.fromkeys(PAIRS, pair_engine),
+    UNITS: unit_engine,
+}
+"""Action -> what makes its engine."""
+
+
+def engine(config: TeleporterConfig, task: TaskConfig) -> Engine:
+    """The teleport engine of a configuration.
+
+    Raises:
+        ConfigError: where the action cannot be exact on these tasks, if it has to be.
+    """
+    return ENGINES[config.action](config, task)
