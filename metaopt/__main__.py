@@ -1,6 +1,7 @@
 """All commands under one name: ``metaopt train | eval | show | fields``.
 
-The first two are also ``train_meta.py`` and ``eval_meta.py`` of the repository.
+The first two are also ``train_meta.py`` and ``eval_meta.py`` of the repository. They alone import
+TensorBoard: the others are quick, and work where it is broken.
 """
 
 from __future__ import annotations
@@ -18,9 +19,7 @@ from metaopt.base.field_table import field_table
 from metaopt.base.process import World
 from metaopt.base.provenance import made_by
 from metaopt.evaluation.config import EvalConfig
-from metaopt.evaluation.evaluate import execute
 from metaopt.meta.config import TrainConfig
-from metaopt.meta.run import Run
 from metaopt.meta.torch_profile import WARM_UP
 from metaopt.optim import hub, show
 
@@ -35,6 +34,8 @@ def train(world: World, given: Sequence[str] | None = None, prog: str | None = N
         given: the arguments; those of the process by default.
         prog: how the command is called, if not by its file.
     """
+    from metaopt.meta.run import Run
+
     parser = cli.parser("Meta-train a learned optimizer.", prog)
     parser.add_argument("--config", required=True, help=_CONFIG)
     parser.add_argument("--resume", action="store_true", help="go on with a stopped run")
@@ -66,6 +67,8 @@ def evaluate(world: World, given: Sequence[str] | None = None, prog: str | None 
         given: the arguments; those of the process by default.
         prog: how the command is called, if not by its file.
     """
+    from metaopt.evaluation.evaluate import execute
+
     parser = cli.parser("Compare learned and hand-made optimizers on unseen tasks.", prog)
     parser.add_argument(
         "--config", default="eval.yaml", help="a path, or the name of a shipped one"

@@ -64,6 +64,12 @@ def test_a_step_is_taken_where_they_are_broken() -> None:
     assert "layer LSTM(update,tele)" in shown
 
 
+def test_a_rule_is_shown_where_they_are_broken() -> None:
+    run = "\nfrom metaopt.__main__ import run\nsys.argv = ['metaopt', 'show', sys.argv[1]]\nrun()"
+    head = _STEP.partition("import metaopt")[0]
+    assert "layer LSTM(update,tele)" in python(head + run, "digits_update_tele", *NOT_NEEDED)
+
+
 def test_all_public_names_are_there_and_no_others() -> None:
     assert {*metaopt.__all__} <= {*dir(metaopt)}
     for name in metaopt.__all__:
