@@ -121,6 +121,13 @@ def test_the_tests_mirror_the_floors() -> None:
         assert folder.parts[0] in BESIDE or (PACKAGE / folder / "__init__.py").is_file(), folder
 
 
+def test_what_tests_share_holds_no_tests() -> None:
+    for path in {*TEST_FILES} - {*TEST_MODULES}:
+        nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        names = [node.name for node in nodes if isinstance(node, ast.FunctionDef)]
+        assert not [name for name in names if name.startswith("test_")], path
+
+
 def test_no_test_module_imports_another() -> None:
     names = [path.stem for path in TEST_MODULES]
     # Without packages two of one name would be one module.
