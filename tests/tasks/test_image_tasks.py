@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 import torch
 from idx_files import write_mnist
+from places import PRETRAINED
 from torch.nn import functional
 
+import metaopt
+from metaopt.base import checkpoint
 from metaopt.base.config import load
 from metaopt.base.errors import UserError
 from metaopt.base.shipped import CONFIGS
@@ -43,6 +46,15 @@ def test_no_task_shows_an_unseen_image() -> None:
         assert len(data) + len(test) >= 1198
     trained = rows(unseen)[0][0]
     assert trained == set(range(1198))
+
+
+def test_a_shipped_rule_finds_its_images_where_they_are_now() -> None:
+    """Its file has the path that the class had when it was trained."""
+    path = PRETRAINED / "digits_update_tele.safetensors"
+    assert checkpoint.read(path).config["task"]["family"] == "metaopt.image_tasks:Images"
+    family = task_family(metaopt.load(path).config.task)
+    assert isinstance(family, LossFamily)
+    assert isinstance(family.own, Images)
 
 
 def test_tasks_split_their_images_anew() -> None:
