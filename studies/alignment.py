@@ -45,7 +45,7 @@ from metaopt.symmetry.actions import Action, LayerPair
 from metaopt.symmetry.maps import GroupElement
 from metaopt.tasks.regression import TaskBatch
 from metaopt.teleport.base import Generators
-from metaopt.teleport.engine import TeleportEngine, TeleportReport
+from metaopt.teleport.engine import TeleportEngine
 
 DAMPINGS = (1e-3, 1e-6)
 PIECE = 16
@@ -118,7 +118,6 @@ def _teleport(
         return None
     before = tuple(W + f for W, f in zip(state.weights, update, strict=True))
     _, report = optimizer.engine.teleport(before, generators, tasks)
-    assert isinstance(report, TeleportReport)
     share = torch.where(report.refused, 0.0, report.scale)[:, None, None]
     (applied,) = report.generators
     element = optimizer.engine.to_element((share * applied).double())
