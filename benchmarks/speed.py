@@ -50,7 +50,7 @@ FLATTENED = ("paper/lstm_update_tele.yaml", "paper/lstm_update.yaml")
 COORDINATE = ("coordinate_update_tele.yaml", "coordinate_update.yaml")
 BATCHES = (1, 16, 64, 256, 1024)
 MODES: tuple[Mode, ...] = ("meta-training", "evaluation")
-BFLOAT16 = ("products=bfloat16",)
+BFLOAT16 = ("precision=bfloat16",)
 """For metaopt alone: the loop stays in float32."""
 COMPARED = ((FLATTENED[0], ()), (FLATTENED[0], BFLOAT16), (FLATTENED[1], ()))
 COMPARED_BATCH = 64

@@ -50,4 +50,4 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64}
 DtypeName = Literal["float32", "float64"]
 
 
-ProductsName = Literal["full", "tf32", "bfloat16"]
+PrecisionName = Literal["full", "tf32", "bfloat16"]

@@ -35,9 +35,11 @@ def parse_baseline(name: str) -> tuple[str, int | None]:
 class TuningConfig(_Model):
     """How hand-made optimizers are tuned, on validation tasks."""
 
-    tasks: Positive = _field(64, "validation tasks")
-    seed: Seed = _field(0, "of the validation tasks")
-    grids: dict[str, Grid] = _required("values to try for each hyper-parameter of each optimizer")
+    tasks: Positive = _field(64, "number of validation tasks")
+    seed: Seed = _field(0, "random seed of the validation tasks")
+    grids: dict[str, Grid] = _required(
+        "for each hand-made optimizer and each of its hyper-parameters, the values to try"
+    )
 
     def grid(self, base: str) -> Grid:
         """What an optimizer is tuned over; empty for one without hyper-parameters."""
@@ -61,17 +63,19 @@ class TuningConfig(_Model):
 class EvalConfig(_Model):
     """An evaluation on unseen tasks."""
 
-    tasks: Positive = _field(256, "test tasks")
-    task_seed: Seed = _field(0, "of the test tasks")
-    steps: Positive = _field(100, "inner steps")
-    dtype: DtypeName = _field("float32", "of optimizees and rules")
+    tasks: Positive = _field(256, "number of test tasks")
+    task_seed: Seed = _field(0, "random seed of the test tasks")
+    steps: Positive = _field(100, "number of inner steps")
+    dtype: DtypeName = _field("float32", "precision of the trained networks and of the rules")
     task: TaskConfig = _field(TaskConfig(), "what is evaluated on")
-    baselines: list[Text] = _field([], "hand-made optimizers; NAME@STEP is tuned for that step")
-    tuning: TuningConfig = _required("of the hand-made optimizers")
+    baselines: list[Text] = _field(
+        [], "names of hand-made optimizers; `NAME@20` is tuned for step 20, `NAME` for the last one"
+    )
+    tuning: TuningConfig = _required("how hand-made optimizers are tuned")
     modules: list[Text] = _field(
         [], "modules of yours to import first, for rules of your own in checkpoints"
     )
-    bootstrap: Positive = _field(2000, "resamplings behind the intervals")
+    bootstrap: Positive = _field(2000, "number of resamplings behind the 95 % intervals")
 
     @model_validator(mode="after")
     def _baselines(self) -> EvalConfig:

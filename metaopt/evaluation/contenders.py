@@ -82,7 +82,7 @@ def learned_contenders(
             world.say(f"left out: {error}")
     noted: dict[str, list[str]] = {}
     for path, rule in rules:
-        if (line := note(rule.config.products, DTYPES[rule.config.dtype], device)) is not None:
+        if (line := note(rule.config.precision, DTYPES[rule.config.dtype], device)) is not None:
             noted.setdefault(line, []).append(str(path))
     for line, places in noted.items():
         world.say(f"{', '.join(places)}: {line}")

@@ -136,7 +136,7 @@ def meta_optimizer(config: TrainConfig) -> MetaOptimizer:
         config.teleporter,
         config.task,
         dtype=config.dtype,
-        products=config.products,
+        precision=config.precision,
         seed=config.seed,
         order=config.meta.order,
     )

@@ -15,7 +15,7 @@ from metaopt.base.fields import (
     Name,
     Positive,
     PositiveFloat,
-    ProductsName,
+    PrecisionName,
     Seed,
     Text,
     described,
@@ -37,9 +37,11 @@ class CurriculumConfig(Model):
     """Trajectories that grow."""
 
     kind: Literal["curriculum"] = required("they grow to `meta.steps`, in whole windows")
-    first: Positive = described(10, "inner steps of the first trajectories, if below `meta.steps`")
+    first: Positive = described(
+        10, "number of inner steps of the first trajectories, if that is below `meta.steps`"
+    )
     share: Annotated[float, Field(gt=0, le=1)] = described(
-        0.5, "part of the outer steps over which they grow"
+        0.5, "share of the outer steps during which trajectories grow"
     )
 
 
@@ -47,7 +49,7 @@ class RandomHorizonConfig(Model):
     """Trajectories of random length."""
 
     kind: Literal["random"] = required("log-uniform up to `meta.steps`, in whole windows")
-    low: Positive = described(10, "fewest inner steps, if below `meta.steps`")
+    low: Positive = described(10, "smallest number of inner steps, if that is below `meta.steps`")
 
 
 HorizonConfig = Annotated[
@@ -66,7 +68,9 @@ class PersistentESConfig(Model):
 
     kind: Literal["pes"] = required("persistent evolution strategies, unbiased by truncation")
     sigma: PositiveFloat = described(0.01, "standard deviation of the perturbations of phi")
-    pairs: Positive = described(1, "antithetic pairs; a window is run twice for each")
+    pairs: Positive = described(
+        1, "number of pairs of opposite perturbations; each pair runs a window twice"
+    )
 
 
 EstimatorConfig = Annotated[GradientConfig | PersistentESConfig, Field(discriminator="kind")]
@@ -87,21 +91,26 @@ class HideConfig(Model):
 class MetaConfig(Model):
     """The outer loop."""
 
-    batch: Positive = described(8, "B, trajectories side by side")
-    outer_steps: Positive = described(400, "updates of phi")
-    steps: Positive = described(100, "inner steps of a trajectory")
+    batch: Positive = described(8, "number of trajectories that are trained side by side (B)")
+    outer_steps: Positive = described(
+        400, "number of updates of the learned parameters (outer steps)"
+    )
+    steps: Positive = described(100, "number of inner steps of a whole trajectory")
     unroll: Positive = described(
-        10, "K, inner steps of a truncation window (the last one may be shorter)"
+        10, "number of inner steps that one meta-gradient is taken through (K, a truncation window)"
     )
     horizon: HorizonConfig = described(
-        RandomHorizonConfig(kind="random"), "length of the trajectories of meta-training"
+        RandomHorizonConfig(kind="random"), "how long trajectories are"
     )
     truncation: Literal["even", "random"] = described(
-        "even", "windows of K steps, or in pairs of K + d and K - d, d uniform up to K/2"
+        "even",
+        "windows of `unroll` steps; or, in pairs, longer and shorter by a random number up to half",
     )
-    estimator: EstimatorConfig = described(GradientConfig(kind="gradient"), "of the meta-gradient")
+    estimator: EstimatorConfig = described(
+        GradientConfig(kind="gradient"), "how the meta-gradient is computed"
+    )
     order: Annotated[int, Field(ge=1, le=2)] = described(
-        2, "1: features are constants; 2: differentiated too"
+        2, "1: what rules see counts as constant in the meta-gradient; 2: it is differentiated too"
     )
     loss: Literal["log", "log_last", "normalised", "sum"] = described(
         "log",
@@ -114,16 +123,19 @@ class MetaConfig(Model):
         "your own, on all of its `test`)",
     )
     hide: HideConfig = described(HideConfig(), "what rules learn to do without")
-    epsilon: PositiveFloat = described(1e-7, "added to losses, except in the sum")
-    schedule: Literal["cosine", "constant"] = described("cosine", "of the outer learning rates")
+    epsilon: PositiveFloat = described(1e-7, "added to every loss before its logarithm is taken")
+    schedule: Literal["cosine", "constant"] = described(
+        "cosine", "how the learning rates of the outer loop change"
+    )
     final_lr: Annotated[float, Field(gt=0, le=1)] = described(
-        0.02, "where the cosine ends, as a share of its start"
+        0.02, "where the cosine ends, as a share of where it starts"
     )
     warm_up: Annotated[int, Field(ge=0)] = described(
-        0, "outer steps over which the outer learning rates rise linearly; 0 for none"
+        0, "number of outer steps in which the outer learning rates rise linearly; 0 for none"
     )
     clip: PositiveFloat | None = described(
-        1.0, "largest norm of each network's meta-gradient; null for none"
+        1.0,
+        "largest norm of the meta-gradient of each network, longer ones are scaled to; null: none",
     )
     rescale: Annotated[float, Field(ge=0, le=10)] = described(
         0.0,
@@ -131,7 +143,9 @@ class MetaConfig(Model):
         "within plus and minus this; 0 for none",
     )
     average: Decay | None = described(
-        0.95, "decay of the average of phi that is validated and written; null for phi itself"
+        0.95,
+        "decay of the running average of the learned parameters that is validated and written; null "
+        "for the parameters themselves",
     )
 
 
@@ -149,7 +163,7 @@ class TrainConfig(Model):
     label: Text = described("", "name of the optimizer in tables and figures; that of the run")
     seed: Seed = described(0, "of training tasks, of validation tasks and of the initialisation")
     dtype: DtypeName = described("float32", "precision of the trained networks and of the rules")
-    products: ProductsName = described(
+    precision: PrecisionName = described(
         "full",
         "precision in which the weights of the LSTMs are multiplied: that of dtype; tf32 on CUDA; "
         "or bfloat16",
@@ -169,6 +183,9 @@ class TrainConfig(Model):
         if not isinstance(given, Mapping):
             return given
         filled = dict(given)
+        if "products" in filled:
+            # Its name in files up to version 0.2.
+            filled.setdefault("precision", filled.pop("products"))
         if filled.get("label") is None and isinstance(filled.get("name"), str):
             filled["label"] = filled["name"]
         rules = filled.get("rules")

@@ -77,7 +77,7 @@ class Run:
         self.folder = folder
         self.world = world
         self.trainer = MetaTrainer(config, device, world)
-        if (line := note(config.products, self.trainer.dtype, device)) is not None:
+        if (line := note(config.precision, self.trainer.dtype, device)) is not None:
             world.say(line)
         self._began = began
         self._made_by = made_by or {}

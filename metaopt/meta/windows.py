@@ -89,12 +89,12 @@ class StepByStep(Windows):
         return Differentiated(after.detach(), loss.detach(), summary)
 
 
-Run = Callable[[], Differentiated]
-Record = Callable[[Run], tuple[Differentiated, Callable[[], None]]]
+Compute = Callable[[], Differentiated]
+Record = Callable[[Compute], tuple[Differentiated, Callable[[], None]]]
 """run -> (what it computed, a replay that computes it again in the same memory)."""
 
 
-def cuda_graph(run: Run) -> tuple[Differentiated, Callable[[], None]]:
+def cuda_graph(run: Compute) -> tuple[Differentiated, Callable[[], None]]:
     """Record ``run`` as a CUDA graph; after this call only its replay computes."""
     before, side = torch.cuda.current_stream(), torch.cuda.Stream()
     side.wait_stream(before)

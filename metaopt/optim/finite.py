@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from metaopt.optim.states import Layout
+from metaopt.optim.states import StateLayout
 from metaopt.optim.stepper import Advance
 from metaopt.rules.composed import tensors_of
 
@@ -65,7 +65,7 @@ class _Asked:
     is_there: Callable[[], bool]
 
 
-class Watch:
+class FiniteWatch:
     """Looks at what steps read and write, without waiting for the device.
 
     Args:
@@ -132,7 +132,7 @@ def given(
 
 
 def made(
-    names: Sequence[str], parameters: Sequence[Tensor], new: Advance, layout: Layout
+    names: Sequence[str], parameters: Sequence[Tensor], new: Advance, layout: StateLayout
 ) -> list[Looked]:
     """What a step ends in: weights, rounded as they would be written, and the rule's state."""
     seen = [

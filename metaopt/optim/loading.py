@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from metaopt.optim.half import UNROUNDED
 from metaopt.optim.inputs import rates
 from metaopt.optim.memory import NOTHING_YET, RULE, STEPS, TELEPORTS_OFF, is_same_rule, remembered
-from metaopt.optim.states import Layout
+from metaopt.optim.states import StateLayout
 from metaopt.rules.base import State
 
 _SHOWN = 4
@@ -42,7 +42,7 @@ class Owner:
     groups: Sequence[Mapping[str, Any]]
     names: Mapping[int, str]
     rule: str
-    layout: Layout
+    layout: StateLayout
     fresh: Callable[[str | None], dict[int, State]]
 
 
@@ -154,7 +154,7 @@ def checked(given: Any, owner: Owner) -> Loaded:
             f"state_dict: found groups with {_shown(options)} and no state, which no "
             f"LearnedOptimizer saves: {_WHAT_TO_DO}"
         )
-    # Units may come and go while the parameters are the same: their state is all parameters'.
+    # Hidden units come and go while parameters stay: their state is all parameters'.
     layout = owner.layout
     anew = {rule for p, state in fitting for rule in layout.misfits(state, fresh.get(id(p), {}))}
     fitted: list[tuple[Tensor, Mapping[str, Tensor]]] = [

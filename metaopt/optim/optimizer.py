@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metaopt.optim.finite import Watch, given, made
+from metaopt.optim.finite import FiniteWatch, given, made
 from metaopt.optim.half import matching, unrounded, write
 from metaopt.optim.horizon import tell_horizon
 from metaopt.optim.inputs import loss_of, rates, require_gradients, require_no_capture
@@ -89,7 +89,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
     """
 
     _stepper: Stepper
-    _watch: Watch
+    _watch: FiniteWatch
 
     def __init__(
         self,
@@ -166,7 +166,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             self._stepper.turn_teleports_off(known)
         self._complete_states()
         if before is None or self._watch.device != self._members.device:
-            self._watch = Watch(self._members.device)
+            self._watch = FiniteWatch(self._members.device)
         self._remember_rule()
 
     def _remember_rule(self) -> None:

@@ -42,7 +42,7 @@ class _Cut:
         return self.addresses == [part.data_ptr() for part in parts]
 
 
-class Layout:
+class StateLayout:
     """The states of all rules, cut into states of single parameters and put together again.
 
     Args:

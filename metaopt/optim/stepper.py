@@ -19,12 +19,12 @@ from torch import Tensor
 from metaopt.base.network import Weights
 from metaopt.optim.chain import Chain, ModelData
 from metaopt.optim.rates import Rates
-from metaopt.optim.states import Layout, as_matrix
+from metaopt.optim.states import StateLayout, as_matrix
 from metaopt.optim.told import Told, reads_inputs
 from metaopt.rules.base import Proposal, State
 from metaopt.rules.composed import MetaOptimizer, States, Step
 from metaopt.symmetry.actions import InexactActionError
-from metaopt.symmetry.units import Units
+from metaopt.symmetry.units import HiddenUnits
 from metaopt.tasks.base import Observation
 from metaopt.teleport.base import Engine, Need
 
@@ -80,7 +80,7 @@ class ModelGround:
     """
 
     network: ModelData | None
-    units: Units | None
+    units: HiddenUnits | None
 
 
 def needs_units(engine: Engine | None) -> bool:
@@ -115,7 +115,7 @@ class Stepper:
         self,
         optimizer: MetaOptimizer,
         found: Chain | str,
-        units: Units | str,
+        units: HiddenUnits | str,
         parameters: Sequence[Tensor],
         told: Told,
         full_batch: bool,
@@ -129,7 +129,7 @@ class Stepper:
                 f"one: use a rule with teleporter.order: after"
             )
         self.optimizer = optimizer
-        self.layout = Layout(optimizer, [parameter.shape for parameter in parameters])
+        self.layout = StateLayout(optimizer, [parameter.shape for parameter in parameters])
         self.chain = found if isinstance(found, Chain) else None
         self.teleports_off: str | None = None
         self.is_off_from_the_start = False
@@ -137,7 +137,7 @@ class Stepper:
         self._told = told
         self._keep_graph = keep_graph
         self._data: ModelData | None = None
-        self.units = units if isinstance(units, Units) else None
+        self.units = units if isinstance(units, HiddenUnits) else None
         if isinstance(units, str) and needs_units(optimizer.engine):
             self._warn_and_turn_off(units)
         if isinstance(found, str):

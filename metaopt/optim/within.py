@@ -9,13 +9,13 @@ from torch import Tensor, nn
 from metaopt.optim.chain import Chain
 from metaopt.optim.half import HALF
 from metaopt.symmetry.discovery.find import plain, read_beside, symmetries
-from metaopt.symmetry.units import Units, units_of
+from metaopt.symmetry.units import HiddenUnits, units_of
 from metaopt.teleport.base import Engine, Need
 
 
 def units_within(
     model: nn.Module | None, parameters: Sequence[Tensor], engine: Engine | None
-) -> Units | str:
+) -> HiddenUnits | str:
     """The units, or why there are none that may be scaled.
 
     Args:

@@ -16,7 +16,7 @@ from metaopt.rules.rule_config import Place
 from metaopt.tasks.config import TaskConfig
 from metaopt.teleport.config import TeleporterConfig, engine, pair_engine
 
-_PRODUCTS = {"full": Full, "tf32": TF32, "bfloat16": BFloat16}
+_PRECISIONS = {"full": Full, "tf32": TF32, "bfloat16": BFloat16}
 
 
 def composed(
@@ -25,7 +25,7 @@ def composed(
     task: TaskConfig,
     *,
     dtype: str,
-    products: str,
+    precision: str,
     seed: int,
     order: int,
 ) -> MetaOptimizer:
@@ -36,7 +36,7 @@ def composed(
         teleporter: how generators move the weights; None where no rule proposes any.
         task: fixes the shapes of flattened rules.
         dtype: a name in ``DTYPES``, of the networks.
-        products: precision of the products of the LSTMs' weights.
+        precision: in which the weights of the LSTMs are multiplied.
         seed: of the initialisation.
         order: of the meta-gradient, 1 or 2.
 
@@ -49,7 +49,7 @@ def composed(
     optimizer = _with_engine(made, rules, teleporter, task, order).to(DTYPES[dtype])
     for module in optimizer.modules():
         if isinstance(module, AffineModule):
-            module.products = _PRODUCTS[products]()
+            module.precision = _PRECISIONS[precision]()
     return optimizer
 
 

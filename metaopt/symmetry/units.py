@@ -35,7 +35,7 @@ class Stretch:
         sign: ``MAKES`` or ``READS``.
         symmetry: position of the symmetry whose units they are.
         unit: int64 [out or 1, rest or 1], the unit of each entry, where it is the same along an
-            axis with that axis of length 1; ``Units.count`` for entries of no unit.
+            axis with that axis of length 1; ``HiddenUnits.count`` for entries of no unit.
         entries: int64 [units of this symmetry, n], for each the entries of ``unit``, flattened,
             that are its own.
     """
@@ -72,7 +72,7 @@ class Stretch:
 
 
 @dataclass(frozen=True)
-class Units:
+class HiddenUnits:
     """All hidden units that may be scaled, by symmetry.
 
     Attributes:
@@ -126,15 +126,15 @@ class Units:
         ]
         return torch.cat(flags)
 
-    def to(self, device: torch.device | str) -> Units:
+    def to(self, device: torch.device | str) -> HiddenUnits:
         """The same units, known on another device."""
         moved = (
             replace(s, unit=s.unit.to(device), entries=s.entries.to(device)) for s in self.stretches
         )
-        return Units(self.sizes, tuple(moved))
+        return HiddenUnits(self.sizes, tuple(moved))
 
     @staticmethod
-    def of_chain(shapes: Sequence[tuple[int, int]]) -> Units:
+    def of_chain(shapes: Sequence[tuple[int, int]]) -> HiddenUnits:
         """Those of a chain of matrices (out, in): rows of W_l make units, columns of W_{l+1} read.
 
         Exact where the activations between them are positively homogeneous.
@@ -148,10 +148,12 @@ class Units:
             stretches.append(Stretch.of(layer, MAKES, layer, out, makes, none))
             stretches.append(Stretch.of(layer + 1, READS, layer, out, reads, none))
             first += out
-        return Units(sizes, tuple(stretches))
+        return HiddenUnits(sizes, tuple(stretches))
 
 
-def units_of(symmetries: Sequence[Symmetry], shapes: Mapping[str, torch.Size]) -> Units | None:
+def units_of(
+    symmetries: Sequence[Symmetry], shapes: Mapping[str, torch.Size]
+) -> HiddenUnits | None:
     """The units of those symmetries that allow positive scaling, or None where there are none.
 
     Left out are those that move anything beyond the parameters at hand, and those that rest on an
@@ -183,7 +185,7 @@ def units_of(symmetries: Sequence[Symmetry], shapes: Mapping[str, torch.Size]) -
                 unit = _numbered(symmetry, slot, shapes[slot.path], first, none)
                 stretches.append(Stretch.of(places[slot.path], sign, i, size, unit, none))
         first += size
-    return Units(tuple(sizes), tuple(stretches))
+    return HiddenUnits(tuple(sizes), tuple(stretches))
 
 
 def _numbered(symmetry: Symmetry, slot: Slot, shape: torch.Size, first: int, none: int) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from metaopt.base.network import Forward, LeakyReLU, Weights
 from metaopt.base.streams import Stream
-from metaopt.symmetry.units import Units
+from metaopt.symmetry.units import HiddenUnits
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Observation:
     grads: Weights
     inputs: tuple[Tensor, ...]
     loss: Tensor | None
-    units: Units | None = None
+    units: HiddenUnits | None = None
 
     def detach(self) -> Observation:
         """The same observation as a constant."""
@@ -101,7 +101,7 @@ class Ground(Protocol):
         """The network and its data, or None where they are not known."""
 
     @property
-    def units(self) -> Units | None:
+    def units(self) -> HiddenUnits | None:
         """The hidden units that may be scaled, or None where they are not known."""
 
 
@@ -116,7 +116,7 @@ class Problem(Protocol):
         """The network, its data and targets, or None where a family keeps them to itself."""
 
     @property
-    def units(self) -> Units | None:
+    def units(self) -> HiddenUnits | None:
         """The hidden units that may be scaled, or None where they are not known."""
 
     def observe(self, weights: Weights) -> Observation:
@@ -180,7 +180,7 @@ class Tasks(ABC):
         return None
 
     @property
-    def units(self) -> Units | None:
+    def units(self) -> HiddenUnits | None:
         """The hidden units that may be scaled, or None where they are not known."""
         return None
 

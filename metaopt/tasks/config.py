@@ -46,25 +46,30 @@ class TaskConfig(_Model):
         f"{REGRESSION}, described by the fields below; or a class of yours, package.module:Class",
     )
     options: dict[str, bool | int | float | str | None] | None = _field(
-        None, "keyword arguments of a class of yours"
+        None, "keyword arguments that your class is made with"
     )
     more: list[dict[str, bool | int | float | str | None]] | None = _field(
         None,
-        "further keyword arguments: meta-training draws its meta-batches from all of them in turn, "
-        "the first from `options`, which alone is validated on",
+        "further sets of keyword arguments: meta-training takes its meta-batches from `options` "
+        "and from each of these in turn; validation is on `options` alone",
     )
-    layers: Annotated[int, Field(ge=2, le=100)] = _field(2, "number of weight matrices")
-    width: Size = _field(20, "k, units of each hidden layer")
-    inputs: Size = _field(20, "n, rows of X")
-    outputs: Size = _field(20, "m, rows of Y")
-    samples: Size = _field(20, "N, columns of X and Y")
+    layers: Annotated[int, Field(ge=2, le=100)] = _field(
+        2, "number of weight matrices of the network"
+    )
+    width: Size = _field(20, "number of hidden units in each hidden layer (k)")
+    inputs: Size = _field(20, "number of inputs of the network: rows of the data X (n)")
+    outputs: Size = _field(20, "number of outputs of the network: rows of the targets Y (m)")
+    samples: Size = _field(20, "number of data points: columns of X and Y (N)")
     slope: Annotated[float, Field(gt=0, le=1)] = _field(
-        0.1, "negative slope of LeakyReLU; 1 makes the network linear"
+        0.1, "slope of LeakyReLU for negative numbers; 1 makes the network linear"
     )
     weights: Distribution = _field(
-        "uniform", "initial weights: uniform on [0, 1), or normal with variance 1 / fan_in"
+        "uniform",
+        "how initial weights are drawn: uniform on [0, 1), or normal with variance 1 / inputs",
     )
-    data: Distribution = _field("uniform", "X and Y: uniform on [0, 1), or standard normal")
+    data: Distribution = _field(
+        "uniform", "how the data X and Y are drawn: uniform on [0, 1), or standard normal"
+    )
 
     @model_serializer(mode="wrap")
     def _without_empty_options(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:

@@ -23,7 +23,7 @@ _MNIST = {"train": "train", "test": "t10k"}
 
 
 @dataclass(frozen=True)
-class Images:
+class Labelled:
     """Labelled images.
 
     Attributes:
@@ -61,7 +61,7 @@ def read_idx(path: Path) -> NDArray[np.generic]:
     return np.frombuffer(content, dtype, offset=header).reshape(shape)
 
 
-def mnist(folder: Path, split: str) -> Images:
+def mnist(folder: Path, split: str) -> Labelled:
     """MNIST, or what comes in its files, from a folder.
 
     Args:
@@ -82,7 +82,7 @@ def mnist(folder: Path, split: str) -> Images:
             f"{list(images.shape)} and {list(labels.shape)}"
         )
     X = torch.from_numpy(images.reshape(len(images), -1).astype(np.float32) / 255)
-    return Images(X, torch.from_numpy(labels.astype(np.int64)))
+    return Labelled(X, torch.from_numpy(labels.astype(np.int64)))
 
 
 def _existing(path: Path) -> Path:
@@ -93,7 +93,7 @@ def _existing(path: Path) -> Path:
     raise UserError(f"{path}: expected this file, or {gzipped.name}, found neither")
 
 
-def digits() -> Images:
+def digits() -> Labelled:
     """1,797 digits of 8 by 8 pixels that scikit-learn ships; raises ``UserError`` without it."""
     try:
         from sklearn.datasets import load_digits
@@ -102,6 +102,6 @@ def digits() -> Images:
             "digits need scikit-learn: pip install 'metaopt-symmetry[digits]'"
         ) from None
     data = load_digits()
-    return Images(
+    return Labelled(
         torch.from_numpy(data.data.astype(np.float32) / 16), torch.from_numpy(data.target)
     )

@@ -28,8 +28,7 @@ from metaopt.base.network import as_matrices
 from metaopt.base.streams import Stream, generator
 from metaopt.symmetry.discovery.find import symmetries
 from metaopt.symmetry.units import units_of
-from metaopt.tasks.datasets import Images as Labelled
-from metaopt.tasks.datasets import digits, mnist
+from metaopt.tasks.datasets import Labelled, digits, mnist
 from metaopt.tasks.image_networks import NETWORKS
 from metaopt.tasks.own import Family, Task, fresh_weights
 

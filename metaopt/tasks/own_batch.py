@@ -30,7 +30,7 @@ from metaopt.base.loss_statistics import SMALL_LOSS
 from metaopt.base.network import Forward, Weights, as_matrices
 from metaopt.base.streams import Stream, choices, item_generator
 from metaopt.symmetry.groups import Symmetry
-from metaopt.symmetry.units import Units, units_of
+from metaopt.symmetry.units import HiddenUnits, units_of
 from metaopt.tasks.base import NOTHING, Hidden, Observation, TaskFamily, Tasks
 from metaopt.tasks.own import Family, Task, asked, check_task
 
@@ -63,7 +63,7 @@ class LossTasks(Tasks):
     shared: tuple[Tensor, ...]
     keys: Tensor
     seen: tuple[Tensor, ...] = ()
-    units: Units | None = None
+    units: HiddenUnits | None = None
     hides: Hidden = NOTHING
 
     def at(self, step: int) -> Self:
@@ -223,7 +223,7 @@ class LossFamily(TaskFamily[LossTasks]):
             )
         return first
 
-    def _units(self, shapes: Shapes) -> Units | None:
+    def _units(self, shapes: Shapes) -> HiddenUnits | None:
         """The hidden units of the symmetries that the family lists, if any can be scaled."""
         listed = self.own.symmetries
         if not isinstance(listed, list | tuple) or not all(isinstance(s, Symmetry) for s in listed):

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from metaopt.base.network import Forward, LeakyReLU, Weights, forward, pseudo_inverse
 from metaopt.base.streams import Stream, uniforms
-from metaopt.symmetry.units import Units
+from metaopt.symmetry.units import HiddenUnits
 from metaopt.tasks.base import NOTHING, Hidden, Observation, TaskFamily, Tasks
 from metaopt.tasks.config import Distribution, TaskConfig
 
@@ -55,10 +55,10 @@ class TaskBatch(Tasks):
         return self
 
     @cached_property
-    def units(self) -> Units:
+    def units(self) -> HiddenUnits:
         """Rows of W_l, read by columns of W_{l+1}."""
         shapes = [(W.shape[1], W.shape[2]) for W in self.initial]
-        return Units.of_chain(shapes).to(self.X.device)
+        return HiddenUnits.of_chain(shapes).to(self.X.device)
 
     @cached_property
     def X_pinv(self) -> Tensor:

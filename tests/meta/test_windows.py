@@ -13,7 +13,7 @@ from metaopt.meta import build
 from metaopt.meta.config import TrainConfig
 from metaopt.meta.trainer import MetaTrainer
 from metaopt.meta.unroll import start
-from metaopt.meta.windows import Differentiated, Record, Replayed, Run, StepByStep
+from metaopt.meta.windows import Differentiated, Record, Replayed, Compute, StepByStep
 from metaopt.rules.composed import tensors_of
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -63,7 +63,7 @@ def outputs(found: Differentiated) -> list[Tensor]:
 def rerun(parameters: list[Tensor]) -> Record:
     """A recording for devices without graphs: the same run again, into the same memory."""
 
-    def record(run: Run) -> tuple[Differentiated, Callable[[], None]]:
+    def record(run: Compute) -> tuple[Differentiated, Callable[[], None]]:
         result = run()
         grads = [p.grad for p in parameters]
 
@@ -151,7 +151,7 @@ def test_the_host_waits_for_nothing_inside_a_window(config: TrainConfig) -> None
 
 @needs_cuda
 def test_tf32_changes_the_products_of_the_rules_alone() -> None:
-    config = CONFIGS["pair"].model_copy(update={"products": "tf32"})
+    config = CONFIGS["pair"].model_copy(update={"precision": "tf32"})
     before = torch.get_float32_matmul_precision()
     trainer = MetaTrainer(config, torch.device("cuda"))
     assert trainer.outer_step().skipped is False

@@ -27,12 +27,14 @@ from metaopt.rules.composed import MetaOptimizer
 from metaopt.rules.hand_made import Adam, Momentum
 from metaopt.symmetry.groups import Group, Symmetries
 from metaopt.symmetry.limits import BoundedNorm
-from metaopt.symmetry.units import MAKES, READS, Units, units_of
+from metaopt.symmetry.units import MAKES, READS, HiddenUnits, units_of
 from metaopt.teleport.optimizer_state import Kept
 from metaopt.teleport.unit_engine import UnitEngine
 
 
-def scaled_model(model: nn.Module, t_of: Callable[[int], Tensor]) -> tuple[nn.Module, Units] | None:
+def scaled_model(
+    model: nn.Module, t_of: Callable[[int], Tensor]
+) -> tuple[nn.Module, HiddenUnits] | None:
     """A copy of the model with its units scaled, through matrices as learned rules see them."""
     shapes = {name: p.shape for name, p in model.named_parameters()}
     units = units_of([s for s in metaopt.symmetries(model) if not s.assumes], shapes)
@@ -69,7 +71,7 @@ def test_outputs_stay_on_every_architecture(name: str) -> None:
         assert change(before, after) < tolerance
 
 
-def small_cnn() -> tuple[nn.Module, Units]:
+def small_cnn() -> tuple[nn.Module, HiddenUnits]:
     """Three channels, each read by four columns."""
     model = nn.Sequential(nn.Conv2d(2, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(12, 4)).double()
     shapes = {name: p.shape for name, p in model.named_parameters()}
@@ -332,6 +334,6 @@ def test_general_linear_symmetries_have_units_too() -> None:
 
 
 def test_chains_have_the_units_of_their_layers() -> None:
-    units = Units.of_chain([(SIZES[1], SIZES[0]), (SIZES[2], SIZES[1])])
+    units = HiddenUnits.of_chain([(SIZES[1], SIZES[0]), (SIZES[2], SIZES[1])])
     assert units.sizes == (SIZES[1],)
     assert [(s.tensor, s.sign) for s in units.stretches] == [(0, MAKES), (1, READS)]

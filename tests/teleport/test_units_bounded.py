@@ -18,7 +18,7 @@ from metaopt.base.network import Weights
 from metaopt.optim.learned import restore
 from metaopt.rules.learned.unit import LARGEST_OFFSET, UnitScalingLSTM
 from metaopt.symmetry.limits import BoundedNorm
-from metaopt.symmetry.units import MAKES, READS, Units
+from metaopt.symmetry.units import MAKES, READS, HiddenUnits
 from metaopt.tasks.base import Observation
 from metaopt.teleport.unit_engine import UnitEngine
 
@@ -30,11 +30,11 @@ class Known:
 
     network = None
 
-    def __init__(self, units: Units) -> None:
+    def __init__(self, units: HiddenUnits) -> None:
         self.units = units
 
 
-def chain(layers: int, seed: int) -> tuple[Weights, Units]:
+def chain(layers: int, seed: int) -> tuple[Weights, HiddenUnits]:
     """Random matrices of as many hidden layers, some entries of which are far from the others."""
     draw = torch.Generator().manual_seed(seed)
     shapes = [(WIDTH, WIDTH)] * (layers + 1)
@@ -43,16 +43,16 @@ def chain(layers: int, seed: int) -> tuple[Weights, Units]:
         * torch.randn(1, *shape, generator=draw, dtype=torch.float64).exp()
         for shape in shapes
     )
-    return weights, Units.of_chain(shapes)
+    return weights, HiddenUnits.of_chain(shapes)
 
 
-def balances(weights: Weights, units: Units) -> Tensor:
+def balances(weights: Weights, units: HiddenUnits) -> Tensor:
     """log(||w_read|| / ||w_make||) of each unit, [B, K]."""
     squares = tuple(W.square() for W in weights)
     return (units.sums(squares, READS).log() - units.sums(squares, MAKES).log()) / 2
 
 
-def balanced(weights: Weights, units: Units) -> Weights:
+def balanced(weights: Weights, units: HiddenUnits) -> Weights:
     """The point of the orbit at which all of them are 0."""
     for _ in range(20_000):
         B = balances(weights, units)
@@ -163,7 +163,7 @@ def test_a_rule_of_before_the_bound_says_so_and_is_bounded(tmp_path: Path) -> No
 
 def test_units_are_known_on_the_cpu_under_any_default_device() -> None:
     with torch.device("meta"):
-        units = Units.of_chain([(3, 2), (2, 3)])
+        units = HiddenUnits.of_chain([(3, 2), (2, 3)])
     assert all(s.unit.device.type == s.entries.device.type == "cpu" for s in units.stretches)
     with torch.device("meta"):
         assert units.within([True, False]).tolist() == [0.0, 0.0, 0.0]

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from metaopt.rules.learned.precision import Full, Products
+from metaopt.rules.learned.precision import Full, Precision
 
 ENOUGH_ROWS = 640
 """Rows from which a matrix product gains no more speed by taking further ones with it."""
@@ -48,8 +48,8 @@ def _at_once(x: Tensor) -> bool:
 class Sums:
     """sum_t dz_t x_k,t^T for each k, and sum_t dz_t, of one window."""
 
-    def __init__(self, products: Products, memory: Memory) -> None:
-        self._by = products
+    def __init__(self, precision: Precision, memory: Memory) -> None:
+        self._by = precision
         self._memory = memory
         # Line k holds columns of dz (k = 0) or of x_k until they are multiplied.
         self._lines: list[Tensor] = []
@@ -149,7 +149,7 @@ class Affine:
 
     Args:
         parameters: W_1 [out, in_1], W_2 [out, in_2], .., b [out].
-        products: their precision.
+        precision: of their products.
         memory: shared by the maps of the window.
 
     Attributes:
@@ -157,14 +157,16 @@ class Affine:
         sums: where the backward passes of the uses put their terms.
     """
 
-    def __init__(self, parameters: tuple[Tensor, ...], products: Products, memory: Memory) -> None:
-        self.sums = Sums(products, memory)
-        self._by = products
+    def __init__(
+        self, parameters: tuple[Tensor, ...], precision: Precision, memory: Memory
+    ) -> None:
+        self.sums = Sums(precision, memory)
+        self._by = precision
         if torch.is_grad_enabled():
             parameters = _Entry.apply(self.sums, *parameters)
         self.parameters = parameters
         self._memory = memory
-        self._weights = [products.operand(W.detach()) for W in parameters[:-1]]
+        self._weights = [precision.operand(W.detach()) for W in parameters[:-1]]
         self._transposed = [W.mT for W in self._weights]
         self._column = parameters[-1].detach()[:, None]
         self._out = self._column.shape[0]
@@ -217,10 +219,10 @@ class AffineModule(nn.Module, ABC):
     """A module made of affine maps.
 
     Attributes:
-        products: their precision.
+        precision: of their products.
     """
 
-    products: Products = Full()
+    precision: Precision = Full()
 
     @abstractmethod
     def parameters_of_maps(self) -> Iterable[tuple[Tensor, ...]]:
@@ -232,6 +234,6 @@ class AffineModule(nn.Module, ABC):
         found = window.maps.get(self)
         if found is None:
             of_maps = self.parameters_of_maps()
-            found = tuple(Affine(of_map, self.products, window.memory) for of_map in of_maps)
+            found = tuple(Affine(of_map, self.precision, window.memory) for of_map in of_maps)
             window.maps[self] = found
         return found

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 
-class Products:
+class Precision:
     """Products of a matrix [a, b], or a batch of them [n, a, b], with arrays of as many axes."""
 
     def operand(self, x: Tensor) -> Tensor:
@@ -50,11 +50,11 @@ class Products:
         return self.plus(total, dz, x.mT, out=total)
 
 
-class Full(Products):
+class Full(Precision):
     """In the dtype of the rule."""
 
 
-class TF32(Products):
+class TF32(Precision):
     """float32 products with factors rounded to TF32 on CUDA devices; elsewhere as ``Full``."""
 
     def plus(self, z: Tensor, W: Tensor, x: Tensor, out: Tensor) -> Tensor:
@@ -85,7 +85,7 @@ def _allow(precision: str, x: Tensor) -> None:
         torch.set_float32_matmul_precision(precision)
 
 
-class BFloat16(Products):
+class BFloat16(Precision):
     """float32 factors rounded to bfloat16."""
 
     def operand(self, x: Tensor) -> Tensor:
@@ -134,24 +134,24 @@ def multiplies_tf32(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
-def note(products: str, dtype: torch.dtype, device: torch.device) -> str | None:
+def note(precision: str, dtype: torch.dtype, device: torch.device) -> str | None:
     """One line for the user where a precision of products is not the one that was asked for.
 
     Args:
-        products: field ``products`` of a configuration.
+        precision: field ``precision`` of a configuration.
         dtype: of the rules.
         device: where they compute.
     """
-    if products == "full":
+    if precision == "full":
         return None
     if dtype != torch.float32:
         name = str(dtype).removeprefix("torch.")
-        return f"products: {products}: of no effect on {name}, which keeps its own precision"
-    if products == "tf32" and not multiplies_tf32(device):
-        return f"products: tf32: {device} has no TF32: products are in float32, as with full"
-    if products == "bfloat16" and not multiplies_bfloat16(device):
+        return f"precision: {precision}: of no effect on {name}, which keeps its own precision"
+    if precision == "tf32" and not multiplies_tf32(device):
+        return f"precision: tf32: {device} has no TF32: products are in float32, as with full"
+    if precision == "bfloat16" and not multiplies_bfloat16(device):
         return (
-            f"products: bfloat16: {device} has no bfloat16 instructions: factors are rounded to "
+            f"precision: bfloat16: {device} has no bfloat16 instructions: factors are rounded to "
             f"bfloat16 and multiplied in float32, no faster than with full"
         )
     return None

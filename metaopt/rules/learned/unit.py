@@ -39,7 +39,7 @@ from metaopt.rules.learned.clock import CLOCK_FEATURES, clock_features
 from metaopt.rules.learned.directions import HEAD_BOUND
 from metaopt.rules.learned.lstm import LSTM, Head
 from metaopt.rules.rule_config import FreeConfig, Place
-from metaopt.symmetry.units import MAKES, READS, Units
+from metaopt.symmetry.units import MAKES, READS, HiddenUnits
 from metaopt.tasks.base import Observation
 from metaopt.teleport.base import Need
 
@@ -127,13 +127,13 @@ class UnitScalingLSTM(Rule):
         return state | {"squares": state["squares"] * (-2 * both).exp()}
 
 
-def _units(observation: Observation) -> Units:
+def _units(observation: Observation) -> HiddenUnits:
     # ``UnitEngine.check`` has been there before.
     assert observation.units is not None
     return observation.units
 
 
-def _of_units(units: Units, weights: Weights) -> Tensor:
+def _of_units(units: HiddenUnits, weights: Weights) -> Tensor:
     """Squared norms of what makes each unit and of what reads it, [B, 2, K]."""
     squares = tuple(W.square() for W in weights)
     return torch.stack([units.sums(squares, sign) for sign in (MAKES, READS)], dim=1)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from metaopt.symmetry.discovery.restoring import Guard
+from metaopt.symmetry.discovery.restoring import Restoring
 from metaopt.symmetry.groups import Symmetry
 from metaopt.symmetry.modules import move_for_a_trial, touches
 
@@ -63,7 +63,7 @@ class Trial:
     def __init__(self, model: nn.Module, example: Any) -> None:
         self._model = model
         self._example = example
-        self._guard = Guard(model)
+        self._guard = Restoring(model)
         self._before = self._outputs([])
 
     def _outputs(self, chosen: Sequence[Symmetry]) -> list[Tensor]:

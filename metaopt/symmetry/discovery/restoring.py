@@ -35,7 +35,7 @@ Source = tuple[Callable[[], Any], Callable[[Any], Any]]
 """How to read and how to set the state of a source of random numbers."""
 
 
-class Guard:
+class Restoring:
     """Keeps what code of a model may change.
 
     Args:

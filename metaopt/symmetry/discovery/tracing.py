@@ -30,7 +30,7 @@ from torch import Tensor, fx, nn
 
 from metaopt.symmetry.discovery.memory import Owners, named_tensors
 from metaopt.symmetry.discovery.reachable import is_foreign
-from metaopt.symmetry.discovery.restoring import Guard
+from metaopt.symmetry.discovery.restoring import Restoring
 from metaopt.symmetry.discovery.unseen import (
     hooks,
     hooks_on_all_modules,
@@ -203,7 +203,11 @@ def _graph_of_leaf() -> fx.Graph:
 
 
 def _trace_once(
-    model: nn.Module, guard: Guard, opaque: dict[str, str], training: bool | None, defaults: bool
+    model: nn.Module,
+    guard: Restoring,
+    opaque: dict[str, str],
+    training: bool | None,
+    defaults: bool,
 ) -> tuple[fx.Graph, list[CodeType]]:
     """The graph, and the user's code that ran for it."""
     ran: dict[int, CodeType] = {}
@@ -237,7 +241,7 @@ def _trace_once(
         guard.restore()
 
 
-def _trace(model: nn.Module, guard: Guard, training: bool | None, defaults: bool) -> Trace:
+def _trace(model: nn.Module, guard: Restoring, training: bool | None, defaults: bool) -> Trace:
     """One trace; raises ``UntraceableError`` where the model's own ``forward`` has none."""
     opaque: dict[str, str] = {}
     known = -1
@@ -287,7 +291,7 @@ def traces(model: nn.Module) -> list[Trace]:
     signature = inspect.signature(type(model).forward).parameters.values()
     has_options = any(_default(parameter, parameter) is not parameter for parameter in signature)
     found = []
-    guard = Guard(model)
+    guard = Restoring(model)
     is_mixed = len({module.training for module in model.modules()}) > 1
     for training in (True, False, None) if is_mixed else (True, False):
         trace = partial(_trace, model, guard, training)

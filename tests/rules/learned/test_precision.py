@@ -1,4 +1,4 @@
-"""Precision of the products of the LSTMs' weights."""
+"""Precision in which the LSTMs' weights are multiplied."""
 
 from __future__ import annotations
 
@@ -23,48 +23,48 @@ from metaopt.rules.learned.precision import (
     TF32,
     BFloat16,
     Full,
-    Products,
+    Precision,
     multiplies_bfloat16,
     note,
 )
 
 ROUNDING = 2.0**-8
 EVERY = [Full(), TF32(), BFloat16()]
-every_precision = pytest.mark.parametrize("products", EVERY, ids=lambda p: type(p).__name__)
+every_precision = pytest.mark.parametrize("precision", EVERY, ids=lambda p: type(p).__name__)
 
 
 @every_precision
 @pytest.mark.parametrize("blocks", [(), (3,)], ids=["one", "batch"])
 def test_each_product_is_the_plain_one_up_to_its_rounding(
-    products: Products, blocks: tuple[int, ...]
+    precision: Precision, blocks: tuple[int, ...]
 ) -> None:
     W, x = (
         signed(*blocks, *s, seed=i, dtype=torch.float32) for i, s in enumerate([(4, 7), (7, 5)])
     )
     z, dz = (signed(*blocks, 4, 5, seed=i, dtype=torch.float32) for i in (2, 3))
     out = torch.empty_like(z)
-    tolerance = 0.05 if isinstance(products, BFloat16) else 1e-5
+    tolerance = 0.05 if isinstance(precision, BFloat16) else 1e-5
 
     def check(found: Tensor, wanted: Tensor) -> None:
         torch.testing.assert_close(found, wanted, rtol=tolerance, atol=tolerance)
 
-    W_, x_ = products.operand(W), products.operand(x)
-    assert W_.dtype == products.dtype(W)
-    check(products.plus(z, W_, x_, out), z + W @ x)
-    check(products.times(W_, x_, out), W @ x)
-    check(products.outer(dz, x_), dz @ x.mT)
+    W_, x_ = precision.operand(W), precision.operand(x)
+    assert W_.dtype == precision.dtype(W)
+    check(precision.plus(z, W_, x_, out), z + W @ x)
+    check(precision.times(W_, x_, out), W @ x)
+    check(precision.outer(dz, x_), dz @ x.mT)
     total = W.clone()
-    check(products.add_outer_(total, dz, x_), W + dz @ x.mT)
+    check(precision.add_outer_(total, dz, x_), W + dz @ x.mT)
     assert total.dtype == torch.float32
 
 
 @every_precision
-def test_float64_stays_what_it_is(products: Products) -> None:
+def test_float64_stays_what_it_is(precision: Precision) -> None:
     W, x = signed(4, 7, seed=0), signed(7, 5, seed=1)
     out = torch.empty(4, 5, dtype=torch.float64)
     close = torch.testing.assert_close
-    close(products.times(W, x, out), W @ x, rtol=0, atol=1e-14)
-    close(products.outer(W, x.mT.contiguous()), W @ x, rtol=0, atol=1e-14)
+    close(precision.times(W, x, out), W @ x, rtol=0, atol=1e-14)
+    close(precision.outer(W, x.mT.contiguous()), W @ x, rtol=0, atol=1e-14)
 
 
 @pytest.mark.parametrize("shape", [(3,), (700,), (5, 2)], ids=["lined up", "large", "blocks"])
@@ -73,8 +73,8 @@ def test_bfloat16_gradients_are_those_of_float32_up_to_rounding(shape: tuple[int
     net = LSTM(6, 8, seed=0, name="test")
     x = signed(*blocks, 6, rows, seed=0, dtype=torch.float32)
 
-    def gradients(products: Products) -> list[Tensor]:
-        net.products = products
+    def gradients(precision: Precision) -> list[Tensor]:
+        net.precision = precision
         state, total = net.initial_state(*shape), torch.zeros(())
         with one_window():
             for _ in range(4):
@@ -89,12 +89,12 @@ def test_bfloat16_gradients_are_those_of_float32_up_to_rounding(shape: tuple[int
 
 
 @pytest.mark.parametrize(("name", "kind"), [("full", Full), ("tf32", TF32), ("bfloat16", BFloat16)])
-def test_the_configuration_reaches_every_map(name: str, kind: type[Products]) -> None:
-    config = tiny_config(UPDATE_AND_TELEPORT, {}).model_copy(update={"products": name})
+def test_the_configuration_reaches_every_map(name: str, kind: type[Precision]) -> None:
+    config = tiny_config(UPDATE_AND_TELEPORT, {}).model_copy(update={"precision": name})
     optimizer = meta_optimizer(config)
-    found = [m.products for m in optimizer.modules() if isinstance(m, affine.AffineModule)]
+    found = [m.precision for m in optimizer.modules() if isinstance(m, affine.AffineModule)]
     assert len(found) == 4
-    assert all(type(products) is kind for products in found)
+    assert all(type(precision) is kind for precision in found)
     assert not MetaTrainer(config, torch.device("cpu")).outer_step().skipped
 
 
@@ -120,29 +120,29 @@ def test_rounded_factors_are_multiplied_in_float32(blocks: tuple[int, ...]) -> N
     W, x = (
         signed(*blocks, *s, seed=i, dtype=torch.float32) for i, s in enumerate([(4, 7), (7, 5)])
     )
-    z, products = torch.zeros(*blocks, 4, 5), BFloat16()
-    W_, x_ = products.operand(W), products.operand(x)
+    z, precision = torch.zeros(*blocks, 4, 5), BFloat16()
+    W_, x_ = precision.operand(W), precision.operand(x)
     wanted = (W.bfloat16().double() @ x.bfloat16().double()).float()
     for found in (
-        products.plus(z, W_, x_, torch.empty_like(z)),
-        products.times(W_, x_, torch.empty_like(z)),
-        products.outer(W_, x_.mT),
+        precision.plus(z, W_, x_, torch.empty_like(z)),
+        precision.times(W_, x_, torch.empty_like(z)),
+        precision.outer(W_, x_.mT),
     ):
         # Nothing is rounded but the factors.
         torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(products.add_outer_(z, W_, x_.mT), wanted, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(precision.add_outer_(z, W_, x_.mT), wanted, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.usefixtures("without_instructions")
 def test_a_run_an_evaluation_and_a_resumption_say_so_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = tiny_config(UPDATE_AND_TELEPORT, {}).model_copy(update={"products": "bfloat16"})
+    config = tiny_config(UPDATE_AND_TELEPORT, {}).model_copy(update={"precision": "bfloat16"})
     for resume in (False, True):
         Run(config, tmp_path, torch.device("cpu"), 0.0, World()).execute(resume)
         said = capsys.readouterr().out
         assert said.count("no bfloat16 instructions") == 1
-        assert "products: bfloat16: cpu" in said
+        assert "precision: bfloat16: cpu" in said
     paths = [tmp_path / "optimizer.safetensors", tmp_path / "last.safetensors"]
     learned_contenders(paths, torch.device("cpu"), True, World())
     said = capsys.readouterr().out
@@ -155,9 +155,9 @@ def test_what_a_choice_does_not_do_is_said() -> None:
     assert note("full", torch.float32, cpu) is None
     tf32 = note("tf32", torch.float32, cpu)
     assert tf32 is not None
-    assert "products: tf32: cpu has no TF32" in tf32
+    assert "precision: tf32: cpu has no TF32" in tf32
     for name in ("tf32", "bfloat16"):
         line = note(name, torch.float64, cpu)
         assert line is not None
-        assert f"products: {name}: of no effect on float64" in line
+        assert f"precision: {name}: of no effect on float64" in line
     assert (note("bfloat16", torch.float32, cpu) is None) == multiplies_bfloat16(cpu)
