@@ -144,7 +144,7 @@ class MetaConfig(Model):
     )
     average: Decay | None = described(
         0.95,
-        "decay of the running average of the learned parameters that is validated and written; null "
+        "decay of the running average of the learned parameters that is kept as the rule; null "
         "for the parameters themselves",
     )
 

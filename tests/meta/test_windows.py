@@ -13,7 +13,7 @@ from metaopt.meta import build
 from metaopt.meta.config import TrainConfig
 from metaopt.meta.trainer import MetaTrainer
 from metaopt.meta.unroll import start
-from metaopt.meta.windows import Differentiated, Record, Replayed, Compute, StepByStep
+from metaopt.meta.windows import Compute, Differentiated, Record, Replayed, StepByStep
 from metaopt.rules.composed import tensors_of
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
