@@ -154,6 +154,8 @@ def test_evaluation_follows_the_contract(trained: Path) -> None:
         shown = EventAccumulator(str(folder / "tensorboard" / run_name(name, entry)))
         shown.Reload()
         assert len(shown.Scalars("loss/geomean")) == 23
+        # TensorBoard opens with what comes first in the alphabet.
+        assert min(shown.Tags()["scalars"]) == "comparison/log10_loss"
         assert {tag for tags in charts(overlay.COMPARISON) for tag in tags} <= {
             *shown.Tags()["scalars"]
         }
