@@ -89,9 +89,10 @@ def _override(kind: type[BaseModel], data: dict[str, Any], override: str) -> Non
     node: Any = data
     models = [kind]
     for parent in parents:
-        # A section that is missing or null begins empty; its fields are checked with all others.
+        # A section that is missing or null begins with nothing but the kind that it has by default;
+        # its fields are checked with all others.
         if node.get(parent) is None:
-            node[parent] = {}
+            node[parent] = _default_kind(models, parent)
         node = node[parent]
         if not isinstance(node, dict):
             raise ConfigError(f"{told}: {parent} is a value, not a section")
@@ -100,6 +101,14 @@ def _override(kind: type[BaseModel], data: dict[str, Any], override: str) -> Non
     # Text needs no quotes on a command line: --set name=1e3 is a name.
     is_text = bool(fields) and all(field.annotation is str for field in fields)
     node[last] = text if is_text else _parse(text, told)
+
+
+def _default_kind(models: Sequence[type[BaseModel]], name: str) -> dict[str, Any]:
+    """``kind`` of the default of a field that holds one of several sections; else nothing."""
+    fields = [model.model_fields[name] for model in models if name in model.model_fields]
+    defaults = [field.get_default(call_default_factory=True) for field in fields]
+    kinds = [kind_of(type(default)) for default in defaults if isinstance(default, BaseModel)]
+    return {"kind": kinds[0]} if any(kinds) else {}
 
 
 def _explain(kind: type[BaseModel], error: ErrorDetails, data: Any) -> str:

@@ -13,7 +13,7 @@ from support import UPDATE, tiny_config
 from metaopt.base.config import ConfigError, load, to_yaml
 from metaopt.base.errors import shown
 from metaopt.evaluation.config import EvalConfig
-from metaopt.meta.config import TrainConfig
+from metaopt.meta.config import RandomHorizonConfig, TrainConfig
 from metaopt.rules.hand_made import AdamConfig
 
 
@@ -61,6 +61,14 @@ def test_overrides_of_lists_and_sections() -> None:
     assert adam.rules.update == AdamConfig(kind="adam", lr=1e-3, beta1=0.5)
     assert adam.teleporter is not None
     assert adam.teleporter.max_norm == 0.5
+
+
+def test_a_section_that_is_not_written_has_its_default_kind() -> None:
+    found = load(TrainConfig, BASE, ["meta.horizon.low=4"]).meta.horizon
+    assert isinstance(found, RandomHorizonConfig)
+    assert found.low == 4
+    both = ["meta.horizon.kind=curriculum", "meta.horizon.first=5"]
+    assert load(TrainConfig, BASE, both).meta.horizon.kind == "curriculum"
 
 
 def test_the_last_override_counts() -> None:
