@@ -1,4 +1,9 @@
-"""metaopt: learned optimizers that exploit parameter-space symmetry."""
+"""metaopt: learned optimizers that move along the symmetries of a network's parameters.
+
+``load`` reads a learned optimizer, ``LearnedOptimizer`` trains a model with one, ``symmetries``
+finds the symmetries of a model, ``teleport`` moves a model along them, and ``Family``, ``Task`` and
+``fresh_weights`` describe your own training tasks.
+"""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

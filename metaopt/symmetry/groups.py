@@ -1,11 +1,11 @@
-"""What a symmetry of a model is: which stretches of which parameters a group moves, and how.
+"""What a symmetry of a model is: which parts of which parameters a group moves, and how.
 
-    incoming stretch x -> g x,      outgoing stretch y -> g^-T y
+    incoming slot x -> g x,      outgoing slot y -> g^-T y
 
-An incoming stretch makes a hidden space (rows of W_in, entries of b_in), an outgoing one reads it
-(columns of W_out): W_in -> g W_in, b_in -> g b_in, W_out -> W_out g^-1, with the group acting along
-the axis of the hidden space. Gradients, and what is linear in them, move by the inverse transpose
-of this: g^-T where the parameter moves by g, and g where it moves by g^-T.
+An incoming slot makes a hidden space (rows of W_in, entries of b_in). An outgoing slot reads it
+(columns of W_out): W_in -> g W_in, b_in -> g b_in, W_out -> W_out g^-1. The group acts along the
+axis of the hidden space. Gradients, and what is linear in them, move by the inverse transpose:
+by g^-T if the parameter moves by g, and by g if the parameter moves by g^-T.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 
 
 class Group(StrEnum):
-    """The groups that need no data."""
+    """The groups that ``symmetries`` finds in a model; their actions read no data."""
 
     LINEAR = "general linear"
     SCALING = "positive scaling"
@@ -32,27 +32,28 @@ RELABELS = frozenset({Group.PERMUTATION})
 
 
 def largest(allows: frozenset[Group]) -> Group | None:
-    """The largest continuous group allowed, or None."""
+    """The largest continuous group among those allowed, or None if no continuous one is."""
     return next((group for group in (Group.LINEAR, Group.SCALING) if group in allows), None)
 
 
 @dataclass(frozen=True)
 class Slot:
-    """A stretch of one parameter (or buffer) along one axis, on which a group acts.
+    """The part of one parameter (or buffer), along one axis, on which a group acts.
 
-    The stretch from ``start`` is read as [outer, blocks, size, inner]: ``blocks`` elements, each of
-    width ``size``, act along the third of these. A head of an attention is a block; ``inner`` are
-    the positions of a channel in a flattened image, ``outer`` those of a flattened sequence.
+    The entries from ``start`` on are read as [outer, blocks, size, inner]. A group element is a
+    matrix [size, size] that acts along the third axis; each of the ``blocks`` has an element of its
+    own. In attention a head is a block. In a flattened image ``inner`` counts the positions of a
+    channel, in a flattened sequence ``outer`` counts the positions.
 
     Attributes:
-        module: path of the module; "" is the model itself.
-        name: of the tensor within the module.
-        axis: of the tensor, from 0.
-        start: first index of the stretch.
-        outer: repetitions with the stride of a whole set of blocks.
-        inner: consecutive entries that belong to one unit.
-        rows: (start, length) on axis 0, where only these rows read the hidden space.
-        groups: of a grouped convolution that reads the hidden space, [groups O', I', ...].
+        module: the path of the module; "" is the model itself.
+        name: the name of the tensor within the module.
+        axis: the axis of the tensor, from 0.
+        start: the first index on that axis.
+        outer: how often the blocks repeat along the axis, with all blocks side by side each time.
+        inner: how many consecutive entries belong to one hidden unit.
+        rows: (start, length) on axis 0, if only these rows read the hidden space.
+        groups: the number of groups, if a grouped convolution [groups O', I', ...] reads the space.
     """
 
     module: str
@@ -66,19 +67,19 @@ class Slot:
 
     @property
     def path(self) -> str:
-        """Of the tensor, from the model."""
+        """The path of the tensor within the model."""
         return f"{self.module}.{self.name}" if self.module else self.name
 
     def apply(
         self, tensor: Tensor, blocks: int, size: int, action: Callable[[Tensor], Tensor]
     ) -> Tensor:
-        """``tensor`` with its stretch moved by ``action``, a map of [outer, blocks, size, any].
+        """A copy of ``tensor`` in which ``action`` has replaced the entries of the slot.
 
         Args:
-            tensor: of the shape of the parameter.
-            blocks: elements that act side by side.
-            size: of each.
-            action: linear in the stretch.
+            tensor: a tensor with the shape of the parameter.
+            blocks: the number of group elements that act side by side.
+            size: the width of each.
+            action: a linear map of tensors [outer, blocks, size, any].
         """
         if self.groups == 1:
             return self._moved(tensor, blocks, size, action)
@@ -101,20 +102,22 @@ class Slot:
 
 @dataclass(frozen=True)
 class Symmetry:
-    """One group that acts on some parameters of a model and leaves its outputs as they are.
+    """A group that acts on some parameters of a model and does not change the model's outputs.
+
+        f(x; g w) = f(x; w)   for all elements g of the group
 
     Attributes:
-        name: which modules make the hidden space and which read it.
-        group: the one whose elements ``teleport`` draws.
-        size: width of an element.
-        incoming: stretches that move by g.
-        outgoing: stretches that move by g^-T.
-        blocks: elements side by side (heads), each with its own generator.
-        allows: the groups that leave the outputs; ``group`` is one of them.
-        assumes: what neither the trace nor an example could tell; "" where nothing is left open.
+        name: the modules that make the hidden space, and those that read it.
+        group: the group from which ``teleport`` draws elements.
+        size: the width of an element: the number of hidden units, in attention those of one head.
+        incoming: the slots that move by g.
+        outgoing: the slots that move by g^-T.
+        blocks: the number of elements side by side (heads); each has its own generator.
+        allows: all groups that do not change the outputs; ``group`` is one of them.
+        assumes: what must be true of the model or its inputs, and was not checked; "" if nothing.
 
     Raises:
-        ValueError: where ``group`` is none of those allowed.
+        ValueError: if ``group`` is not in ``allows``.
     """
 
     name: str
@@ -135,12 +138,12 @@ class Symmetry:
 
     @property
     def slots(self) -> tuple[Slot, ...]:
-        """All stretches."""
+        """All slots, incoming and outgoing."""
         return self.incoming + self.outgoing
 
     @property
     def modules(self) -> tuple[str, ...]:
-        """Paths of the modules that it moves, each once."""
+        """The paths of the modules whose tensors it moves, each once."""
         return tuple(dict.fromkeys(slot.module for slot in self.slots))
 
     def __str__(self) -> str:
@@ -151,11 +154,11 @@ class Symmetry:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A module that is left alone.
+    """A module that no symmetry moves, and why.
 
     Attributes:
         module: its path; "" is the model itself.
-        reason: in one line.
+        reason: the reason, in one line.
     """
 
     module: str
@@ -166,11 +169,11 @@ class Skipped:
 
 
 class Symmetries(list[Symmetry]):
-    """The symmetries of a model: a list to print and to edit.
+    """The symmetries of a model: a list of ``Symmetry`` that can be printed and edited.
 
     Args:
-        found: what the list begins with.
-        skipped: what is left alone, with reasons.
+        found: the symmetries.
+        skipped: the modules that are left alone, with reasons; also an attribute.
     """
 
     def __init__(self, found: Iterable[Symmetry] = (), skipped: Iterable[Skipped] = ()) -> None:

@@ -1,7 +1,8 @@
-"""What every task family offers: tasks that are drawn by index, and observations of them.
+"""What every task family offers: tasks drawn by index, and observations of them.
 
-Tasks are drawn on the CPU in float64 by index (see ``streams``) and cast after that, so that a seed
-names the same tasks in every dtype and on every device.
+Tasks are drawn on the CPU in float64 by index (see ``base.streams``) and then moved to the device
+and dtype that are asked for, so that a seed names the same tasks in every dtype and on every
+device.
 """
 
 from __future__ import annotations
@@ -20,14 +21,16 @@ from metaopt.symmetry.units import HiddenUnits
 
 @dataclass(frozen=True)
 class Observation:
-    """What an optimizer may see of a task at the current weights: one gradient evaluation.
+    """What an optimizer may see of B tasks at the current weights: one gradient evaluation.
+
+        grad_{W_l} L(W),   A_l = s(W_l A_{l-1}),   A_0 = X
 
     Attributes:
-        weights: W_l, each [B, out, in].
+        weights: W_1 .. W_L, each [B, out, in].
         grads: grad_{W_l} L, of the same shapes.
-        inputs: the layer inputs A_0 .. A_{L-1}, each [B, n_l, N].
-        loss: [B], or None where the caller does not know it.
-        units: the hidden units that may be scaled, or None where they are not known.
+        inputs: the inputs A_0 .. A_{L-1} of the layers, each [B, n_l, N]; empty if not known.
+        loss: L(W), [B], or None if the caller does not know it.
+        units: the hidden units that may be scaled, or None if they are not known.
     """
 
     weights: Weights
@@ -37,7 +40,7 @@ class Observation:
     units: HiddenUnits | None = None
 
     def detach(self) -> Observation:
-        """The same observation as a constant."""
+        """The same observation with all tensors cut from the autograd graph."""
         return Observation(
             weights=cut(self.weights),
             grads=cut(self.grads),
@@ -48,90 +51,90 @@ class Observation:
 
 
 def observed_loss(observation: Observation) -> Tensor:
-    """The loss of an observation that tasks made of themselves, [B]: there it is always known."""
+    """The loss [B] of an observation that tasks made themselves, which always has one."""
     assert observation.loss is not None
     return observation.loss
 
 
 Hidden = frozenset[str]
-"""Names of fields of ``Observation``, of ``loss`` and ``inputs``."""
+"""The names of fields of ``Observation`` that rules are not shown: ``loss``, ``inputs``."""
 
 
 NOTHING: Hidden = frozenset()
 
 
 def cut(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """The tensors without their graph."""
+    """The same tensors, cut from the autograd graph."""
     return tuple(tensor.detach() for tensor in tensors)
 
 
 class KnownNetwork(Protocol):
-    """A chain of layers and the data that it is trained on: what actions are carried through."""
+    """A chain of dense layers and the data it is trained on: what actions through the data need."""
 
     @property
     def s(self) -> LeakyReLU:
-        """The activation of the network."""
+        """The activation between the layers."""
 
     @property
     def X(self) -> Tensor:
-        """Inputs of the network, [B, n, N]."""
+        """The inputs of the network, [B, n, N]."""
 
     @property
     def X_pinv(self) -> Tensor:
-        """X^+, [B, N, n]; read by actions that need data only."""
+        """The pseudo-inverse X^+, [B, N, n]; read only by actions that need data."""
 
     @property
     def target_norm(self) -> Tensor:
-        """||Y||_F, [B]; zeros where the targets are unknown."""
+        """||Y||_F, [B]; zeros if the targets are unknown."""
 
 
 class KnownRegression(KnownNetwork, Protocol):
-    """The same with its targets, where the loss is 1/2 ||Y - f(w)||_F^2."""
+    """A known network with targets Y, trained on the loss 1/2 ||Y - f(w)||_F^2."""
 
     @property
     def Y(self) -> Tensor:
-        """Targets, [B, m, N]."""
+        """The targets, [B, m, N]."""
 
 
 class Ground(Protocol):
-    """What engines move weights on: what is known of the network, and its hidden units."""
+    """What a teleport engine may know of the network whose weights it moves."""
 
     @property
     def network(self) -> KnownNetwork | None:
-        """The network and its data, or None where they are not known."""
+        """The network and its data, or None if they are not known."""
 
     @property
     def units(self) -> HiddenUnits | None:
-        """The hidden units that may be scaled, or None where they are not known."""
+        """The hidden units that may be scaled, or None if they are not known."""
 
 
 class Problem(Protocol):
-    """All that a step is given beside weights, observation and state; ``Tasks`` are one.
+    """What one inner step is given besides weights, observation and state. ``Tasks`` is one.
 
-    It is that of one inner step: with its mini-batch, where there is one.
+    If the tasks have mini-batches, a problem is the tasks with the mini-batch of its inner step.
     """
 
     @property
     def network(self) -> KnownRegression | None:
-        """The network, its data and targets, or None where a family keeps them to itself."""
+        """The network with its data and targets, or None if the family does not expose them."""
 
     @property
     def units(self) -> HiddenUnits | None:
-        """The hidden units that may be scaled, or None where they are not known."""
+        """The hidden units that may be scaled, or None if they are not known."""
 
     def observe(self, weights: Weights) -> Observation:
-        """Loss and exact gradient at other weights (one more gradient evaluation)."""
+        """Loss and exact gradient at other weights; costs one more gradient evaluation."""
 
     def seen_loss(self, weights: Weights) -> Tensor:
-        """L(w), [B], on the data at hand."""
+        """L(w), [B], on the mini-batch of the step, or on all data if there are no mini-batches."""
 
 
 class Tasks(ABC):
-    """B tasks side by side: all that the inner loop and optimizers ask of them.
+    """B tasks side by side: everything that the inner loop and optimizers ask of tasks.
 
     Attributes:
         initial: the weights that each trajectory starts from, each [B, out, in].
-        hides: what the rules are not shown of them (``augment.Hiding``).
+        hides: the fields of observations that rules are not shown (``tasks.variations.Hiding``).
     """
 
     initial: Weights
@@ -139,23 +142,24 @@ class Tasks(ABC):
 
     @property
     def size(self) -> int:
-        """B."""
+        """B, the number of tasks."""
         return self.initial[0].shape[0]
 
     def at(self, step: int) -> Self:
-        """The tasks as inner step ``step`` observes them: with its mini-batch, where there is one.
+        """The tasks as inner step ``step`` sees them: with its mini-batch, if there are any.
 
-        Equal steps of equal tasks give equal bits, whatever came before.
+        The same step of the same tasks gives the same bits, whichever steps were asked for before.
         """
         return self
 
     @abstractmethod
     def observe(self, weights: Weights, passed: Forward | None = None) -> Observation:
-        """Loss and exact gradient at ``weights``, differentiable (one gradient evaluation).
+        """Loss and exact gradient at ``weights``, differentiable: one gradient evaluation.
 
         Args:
-            weights: w.
-            passed: the forward pass at w, where a teleport has made it; made here otherwise.
+            weights: w, each [B, out, in].
+            passed: the forward pass at w, if a teleport has already made it; otherwise it is made
+                here.
         """
 
     @abstractmethod
@@ -163,11 +167,11 @@ class Tasks(ABC):
         """L(w) on all data, [B]."""
 
     def hiding(self, hides: Hidden) -> Self:
-        """The same tasks, with that hidden from the rules."""
+        """The same tasks, with these fields of observations hidden from the rules."""
         return replace(self, hides=hides) if hides != self.hides else self  # type: ignore[type-var]
 
     def shown(self, observation: Observation) -> Observation:
-        """What the rules are shown of an observation: all but what is hidden from them."""
+        """The observation as the rules see it, without the fields that are hidden from them."""
         return replace(
             observation,
             loss=None if "loss" in self.hides else observation.loss,
@@ -176,45 +180,45 @@ class Tasks(ABC):
 
     @property
     def network(self) -> KnownRegression | None:
-        """The network, its data and targets, or None where a family keeps them to itself."""
+        """The network with its data and targets, or None if the family does not expose them."""
         return None
 
     @property
     def units(self) -> HiddenUnits | None:
-        """The hidden units that may be scaled, or None where they are not known."""
+        """The hidden units that may be scaled, or None if they are not known."""
         return None
 
     def seen_loss(self, weights: Weights) -> Tensor:
-        """L(w), [B], on the data at hand."""
+        """L(w), [B], on the mini-batch of the step, or on all data if there are no mini-batches."""
         return self.loss(weights)
 
     def judged(self, weights: Weights, observed: Tensor) -> Tensor:
-        """What validation and evaluation report of ``weights``, [B]; differentiable.
+        """The loss that validation and evaluation report for ``weights``, [B]; differentiable.
 
         Args:
-            weights: w.
-            observed: L(w) as it was observed there.
+            weights: w, each [B, out, in].
+            observed: the loss L(w) that was observed at w, [B].
         """
         return observed
 
     @abstractmethod
     def repeated(self, times: int) -> Self:
-        """Each task ``times`` times in a row."""
+        """Each task ``times`` times in a row: B grows by that factor."""
 
     @abstractmethod
     def select(self, index: slice) -> Self:
-        """The tasks of a slice of the batch."""
+        """The tasks in a slice of the batch."""
 
     @abstractmethod
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Self:
-        """The same tasks elsewhere, or in another precision."""
+        """The same tasks on another device or in another dtype."""
 
 
 T = TypeVar("T", bound=Tasks)
 
 
 class TaskFamily(ABC, Generic[T]):
-    """What tasks are drawn from, by their index in a stream."""
+    """What tasks are drawn from. A task is named by its index in a random stream."""
 
     def sample(
         self,
@@ -225,12 +229,20 @@ class TaskFamily(ABC, Generic[T]):
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> T:
-        """Tasks ``start`` .. ``start + count - 1`` of a stream.
+        """Tasks ``start`` .. ``start + count - 1`` of a stream, side by side, so that B = count.
 
-        Returns them side by side, B = count. Equal arguments give equal bits.
+        Equal arguments give equal bits.
+
+        Args:
+            stream: what the tasks are for: training, validation or test.
+            seed: the seed of the stream, at least 0.
+            start: the index of the first task.
+            count: the number of tasks.
+            dtype: the dtype of floating point tensors.
+            device: where the tensors are put.
         """
         return self.drawn(stream, seed, start, count).to(device, dtype)
 
     @abstractmethod
     def drawn(self, stream: Stream, seed: int, start: int, count: int) -> T:
-        """These tasks on the CPU, as they are drawn: in float64, those of this package."""
+        """The same tasks as they are drawn: on the CPU, in float64 for this package's families."""

@@ -1,4 +1,4 @@
-"""A task family of a user's own: one Python class, named in a configuration.
+"""A task family of your own: one Python class, named in a configuration.
 
     task:
       family: mypackage.tasks:MyFamily
@@ -10,8 +10,8 @@
         def sample(self, generator): return metaopt.Task(weights={..}, data=(x, y))
         def loss(self, weights, data): return ..                   a scalar, of one task
 
-The module is imported when a run or an evaluation on the family begins, and by nothing else:
-reading a checkpoint that names it imports nothing.
+The module is imported only when a run or an evaluation on the family begins. Reading a checkpoint
+that names the family does not import it.
 """
 
 from __future__ import annotations
@@ -41,12 +41,14 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class Task:
-    """One task: an optimizee with its data.
+    """One task: the weights that a trajectory starts from, and the data of the loss.
 
     Attributes:
-        weights: where its trajectory starts, by name and of any shapes.
-        data: tensors whose first axis counts examples, the same number in each.
-        test: of the same kind, to be judged on in validation and evaluation; empty for ``data``.
+        weights: the initial weights by name: floating point tensors of any shapes.
+        data: the tensors that ``Family.loss`` is given. The first axis of each counts examples, and
+            all have the same number of them.
+        test: tensors of the same kind on which validation and evaluation compute the loss. If it is
+            empty, they use ``data``.
     """
 
     weights: Mapping[str, Tensor]
@@ -55,15 +57,20 @@ class Task:
 
 
 class Family(ABC):
-    """What tasks are sampled from, and their loss. All tasks have tensors of the same shapes.
+    """What your tasks are sampled from, and their loss. Subclass it and define both methods.
+
+        L_b(w) = loss(w, data_b)        for task b
+
+    All tasks of a family must have tensors of the same shapes.
 
     Attributes:
-        batch: examples of a mini-batch, drawn anew, with replacement, for every inner step; None
-            for all of them.
-        shared: tensors that all tasks have in common, handed to ``loss`` after the data of the
-            task: a data set, of which ``data`` then holds row numbers.
-        symmetries: of the network, ``metaopt.symmetries(network)``, where rules are to teleport it;
-            its parameters' paths are then the names of ``Task.weights``.
+        batch: the number of examples in a mini-batch. Every inner step draws a new mini-batch from
+            ``Task.data``, with replacement. None: every step uses all examples.
+        shared: tensors that all tasks have in common, such as a data set. ``loss`` is given them
+            after the data of the task; ``Task.data`` can then hold row numbers of the data set.
+        symmetries: the symmetries of the network, as ``metaopt.symmetries(network)`` returns them.
+            Rules can teleport the network only if they are given. The names in ``Task.weights``
+            must then be the paths of the network's parameters.
     """
 
     batch: int | None = None
@@ -72,33 +79,44 @@ class Family(ABC):
 
     @abstractmethod
     def sample(self, generator: np.random.Generator) -> Task:
-        """One task.
+        """Return one task.
 
         Args:
-            generator: all that the task may depend on; equal states give equal tasks.
+            generator: the only source of randomness. Generators in equal states must give equal
+                tasks.
         """
 
     @abstractmethod
     def loss(self, weights: dict[str, Tensor], data: tuple[Tensor, ...], *shared: Tensor) -> Tensor:
-        """The loss of one task: a scalar, at least 0, and a mean over the examples in ``data``.
+        """Return the loss of one task: a scalar, at least 0, and a mean over the examples.
 
-        Differentiated and batched by ``torch.func``: no random numbers, no changes in place, no
-        branches on values.
+        The function is differentiated and batched by ``torch.func``: it must not draw random
+        numbers, change tensors in place, or branch on the values of tensors.
+
+        Args:
+            weights: the current weights, by the names of ``Task.weights``.
+            data: a mini-batch of ``Task.data``, or all of it, or ``Task.test``.
+            *shared: the tensors of ``Family.shared``.
         """
 
 
 def fresh_weights(module: nn.Module, generator: np.random.Generator) -> dict[str, Tensor]:
-    """New weights for ``module``, by its own initialisation, for ``torch.func.functional_call``.
+    """Return new random weights for ``module``, drawn by its own initialisation.
+
+    The result fits ``torch.func.functional_call(module, weights, inputs)``. The module itself does
+    not change: a copy of it on the CPU is initialised anew, so that a seed gives the same weights
+    on every device. The global random generators of numpy, Python and torch's CPU are restored.
 
     Args:
-        module: whose parts have ``reset_parameters``, as those of ``torch.nn`` do; it is left as it
-            is: a copy on the CPU is drawn anew, so that a seed names the same weights on every
-            device.
-        generator: what they depend on. The global generators of torch's CPU, of numpy and of
-            Python, from which such a method may draw, are left as they were; no other is touched.
+        module: a module of which every part that has parameters also has ``reset_parameters``, as
+            the modules of ``torch.nn`` do.
+        generator: the source of randomness.
+
+    Returns:
+        The weights by parameter path, on the CPU, in the module's dtypes, without gradients.
 
     Raises:
-        ValueError: where a part has parameters and no way to draw them anew.
+        ValueError: if a part has parameters but no method to initialise them.
     """
     module = deepcopy(module).cpu()
     with _seeded(int(generator.integers(2**63))):
@@ -117,7 +135,7 @@ def fresh_weights(module: nn.Module, generator: np.random.Generator) -> dict[str
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Global generators of the CPU start at ``seed`` within, and are where they were after it."""
+    """Seed the CPU's global generators within the context, and restore them after it."""
     of_numpy, of_python = np.random.get_state(), random.getstate()
     try:
         # torch.manual_seed would reseed those of every other device, and nothing puts them back.
@@ -132,19 +150,19 @@ def _seeded(seed: int) -> Iterator[None]:
 
 
 def make(name: str, options: Mapping[str, Any], field: str = "task.options") -> Family:
-    """The family that ``package.module:ClassName`` names.
+    """Import and make the family that ``package.module:ClassName`` names.
 
-    Modules are looked for where Python does, and then in the current folder. While the module is
-    imported and the class is made the global random generators are seeded, and then as they were:
-    what either draws from them is the same in every process.
+    Modules are looked for on Python's path and then in the current folder. While the module is
+    imported and the class is made, the global random generators are seeded, so that both give the
+    same result in every process. They are restored afterwards.
 
     Args:
-        name: of the class.
-        options: its keyword arguments.
-        field: of the configuration that they come from, for errors.
+        name: the module and the class, separated by a colon.
+        options: the keyword arguments of the class.
+        field: the field of the configuration that holds the options; errors name it.
 
     Raises:
-        UserError: one line, where there is no such class, or it cannot be made.
+        UserError: one line, if there is no such class or it cannot be made.
     """
     source = f"field task.family: {name}"
     module_name, _, class_name = name.partition(":")
@@ -175,7 +193,7 @@ def make(name: str, options: Mapping[str, Any], field: str = "task.options") -> 
 
 
 def check_task(task: Any, source: str) -> Task:
-    """The task itself; raises ``UserError`` where it is none."""
+    """Return the task; raise ``UserError`` if it is not a valid ``Task``."""
 
     def mistake(what: str, found: str, expected: str) -> UserError:
         return UserError(f"{source}: sample: {what}: found {found:.60}, expected {expected}")
@@ -200,7 +218,7 @@ def check_task(task: Any, source: str) -> Task:
 
 
 def asked(source: str, method: str, call: Callable[[], R]) -> R:
-    """What a user's code returns; its mistakes as one line that names the place."""
+    """Call a user's code and return its result; an exception becomes one line that says where."""
     try:
         return call()
     except UserError:
@@ -221,7 +239,7 @@ _HERE = os.path.dirname(os.path.dirname(__file__))
 
 
 def module_of(name: str, source: str) -> Any:
-    """A module of a user's, imported; raises ``UserError``, one line, where that fails."""
+    """Import a user's module; raise ``UserError``, one line, if that fails."""
     if (here := os.getcwd()) not in sys.path:
         sys.path.append(here)
 

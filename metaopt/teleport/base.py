@@ -1,8 +1,8 @@
-"""What every kind of teleport offers: an engine that checks and moves, a report of what it did.
+"""What every kind of teleport offers: an engine that moves weights, and a report of what it did.
 
     w -> g . w,   f(g . w) = f(w)
 
-A new kind is one file with an engine and a report; nothing else asks which kind it is.
+A new kind of teleport is one file with an engine and a report. No other file asks which kind it is.
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ from metaopt.base.network import Forward, Weights
 from metaopt.tasks.base import Ground, Observation, Problem
 
 Generators = tuple[Tensor, ...]
-"""One generator for each adjacent pair of layers, each [B, k_l, k_l]; or one diagonal over all
-hidden units, [B, K]."""
+"""One generator [B, k_l, k_l] for each pair of adjacent layers, in order; or, for scaling of hidden
+units, one diagonal [B, K] over all of them.
+"""
 
 State = dict[str, Tensor]
 """The state of one rule: its tensors by name."""
 
 
 class Need(Enum):
-    """What an engine has to know of what it moves."""
+    """What an engine has to know of the network that it moves."""
 
     NETWORK = "the network as a chain of layers, and its data"
     UNITS = "the hidden units"
@@ -35,13 +36,13 @@ class Need(Enum):
 
 @dataclass(frozen=True)
 class TeleportTrace:
-    """Teleports of an unroll, each array [steps, B], without a graph.
+    """What the teleports of an unroll did: tensors [steps, B] without a graph.
 
     Attributes:
-        norm: of the generators.
-        drift: relative movement of the outputs.
-        refused: 1 where the guard refused.
-        log_ratio: log L(g.w) / L(w), summed over the teleports of a step; 0 where refused.
+        norm: the Frobenius norm of the generators that were applied.
+        drift: ||f(g.w) - f(w)||_F / (||f(w)||_F + ||Y||_F), the relative change of the outputs.
+        refused: 1 if the guard refused the teleport, else 0.
+        log_ratio: log L(g.w) / L(w), summed over the teleports of a step; 0 if refused.
     """
 
     norm: Tensor
@@ -50,7 +51,10 @@ class TeleportTrace:
     log_ratio: Tensor
 
     def summary(self) -> dict[str, Tensor]:
-        """Four scalars: means over steps and tasks, the largest drift, the signed log total."""
+        """Four scalars: mean norm, share of refusals, largest drift, signed log total.
+
+        The last is the sum of the log ratios over the steps, averaged over tasks.
+        """
         dtype = self.norm.dtype
         return {
             "norm_mean": self.norm.mean(),
@@ -61,76 +65,82 @@ class TeleportTrace:
 
     @staticmethod
     def joined(traces: Sequence[TeleportTrace]) -> TeleportTrace:
-        """Traces that follow each other, as one."""
+        """One trace made of traces that follow each other in time."""
         columns = zip(*((t.norm, t.drift, t.refused, t.log_ratio) for t in traces), strict=True)
         return TeleportTrace(*(torch.cat(column) for column in columns))
 
 
 def log_ratio(before: Tensor, after: Tensor) -> Tensor:
-    """log (after / before), of losses that may vanish."""
+    """log (after / before) of losses of any shape; finite for losses that are 0."""
     tiny = torch.finfo(after.dtype).tiny
     return after.clamp(min=tiny).log() - before.clamp(min=tiny).log()
 
 
 class Scaled(Protocol):
-    """A rule, as far as a teleport is concerned."""
+    """A rule whose state can follow a scaling of the weights."""
 
     def scaled(self, state: State, t: Tensor, log_factors: Weights) -> State:
-        """Its state after the weights were multiplied by exp(l)."""
+        """The rule's state after the weights were multiplied by exp(l).
+
+        Args:
+            state: the state before.
+            t: the logarithms of the factors of the hidden units, [B, K].
+            log_factors: l, one tensor for each matrix of weights and of its shape.
+        """
 
 
 class Report(Protocol):
     """What one teleport did.
 
     Attributes:
-        together: how many of them are made into a trace at once.
+        together: how many reports the caller collects before it makes a trace of them.
     """
 
     together: ClassVar[int]
 
     @property
     def passed(self) -> Forward | None:
-        """The forward pass at the weights that it led to, without a graph, where it was made."""
+        """The forward pass at the new weights, without a graph; None if the engine made none."""
 
     def moved(self, rule: Scaled, state: State) -> State:
-        """What becomes of a rule's state when the weights have moved so."""
+        """The state of a rule after this teleport."""
 
     @classmethod
     def traced(
         cls, reports: Sequence[Self], problem: Problem, after: Sequence[Observation]
     ) -> TeleportTrace:
-        """The trace of the last steps.
+        """The trace of consecutive steps.
 
         Args:
-            reports: of these steps, in order.
-            problem: of the step after the last of them.
-            after: what was observed after each of them, with its loss.
+            reports: one for each step, in order.
+            problem: the problem of the step after the last of them.
+            after: the observation after each of the teleports, with its loss.
         """
 
 
 class Engine(Protocol):
-    """What carries generators out.
+    """Carries out teleports: applies the group elements of generators to the weights.
 
     Attributes:
-        needs: what it has to know.
+        needs: what the engine has to know of the network.
     """
 
     needs: ClassVar[Need]
 
     @property
     def reads_data(self) -> bool:
-        """Whether it goes through the data at hand, and is exact on that alone."""
+        """Whether the action reads the step's data, and so keeps the loss on those data only."""
 
     def check(self, ground: Ground, weights: Weights) -> None:
-        """Raise ``InexactActionError`` where it cannot work; once for a trajectory."""
+        """Raise ``InexactActionError`` if the engine cannot work here; called once a trajectory."""
 
     def teleport(
         self, weights: Weights, generators: Generators, ground: Ground
     ) -> tuple[Weights, Report]:
-        """w -> g.w, with a report.
+        """w -> g.w, with a report of what was done.
 
         Args:
             weights: w, each [B, out, in].
-            generators: of any norm.
+            generators: generators of any norm; the engine limits them.
             ground: what is known of the network.
         """

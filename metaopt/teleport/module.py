@@ -1,4 +1,4 @@
-"""``teleport(model)``: random elements of a model's symmetries, applied in place."""
+"""``teleport(model)``: moves a model along its symmetries, by random group elements, in place."""
 
 from __future__ import annotations
 
@@ -26,31 +26,35 @@ def teleport(
 ) -> Symmetries:
     """w -> g w for a random element g = exp(T), ||T||_F = norm, of each symmetry, in place.
 
-    The outputs stay, up to the rounding of the parameters' type; the weights are computed in
-    float64. Gradients that the parameters hold move by the inverse transpose, to what they would be
-    at the new weights. The same seed with -norm undoes it.
+    The model's outputs stay the same up to the rounding of the parameters' dtype; the new weights
+    are computed in float64. Gradients that the parameters hold move by the inverse transpose g^-T,
+    and so become the gradients at the new weights. A second call with the same seed and ``-norm``
+    undoes the first.
 
-    Without a list, symmetries that rest on an assumption (``Symmetry.assumes``, printed as
-    ``[if ...]``) are left alone with a warning: if it were false, the outputs would change. With a
-    list, what is in it is applied; ``metaopt.symmetries(model, example=x)`` gives one that was
-    tried on inputs x.
+    If no list is given, symmetries that rest on an assumption (``Symmetry.assumes``, printed as
+    ``[if ...]``) are not applied, and a warning names them: the outputs would change if the
+    assumption were false. If a list is given, all symmetries in it are applied.
+    ``metaopt.symmetries(model, example=x)`` returns a list that was tested on the inputs x.
 
     Args:
-        model: whose parameters are moved.
-        norm: of the generator of each symmetry (for attention: of each head).
-        seed: of the stream that the generators are drawn from.
-        symmetries: those to apply, as ``metaopt.symmetries(model)`` gives them, or a part; where
-            None, those that are found from the model and assume nothing.
-        optimizer: whose state moves too, wrapped by Accelerate or Lightning or not.
-        state: ``transport`` moves what is linear in gradients by the inverse transpose and forgets
-            what cannot be moved exactly; ``reset`` forgets the state of all moved parameters.
+        model: the model whose parameters are moved.
+        norm: the Frobenius norm of the generator of each symmetry (in attention: of each head).
+        seed: the seed of the random generators, at least 0.
+        symmetries: the symmetries to apply, all or some of ``metaopt.symmetries(model)``. None:
+            those that are found in the model and assume nothing.
+        optimizer: the optimizer that trains the model, if its state has to move too. It may be
+            wrapped by Accelerate or Lightning.
+        state: what happens to the optimizer's state. ``transport`` moves it to the new weights
+            where that is possible exactly, and resets the rest (see ``teleport.optimizer_state``);
+            ``reset`` resets the state of every parameter that moved.
 
     Returns:
-        What was applied, and in ``skipped`` what was left alone where it was found here.
+        The symmetries that were applied. Its ``skipped`` lists what was found and not applied.
 
     Raises:
-        ValueError: for a norm that is not finite, a negative seed, an unknown ``state``, an
-            optimizer of another model or whose state is not known, or symmetries of another model.
+        ValueError: if the norm is not finite, the seed is negative, ``state`` is unknown, the
+            optimizer belongs to another model or is of an unknown kind, or the symmetries belong to
+            another model.
 
     References:
         Zhao, Gower, Walters and Yu, Improving Convergence and Generalization Using Parameter
@@ -80,7 +84,7 @@ def teleport(
 
 
 def _left_alone(symmetry: Symmetry) -> Skipped:
-    """One that rests on an assumption, and what to do about it."""
+    """A symmetry that rests on an assumption, with what the user can do to apply it."""
     reason = (
         f"{symmetry.name}: holds if {symmetry.assumes}; to move it, pass "
         f"symmetries=metaopt.symmetries(model, example=x), which tries it on inputs x"

@@ -1,4 +1,4 @@
-"""``symmetries(model)``: what all traces of a model agree on and nothing stands against."""
+"""``symmetries(model)``: the symmetries that every trace of a model shows and nothing rules out."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ REQUIRED_ALONE = "forward is called with its required arguments alone"
 
 
 def wrappers(model: nn.Module) -> list[nn.Module]:
-    """The model, and what is within wrappers that leave what it computes; the innermost is last."""
+    """The model, then the model inside each wrapper (``torch.compile``, data parallel) in turn."""
     found = [model]
     while True:
         model = found[-1]
@@ -33,30 +33,33 @@ def wrappers(model: nn.Module) -> list[nn.Module]:
 
 
 def plain(model: nn.Module) -> nn.Module:
-    """The module that ``torch.compile`` or data parallelism wrapped, or the model itself."""
+    """The module inside ``torch.compile`` or data parallel wrappers, or the model itself."""
     return wrappers(model)[-1]
 
 
 def symmetries(model: nn.Module, example: Any = None, permutations: bool = False) -> Symmetries:
-    """The symmetries of a model that need no data: elements of these groups leave its outputs.
+    """The symmetries w -> g w of a model: f(x; g w) = f(x; w) for all inputs x.
 
-    Which module feeds which is known from ``torch.fx`` traces in training and in evaluation mode;
-    what they do not show, and what is shared, frozen, hooked or unknown, is left alone and listed
-    in ``skipped`` with the reason. The model stays as it is.
+    ``torch.fx`` traces of the model, in training and in evaluation mode, show which layer feeds
+    which. A layer is left alone, and listed in ``skipped`` with the reason, if the traces do not
+    show all that reads it, or if it is shared, frozen, hooked or unknown. The model does not
+    change.
+
+    A symmetry that is printed with ``[if ...]`` rests on an assumption that the traces cannot
+    check. An example can check it.
 
     Args:
         model: any module.
-        example: inputs (a tensor, a tuple of arguments or a mapping of keyword arguments) on which
-            each symmetry is tried on the model, in both modes; those that change the outputs are
-            skipped, and the model is put back, to the bit. Wanted where a symmetry is printed with
-            an ``[if ...]``: what that says of inputs, or of code that no trace shows, is then
-            decided, for inputs like these, and no longer printed, unless the outputs on the example
-            do not depend on the units. That ``forward`` is called without its optional arguments
-            stays an assumption: an example is one call.
-        permutations: list permutations of hidden units too, which move nothing beyond labels.
+        example: inputs of the model: a tensor, a tuple of arguments, or a mapping of keyword
+            arguments. Each symmetry is tried on them, in both modes, and the model is restored bit
+            for bit. A symmetry that changes the outputs is skipped. For the others the assumption
+            counts as checked and is no longer printed, with two exceptions: it stays if the outputs
+            on the example do not depend on the hidden units, and an example, being one call, cannot
+            check that ``forward`` is never called with its optional arguments.
+        permutations: whether to list permutations of hidden units too. They only relabel the units.
 
     Returns:
-        A list to print and to edit; see ``Symmetry`` and ``teleport``.
+        A list that can be printed and edited; see ``Symmetry`` and ``teleport``.
     """
     model = plain(model)
     try:
@@ -74,10 +77,10 @@ def symmetries(model: nn.Module, example: Any = None, permutations: bool = False
 
 
 def read_beside(model: nn.Module) -> str | None:
-    """What may read weights of a model beside their layers, in one line; None if nothing does.
+    """Which code of a model reads weights outside of their layers, in one line; None if none does.
 
     Args:
-        model: of whose layers alone something is known.
+        model: the model whose layers are known.
     """
     try:
         seen = traces(model)
@@ -93,7 +96,7 @@ def read_beside(model: nn.Module) -> str | None:
 
 
 def _tried(model: nn.Module, found: Symmetries, example: Any) -> Symmetries:
-    """What an example leaves of symmetries, and of what they assume of inputs."""
+    """The symmetries that an example confirms, without the assumptions that it settles."""
     trial = Trial(model, example)
     changes = trial.deviations(found)
     untrue = [
@@ -110,7 +113,7 @@ def _tried(model: nn.Module, found: Symmetries, example: Any) -> Symmetries:
 
 
 def _agreed(model: nn.Module, seen: list[Trace], permutations: bool) -> Symmetries:
-    """What every trace shows that has anything to do with the modules concerned."""
+    """The symmetries that every trace which reaches their modules shows."""
     obstacles = Obstacles(model, seen)
     views = [list(Finder(model, trace, permutations).found()) for trace in seen]
     kept: list[Symmetry] = []
@@ -132,12 +135,12 @@ def _agreed(model: nn.Module, seen: list[Trace], permutations: bool) -> Symmetri
 
 
 def _assuming(symmetry: Symmetry, more: str) -> Symmetry:
-    """A symmetry that rests on one assumption more."""
+    """The symmetry with one more assumption."""
     return replace(symmetry, assumes=" and ".join(filter(None, [symmetry.assumes, more])))
 
 
 def _without_calls(model: nn.Module, seen: list[Trace]) -> list[Skipped]:
-    """Modules with parameters of their own that no trace shows as a call."""
+    """Modules that have parameters of their own and that no trace shows being called."""
     found = []
     for path, module in model.named_modules():
         has_own = any(True for _ in module.parameters(recurse=False))
