@@ -1,60 +1,79 @@
-"""The README says what the code says."""
+"""The README is short, its commands and code are right, and its figures are the study's."""
 
 from __future__ import annotations
 
+import json
 import re
+import subprocess
+import sys
+from pathlib import Path
 
+import pytest
 from places import ROOT
-
-from metaopt.__main__ import tables
-from metaopt.base.tables import TABLE_STEPS
-from metaopt.evaluation.report import results_table, teleport_table
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_table_of_fields_is_the_generated_one() -> None:
-    between = README.split("<!-- config table -->")[1].split("<!-- end of config table -->")[0]
-    assert between.strip() == tables()
+def _blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.M | re.S)
 
 
-def test_it_opens_with_two_commands() -> None:
-    blocks = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
-    assert "train_meta.py --config lstm_update_tele.yaml" in blocks[0]
-    assert "pytest" in blocks[1]
-    for block in blocks[:2]:
+def test_it_is_at_most_eight_kilobytes() -> None:
+    assert len(README.encode()) <= 8192
+
+
+def test_it_has_the_two_commands() -> None:
+    train, test = _blocks("bash")
+    assert "python train_meta.py --config lstm_update_tele.yaml && python eval_meta.py" in train
+    for block in (train, test):
         assert len(block.strip().splitlines()) == 1
         assert "pip install -q -c constraints.txt -e" in block
+    assert f"<!-- test command -->\n```bash\n{test}```" in README
+    for part in ("ruff check .", "ruff format --check .", "mypy", "python -m pytest"):
+        assert part in test
 
 
-def test_files_that_it_names_exist() -> None:
-    named = re.findall(r"`((?:configs|metaopt|docs|benchmarks)/[\w./]+)`|\]\(([\w./]+)\)", README)
-    paths = [first or second for first, second in named]
-    assert len(paths) > 3
-    assert [path for path in paths if not (ROOT / path).exists()] == []
-    modules = re.findall(r"python -m ([\w.]+)", README)
-    places = [ROOT / module.replace(".", "/") for module in modules if module != "pytest"]
-    files = [
-        place / "__main__.py" if place.is_dir() else place.with_suffix(".py") for place in places
-    ]
-    venv = ROOT / "venv.py"
-    assert [file for file in files if file != venv and not file.exists()] == []
+@pytest.mark.slow
+def test_its_code_runs_from_any_folder(tmp_path: Path) -> None:
+    blocks = _blocks("python")
+    for block in blocks:
+        assert len([line for line in block.splitlines() if line.strip()]) <= 10
+    code = "\n".join([*blocks, "print(optimizer.state_dict()['param_groups'][0]['steps'])"])
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "positive scaling" in done.stdout
+    assert done.stdout.rstrip().endswith("\n20")
 
 
-def test_the_results_table_has_the_shape_that_eval_meta_prints() -> None:
-    entry = {
-        "kind": "learned",
-        "loss_geomean": [1.0] * 101,
-        "diverged": 0,
-        "seconds_per_step": 1e-3,
-        "teleport": None,
-        "origin": {},
-    }
-    header = results_table({"steps": 100, "optimizers": {"A": entry}}).splitlines()[0]
-    cells = [cell.strip() for cell in header.strip("|").split("|")]
-    assert cells[1:8] == [str(step) for step in TABLE_STEPS]
-    rows = [[c.strip() for c in line.strip("|").split("|")] for line in README.splitlines()]
-    # The README's rows are all shipped: it needs no column that says so.
-    assert cells[-1] == "from"
-    assert cells[:-1] in [row[: len(cells) - 1] for row in rows]
-    assert teleport_table({"optimizers": {"A": entry}}) == ""
+def test_files_and_commands_that_it_names_exist() -> None:
+    linked = [path for path in re.findall(r"\]\(([^)]+)\)", README) if "://" not in path]
+    assert len(linked) > 10
+    assert [path for path in linked if not (ROOT / path).is_file()] == []
+    folders = re.findall(r"^- `(\w+)/`:", README, flags=re.M)
+    assert folders == [folder for folder in folders if (ROOT / "metaopt" / folder).is_dir()]
+    assert len(folders) == 9
+    for module in re.findall(r"python -m (studies[\w.]*)", README):
+        place = ROOT / module.replace(".", "/")
+        assert place.with_suffix(".py").is_file() or (place / "__main__.py").is_file(), module
+
+
+def _table(page: str) -> list[list[str]]:
+    lines = [line for line in page.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_the_figures_of_its_table_are_those_of_the_studies() -> None:
+    (study,), (digits,) = ((ROOT / "docs").rglob(name) for name in ("study.json", "digits.md"))
+    found: set[tuple[str, ...]] = set()
+    for family in json.loads(study.read_text(encoding="utf-8"))["families"].values():
+        for entry in family["contenders"].values():
+            at = entry["over_seeds"]["at"]
+            figures = (f"{at[step]['geomean']:.3g}" for step in ("10", "20", "100"))
+            found.add((entry["label"].removesuffix(", from default"), *figures, ""))
+    found |= {tuple(cells[:5]) for cells in _table(digits.read_text(encoding="utf-8"))}
+    header, _, *rows = _table(README)
+    assert header == ["tasks", "optimizer", "10", "20", "100", "1,000"]
+    assert 0 < len(rows) <= 10
+    assert [row for row in rows if tuple(row[1:]) not in found] == []

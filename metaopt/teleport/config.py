@@ -56,10 +56,47 @@ _GUARDS: dict[str, Callable[[float], Guard]] = {
 _OF_UNITS = {"guard": "none", "max_norm": 0.1}
 """Defaults where hidden units are scaled: exact on any data, so that nothing is to be guarded."""
 
+
+def pair_engine(config: TeleporterConfig, task: TaskConfig) -> TeleportEngine:
+    """The engine of an action on pairs of adjacent layers.
+
+    Raises:
+        ConfigError: where the action cannot be exact on these tasks, if it has to be.
+    """
+    action = PAIRS[config.action]()
+    if config.inexact == "error":
+        try:
+            for _, fan_in in layer_shapes(task)[:-1]:
+                action.require_exact(LeakyReLU(task.slope), task.samples, fan_in)
+        except InexactActionError as error:
+            raise ConfigError(
+                f"field teleporter.action: {error}; inexact: guard leaves it to the guard"
+            ) from None
+    return TeleportEngine(
+        action=action,
+        to_element=_MAPS[config.element](config.max_norm),
+        limit=_LIMITS[config.limit](config.max_norm),
+        guard=_GUARDS[config.guard](config.tolerance),
+        require_exact=config.inexact == "error",
+    )
+
+
+def unit_engine(config: TeleporterConfig, task: TaskConfig) -> UnitEngine:
+    """The engine that scales hidden units."""
+    return UnitEngine(_LIMITS[config.limit](config.max_norm))
+
+
+ENGINES: dict[str, Callable[[TeleporterConfig, TaskConfig], Engine]] = {
+    **dict.fromkeys(PAIRS, pair_engine),
+    UNITS: unit_engine,
+}
+"""Action -> what makes its engine."""
+
+
 if TYPE_CHECKING:
     ActionName = str
 else:
-    ActionName = Literal[(*PAIRS, UNITS)]
+    ActionName = Literal[(*ENGINES,)]
 
 
 class TeleporterConfig(Model):
@@ -116,42 +153,6 @@ class TeleporterConfig(Model):
         if self.element == "cayley" and self.max_norm >= 2:
             raise ValueError(f"cayley needs max_norm below 2, found {self.max_norm}")
         return self
-
-
-def pair_engine(config: TeleporterConfig, task: TaskConfig) -> TeleportEngine:
-    """The engine of an action on pairs of adjacent layers.
-
-    Raises:
-        ConfigError: where the action cannot be exact on these tasks, if it has to be.
-    """
-    action = PAIRS[config.action]()
-    if config.inexact == "error":
-        try:
-            for _, fan_in in layer_shapes(task)[:-1]:
-                action.require_exact(LeakyReLU(task.slope), task.samples, fan_in)
-        except InexactActionError as error:
-            raise ConfigError(
-                f"field teleporter.action: {error}; inexact: guard leaves it to the guard"
-            ) from None
-    return TeleportEngine(
-        action=action,
-        to_element=_MAPS[config.element](config.max_norm),
-        limit=_LIMITS[config.limit](config.max_norm),
-        guard=_GUARDS[config.guard](config.tolerance),
-        require_exact=config.inexact == "error",
-    )
-
-
-def unit_engine(config: TeleporterConfig, task: TaskConfig) -> UnitEngine:
-    """The engine that scales hidden units."""
-    return UnitEngine(_LIMITS[config.limit](config.max_norm))
-
-
-ENGINES: dict[str, Callable[[TeleporterConfig, TaskConfig], Engine]] = {
-    **dict.fromkeys(PAIRS, pair_engine),
-    UNITS: unit_engine,
-}
-"""Action -> what makes its engine."""
 
 
 def engine(config: TeleporterConfig, task: TaskConfig) -> Engine:
