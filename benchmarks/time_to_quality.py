@@ -127,7 +127,7 @@ def attempt(
         if validated + last_cost > VALIDATION_SHARE * trained and not is_last:
             continue
         before = clock()
-        losses, _ = trainer.validate()
+        losses = trainer.validate().losses
         curve = geomean(losses.double().cpu().numpy())
         last_cost = clock() - before
         validated += last_cost

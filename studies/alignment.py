@@ -45,7 +45,7 @@ from metaopt.symmetry.actions import Action, LayerPair
 from metaopt.symmetry.maps import GroupElement
 from metaopt.tasks.regression import TaskBatch
 from metaopt.teleport.base import Generators
-from metaopt.teleport.engine import TeleportEngine
+from metaopt.teleport.engine import of_pairs
 
 DAMPINGS = (1e-3, 1e-6)
 PIECE = 16
@@ -114,17 +114,18 @@ def _teleport(
 ) -> Teleported | None:
     """The teleport that will end the next step, after the last one; None without teleports."""
     update, generators = _proposed(optimizer, state)
-    if generators is None or not isinstance(optimizer.engine, TeleportEngine):
+    engine = of_pairs(optimizer.engine)
+    if generators is None or engine is None:
         return None
     before = tuple(W + f for W, f in zip(state.weights, update, strict=True))
-    _, report = optimizer.engine.teleport(before, generators, tasks)
+    _, report = engine.teleport(before, generators, tasks)
     share = torch.where(report.refused, 0.0, report.scale)[:, None, None]
     (applied,) = report.generators
-    element = optimizer.engine.to_element((share * applied).double())
+    element = engine.to_element((share * applied).double())
     total = element
     if last is not None:
         total = GroupElement(element.g @ last.total.g, last.total.g_inv @ element.g_inv)
-    return Teleported(optimizer.engine.action, before, element, total)
+    return Teleported(engine.action, before, element, total)
 
 
 def measure(tasks: TaskBatch, stop: Stop) -> Measured:

@@ -59,7 +59,7 @@ def trace(trainer: MetaTrainer) -> dict[str, Any]:
         "gradients": gradients,
         "state": state,
         "phi": phi(trainer),
-        "validation": trainer.validate()[0],
+        "validation": trainer.validate().losses,
     }
 
 

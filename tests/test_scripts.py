@@ -25,7 +25,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import metaopt
 from metaopt.evaluation import overlay
 from metaopt.meta import events
-from metaopt.meta.records import validation_score
+from metaopt.meta.validation import validation_score
 
 
 @pytest.fixture(scope="module")

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
 from tqdm import tqdm
 
 from metaopt.base import checkpoint
 from metaopt.base.files import writing
-from metaopt.base.loss_statistics import clean, geomean
 from metaopt.meta.events import RunWriter
 from metaopt.meta.pace import Pace
 from metaopt.meta.run_files import BEST_FILE, LAST_FILE, METRICS_FILE
 from metaopt.meta.trainer import MetaTrainer, Window
+from metaopt.meta.validation import Validation
 from metaopt.teleport.base import TeleportTrace
 
 _BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
@@ -30,8 +29,8 @@ class Records:
     def outer_step(self, window: Window, pace: Pace) -> None:
         """An outer step was taken."""
 
-    def validation(self, losses: Tensor, teleports: TeleportTrace | None) -> None:
-        """A validation was made: losses [steps + 1, tasks] and teleports of all tasks."""
+    def validation(self, found: Validation) -> None:
+        """A validation was made."""
 
     def flush(self) -> None:
         """Nothing that was recorded is to be lost from now on."""
@@ -95,22 +94,17 @@ class FirstRecords(Records):
         self._bar.set_postfix(self._shown, refresh=False)
         self._bar.update()
 
-    def validation(self, losses: Tensor, teleports: TeleportTrace | None) -> None:
-        """A validation was made; the learned optimizer is kept, and as the best if it is."""
-        trainer, progress = self._trainer, self._trainer.progress
-        cleaned = clean(losses.double().cpu().numpy())
-        curve = [float(value) for value in geomean(cleaned)]
-        validation = {"outer_step": progress.outer_step, "val_loss_geomean": curve}
-        content = trainer.checkpoint(validation)
+    def validation(self, found: Validation) -> None:
+        """A validation was made: the learned optimizer is written, as the best too if it is."""
+        content = self._trainer.checkpoint(found.row())
         content.training.update(self._made_by)
         checkpoint.write(self._folder / LAST_FILE, content)
-        if (score := validation_score(curve)) < progress.best:
+        if found.is_best:
             checkpoint.write(self._folder / BEST_FILE, content)
-            progress.best = score
-        arrays = _teleport_arrays(teleports)
-        self._writer.validation(progress.outer_step, curve, cleaned[-1], arrays)
-        self._row({**validation, "seconds": self._clock()})
-        self._shown["val"] = f"{curve[-1]:.4g}"
+        arrays = _teleport_arrays(found.teleports)
+        self._writer.validation(found.outer_step, found.curve, found.cleaned[-1], arrays)
+        self._row({**found.row(), "seconds": self._clock()})
+        self._shown["val"] = f"{found.curve[-1]:.4g}"
         self._bar.set_postfix(self._shown)
 
     def flush(self) -> None:
@@ -143,15 +137,6 @@ class FirstRecords(Records):
             "world_size": self._trainer.world.size,
             "local_trajectories": self._trainer.local_trajectories,
         }
-
-
-def validation_score(curve: Sequence[float]) -> float:
-    """Mean of log loss over the inner steps after the first: good early and late; less is better.
-
-    Args:
-        curve: geometric-mean validation loss by inner step, index 0 before the first.
-    """
-    return sum(math.log(loss) for loss in curve[1:]) / (len(curve) - 1)
 
 
 def _scalars(window: Window, trainer: MetaTrainer) -> dict[str, float]:

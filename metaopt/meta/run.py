@@ -133,7 +133,9 @@ class Run:
                 lap, trajectories = now, trainer.trajectories
                 records.outer_step(window, pace)
                 if trainer.finished or progress.outer_step % every == 0:
-                    records.validation(*trainer.validate())
+                    found = trainer.validate()
+                    records.validation(found)
+                    trainer.validated(found)
                     lap = time.perf_counter()
                     pace.validation(lap - now)
                     progress.validation_seconds += lap - now

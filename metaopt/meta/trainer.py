@@ -37,11 +37,11 @@ from metaopt.meta.config import TrainConfig
 from metaopt.meta.resuming import require_adam, require_like, require_parts, require_within
 from metaopt.meta.schedule import schedule
 from metaopt.meta.unroll import InnerState, resume, rollout, start
+from metaopt.meta.validation import Validation
 from metaopt.tasks.base import Tasks
 from metaopt.tasks.build import task_family
 from metaopt.tasks.identity import identity
 from metaopt.tasks.variations import InTurn
-from metaopt.teleport.base import TeleportTrace
 
 _INNER = {"step": 0, "windows_left": [], "parts": []}
 
@@ -203,11 +203,17 @@ class MetaTrainer:
         found |= dict(zip(maxima, max_numbers, strict=True))
         return mean_numbers[0], {name: found[name] for name in summary}, counts
 
-    def validate(self) -> tuple[Tensor, TeleportTrace | None]:
-        """Losses [steps + 1, tasks] of the averaged phi on all validation tasks, and teleports."""
+    def validate(self) -> Validation:
+        """What the averaged phi does on all validation tasks."""
         optimizer, steps = self.average.optimizer, self.config.meta.steps
         losses, teleports = rollout(self.validation_tasks, optimizer, steps)
-        return shares.gathered(self.world, losses, teleports)
+        found = shares.gathered(self.world, losses, teleports)
+        return Validation(self.progress.outer_step, *found, self.progress.best)
+
+    def validated(self, found: Validation) -> None:
+        """A validation counts: its optimizer is written, if it is the best so far."""
+        if found.is_best:
+            self.progress.best = found.score
 
     def state(self) -> dict[str, Any]:
         """All that the rest of the run depends on, as plain data and tensors.

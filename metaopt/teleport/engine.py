@@ -29,7 +29,7 @@ from metaopt.tasks.base import (
     observed_loss,
 )
 from metaopt.tasks.regression import regression_loss
-from metaopt.teleport.base import Generators, Need, Scaled, State, TeleportTrace, log_ratio
+from metaopt.teleport.base import Engine, Generators, Need, Scaled, State, TeleportTrace, log_ratio
 from metaopt.teleport.guard import Guard, drift
 
 
@@ -311,6 +311,11 @@ class TeleportEngine:
             # What guards measure last is where they leave the weights, unless they refuse.
             before.where(guarded.refused, after),
         )
+
+
+def of_pairs(engine: Engine | None) -> TeleportEngine | None:
+    """The engine itself where it moves pairs of layers, for what has to know its elements."""
+    return engine if isinstance(engine, TeleportEngine) else None
 
 
 def _network(ground: Ground) -> KnownNetwork:

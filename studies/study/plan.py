@@ -26,8 +26,8 @@ from metaopt.base.errors import UserError
 from metaopt.evaluation.config import EvalConfig
 from metaopt.meta.build import meta_optimizer
 from metaopt.meta.config import TrainConfig
-from metaopt.meta.records import validation_score
 from metaopt.meta.run_files import BEST_FILE, LAST_FILE, METRICS_FILE
+from metaopt.meta.validation import validation_score
 from studies import pool
 from studies.output import ROOT
 from studies.study import evaluation

@@ -19,10 +19,10 @@ import metaopt
 
 def test_meta_training_on_a_users_family_learns() -> None:
     run = trained(0, outer_steps=40, batch=8, steps=10, unroll=5)
-    before = run.validate()[0]
+    before = run.validate().losses
     while not run.finished:
         assert not run.outer_step().skipped
-    after = run.validate()[0]
+    after = run.validate().losses
     assert float((after[-1] / before[-1]).log().mean().exp()) < 0.7
     assert float((after[-1] / after[0]).log().mean().exp()) < 0.7
 

@@ -1,0 +1,65 @@
+"""A validation of a learned optimizer: its losses, its curve, whether it is the best so far."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from metaopt.base.loss_statistics import clean, geomean
+from metaopt.teleport.base import TeleportTrace
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What was found on the validation tasks of all processes.
+
+    Attributes:
+        outer_step: after which it was made.
+        losses: of the averaged phi, [steps + 1, tasks].
+        teleports: of all tasks, or None without teleports.
+        best_before: the lowest score of the validations before it.
+    """
+
+    outer_step: int
+    losses: Tensor
+    teleports: TeleportTrace | None
+    best_before: float
+
+    @cached_property
+    def cleaned(self) -> NDArray[np.float64]:
+        """The losses with floor and ceiling, on the CPU."""
+        return clean(self.losses.double().cpu().numpy())
+
+    @cached_property
+    def curve(self) -> list[float]:
+        """The geometric mean over tasks by inner step, index 0 before the first one."""
+        return [float(value) for value in geomean(self.cleaned)]
+
+    @property
+    def score(self) -> float:
+        """See ``validation_score``."""
+        return validation_score(self.curve)
+
+    @property
+    def is_best(self) -> bool:
+        """Whether its score is lower than those before."""
+        return self.score < self.best_before
+
+    def row(self) -> dict[str, object]:
+        """As it stands in the metrics file and in the checkpoint."""
+        return {"outer_step": self.outer_step, "val_loss_geomean": self.curve}
+
+
+def validation_score(curve: Sequence[float]) -> float:
+    """Mean of log loss over the inner steps after the first: good early and late; less is better.
+
+    Args:
+        curve: geometric-mean validation loss by inner step, index 0 before the first.
+    """
+    return sum(math.log(loss) for loss in curve[1:]) / (len(curve) - 1)
