@@ -43,8 +43,8 @@ def require_units(config: TrainConfig, family: TaskFamily[Any]) -> None:
         if one.drawn(Stream.TRAIN, config.seed, 0, 1).units is None:
             where = f"task.more[{number - 1}]" if number else "task"
             raise UserError(
-                f"field teleporter.action: units needs hidden units, and {config.task.family} "
-                f"({where}) lists none: symmetries = metaopt.symmetries(network) in the class"
+                f"field teleporter.action: units needs hidden units that can be scaled, and of "
+                f"{config.task.family} ({where}) there are none: {one.no_units}"
             )
 
 

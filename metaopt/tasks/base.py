@@ -220,6 +220,11 @@ T = TypeVar("T", bound=Tasks)
 class TaskFamily(ABC, Generic[T]):
     """What tasks are drawn from. A task is named by its index in a random stream."""
 
+    @property
+    def no_units(self) -> str:
+        """Why no hidden units are known of its tasks, and what to do, where that is so."""
+        return "leave rules.teleport out"
+
     def sample(
         self,
         stream: Stream,

@@ -29,7 +29,7 @@ from metaopt.base.global_generators import seeded
 from metaopt.base.loss_statistics import SMALL_LOSS
 from metaopt.base.network import Forward, Weights, as_matrices
 from metaopt.base.streams import Stream, choices, item_generator
-from metaopt.symmetry.groups import Symmetry
+from metaopt.symmetry.groups import Symmetries, Symmetry
 from metaopt.symmetry.units import HiddenUnits, units_of
 from metaopt.tasks.base import NOTHING, Hidden, Observation, TaskFamily, Tasks
 from metaopt.tasks.own import Family, Task, asked, check_task
@@ -222,6 +222,25 @@ class LossFamily(TaskFamily[LossTasks]):
                 f"the same weights and data, expected no random numbers and nothing that it keeps"
             )
         return first
+
+    @property
+    def no_units(self) -> str:
+        """Whether the class lists no symmetries, or those that it lists scale nothing."""
+        listed = self.own.symmetries
+        if listed:
+            return (
+                "the symmetries that its class lists allow no positive scaling of its weights, or "
+                "rest on assumptions: print(metaopt.symmetries(network)) says what they allow"
+            )
+        if isinstance(listed, Symmetries):
+            return (
+                "metaopt.symmetries found none in its network, and printed says why (ReLU or "
+                "LeakyReLU between layers would have some): leave rules.teleport out"
+            )
+        return (
+            "its class does not say which its symmetries are: add symmetries = "
+            "metaopt.symmetries(network) to it"
+        )
 
     def _units(self, shapes: Shapes) -> HiddenUnits | None:
         """The hidden units of the symmetries that the family lists, if any can be scaled."""

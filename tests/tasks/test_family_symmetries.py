@@ -62,13 +62,27 @@ class Nothing(Symmetric):
         return ()
 
 
+class NoneFound(Symmetric):
+    def listed(self) -> Any:
+        return metaopt.symmetries(nn.Sequential(nn.Linear(3, 4), nn.Softplus(), nn.Linear(4, 2)))
+
+
+class OnlyRelabelled(Symmetric):
+    activation = nn.Tanh
+
+    def listed(self) -> Any:
+        return metaopt.symmetries(self.net, permutations=True)
+
+
 @pytest.mark.parametrize(
     ("family", "message"),
     [
         (Untrue, "scaling the hidden units changes the loss by"),
         (Strings, "expected the list that metaopt.symmetries(network) returns"),
         (TheFunction, "expected the list that metaopt.symmetries(network) returns"),
-        (Nothing, "lists none"),
+        (Nothing, "add symmetries = metaopt.symmetries(network) to it"),
+        (NoneFound, "metaopt.symmetries found none in its network"),
+        (OnlyRelabelled, "the symmetries that its class lists allow no positive scaling"),
     ],
 )
 def test_symmetries_that_are_none_end_in_a_line(family: type[metaopt.Family], message: str) -> None:
