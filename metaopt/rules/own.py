@@ -18,10 +18,10 @@ from typing import Annotated
 from pydantic import Field
 
 from metaopt.base.config import ConfigError
-from metaopt.base.fields import PositiveFloat, described, required
+from metaopt.base.fields import described, required
 from metaopt.base.global_generators import seeded
 from metaopt.rules.base import Rule
-from metaopt.rules.rule_config import Place, RuleConfig
+from metaopt.rules.rule_config import LearnedConfig, Place, RuleConfig
 from metaopt.tasks.config import CLASS_PATH
 from metaopt.tasks.own import asked, module_of
 
@@ -31,7 +31,7 @@ OWN = "package.module:ClassName"
 OwnKind = Annotated[str, Field(pattern=CLASS_PATH)]
 
 
-class OwnRuleConfig(RuleConfig):
+class OwnRuleConfig(LearnedConfig):
     """A rule of a user's own."""
 
     knows_loss_alone = True
@@ -39,18 +39,6 @@ class OwnRuleConfig(RuleConfig):
     options: dict[str, bool | int | float | str | None] = described(
         {}, "keyword arguments of your class"
     )
-    outer_lr: PositiveFloat = described(3e-3, "learning rate of its parameters in the outer loop")
-    frozen: bool = described(False, "a control: the rule stays as it was initialised")
-
-    @property
-    def learns(self) -> bool:
-        """Unless it is frozen."""
-        return not self.frozen
-
-    @property
-    def learning_rate(self) -> float:
-        """Of the outer loop."""
-        return self.outer_lr
 
     def make(self, place: Place) -> Rule:
         """The rule; global generators are seeded while it is made.

@@ -67,13 +67,11 @@ class RuleConfig(Model):
         """Raise ``ConfigError`` where its generators and the teleporter do not go together."""
 
 
-class NetworkConfig(RuleConfig):
-    """The fields that all learned rules have."""
+class LearnedConfig(RuleConfig):
+    """The fields of every rule with parameters."""
 
-    hidden: Size = described(20, "numbers of hidden state in each of the two LSTM cells")
-    scale: PositiveFloat = described(1.0, "factor on the outputs of the network")
-    outer_lr: PositiveFloat = described(3e-3, "learning rate of this network in the outer loop")
-    frozen: bool = described(False, "a control: the network stays as it was initialised")
+    outer_lr: PositiveFloat = described(3e-3, "learning rate of this rule in the outer loop")
+    frozen: bool = described(False, "a control: the rule stays as it was initialised")
 
     @property
     def learns(self) -> bool:
@@ -84,6 +82,13 @@ class NetworkConfig(RuleConfig):
     def learning_rate(self) -> float:
         """Of the outer loop."""
         return self.outer_lr
+
+
+class NetworkConfig(LearnedConfig):
+    """The fields of every rule that is an LSTM."""
+
+    hidden: Size = described(20, "numbers of hidden state in each of the two LSTM cells")
+    scale: PositiveFloat = described(1.0, "factor on the outputs of the network")
 
 
 class FreeConfig(NetworkConfig):

@@ -193,7 +193,7 @@ class CoordinateUpdateConfig(BasisConfig):
 
     knows_loss_alone = True
     kind: Literal["coordinate_lstm"] = required("coordinate-wise rule: one LSTM for all entries")
-    outer_lr: PositiveFloat = described(6e-3, "learning rate of this network in the outer loop")
+    outer_lr: PositiveFloat = described(6e-3, "learning rate of this rule in the outer loop")
     free: PositiveFloat = described(
         0.01, "factor on how far outputs may move weights where no known direction says how"
     )
@@ -212,7 +212,7 @@ class InformedConfig(FreeConfig):
         "coordinate-wise update rule on directions that is also given the products which the "
         "teleporter sees, as features and as preconditioners"
     )
-    outer_lr: PositiveFloat = described(6e-3, "learning rate of this network in the outer loop")
+    outer_lr: PositiveFloat = described(6e-3, "learning rate of this rule in the outer loop")
     free: PositiveFloat = described(
         0.01, "factor on how far outputs may move weights where no known direction says how"
     )

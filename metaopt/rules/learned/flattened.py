@@ -13,8 +13,8 @@ References:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -256,16 +256,24 @@ class FlattenedConfig(BasisConfig):
 
     kind: Literal["lstm"] = required("flattened rule: one LSTM on the whole gradient")
     hidden: Size = described(300, "numbers of hidden state in each of the two LSTM cells")
-    outer_lr: PositiveFloat = described(3e-4, "learning rate of this network in the outer loop")
+    outer_lr: PositiveFloat = described(3e-4, "learning rate of this rule in the outer loop")
     gradient: Literal["raw", "signed_log", "stateful"] = described(
         "stateful",
         "what the network is fed: the gradient itself; the gradient on a logarithmic scale; or "
         "that together with features of the state of the run",
     )
 
-    def fed(self) -> FlatInput:
-        """What the network is fed."""
-        return FLAT_INPUTS[self.gradient]()
+    def given(self, place: Place, bases: Mapping[str, type[Basis]]) -> dict[str, Any]:
+        """What every flattened rule is made with, the basis being one of ``bases``."""
+        return {
+            "shapes": layer_shapes(place.task),
+            "hidden": self.hidden,
+            "gradient": FLAT_INPUTS[self.gradient](),
+            "basis": bases[self.basis](self.free),
+            "scale": self.scale,
+            "seed": place.seed,
+            "name": place.name,
+        }
 
 
 class FlattenedUpdateConfig(FlattenedConfig):
@@ -277,15 +285,7 @@ class FlattenedUpdateConfig(FlattenedConfig):
 
     def make(self, place: Place) -> Rule:
         """The rule."""
-        return LocalUpdateLSTM(
-            layer_shapes(place.task),
-            self.hidden,
-            self.fed(),
-            UPDATE_BASES[self.basis](self.free),
-            self.scale,
-            seed=place.seed,
-            name=place.name,
-        )
+        return LocalUpdateLSTM(**self.given(place, UPDATE_BASES))
 
 
 class FlattenedGeneratorConfig(FlattenedConfig):
@@ -295,15 +295,7 @@ class FlattenedGeneratorConfig(FlattenedConfig):
 
     def make(self, place: Place) -> Rule:
         """The rule."""
-        return GroupElementLSTM(
-            layer_shapes(place.task),
-            self.hidden,
-            self.fed(),
-            GENERATOR_BASES[self.basis](self.free),
-            self.scale,
-            seed=place.seed,
-            name=place.name,
-        )
+        return GroupElementLSTM(**self.given(place, GENERATOR_BASES))
 
 
 class FlattenedStepConfig(FlattenedConfig, StepSizeConfig):
@@ -316,13 +308,4 @@ class FlattenedStepConfig(FlattenedConfig, StepSizeConfig):
 
     def make(self, place: Place) -> Rule:
         """The rule."""
-        return StepSizeGroupElementLSTM(
-            layer_shapes(place.task),
-            self.hidden,
-            self.fed(),
-            GENERATOR_BASES[self.basis](self.free),
-            self.scale,
-            seed=place.seed,
-            name=place.name,
-            bound=self.bound(),
-        )
+        return StepSizeGroupElementLSTM(**self.given(place, GENERATOR_BASES), bound=self.bound())
