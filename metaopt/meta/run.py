@@ -42,6 +42,8 @@ from metaopt.rules.learned.precision import note
 from metaopt.rules.own import import_own
 from metaopt.tasks.identity import Identity, difference
 
+OF_0_2 = "products"
+"""A field that configurations had up to version 0.2 alone."""
 SECONDS_BETWEEN_STATES = 5.0
 
 
@@ -189,6 +191,12 @@ class Run:
             self.world.say(f"--resume: no state in {self.folder}, starting afresh")
             return False
         config = self.trainer.config
+        began_with = state.get("config")
+        if isinstance(began_with, Mapping) and OF_0_2 in began_with:
+            raise UserError(
+                f"{path}: metaopt 0.2 began this run, and its state is none for this version: start "
+                f"afresh without --resume, or go on with metaopt 0.2"
+            )
         try:
             for place in ("config", "progress", "families"):
                 require_plain(state.get(place), place)

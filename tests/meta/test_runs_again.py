@@ -161,6 +161,7 @@ DAMAGES: dict[str, tuple[tuple[Any, ...], Any]] = {
     "rules unknown": (("inner", "parts", 0, "optimizer"), {"x.y": torch.zeros(1)}),
     "no windows": (("windows",), {"taken": 1}),
     "a config that is none": (("config",), 5),
+    "begun by metaopt 0.2": (("config", "products"), "full"),
 }
 
 
