@@ -194,7 +194,7 @@ class Run:
         began_with = state.get("config")
         if isinstance(began_with, Mapping) and OF_0_2 in began_with:
             raise UserError(
-                f"{path}: metaopt 0.2 began this run, and its state is none for this version: start "
+                f"{path}: metaopt 0.2 began this run, whose state this version cannot take: start "
                 f"afresh without --resume, or go on with metaopt 0.2"
             )
         try:
