@@ -33,7 +33,7 @@ from metaopt.meta.loss import MetaLoss
 from metaopt.meta.unroll import InnerState, Observe, unroll
 from metaopt.meta.windows import Differentiated, Windows
 from metaopt.rules.base import Rule
-from metaopt.rules.composed import MetaOptimizer
+from metaopt.rules.composed import MetaOptimizer, States
 from metaopt.tasks.base import Observation, Tasks
 
 
@@ -70,7 +70,7 @@ class PersistentES(Windows):
         self._xi = self._flat().new_zeros(pairs, len(self._flat()))
         self._tasks: tuple[Tasks, Tasks] | None = None
 
-    def __call__(self, tasks: Tasks, inner: InnerState, steps: int) -> Differentiated:
+    def __call__(self, tasks: Tasks, inner: InnerState[States], steps: int) -> Differentiated:
         """K = ``steps`` inner steps from ``inner``, and the estimate of the meta-gradient.
 
         Args:
@@ -106,7 +106,7 @@ class PersistentES(Windows):
         self._taken = state["taken"]
         self._xi = state["xi"].to(self._xi)
 
-    def _window(self, tasks: Tasks, inner: InnerState, steps: int) -> Differentiated:
+    def _window(self, tasks: Tasks, inner: InnerState[States], steps: int) -> Differentiated:
         after, unrolled = unroll(tasks, self._optimizer, inner, steps, self._observe)
         summary = {} if unrolled.teleports is None else unrolled.teleports.summary()
         return Differentiated(after, self._meta_loss(inner.loss, unrolled.losses), summary)
@@ -174,7 +174,9 @@ def _side_by_side(batch: int) -> Rows:
     return rows
 
 
-def _across(states: Sequence[InnerState], rows: Rows, rules: Mapping[str, Rule]) -> InnerState:
+def _across(
+    states: Sequence[InnerState[States]], rows: Rows, rules: Mapping[str, Rule]
+) -> InnerState[States]:
     """One state, each of its tensors made of theirs."""
 
     def made(values: Sequence[Any]) -> Any:

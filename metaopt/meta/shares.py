@@ -44,7 +44,7 @@ def gathered(
     return whole, TeleportTrace(*traces) if traces else None
 
 
-def part(inner: InnerState) -> Part:
+def part(inner: InnerState[States]) -> Part:
     """A copy of the inner state of this process's trajectories, on the CPU."""
     # Copies, since a view would take all that it is a view of into the file.
     return {

@@ -38,6 +38,7 @@ from metaopt.meta.resuming import require_adam, require_like, require_parts, req
 from metaopt.meta.schedule import schedule
 from metaopt.meta.unroll import InnerState, resume, rollout, start
 from metaopt.meta.validation import Validation
+from metaopt.rules.composed import States
 from metaopt.tasks.base import Tasks
 from metaopt.tasks.build import task_family
 from metaopt.tasks.identity import identity
@@ -128,7 +129,7 @@ class MetaTrainer:
             fused=True,
         )
         self.tasks: Tasks | None = None
-        self.inner: InnerState | None = None
+        self.inner: InnerState[States] | None = None
         self.windows_left: list[int] = []
         drawn = family.drawn(Stream.VALIDATION, config.seed, 0, config.validation.tasks)
         self.validation_tasks = drawn.to(self.device, self.dtype).select(validation_share)
@@ -305,7 +306,7 @@ class MetaTrainer:
         tensors = dict(self.average.optimizer.state_dict())
         return Checkpoint(tensors, self.config.model_dump(mode="json"), training, validation)
 
-    def _trajectories(self) -> tuple[Tasks, InnerState]:
+    def _trajectories(self) -> tuple[Tasks, InnerState[States]]:
         meta, progress = self.config.meta, self.progress
         if self.tasks is None or self.inner is None or not self.windows_left:
             number, done = progress.drawn // meta.batch, progress.outer_step / meta.outer_steps

@@ -29,8 +29,8 @@ Reference: Zhao, Gower, Walters and Yu, arXiv 2305.13404, section 6.2.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol
 
 import torch
 from torch import Tensor
@@ -38,7 +38,7 @@ from torch.autograd.function import once_differentiable
 
 from metaopt.base.network import Forward, Weights
 from metaopt.base.stopwatch import UNTIMED, NoWatch
-from metaopt.rules.composed import Optimizer
+from metaopt.rules.composed import Optimizer, S, States
 from metaopt.rules.learned.affine import one_window
 from metaopt.tasks.base import Observation, Tasks, cut, observed_loss
 from metaopt.teleport.base import Report, TeleportTrace
@@ -121,7 +121,7 @@ def judging(watch: NoWatch) -> Observe:
 
 
 @dataclass(frozen=True)
-class InnerState:
+class InnerState(Generic[S]):
     """B trajectories between two inner steps.
 
     Attributes:
@@ -136,9 +136,9 @@ class InnerState:
     weights: Weights
     loss: Tensor
     observation: Observation
-    optimizer: Any
+    optimizer: S
 
-    def detach(self) -> InnerState:
+    def detach(self: InnerState[States]) -> InnerState[States]:
         """The same state with its graph cut, for optimizers made of rules."""
         return InnerState(
             self.step,
@@ -166,28 +166,29 @@ class Unrolled:
 
 
 def resume(
-    tasks: Tasks, step: int, weights: Weights, optimizer_state: Any, observe: Observe
-) -> InnerState:
+    tasks: Tasks, step: int, weights: Weights, optimizer_state: S, observe: Observe
+) -> InnerState[S]:
     """The inner state at given weights and optimizer state (one gradient evaluation)."""
     seen = tasks.at(step)
     loss, observation = observe(seen, weights)
     return InnerState(step, weights, loss, seen.shown(observation), optimizer_state)
 
 
-def start(tasks: Tasks, optimizer: Optimizer, observe: Observe = first_order) -> InnerState:
+def start(tasks: Tasks, optimizer: Optimizer[S], observe: Observe = first_order) -> InnerState[S]:
     """The inner state at the tasks' own initial weights."""
-    state = resume(tasks, 0, tasks.initial, None, observe)
-    return replace(state, optimizer=optimizer.initial_state(tasks, state.observation))
+    bare = resume(tasks, 0, tasks.initial, None, observe)
+    own = optimizer.initial_state(tasks, bare.observation)
+    return InnerState(0, bare.weights, bare.loss, bare.observation, own)
 
 
 def unroll(
     tasks: Tasks,
-    optimizer: Optimizer,
-    state: InnerState,
+    optimizer: Optimizer[S],
+    state: InnerState[S],
     steps: int,
     observe: Observe = first_order,
     watch: NoWatch = UNTIMED,
-) -> tuple[InnerState, Unrolled]:
+) -> tuple[InnerState[S], Unrolled]:
     """Advance B trajectories by ``steps`` inner steps.
 
     Args:
@@ -250,7 +251,7 @@ class _Trace:
 
 
 def rollout(
-    tasks: Tasks, optimizer: Optimizer, steps: int, watch: NoWatch = UNTIMED
+    tasks: Tasks, optimizer: Optimizer[S], steps: int, watch: NoWatch = UNTIMED
 ) -> tuple[Tensor, TeleportTrace | None]:
     """Whole trajectories from the tasks' own initial weights, without a graph.
 
@@ -269,7 +270,7 @@ def rollout(
         return torch.cat([state.loss[None], unrolled.losses]), unrolled.teleports
 
 
-def last_loss(tasks: Tasks, optimizer: Optimizer, steps: int) -> Tensor:
+def last_loss(tasks: Tasks, optimizer: Optimizer[S], steps: int) -> Tensor:
     """L(w_steps), [B], as the tasks judge it: the last of ``rollout``'s, and judged but once."""
     with torch.no_grad():
         state = start(tasks, optimizer)

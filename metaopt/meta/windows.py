@@ -36,7 +36,7 @@ class Differentiated:
         teleports: ``TeleportTrace.summary``, empty without teleports.
     """
 
-    inner: InnerState
+    inner: InnerState[States]
     meta_loss: Tensor
     teleports: dict[str, Tensor]
 
@@ -52,7 +52,7 @@ class Windows(ABC):
     copies: int = 1
 
     @abstractmethod
-    def __call__(self, tasks: Tasks, inner: InnerState, steps: int) -> Differentiated:
+    def __call__(self, tasks: Tasks, inner: InnerState[States], steps: int) -> Differentiated:
         """K = ``steps`` inner steps from ``inner``, and the meta-gradient of their losses."""
 
     def state(self) -> dict[str, Any]:
@@ -79,7 +79,7 @@ class StepByStep(Windows):
     observe: Observe
     meta_loss: MetaLoss
 
-    def __call__(self, tasks: Tasks, inner: InnerState, steps: int) -> Differentiated:
+    def __call__(self, tasks: Tasks, inner: InnerState[States], steps: int) -> Differentiated:
         """K = ``steps`` inner steps from ``inner``, and the meta-gradient of their losses."""
         self.optimizer.zero_grad()
         after, unrolled = unroll(tasks, self.optimizer, inner, steps, self.observe)
@@ -123,7 +123,7 @@ class Replayed(Windows):
         self._record = record
         self._recordings: dict[tuple[int, Hidden], _Recording] = {}
 
-    def __call__(self, tasks: Tasks, inner: InnerState, steps: int) -> Differentiated:
+    def __call__(self, tasks: Tasks, inner: InnerState[States], steps: int) -> Differentiated:
         """K = ``steps`` inner steps from ``inner``, and the meta-gradient of their losses."""
         assert isinstance(tasks, TaskBatch)
         kind = steps, tasks.hides
@@ -145,7 +145,7 @@ class _Recording:
         windows: StepByStep,
         record: Record,
         tasks: TaskBatch,
-        inner: InnerState,
+        inner: InnerState[States],
         steps: int,
     ) -> None:
         engine = windows.optimizer.engine
@@ -171,7 +171,7 @@ class _Recording:
         self._result, self._replay = record(run)
         self._grads = [parameter.grad for parameter in self._parameters]
 
-    def replay(self, tasks: TaskBatch, inner: InnerState) -> Differentiated:
+    def replay(self, tasks: TaskBatch, inner: InnerState[States]) -> Differentiated:
         self._tasks.X.copy_(tasks.X)
         self._tasks.Y.copy_(tasks.Y)
         if self._needs_inverse:

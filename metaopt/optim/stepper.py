@@ -271,7 +271,7 @@ class Stepper:
         states: States,
         rates: Sequence[Rates],
         active: Sequence[bool],
-    ) -> Step:
+    ) -> Step[States]:
         assert proposal.updates is not None
         decays = proposal.decays or [None] * len(weights)
         updates = tuple(

@@ -65,7 +65,7 @@ class PreconditionedOptimizer(MetaOptimizer):
 
     def step(
         self, weights: Weights, observation: Observation, state: States, problem: Problem
-    ) -> Step:
+    ) -> Step[States]:
         """One inner step on a problem, which can be observed a second time."""
         engine, new = self._there_and_back, dict(state)
         element, new["teleport"] = self.rules["teleport"].propose(observation, state["teleport"])

@@ -13,7 +13,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Generic, TypeVar
 
 from torch import Tensor, nn
 
@@ -22,9 +22,12 @@ from metaopt.rules.base import Proposal, Rule, State
 from metaopt.tasks.base import Ground, Observation, Problem, Tasks
 from metaopt.teleport.base import Engine, Report
 
+S = TypeVar("S")
+"""What an optimizer remembers from one step to the next."""
+
 
 @dataclass(frozen=True)
-class Step:
+class Step(Generic[S]):
     """One inner step taken.
 
     Attributes:
@@ -34,23 +37,23 @@ class Step:
     """
 
     weights: Weights
-    state: Any
+    state: S
     report: Report | None = None
 
 
-class Optimizer(ABC):
+class Optimizer(ABC, Generic[S]):
     """Explicit state, no side effects on the weights that it is given."""
 
     gradients_per_step: float = 1.0
 
     @abstractmethod
-    def initial_state(self, tasks: Tasks, observation: Observation) -> Any:
+    def initial_state(self, tasks: Tasks, observation: Observation) -> S:
         """The state before the first step from ``observation.weights``."""
 
     @abstractmethod
     def step(
-        self, weights: Weights, observation: Observation, state: Any, problem: Problem
-    ) -> Step:
+        self, weights: Weights, observation: Observation, state: S, problem: Problem
+    ) -> Step[S]:
         """One inner step.
 
         Args:
@@ -72,7 +75,7 @@ def tensors_of(states: States) -> Iterator[tuple[str, str, Tensor]]:
             yield rule, name, tensor
 
 
-class MetaOptimizer(nn.Module, Optimizer):
+class MetaOptimizer(nn.Module, Optimizer[States]):
     """Update rule + teleporter: w_{t+1} = g_t . (w_t + f_t).
 
     Args:
@@ -111,14 +114,14 @@ class MetaOptimizer(nn.Module, Optimizer):
 
     def step(
         self, weights: Weights, observation: Observation, state: States, problem: Problem
-    ) -> Step:
+    ) -> Step[States]:
         """Update first, teleport after it."""
         proposal, state = self.propose(observation, state)
         return self.carry_out(weights, proposal, state, problem)
 
     def carry_out(
         self, weights: Weights, proposal: Proposal, states: States, ground: Ground
-    ) -> Step:
+    ) -> Step[States]:
         """What a proposal makes of the weights and of the rules' states.
 
         Args:

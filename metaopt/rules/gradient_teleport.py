@@ -23,7 +23,7 @@ GRADIENTS_PER_ASCENT = 3.0
 """The gradient at w' and, through it backwards, D: twice as much again."""
 
 
-class GradientTeleport(Optimizer):
+class GradientTeleport(Optimizer[int]):
     """Gradient descent, with a teleport up the gradient norm after every so many steps.
 
     Each ascent step is counted as three gradient evaluations: reverse mode over a function costs
@@ -51,7 +51,7 @@ class GradientTeleport(Optimizer):
 
     def step(
         self, weights: Weights, observation: Observation, state: int, problem: Problem
-    ) -> Step:
+    ) -> Step[int]:
         """Update first, teleport after it."""
         weights = tuple(W - self.lr * G for W, G in zip(weights, observation.grads, strict=True))
         data = known_network(problem)

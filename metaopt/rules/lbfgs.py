@@ -11,7 +11,7 @@ from metaopt.tasks.base import Observation, Problem, Tasks
 _LINE_SEARCH_EVALUATIONS = 26
 
 
-class LBFGS(Optimizer):
+class LBFGS(Optimizer["list[_TaskSolver]"]):
     """Limited-memory BFGS with strong Wolfe line search: ``torch.optim.LBFGS``, one for each task.
 
     A line search takes a number of evaluations of its own on each task, so that an inner step here
@@ -47,7 +47,7 @@ class LBFGS(Optimizer):
         observation: Observation,
         state: list[_TaskSolver],
         problem: Problem,
-    ) -> Step:
+    ) -> Step[list[_TaskSolver]]:
         """One more evaluation of each task; the best weights so far."""
         best = [solver.advance() for solver in state]
         return Step(tuple(torch.cat(layer) for layer in zip(*best, strict=True)), state)

@@ -24,7 +24,7 @@ from metaopt.teleport.engine import TeleportReport, known_network
 from metaopt.teleport.guard import drift
 
 
-class SolveLast(Optimizer):
+class SolveLast(Optimizer[Tensor]):
     """W_L = Y H^+ in the first step, computed in float64; all other weights stay.
 
     Of least norm where H has not full row rank.
@@ -38,7 +38,7 @@ class SolveLast(Optimizer):
 
     def step(
         self, weights: Weights, observation: Observation, state: Tensor, problem: Problem
-    ) -> Step:
+    ) -> Step[Tensor]:
         """Put the solution in its place."""
         return Step((*weights[:-1], state), state)
 
@@ -61,7 +61,7 @@ def whitening(H: Tensor) -> tuple[GroupElement, Tensor]:
     return GroupElement(g, g_inv), T
 
 
-class WhitenLast(Optimizer):
+class WhitenLast(Optimizer[int]):
     """The first step teleports the last pair of layers by g = (H H^T)^-1/2, all others descend.
 
         H' = g H,  H' H'^T = I,   then   W_L - grad_{W_L} L = W_L - (W_L H' - Y) H'^T = Y H'^T
@@ -83,7 +83,7 @@ class WhitenLast(Optimizer):
 
     def step(
         self, weights: Weights, observation: Observation, state: int, problem: Problem
-    ) -> Step:
+    ) -> Step[int]:
         """Teleport first, unit steps on W_L after that."""
         data = known_network(problem)
         if state == 0:
@@ -114,7 +114,7 @@ class WhitenLast(Optimizer):
         )
 
 
-class KFAC(Optimizer):
+class KFAC(Optimizer[None]):
     """f_l = -eta (S_l + b_l I)^-1 grad_{W_l} L (R_l + a_l I)^-1: Kronecker-factored Gauss-Newton.
 
         R_l = A_{l-1} A_{l-1}^T,   S_L = I,   S_l = (W_{l+1}^T S_{l+1} W_{l+1}) * (D_l D_l^T) / N
@@ -147,7 +147,7 @@ class KFAC(Optimizer):
 
     def step(
         self, weights: Weights, observation: Observation, state: None, problem: Problem
-    ) -> Step:
+    ) -> Step[None]:
         """One damped step on all layers."""
         factors = self.output_factors(observation, known_network(problem))
         stepped = []
