@@ -1,4 +1,4 @@
-"""What leaves a network's function as it is: groups, elements, actions, hidden units.
+"""Groups that leave a network's function unchanged: their elements, actions, and hidden units.
 
 ``discovery`` finds the symmetries of an ``nn.Module``.
 """

@@ -9,9 +9,9 @@
 
 Z = W_in A + b_in are the pre-activations, A [B, n, N] the input of the layer. "Exact" means that
 the network's output, and so the loss, is the same for every element, up to rounding.
-The first is the action of GL(k) of arXiv 2305.13404, section 6.2, there written as
-s^-1(g s(W_in A)) A^+. That form erases what W_in holds outside the column space of A; the form here
-does not, so that the identity acts as one, and it equals the paper's where A has full row rank.
+``ThroughData`` is the action of GL(k) of arXiv 2305.13404, section 6.2, written there as
+s^-1(g s(W_in A)) A^+. That form erases the part of W_in outside the column space of A. The form
+here keeps it, so that the identity changes nothing; both are equal if A has full row rank.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ class InexactActionError(MisfitError):
 
 @dataclass(frozen=True)
 class LayerPair:
-    """Two adjacent layers, and the data between which the action through the data needs.
+    """Two adjacent layers, with the data that the action through the data needs.
 
     Attributes:
-        W_in: [B, k, n].
-        W_out: [B, m, k].
+        W_in: the weights of the first layer, [B, k, n].
+        W_out: the weights of the second layer, [B, m, k].
         s: the activation between the two.
-        b_in: [B, k], or None without bias.
-        inputs: A [B, n, N], the input of the first layer.
-        inputs_pinv: A^+ [B, N, n].
+        b_in: the bias of the first layer, [B, k], or None if it has none.
+        inputs: A, the input of the first layer, [B, n, N]; None if not needed.
+        inputs_pinv: the pseudo-inverse A^+, [B, N, n]; None if not needed.
     """
 
     W_in: Tensor
@@ -53,27 +53,32 @@ class LayerPair:
 
 
 class Action(ABC):
-    """A linear group acting on layer pairs; elements are given by k by k matrices."""
+    """A linear group that acts on pairs of layers; its elements are given by k by k matrices."""
 
     needs_data: bool = False
     """Whether ``act`` reads ``inputs`` and ``inputs_pinv`` of the pair."""
 
     def algebra(self, T: Tensor) -> Tensor:
-        """The part of a matrix [B, k, k] that lies in the group's Lie algebra."""
+        """The projection of matrices T [B, k, k] on the group's Lie algebra."""
         return T
 
     @abstractmethod
     def act(self, element: GroupElement, pair: LayerPair) -> LayerPair:
-        """g . pair, differentiable in the element and in the weights."""
+        """g . pair, differentiable in the element and in the weights.
+
+        Args:
+            element: g and g^-1, both [B, k, k].
+            pair: the two layers, with the data if the action needs them.
+        """
 
     @abstractmethod
     def require_exact(self, s: LeakyReLU, samples: int, inputs: int) -> None:
-        """Raise ``InexactActionError`` where the action cannot keep the loss.
+        """Raise ``InexactActionError`` if the action cannot keep the loss.
 
         Args:
             s: the activation between the two layers.
-            samples: N.
-            inputs: n of the first layer.
+            samples: N, the number of samples.
+            inputs: n, the number of inputs of the first layer.
         """
 
     def _left_right(self, element: GroupElement, pair: LayerPair) -> LayerPair:
@@ -88,17 +93,18 @@ class Action(ABC):
 
 
 class ThroughData(Action):
-    """GL(k) through the data: s(Z) -> g s(Z) on the samples at hand.
+    """GL(k) through the data: s(Z) -> g s(Z) on the given samples.
 
-    W_in' = W_in + D with D A = s^-1(g s(Z)) - Z =: C. D = C A^+ is refined once by
-    D += (C - D A) A^+, which brings the residual down to the rounding of D A itself where A is
-    ill-conditioned. The bias stays as it is.
+        W_in -> W_in + D,   D A = C := s^-1(g s(Z)) - Z,   W_out -> W_out g^-1
+
+    D = C A^+ is refined once by D += (C - D A) A^+, which makes the residual as small as the
+    rounding of D A even if A is ill-conditioned. The bias does not change.
     """
 
     needs_data = True
 
     def act(self, element: GroupElement, pair: LayerPair) -> LayerPair:
-        """g . pair; raises ``ValueError`` where the pair carries no data."""
+        """g . pair; raises ``ValueError`` if the pair has no data."""
         if pair.inputs is None or pair.inputs_pinv is None:
             raise ValueError("the action through the data needs the inputs and their inverse")
         A, A_pinv = pair.inputs, pair.inputs_pinv
@@ -112,7 +118,7 @@ class ThroughData(Action):
         return replace(pair, W_in=pair.W_in + D, W_out=torch.bmm(pair.W_out, element.g_inv))
 
     def require_exact(self, s: LeakyReLU, samples: int, inputs: int) -> None:
-        """With more samples than inputs, A cannot have full column rank (a linear s needs none)."""
+        """Raise if N > n, where A cannot have full column rank, unless s is the identity."""
         if samples > inputs and not s.is_identity:
             raise InexactActionError(
                 f"the action through the data is exact for at most as many samples as the layer "
@@ -128,7 +134,7 @@ class Linear(Action):
         return self._left_right(element, pair)
 
     def require_exact(self, s: LeakyReLU, samples: int, inputs: int) -> None:
-        """Exact if s is the identity."""
+        """Raise unless s is the identity."""
         if not s.is_identity:
             raise InexactActionError(
                 f"the {type(self).__name__.lower()} action is exact for the identity between the "
@@ -137,7 +143,10 @@ class Linear(Action):
 
 
 class Orthogonal(Linear):
-    """O(k): skew generators, Q = g, Q^-1 = Q^T (with the exponential or the Cayley map)."""
+    """O(k): W_in -> Q W_in, W_out -> W_out Q^T, with skew generators.
+
+    Q = g is orthogonal with the exponential and with the Cayley map.
+    """
 
     def algebra(self, T: Tensor) -> Tensor:
         """The skew part (T - T^T) / 2."""
@@ -145,7 +154,7 @@ class Orthogonal(Linear):
 
 
 class Scaling(Action):
-    """Positive diagonal matrices: exact on any data for positively homogeneous s."""
+    """Positive diagonal D: W_in -> D W_in, W_out -> W_out D^-1; for positively homogeneous s."""
 
     def algebra(self, T: Tensor) -> Tensor:
         """The diagonal part of T."""
@@ -156,15 +165,15 @@ class Scaling(Action):
         return self._left_right(element, pair)
 
     def require_exact(self, s: LeakyReLU, samples: int, inputs: int) -> None:
-        """Always exact: LeakyReLU is positively homogeneous."""
+        """Never raises: LeakyReLU is positively homogeneous."""
 
 
 class Permutation(Action):
-    """Relabelling of hidden units; its elements come from ``elements.permutation``."""
+    """Relabelling of hidden units: W_in -> P W_in, W_out -> W_out P^T (``maps.permutation``)."""
 
     def act(self, element: GroupElement, pair: LayerPair) -> LayerPair:
         """g . pair."""
         return self._left_right(element, pair)
 
     def require_exact(self, s: LeakyReLU, samples: int, inputs: int) -> None:
-        """Always exact: s acts on each unit alike."""
+        """Never raises: s acts on each hidden unit alike."""

@@ -4,9 +4,9 @@
     general linear      g = exp(T),       T a matrix,    ||T||_F = norm
     permutation         g = P
 
-Each comes with its inverse exactly (exp(T) and exp(-T)). A symmetry with blocks (heads) has one
-generator of this norm for each. The draws of a symmetry depend on the seed and on its own name
-alone, so that editing a list leaves the elements of the others as they are.
+Each element comes with its exact inverse, exp(-T) for exp(T). A symmetry with several blocks
+(heads) has one generator of this norm for each block. The random numbers of a symmetry depend only
+on the seed and on its own name: if you edit a list of symmetries, the elements of the others stay.
 """
 
 from __future__ import annotations
@@ -26,27 +26,27 @@ from metaopt.symmetry.maps import Exponential
 
 
 class Element(ABC):
-    """g, acting on stretches [outer, blocks, size, any]."""
+    """A group element g that acts on tensors [outer, blocks, size, any], along their third axis."""
 
     @property
     def squared(self) -> Element | None:
-        """The element that acts on squares as this one does on what is squared; None if none."""
+        """The element h with h x^2 = (g x)^2, squares taken entry by entry; None if none exists."""
         return None
 
     @abstractmethod
     def act(self, x: Tensor) -> Tensor:
-        """G x."""
+        """g x."""
 
     @abstractmethod
     def act_inversely_transposed(self, x: Tensor) -> Tensor:
-        """G^-T x."""
+        """g^-T x."""
 
 
 class Diagonal(Element):
-    """g = diag(exp t).
+    """g = diag(exp t): scales each hidden unit by a positive factor.
 
     Args:
-        t: float64 [blocks, size].
+        t: the logarithms of the factors, float64 [blocks, size].
     """
 
     def __init__(self, t: Tensor) -> None:
@@ -67,30 +67,30 @@ class Diagonal(Element):
 
 
 class Matrix(Element):
-    """g = exp(T), with exp(-T) for its inverse. Squares of entries mix: ``squared`` is None.
+    """g = exp(T), with inverse exp(-T). It mixes entries, so that ``squared`` is None.
 
     Args:
-        T: float64 [blocks, size, size].
-        norm: the largest Frobenius norm in it.
+        T: the generators, float64 [blocks, size, size].
+        norm: the largest of their Frobenius norms.
     """
 
     def __init__(self, T: Tensor, norm: float) -> None:
         self.g, self.g_inv = Exponential(norm)(T)
 
     def act(self, x: Tensor) -> Tensor:
-        """G x."""
+        """exp(T) x."""
         return self.g @ x
 
     def act_inversely_transposed(self, x: Tensor) -> Tensor:
-        """G^-T x."""
+        """exp(-T)^T x."""
         return self.g_inv.mT @ x
 
 
 class Relabelling(Element):
-    """g = P, (P x)_i = x_{order_i}; P^-T = P, and squares are relabelled alike.
+    """g = P, (P x)_i = x_{order_i}; P^-T = P, and squares are relabelled in the same way.
 
     Args:
-        order: int64 [size].
+        order: a permutation of 0 .. size - 1, int64 [size].
     """
 
     def __init__(self, order: Tensor) -> None:
@@ -111,13 +111,13 @@ class Relabelling(Element):
 
 
 def random_element(symmetry: Symmetry, norm: float, seed: int, device: torch.device) -> Element:
-    """The element of a symmetry at a seed; that of -norm is its inverse.
+    """A random element of a symmetry's group; with ``-norm`` the inverse of that with ``norm``.
 
     Args:
-        symmetry: whose group it is.
-        norm: of the generator of each block, with a sign; not 0.
-        seed: non-negative.
-        device: of what the element acts on.
+        symmetry: the symmetry.
+        norm: the norm of the generator of each block, with a sign; not 0.
+        seed: at least 0.
+        device: the device of the tensors that the element will act on.
     """
     digest = blake2b(f"{symmetry.group}: {symmetry.name}".encode(), digest_size=7).digest()
     draws = generator(Stream.ELEMENTS, seed, int.from_bytes(digest, "big"))
@@ -133,13 +133,13 @@ def random_element(symmetry: Symmetry, norm: float, seed: int, device: torch.dev
 
 @dataclass(frozen=True)
 class Touch:
-    """What a teleport does to one stretch of one tensor.
+    """What a teleport does to one slot of one tensor.
 
     Attributes:
-        slot: the stretch.
-        symmetry: to which it belongs.
-        element: of the symmetry's group.
-        is_incoming: whether weights move by g; otherwise by g^-T.
+        slot: the slot.
+        symmetry: the symmetry that the slot belongs to.
+        element: the element of the symmetry's group.
+        is_incoming: whether the weights in the slot move by g; otherwise they move by g^-T.
     """
 
     slot: Slot
@@ -152,11 +152,11 @@ class Touch:
         return self._moved(tensor, self.element, self.is_incoming)
 
     def gradients(self, tensor: Tensor) -> Tensor:
-        """What is linear in gradients, by the inverse transpose of what moves the weights."""
+        """A tensor that is linear in gradients, moved as they are, by the inverse transpose."""
         return self._moved(tensor, self.element, not self.is_incoming)
 
     def squares(self, tensor: Tensor) -> Tensor | None:
-        """What is linear in squares of gradients, entry by entry; None where it is unknown."""
+        """A tensor linear in squares of gradient entries, moved as they are; None if unknown."""
         squared = self.element.squared
         return None if squared is None else self._moved(tensor, squared, not self.is_incoming)
 

@@ -189,7 +189,7 @@ class Symmetries(list[Symmetry]):
             ]
         if not self.skipped:
             return "\n".join(lines)
-        # A module that reads one hidden space may make another, and that one is what is left alone.
+        # A module may move as a reader of one hidden space and be skipped as a maker of another.
         moved = {path for symmetry in self for path in symmetry.modules}
         rows = [
             (f"output of {skipped.module}", skipped.reason.removeprefix("its output "))

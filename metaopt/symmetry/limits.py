@@ -1,7 +1,7 @@
-"""Norm limits for generators, which keep the element near enough to the identity.
+"""Limits on the norm of generators, which keep the group element near the identity.
 
-Every limit states the largest norm it lets through (``max_norm``), from which the exponential
-chooses its number of squarings once and for all.
+Each limit has ``max_norm``, the largest norm of what it returns. The exponential map chooses its
+number of squarings from it beforehand.
 """
 
 from __future__ import annotations
@@ -32,7 +32,11 @@ class NormLimit(ABC):
 
 
 class BoundedNorm(NormLimit):
-    """T / sqrt(1 + ||T||^2 / c^2): nearly T while small, never longer than c; may be zero."""
+    """T / sqrt(1 + ||T||_F^2 / c^2): about T if T is small, and always shorter than c.
+
+    Args:
+        max_norm: c.
+    """
 
     def __call__(self, T: Tensor) -> Tensor:
         """The limited generator [B, k, k]."""
@@ -41,7 +45,11 @@ class BoundedNorm(NormLimit):
 
 
 class CappedNorm(NormLimit):
-    """T min(1, c / ||T||_F): T itself up to norm c, and of norm c beyond it."""
+    """T min(1, c / ||T||_F): T up to norm c, and of norm c beyond it.
+
+    Args:
+        max_norm: c.
+    """
 
     def __call__(self, T: Tensor) -> Tensor:
         """The limited generator [B, k, k]."""
@@ -50,7 +58,11 @@ class CappedNorm(NormLimit):
 
 
 class FixedNorm(NormLimit):
-    """c T / ||T||_F: always of norm c, as in the paper (c = 0.01 there); 0 stays 0."""
+    """c T / ||T||_F: always of norm c, as in the paper (c = 0.01 there); 0 stays 0.
+
+    Args:
+        max_norm: c.
+    """
 
     def __call__(self, T: Tensor) -> Tensor:
         """The scaled generator [B, k, k]."""

@@ -1,12 +1,12 @@
-"""Maps from a generator T of the Lie algebra to the group element g = exp T and its inverse.
+"""Maps from a generator T of the Lie algebra to a group element g and its inverse.
 
     Exponential  g = exp(T),                          g^-1 = exp(-T)
     Cayley       g = (I - T/2)^-1 (I + T/2),          g^-1 = (I + T/2)^-1 (I - T/2)
     FirstOrder   g = I + T,                           "g^-1" = I - T
 
-The first two are exact pairs. The third is what the code published with arXiv 2305.13404 does: the
-product of its two matrices is I - T^2, so the loss moves by O(||T||^2). It is kept as a named mode.
-None of them waits for the device: degrees and numbers of squarings are fixed beforehand.
+The first two are exact pairs. ``FirstOrder`` is what the code published with arXiv 2305.13404 does:
+its two matrices multiply to I - T^2, not I, so that the loss changes by O(||T||^2). No map waits
+for the device: degrees and numbers of squarings are chosen beforehand.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor
 
 
 class GroupElement(NamedTuple):
-    """An element and its inverse, both [B, k, k]."""
+    """A group element g and its inverse, both [B, k, k]."""
 
     g: Tensor
     g_inv: Tensor
@@ -50,16 +50,16 @@ def _taylor_terms(order: int, width: int, dtype: torch.dtype, device: torch.devi
 
 
 class Exponential(ElementMap):
-    """g = exp(T) by scaling and squaring of the even and odd Taylor parts.
+    """g = exp(T) by scaling and squaring of the even and odd parts of the Taylor series.
 
         exp(+-A) = cosh A +- sinh A,   A = T / 2^s,   exp(T) = exp(A)^(2^s)
 
-    The even and odd parts are shared by g and g^-1. In float32 ||A|| <= 1/2 and the first dropped
-    term is A^10 / 10!, below 3e-10; in float64 ||A|| <= 1/4 and A^14 / 14!, below 5e-20.
+    g and g^-1 share the even and odd parts. In float32 ||A|| <= 1/2 and the first dropped term is
+    A^10 / 10!, below 3e-10; in float64 ||A|| <= 1/4 and A^14 / 14!, below 5e-20.
 
     Args:
-        max_norm: the largest Frobenius norm that T will have; fixes s beforehand. Beyond it the
-            result loses accuracy gradually.
+        max_norm: the largest Frobenius norm that T will have; it fixes s beforehand. For a larger T
+            the result loses accuracy gradually.
 
     References:
         Higham, Functions of Matrices (2008), chapter 10.
@@ -90,9 +90,9 @@ class Exponential(ElementMap):
 
 
 class Cayley(ElementMap):
-    """g = (I - T/2)^-1 (I + T/2): rational, exact pair, orthogonal where T is skew.
+    """g = (I - T/2)^-1 (I + T/2), with its exact inverse; orthogonal if T is skew.
 
-    Needs that +-2 is no eigenvalue of T; any ||T|| < 2 will do.
+    +-2 must not be an eigenvalue of T, which ||T|| < 2 ensures.
     """
 
     def __call__(self, T: Tensor) -> GroupElement:
@@ -106,7 +106,7 @@ class Cayley(ElementMap):
 
 
 class FirstOrder(ElementMap):
-    """g = I + T with I - T in the place of its inverse: the paper's pair, inexact by T^2."""
+    """g = I + T, with I - T as its inverse: the paper's pair, inexact by T^2."""
 
     def __call__(self, T: Tensor) -> GroupElement:
         """The pair of T [B, k, k]."""
@@ -119,7 +119,7 @@ def permutation(order: Tensor, dtype: torch.dtype = torch.float32) -> GroupEleme
 
     Args:
         order: int64 [B, k], each row a permutation of 0 .. k - 1.
-        dtype: of the matrices [B, k, k].
+        dtype: the dtype of the matrices [B, k, k].
     """
     P = torch.nn.functional.one_hot(order, order.shape[-1]).to(dtype)
     return GroupElement(P, P.mT)

@@ -1,4 +1,4 @@
-"""The tensors of a model under a teleport: computed in float64, written all together."""
+"""Moves the tensors of a model under a teleport: computed in float64, written all together."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Touches = dict[str, list[Touch]]
 
 
 def tensor_at(model: nn.Module, path: str) -> Tensor:
-    """The parameter or buffer at a path; raises ``AttributeError`` where there is none."""
+    """The parameter or buffer at a path; raises ``AttributeError`` if there is none."""
     owner, _, name = path.rpartition(".")
     tensor = getattr(model.get_submodule(owner), name)
     if not isinstance(tensor, Tensor):
@@ -39,16 +39,17 @@ def _check(model: nn.Module, symmetry: Symmetry, slot: Slot) -> None:
 
 
 def touches(model: nn.Module, symmetries: Sequence[Symmetry], norm: float, seed: int) -> Touches:
-    """What a random element of each symmetry does.
+    """What a random element of each symmetry does to the model's tensors, by path.
 
     Args:
-        model: that the symmetries were found in.
-        symmetries: to apply, in order; in reverse order where the norm is negative.
-        norm: of each generator; that of -norm undoes that of norm, and 0 does nothing.
-        seed: non-negative.
+        model: the model in which the symmetries were found.
+        symmetries: the symmetries, applied in order, and in reverse order if the norm is negative.
+        norm: the norm of each generator; ``-norm`` undoes ``norm``, and 0 does nothing.
+        seed: at least 0.
 
     Raises:
-        ValueError: for a norm that is not finite, a negative seed, or symmetries of another model.
+        ValueError: if the norm is not finite, the seed is negative, or the symmetries belong to
+            another model.
     """
     if not math.isfinite(norm):
         raise ValueError(f"norm must be finite, found {norm}")
@@ -78,7 +79,7 @@ def _moved(tensor: Tensor, steps: list[Touch]) -> Tensor:
 
 @torch.no_grad()
 def move(model: nn.Module, found: Touches) -> None:
-    """Move weights, and the gradients that they hold, in place."""
+    """Move the weights, and the gradients that they hold, in place."""
     new: list[tuple[Tensor, Tensor]] = []
     for path, steps in found.items():
         tensor = tensor_at(model, path)
@@ -88,13 +89,13 @@ def move(model: nn.Module, found: Touches) -> None:
             for touch in steps:
                 gradients = touch.gradients(gradients)
             new.append((tensor.grad, gradients))
-    # Nothing is written before all is computed.
+    # If computing one tensor fails, no other has been changed yet.
     for tensor, value in new:
         tensor.copy_(value)
 
 
 def move_for_a_trial(model: nn.Module, found: Touches) -> None:
-    """Move weights alone, such that graphs which wait for their backward pass do not notice."""
+    """Move only the weights, unnoticed by graphs that still wait for their backward pass."""
     new = [(tensor_at(model, path), steps) for path, steps in found.items()]
     for tensor, value in [(tensor, _moved(tensor, steps)) for tensor, steps in new]:
         tensor.data.copy_(value)

@@ -1,14 +1,15 @@
-"""Which entries of which parameters make a hidden unit, and which read it.
+"""Which entries of which parameters make a hidden unit, and which entries read it.
 
     x -> exp(t_i) x   for entries that make unit i (rows of W_in, its bias)
     y -> exp(-t_i) y  for entries that read it (columns of W_out)
 
-leaves what a network computes, on any data, where its units pass through positively homogeneous
-activations. An entry may lie in several stretches (a row of one unit, a column of another), so that
-w -> exp(l) w with l the sum of their +-t.
+This does not change what the network computes, on any data, if its units pass through positively
+homogeneous activations only. An entry may make one unit and read another (a row of one, a column of
+the other). Altogether w -> exp(l) w, with l the sum of the entry's +-t.
 
-Which entry is whose is static, and is known of a task, or found in a model (``units_of``).
-Everything here is batched over trajectories and waits for no device.
+A task family states which entry belongs to which unit, or ``units_of`` reads it from symmetries
+that were found in a model. It never changes. Everything here is batched over trajectories and does
+not wait for the device.
 """
 
 from __future__ import annotations
@@ -28,16 +29,16 @@ MAKES, READS = 1.0, -1.0
 
 @dataclass(frozen=True)
 class Stretch:
-    """Entries of one matrix [out, rest] that make, or read, the units of one symmetry.
+    """The entries of one matrix [out, rest] that make, or read, the units of one symmetry.
 
     Attributes:
-        tensor: position of the matrix among the weights.
+        tensor: the position of the matrix among the weights.
         sign: ``MAKES`` or ``READS``.
-        symmetry: position of the symmetry whose units they are.
-        unit: int64 [out or 1, rest or 1], the unit of each entry, where it is the same along an
-            axis with that axis of length 1; ``HiddenUnits.count`` for entries of no unit.
-        entries: int64 [units of this symmetry, n], for each the entries of ``unit``, flattened,
-            that are its own.
+        symmetry: the position of the symmetry that the units belong to.
+        unit: the number of each entry's unit, int64 [out or 1, rest or 1]; an axis along which it
+            is constant has length 1. ``HiddenUnits.count`` stands for entries of no unit.
+        entries: int64 [units of this symmetry, n]: for each unit the positions of its n entries in
+            ``unit``, flattened.
     """
 
     tensor: int
@@ -48,9 +49,10 @@ class Stretch:
 
     @staticmethod
     def of(tensor: int, sign: float, symmetry: int, size: int, unit: Tensor, none: int) -> Stretch:
-        """From the unit of each entry, [out, rest], each of ``size`` units as often as any other.
+        """The stretch in which ``unit`` [out, rest] says which unit each entry belongs to.
 
-        ``none`` stands for no unit.
+        ``size`` is the number of units, each of which must have equally many entries; ``none`` is
+        the number that stands for no unit.
         """
         if bool((unit == unit[:, :1]).all()):
             unit = unit[:, :1]
@@ -62,7 +64,7 @@ class Stretch:
         return Stretch(tensor, sign, symmetry, unit, entries)
 
     def sums(self, values: Tensor) -> Tensor:
-        """Of values [B, out, rest] over the entries of each unit, [B, units of this symmetry]."""
+        """Sums of values [B, out, rest] over each unit's entries: [B, units of this symmetry]."""
         rows, columns = self.unit.shape
         if columns == 1:
             values = values.sum(2, keepdim=True)
@@ -73,11 +75,11 @@ class Stretch:
 
 @dataclass(frozen=True)
 class HiddenUnits:
-    """All hidden units that may be scaled, by symmetry.
+    """All hidden units of a network that may be scaled, symmetry by symmetry.
 
     Attributes:
-        sizes: units of each symmetry; they are numbered in this order.
-        stretches: of all of them.
+        sizes: the number of units of each symmetry; units are numbered in this order.
+        stretches: the entries that make or read them.
     """
 
     sizes: tuple[int, ...]
@@ -85,11 +87,16 @@ class HiddenUnits:
 
     @property
     def count(self) -> int:
-        """K, the number of units."""
+        """K, the number of hidden units."""
         return sum(self.sizes)
 
     def log_factors(self, t: Tensor, weights: Weights) -> Weights:
-        """l of each matrix, each [B, out or 1, rest or 1], for t [B, K]."""
+        """l of each matrix, [B, out or 1, rest or 1]: the sum of the +-t of its entries.
+
+        Args:
+            t: the logarithms of the units' factors, [B, K].
+            weights: the weights, each [B, out, rest]; only their number is read.
+        """
         padded = torch.cat([t, t.new_zeros(len(t), 1)], dim=1)
         found = [t.new_zeros(len(t), 1, 1) for _ in weights]
         for stretch in self.stretches:
@@ -97,13 +104,18 @@ class HiddenUnits:
         return tuple(found)
 
     def scaled(self, t: Tensor, weights: Weights) -> tuple[Weights, Weights]:
-        """exp(l) w, and l of each entry, both shaped like the weights, for t [B, K]."""
+        """exp(l) w, and l, both shaped like the weights, for t [B, K]."""
         logs = self.log_factors(t, weights)
         moved = tuple(log.exp() * W for log, W in zip(logs, weights, strict=True))
         return moved, tuple(log.expand_as(W) for log, W in zip(logs, weights, strict=True))
 
     def sums(self, values: Weights, sign: float) -> Tensor:
-        """Of values shaped like the weights, over what makes (or reads) each unit: [B, K]."""
+        """Sums over the entries that make (or read) each unit: [B, K].
+
+        Args:
+            values: tensors shaped like the weights, each [B, out, rest].
+            sign: ``MAKES`` or ``READS``.
+        """
         parts = [values[0].new_zeros(len(values[0]), size) for size in self.sizes]
         for stretch in self.stretches:
             if stretch.sign == sign:
@@ -112,14 +124,18 @@ class HiddenUnits:
         return torch.cat(parts, dim=1)
 
     def means(self, x: Tensor) -> Tensor:
-        """The mean over the units of each symmetry, at each of its units: [B, .., K]."""
+        """The mean of x [B, .., K] over each symmetry's units, at each of them: [B, .., K]."""
         parts = x.split(self.sizes, dim=-1)
         return torch.cat([p.mean(-1, keepdim=True).expand_as(p) for p in parts], dim=-1)
 
     def within(self, active: Sequence[bool]) -> Tensor:
-        """1 for the units of symmetries that touch active matrices alone, 0 for others: [K]."""
+        """1 for units of symmetries that touch active matrices only, 0 for the others: [K].
+
+        Args:
+            active: for each matrix of the weights whether it is active.
+        """
         stays = {s.symmetry for s in self.stretches if not active[s.tensor]}
-        # Numbers of Python, on the device at hand: no copy of them is waited for.
+        # torch.full makes them on the device, so that nothing waits for a copy from the host.
         device = self.stretches[0].unit.device
         flags = [
             torch.full((n,), float(i not in stays), device=device) for i, n in enumerate(self.sizes)
@@ -127,7 +143,7 @@ class HiddenUnits:
         return torch.cat(flags)
 
     def to(self, device: torch.device | str) -> HiddenUnits:
-        """The same units, known on another device."""
+        """The same units with their index tensors on another device."""
         moved = (
             replace(s, unit=s.unit.to(device), entries=s.entries.to(device)) for s in self.stretches
         )
@@ -135,9 +151,12 @@ class HiddenUnits:
 
     @staticmethod
     def of_chain(shapes: Sequence[tuple[int, int]]) -> HiddenUnits:
-        """Those of a chain of matrices (out, in): rows of W_l make units, columns of W_{l+1} read.
+        """The units of a chain of layers: row i of W_l makes unit i, column i of W_{l+1} reads it.
 
-        Exact where the activations between them are positively homogeneous.
+        Scaling them is exact if the activations between the layers are positively homogeneous.
+
+        Args:
+            shapes: (out, in) of each matrix, in order.
         """
         sizes = tuple(out for out, _ in shapes[:-1])
         none, first = sum(sizes), 0
@@ -154,17 +173,17 @@ class HiddenUnits:
 def units_of(
     symmetries: Sequence[Symmetry], shapes: Mapping[str, torch.Size]
 ) -> HiddenUnits | None:
-    """The units of those symmetries that allow positive scaling, or None where there are none.
+    """The hidden units of those symmetries that allow positive scaling; None if there are none.
 
-    Left out are those that move anything beyond the parameters at hand, and those that rest on an
-    assumption. A head of an attention has a unit for each of its queries' and values' components.
+    Symmetries that also move parameters which are not given, and those that rest on an assumption,
+    are left out. In attention each component of a head's queries and values counts as a unit.
 
     Args:
-        symmetries: of the model.
-        shapes: of its parameters at hand, by path, in the order of the rules.
+        symmetries: the symmetries of the model.
+        shapes: the shapes of the given parameters by path, in the order of the weights.
 
     Raises:
-        ValueError: where a symmetry names an entry that a parameter does not have.
+        ValueError: if a symmetry names an entry that a parameter does not have.
     """
     places = {path: i for i, path in enumerate(shapes)}
     chosen = [
@@ -189,7 +208,7 @@ def units_of(
 
 
 def _numbered(symmetry: Symmetry, slot: Slot, shape: torch.Size, first: int, none: int) -> Tensor:
-    """The unit of each entry of a parameter, as a matrix [out, rest]."""
+    """The number of each entry's unit, as a matrix [out, rest]."""
     blocks, size = symmetry.blocks, symmetry.size
     numbers = torch.arange(first, first + blocks * size, device="cpu").reshape(1, blocks, size, 1)
     empty = torch.full(shape, none, device="cpu")

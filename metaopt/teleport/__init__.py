@@ -1,1 +1,1 @@
-"""Moving along a symmetry: engines, guard, search, optimizer state, and what was done."""
+"""Teleports w -> g.w: engines that carry them out, guards, searches, and optimizers' states."""

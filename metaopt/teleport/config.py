@@ -1,6 +1,6 @@
 """The section ``teleporter`` of a configuration, and the engine that it describes.
 
-A new kind of teleport is one file with an engine, and one row in ``ENGINES``.
+To add a kind of teleport, write one file with an engine and add one row to ``ENGINES``.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ PAIRS: dict[str, type[Action]] = {
     "scaling": Scaling,
     "orthogonal": Orthogonal,
 }
-"""Actions on pairs of adjacent layers."""
+"""The actions on pairs of adjacent layers, by their names in configurations."""
 UNITS = "units"
 _LIMITS: dict[str, Callable[[float], NormLimit]] = {
     "bounded": BoundedNorm,
@@ -54,14 +54,14 @@ _GUARDS: dict[str, Callable[[float], Guard]] = {
     "none": lambda tolerance: Unguarded(),
 }
 _OF_UNITS = {"guard": "none", "max_norm": 0.1}
-"""Defaults where hidden units are scaled: exact on any data, so that nothing is to be guarded."""
+"""Defaults if hidden units are scaled. That is exact on any data, so that no guard is needed."""
 
 
 def pair_engine(config: TeleporterConfig, task: TaskConfig) -> TeleportEngine:
     """The engine of an action on pairs of adjacent layers.
 
     Raises:
-        ConfigError: where the action cannot be exact on these tasks, if it has to be.
+        ConfigError: if the action has to be exact and cannot be on these tasks.
     """
     action = PAIRS[config.action]()
     if config.inexact == "error":
@@ -90,7 +90,7 @@ ENGINES: dict[str, Callable[[TeleporterConfig, TaskConfig], Engine]] = {
     **dict.fromkeys(PAIRS, pair_engine),
     UNITS: unit_engine,
 }
-"""Action -> what makes its engine."""
+"""The action's name -> the function that makes its engine."""
 
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ else:
 
 
 class TeleporterConfig(Model):
-    """How generators move the weights."""
+    """How a teleporter's generators move the weights."""
 
     action: ActionName = described(
         "through_data",
@@ -158,7 +158,11 @@ class TeleporterConfig(Model):
 def engine(config: TeleporterConfig, task: TaskConfig) -> Engine:
     """The teleport engine of a configuration.
 
+    Args:
+        config: the section ``teleporter``.
+        task: the section ``task``, whose shapes decide whether the action can be exact.
+
     Raises:
-        ConfigError: where the action cannot be exact on these tasks, if it has to be.
+        ConfigError: if the action has to be exact and cannot be on these tasks.
     """
     return ENGINES[config.action](config, task)

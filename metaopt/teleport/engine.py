@@ -1,10 +1,9 @@
-"""The teleport engine: w -> g.w on every adjacent pair of layers in turn.
+"""The teleport engine: w -> g.w on every pair of adjacent layers in turn.
 
 For l = 1 .. L - 1:   T_l -> limit(algebra(T_l)) -> (g_l, g_l^-1) -> g_l . (W_l, W_{l+1})
 
-Each action leaves the input of the next pair as the earlier ones made it: after the pair l the
-input of pair l + 1 is A_l = s(W_l' A_{l-1}), which the action through the data then has to invert
-afresh.
+The action on pair l changes the input of pair l + 1 to A_l = s(W_l' A_{l-1}). The action through
+the data therefore computes the pseudo-inverse of A_l after it has moved pair l.
 """
 
 from __future__ import annotations
@@ -34,11 +33,11 @@ from metaopt.teleport.guard import Guard, drift
 
 
 def full_rank_inverse(A: Tensor) -> Tensor:
-    """A^+ = (A^T A)^-1 A^T where N <= n, else A^T (A A^T)^-1: for A [B, n, N] of full rank.
+    """A^+ = (A^T A)^-1 A^T if N <= n, else A^T (A A^T)^-1, for A [B, n, N] of full rank.
 
-    In float64, through the normal equations: in the inner loop a decomposition would wait for the
-    device, and stop at the first number that is not finite. Such a number, or a rank that is not
-    full, gives a drift that the guard sees instead.
+    It solves the normal equations in float64. A decomposition would make the inner loop wait for
+    the device, and would raise an error at a number that is not finite. With such a number, or
+    without full rank, the result is wrong; the drift then shows it to the guard.
     """
     is_tall = A.shape[-1] <= A.shape[-2]
     tall = A.double() if is_tall else A.double().mT
@@ -48,17 +47,18 @@ def full_rank_inverse(A: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class TeleportReport:
-    """What one teleport, or several stacked in front of [B], did; without a graph.
+    """What one teleport did, without a graph; several can be stacked in front of the axis B.
 
     Attributes:
-        generators: those that were applied where nothing was refused, each [B, k_l, k_l].
-        scale: factor on them, [B].
-        drift: of what the guard let through, [B].
-        refused: bool [B].
+        generators: the generators before ``scale``, each [B, k_l, k_l]; those of tasks where the
+            teleport was refused were not applied.
+        scale: the factor that the guard put on them, [B].
+        drift: the drift of what was applied, [B]; 0 if refused.
+        refused: whether the guard refused the teleport, bool [B].
         outputs_before: f(w) before the teleport, [B, m, N].
         earlier_log_ratio: log L(g.w) / L(w) of another teleport earlier in the step, [B]; 0
-            without one.
-        passed: the forward pass at the weights that it led to, where it was made.
+            if there was none.
+        passed: the forward pass at the new weights, or None if none was made.
     """
 
     together: ClassVar[int] = 10
@@ -73,7 +73,7 @@ class TeleportReport:
 
     @classmethod
     def stack(cls, reports: Sequence[TeleportReport]) -> TeleportReport:
-        """Several reports as one, their arrays [len(reports), B, ..]."""
+        """One report with the arrays of several, each [len(reports), B, ..]."""
         pairs = zip(*(report.generators for report in reports), strict=True)
         return cls(
             tuple(torch.stack(of_pair) for of_pair in pairs),
@@ -86,9 +86,13 @@ class TeleportReport:
 
     @classmethod
     def none(cls, weights: Weights, data: KnownNetwork) -> TeleportReport:
-        """The report of a step without teleport, at the weights that it leads to.
+        """The report of a step without a teleport.
 
-        Where the outputs overflow it says refused, as a guard would of any teleport there.
+        Tasks whose outputs are not finite count as refused, as they would under any guard.
+
+        Args:
+            weights: the weights after the step, each [B, out, in].
+            data: the network and its data.
         """
         outputs = forward(weights, data.X, data.s).outputs
         zeros = outputs.new_zeros(len(outputs))
@@ -103,14 +107,14 @@ class TeleportReport:
         )
 
     def moved(self, rule: Scaled, state: State) -> State:
-        """As it is: what rules know of a chain of layers, they see anew in every step."""
+        """The state, unchanged: rules read a chain of layers anew in every step."""
         return state
 
     @classmethod
     def traced(
         cls, reports: Sequence[TeleportReport], problem: Problem, after: Sequence[Observation]
     ) -> TeleportTrace:
-        """The trace of the last steps, from their reports and the losses after them."""
+        """The trace of consecutive steps, from their reports and the losses after them."""
         network = known_network(problem)
         with torch.no_grad():
             report = cls.stack(reports)
@@ -126,17 +130,17 @@ class TeleportReport:
 
     @property
     def norm(self) -> Tensor:
-        """Frobenius norm of what was applied, over all pairs together, [B]; 0 where refused."""
+        """sqrt(sum_l ||T_l||_F^2) of what was applied, [B]; 0 if refused."""
         squares = [T.square().sum(dim=(-2, -1)) for T in self.generators]
         norm = self.scale * torch.stack(squares).sum(0).sqrt()
         return torch.where(self.refused, 0.0, norm)
 
 
 def known_network(problem: Problem) -> KnownRegression:
-    """The network of a problem, for what needs it and its targets beside gradients.
+    """The network of a problem, with its data and targets.
 
     Raises:
-        InexactActionError: where the problem is of a family that keeps both to itself.
+        InexactActionError: if the problem's family does not expose its network.
     """
     if problem.network is None:
         raise InexactActionError(_UNKNOWN)
@@ -151,15 +155,15 @@ _UNKNOWN = (
 
 
 class TeleportEngine:
-    """Moves weights along the level set of the loss.
+    """w -> g.w: moves the weights along the level set of the loss.
 
     Args:
         action: how the group acts on a pair of layers.
-        to_element: the map from generator to element.
-        limit: the norm limit of generators.
-        guard: what happens to a teleport that drifts.
-        require_exact: raise where the shapes say that the action cannot be exact, instead of
-            leaving it to the guard.
+        to_element: the map from a generator to a group element.
+        limit: the limit on the norm of generators.
+        guard: what happens to a teleport that changes the outputs.
+        require_exact: if true, ``check`` raises an error where the shapes rule out an exact action.
+            If false, the guard deals with inexact teleports.
     """
 
     needs: ClassVar[Need] = Need.NETWORK
@@ -180,14 +184,14 @@ class TeleportEngine:
 
     @property
     def reads_data(self) -> bool:
-        """Whether the action is exact on the data at hand alone."""
+        """Whether the action reads the step's data, and so keeps the loss on those data only."""
         return self.action.needs_data
 
     def check(self, ground: Ground, weights: Weights) -> None:
-        """Raise ``InexactActionError`` where the action cannot be exact, if that is asked for.
+        """Raise ``InexactActionError`` if the action cannot be exact and ``require_exact`` is set.
 
-        Reads shapes, and for the action through the data the rank of X in float64: once for a
-        trajectory, not in the inner loop.
+        Reads shapes and, for the action through the data, computes the rank of X in float64. It is
+        meant to be called once a trajectory, not in the inner loop.
         """
         data = _network(ground)
         if not self.require_exact:
@@ -204,12 +208,12 @@ class TeleportEngine:
                 )
 
     def move(self, weights: Weights, generators: Generators, data: KnownNetwork) -> Weights:
-        """g.w without guard: every adjacent pair in turn.
+        """g.w without a guard: acts on every pair of adjacent layers in turn.
 
         Args:
             weights: L matrices [B, out, in].
-            generators: L - 1 generators in the algebra, within the norm limit.
-            data: what the action is carried through.
+            generators: L - 1 generators in the Lie algebra, within the norm limit.
+            data: the network and the data that the action may read.
         """
         moved = list(weights)
         needs_data = self.action.needs_data
@@ -231,14 +235,14 @@ class TeleportEngine:
         return tuple(moved)
 
     def move_back(self, weights: Weights, generators: Generators, data: KnownNetwork) -> Weights:
-        """g^-1.w without guard: the inverse elements, the last pair first.
+        """g^-1.w without a guard: applies the inverse elements, the last pair first.
 
-        In this order it undoes ``move`` whatever the depth, where the activations have full column
-        rank. Arguments as for ``move``.
+        In this order it undoes ``move`` at any depth, provided that the layers' inputs have full
+        column rank. Arguments as for ``move``.
         """
         moved = list(weights)
         needs_data = self.action.needs_data
-        # A pair leaves the inputs of the pairs before it alone.
+        # Moving a pair does not change the inputs of the pairs before it.
         inputs = forward(weights, data.X, data.s).inputs if needs_data else ()
         for layer in reversed(range(len(generators))):
             pair = LayerPair(
@@ -258,18 +262,18 @@ class TeleportEngine:
         return data.X_pinv if layer == 0 else full_rank_inverse(inputs[layer])
 
     def limited(self, generators: Generators) -> Generators:
-        """The generators in the algebra, within the norm limit."""
+        """The generators projected on the Lie algebra and brought within the norm limit."""
         return tuple(self.limit(self.action.algebra(T)) for T in generators)
 
     def teleport(
         self, weights: Weights, generators: Generators, ground: Ground
     ) -> tuple[Weights, TeleportReport]:
-        """w -> g.w under guard, with a report of norm, drift and refusals.
+        """w -> g.w under the guard, with a report of norm, drift and refusals.
 
         Args:
             weights: L matrices [B, out, in].
             generators: L - 1 matrices [B, k_l, k_l] of any norm.
-            ground: with a known network.
+            ground: what is known of the network; it must know the network and its data.
         """
         data = _network(ground)
         return self._under_guard(weights, self.limited(generators), data, self.move)
@@ -277,7 +281,13 @@ class TeleportEngine:
     def teleport_back(
         self, weights: Weights, generators: Generators, ground: Ground
     ) -> tuple[Weights, TeleportReport]:
-        """w -> g^-1.w under guard; generators as they were applied, limit and scale included."""
+        """w -> g^-1.w under the guard.
+
+        Args:
+            weights: L matrices [B, out, in].
+            generators: the generators as they were applied, after limit and scale.
+            ground: what is known of the network; it must know the network and its data.
+        """
         return self._under_guard(weights, generators, _network(ground), self.move_back)
 
     def _under_guard(
@@ -308,7 +318,7 @@ class TeleportEngine:
             guarded.refused,
             before.outputs,
             torch.zeros_like(guarded.drift),
-            # What guards measure last is where they leave the weights, unless they refuse.
+            # The last weights that a guard measures are those it returns, unless it refuses.
             before.where(guarded.refused, after),
         )
 

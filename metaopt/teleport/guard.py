@@ -1,9 +1,9 @@
-"""Guards: what happens to a teleport that moves the network's output.
+"""Guards: what happens to a teleport that changes the network's outputs.
 
     drift = ||f(g.w) - f(w)||_F / (||f(w)||_F + ||Y||_F)
 
-It is relative to the size of outputs and targets, not to the loss: relative to a loss that falls to
-0 it would explode. A non-finite drift passes no tolerance.
+The drift is relative to the size of outputs and targets. Relative to the loss it would grow without
+bound as the loss falls to 0. A drift that is not finite exceeds every tolerance.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ def drift(before: Tensor, after: Tensor, target_norm: Tensor) -> Tensor:
     """||f(g.w) - f(w)||_F / (||f(w)||_F + ||Y||_F), [B].
 
     Args:
-        before: f(w) [B, m, N].
-        after: f(g.w) [B, m, N].
-        target_norm: ||Y||_F [B]; zeros where the targets are not known.
+        before: f(w), [B, m, N].
+        after: f(g.w), [B, m, N].
+        target_norm: ||Y||_F, [B]; zeros if the targets are not known.
     """
     moved = torch.linalg.matrix_norm(after - before)
     scale = torch.linalg.matrix_norm(before) + target_norm
-    # Outputs and targets that vanish leave nothing to compare with.
+    # If outputs and targets are 0, the scale is 0: avoid 0 / 0.
     return moved / scale.clamp(min=torch.finfo(scale.dtype).tiny)
 
 
@@ -38,10 +38,10 @@ class Guarded:
     """A teleport after its guard.
 
     Attributes:
-        weights: g.w where the teleport was let through, w where it was refused.
-        drift: of what was let through, [B]; 0 where refused.
+        weights: g.w of tasks whose teleport was let through, w of tasks whose was refused.
+        drift: the drift of what was applied, [B]; 0 if refused.
         refused: bool [B].
-        scale: factor on the generators, below 1 where shrunk, [B].
+        scale: the factor on the generators, [B]; below 1 if the guard shrank them.
     """
 
     weights: Weights
@@ -51,7 +51,7 @@ class Guarded:
 
 
 class Guard(ABC):
-    """Decides, for each trajectory apart, whether and how far to teleport."""
+    """Decides, for each trajectory by itself, whether and how far to teleport."""
 
     @abstractmethod
     def __call__(
@@ -61,18 +61,18 @@ class Guard(ABC):
         move: Callable[[Weights, Generators], Weights],
         drift_of: Callable[[Weights], Tensor],
     ) -> Guarded:
-        """Teleport under guard.
+        """Teleport under the guard.
 
         Args:
-            weights: w.
-            generators: one for each adjacent pair of layers.
-            move: (w, generators) -> g.w.
-            drift_of: g.w -> drift [B], without a graph.
+            weights: w, each [B, out, in].
+            generators: one for each pair of adjacent layers, each [B, k_l, k_l].
+            move: the function (w, generators) -> g.w.
+            drift_of: the function g.w -> drift [B], without a graph.
         """
 
 
 class Unguarded(Guard):
-    """Lets everything through; the drift is measured all the same."""
+    """Lets every teleport through, and still measures its drift."""
 
     def __call__(
         self,
@@ -81,7 +81,7 @@ class Unguarded(Guard):
         move: Callable[[Weights, Generators], Weights],
         drift_of: Callable[[Weights], Tensor],
     ) -> Guarded:
-        """Teleport, measure, refuse nothing."""
+        """Teleport and measure the drift."""
         moved = move(weights, generators)
         measured = drift_of(moved)
         nothing = torch.zeros_like(measured, dtype=torch.bool)
@@ -89,10 +89,10 @@ class Unguarded(Guard):
 
 
 class Refuse(Guard):
-    """Leaves the weights where they are if the drift passes the tolerance.
+    """Leaves the weights as they are if the drift exceeds the tolerance.
 
     Args:
-        tolerance: the largest drift to let through.
+        tolerance: the largest drift that is let through.
     """
 
     def __init__(self, tolerance: float) -> None:
@@ -105,7 +105,7 @@ class Refuse(Guard):
         move: Callable[[Weights, Generators], Weights],
         drift_of: Callable[[Weights], Tensor],
     ) -> Guarded:
-        """Teleport, measure, undo what drifted too far."""
+        """Teleport, measure the drift, and undo the teleports that exceed the tolerance."""
         moved = move(weights, generators)
         measured = drift_of(moved)
         # Written so that NaN is refused.
@@ -119,14 +119,15 @@ class Refuse(Guard):
 
 
 class Shrink(Guard):
-    """Scales down the generators of a teleport that drifts too far, and refuses it if that fails.
+    """Scales down the generators of a teleport that drifts too far; refuses it if that fails.
 
-    A trial with drift d is repeated once, with the generators times tolerance / (2 d): enough where
-    drift grows linearly or faster, as it does near the identity. One more action a step; no waiting
-    for the device.
+        T -> T tolerance / (2 d)   if the drift d of a trial exceeds the tolerance
+
+    This is enough if drift grows linearly in T or faster, as it does near the identity. It costs
+    one more action a step, and does not wait for the device.
 
     Args:
-        tolerance: the largest drift to let through.
+        tolerance: the largest drift that is let through.
     """
 
     def __init__(self, tolerance: float) -> None:
@@ -139,7 +140,7 @@ class Shrink(Guard):
         move: Callable[[Weights, Generators], Weights],
         drift_of: Callable[[Weights], Tensor],
     ) -> Guarded:
-        """Try, scale, teleport, refuse."""
+        """Measure a trial's drift, scale the generators, teleport, refuse what still drifts."""
         with torch.no_grad():
             trial = drift_of(move(weights, generators))
             shrunk = torch.nan_to_num(self.tolerance / (2 * trial), nan=0.0, posinf=0.0)

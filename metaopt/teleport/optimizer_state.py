@@ -1,21 +1,21 @@
-"""What becomes of an optimizer's state when the weights are teleported under it.
+"""What happens to an optimizer's state when the weights that it trains are teleported.
 
     w -> a w,   m -> a^-T m,   v -> (a^-T)^2 v
 
-for momenta m, linear in gradients, and second moments v, linear in their squares entry by entry.
-The first is exact for every group, the second for positive scaling (D^-2 where D scales) and for
-permutations. Under a general matrix the new second moments depend on products of different entries
-of the gradient, which no optimizer here keeps: the state of those parameters is reset, step count
-included, so that Adam's correction of its bias starts again. (Coupled weight decay adds weights to
-the gradient, and these move by a and not by a^-T: there the transport is as good as the decay is
-small.)
+m stands for momenta, which are linear in gradients, and v for second moments, which are linear in
+the squares of the gradient's entries. The rule for m is exact for every group. The rule for v is
+exact for positive scaling (D^-2 if D scales) and for permutations. Under a general matrix the new
+second moments depend on products of different entries of the gradient, which no optimizer here
+keeps: the state of those parameters is reset, with its step count, so that Adam's bias correction
+starts again. (Coupled weight decay adds weights to the gradient. These move by a, not by a^-T, so
+that the transport of momenta is then inexact, by an error that is small if the decay is small.)
 
-A learned rule says what its state is (``rules.Kept``). Its means of gradients and of their squares
-move as above; what a layer-wise LSTM knows of a whole parameter stays. The states of a
-coordinate-wise LSTM are no known function of gradients: as it treats all hidden units alike they
-are relabelled with them, and under any other element those of moved parameters are reset. Where
-some state belongs to all parameters together (that of teleporters and flattened rules) all of it is
-reset.
+The optimizer of a learned rule says what each tensor of its state is (``Kept``). Means of gradients
+and of their squares move as above. What a layer-wise LSTM keeps of a whole parameter stays the
+same. The states of a coordinate-wise LSTM are no known function of gradients: a permutation
+relabels them with the hidden units, and any other element resets those of the parameters that
+moved. If part of the state belongs to all parameters together, as that of teleporters and flattened
+rules does, the whole state is reset.
 """
 
 from __future__ import annotations
@@ -43,23 +43,23 @@ DEGREES: dict[type[Optimizer], dict[str, int]] = {
 
 @runtime_checkable
 class Learned(Protocol):
-    """An optimizer with a learned rule: it knows what its state is."""
+    """An optimizer with a learned rule, which can say what its state is."""
 
     def shared_state(self) -> list[str]:
         """The keys of the state that belongs to all parameters together."""
 
     def kept(self, key: str) -> Kept | None:
-        """What a tensor in a parameter's state belongs to; None for a copy of the parameter."""
+        """What a tensor of a parameter's state belongs to; None for a copy of the parameter."""
 
 
 def unwrapped(optimizer: Optimizer) -> Optimizer:
-    """The optimizer within the wrappers of training libraries: it is what has the state."""
+    """The optimizer inside the wrappers of training libraries; that one holds the state."""
     inner = getattr(optimizer, "optimizer", None)
     return unwrapped(inner) if isinstance(inner, Optimizer) else optimizer
 
 
 def require_optimizer_of(optimizer: Optimizer, model: nn.Module) -> None:
-    """Raises ``ValueError`` for what is no optimizer, or holds none of a model's parameters."""
+    """Raise ``ValueError`` if it is not an optimizer, or optimizes no parameter of the model."""
     groups = getattr(optimizer, "param_groups", None)
     if isinstance(optimizer, type) or not isinstance(groups, list | tuple):
         found = optimizer.__name__ if isinstance(optimizer, type) else type(optimizer).__name__
@@ -77,7 +77,7 @@ def require_optimizer_of(optimizer: Optimizer, model: nn.Module) -> None:
 
 
 def reset(optimizer: Optimizer, model: nn.Module, found: Touches) -> None:
-    """Forget the state of every parameter that is moved, and what belongs to all together."""
+    """Reset the state of every parameter that moved, and all state if parameters share some."""
     if found and isinstance(optimizer, Learned) and optimizer.shared_state():
         optimizer.state.clear()
     for path in found:
@@ -86,10 +86,15 @@ def reset(optimizer: Optimizer, model: nn.Module, found: Touches) -> None:
 
 @torch.no_grad()
 def transport(optimizer: Optimizer, model: nn.Module, found: Touches) -> None:
-    """Move the state with the weights, or forget it parameter by parameter where that is unknown.
+    """Move the state with the weights; reset it for parameters where no exact rule is known.
+
+    Args:
+        optimizer: the optimizer, whose state changes in place.
+        model: the model that is teleported.
+        found: what the teleport does to each tensor of the model, by path.
 
     Raises:
-        ValueError: for an optimizer of which it is not known what its state is.
+        ValueError: if the kind of the optimizer is not known.
     """
     if isinstance(optimizer, Learned):
         if optimizer.shared_state():
@@ -110,7 +115,7 @@ def transport(optimizer: Optimizer, model: nn.Module, found: Touches) -> None:
 
 
 Moved = dict[str, Tensor] | None
-"""The state of a parameter after a teleport; None where it is to be forgotten."""
+"""The state of a parameter after a teleport, or None if it is to be reset."""
 OfParameter = Callable[[Tensor, Mapping[str, Tensor], list[Touch]], Moved]
 
 
@@ -133,7 +138,7 @@ def _by_degree(optimizer: Optimizer) -> OfParameter:
 def _by_kind(
     optimizer: Learned, parameter: Tensor, state: Mapping[str, Tensor], steps: list[Touch]
 ) -> Moved:
-    """States [any, *shape] of entries, and what has the parameter's shape, by what they are."""
+    """The moved state of a parameter: each tensor, [any, *shape], according to its ``Kept``."""
     found: dict[str, Tensor] = {}
     for key, tensor in state.items():
         kept = optimizer.kept(key)
@@ -160,7 +165,7 @@ def _of_kind(part: Tensor, kept: Kept | None, steps: list[Touch]) -> Tensor | No
         case Kept.ENTRIES:
             if not all(isinstance(touch.element, Relabelling) for touch in steps):
                 return None
-    # Relabelled, or a copy of the weights: as the weights are.
+    # Entries that are relabelled, and copies of the weights, move as the weights do.
     for touch in steps:
         part = touch.weights(part)
     return part
@@ -193,7 +198,7 @@ POLICIES: dict[str, Callable[[Optimizer, nn.Module, Touches], None]] = {
 
 
 class Kept(Enum):
-    """What a tensor of a rule's state belongs to, and how it moves when the weights teleport."""
+    """What a tensor of a rule's state belongs to, and so how it moves when the weights teleport."""
 
     ALL = "all parameters together"
     TENSORS = "parameters, [B, any, L] with a column for each; stays under every element"

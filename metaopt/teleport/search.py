@@ -1,4 +1,4 @@
-"""Where on the orbit to go: the direction in which the gradient's norm grows fastest."""
+"""The direction on the orbit in which the norm of the gradient grows fastest."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ from metaopt.teleport.engine import TeleportEngine, known_network
 
 
 def ascent_direction(problem: Problem, weights: Weights, engine: TeleportEngine) -> Generators:
-    """D = d/dT ||grad L(exp(T).w)||_F^2 at T = 0, for each pair of adjacent layers [B, k_l, k_l].
+    """D = d/dT ||grad L(exp(T).w)||_F^2 at T = 0, one [B, k_l, k_l] for each pair of layers.
 
     Args:
-        problem: whose network is known.
-        weights: w.
-        engine: whose action and element map carry T out.
+        problem: the problem; its network must be known.
+        weights: w, each [B, out, in].
+        engine: the engine whose action and element map turn T into a teleport.
+
+    Raises:
+        InexactActionError: if the problem's family does not expose its network.
     """
     network = known_network(problem)
     with torch.enable_grad():

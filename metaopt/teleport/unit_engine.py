@@ -1,10 +1,10 @@
 """Positive scaling of single hidden units, on parameters of any shape: exact on any data.
 
-    w -> exp(l) w,   l the sum of +-t_i over the units i that an entry makes or reads (``units``)
+    w -> exp(l) w,   l = the sum of +-t_i over the units i that an entry makes (+) or reads (-)
 
-the diagonal part of the general linear group. Gradients move by exp(-l), their squares by
-exp(-2 l): by the inverse transpose of the action's differential. On mini-batches no larger part of
-the group leaves the loss.
+This is the diagonal part of the general linear group (``symmetry.units``). Gradients move by
+exp(-l) and their squares by exp(-2 l), the inverse transpose. On mini-batches no larger part of the
+general linear group keeps the loss.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from metaopt.teleport.guard import drift
 
 @dataclass(frozen=True)
 class UnitReport:
-    """What one scaling of units did.
+    """What one scaling of hidden units did.
 
     Attributes:
-        t: logarithms of the factors that were applied, [B, K].
-        log_factors: l of each entry, shaped like the weights.
-        before: the weights before it.
-        passed: no forward pass was made.
+        t: the logarithms of the factors that were applied, [B, K].
+        log_factors: l of each entry, tensors shaped like the weights.
+        before: the weights before the teleport.
+        passed: None, since the engine makes no forward pass.
     """
 
     together: ClassVar[int] = 1
@@ -45,17 +45,17 @@ class UnitReport:
     passed: None = None
 
     def moved(self, rule: Scaled, state: State) -> State:
-        """The rule's state at exp(l) w."""
+        """The state of a rule at the weights exp(l) w."""
         return rule.scaled(state, self.t, self.log_factors)
 
     @classmethod
     def traced(
         cls, reports: Sequence[UnitReport], problem: Problem, after: Sequence[Observation]
     ) -> TeleportTrace:
-        """The trace of one step, which is exact up to rounding: one more loss.
+        """The trace of one step; costs one more evaluation of the loss.
 
-        Its drift is that of the outputs where they are known, else the change of the loss on the
-        data at hand, relative to it.
+        The scaling is exact up to rounding. The drift reported is that of the outputs if they are
+        known, and otherwise the relative change of the loss on the step's data.
         """
         (report,), (observation,) = reports, after
         with torch.no_grad():
@@ -81,11 +81,11 @@ class UnitReport:
 
 
 class UnitEngine:
-    """Scales hidden units: w -> exp(l) w, with sqrt(mean t^2) within a limit.
+    """w -> exp(l) w, with sqrt(mean_i t_i^2) within a limit: scales hidden units.
 
     Args:
-        limit: of the norm of t / sqrt(K), the root mean square over units, so that it means the
-            same at any width.
+        limit: the limit on ||t|| / sqrt(K), the root mean square of t over the hidden units. Being
+            a mean, it means the same for networks of any width.
     """
 
     needs: ClassVar[Need] = Need.UNITS
@@ -95,7 +95,7 @@ class UnitEngine:
         self.limit = limit
 
     def check(self, ground: Ground, weights: Weights) -> None:
-        """Raise ``InexactActionError`` where no symmetries are known."""
+        """Raise ``InexactActionError`` if the hidden units are not known."""
         if ground.units is None:
             raise InexactActionError(
                 "scaling hidden units needs to know them: a family of your own lists them as "
@@ -105,12 +105,12 @@ class UnitEngine:
     def teleport(
         self, weights: Weights, generators: Generators, ground: Ground
     ) -> tuple[Weights, UnitReport]:
-        """w -> g.w, with a report.
+        """w -> exp(l) w, with a report.
 
         Args:
-            weights: each [B, out, rest].
-            generators: one, the diagonal t, [B, K], of any norm.
-            ground: whose units they are.
+            weights: w, each [B, out, rest].
+            generators: one diagonal t, [B, K], of any norm.
+            ground: what is known of the network; it must know the hidden units.
         """
         units = ground.units
         assert units is not None

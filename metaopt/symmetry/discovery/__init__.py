@@ -1,1 +1,1 @@
-"""The symmetries of an ``nn.Module``: traced, followed from layer to layer, put to the test."""
+"""Finds the symmetries of an ``nn.Module``: traces it, follows its layers, tests what it found."""

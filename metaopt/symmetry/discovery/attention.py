@@ -1,10 +1,10 @@
 """The symmetries inside torch's own attention and transformer modules, head by head.
 
-    q_h -> g q_h,   k_h -> g^-T k_h        q_h^T k_h stays
-    v_h -> g v_h,   W_o,h -> W_o,h g^-1    W_o,h v_h stays
+    q_h -> g q_h,   k_h -> g^-T k_h        q_h^T k_h stays the same
+    v_h -> g v_h,   W_o,h -> W_o,h g^-1    W_o,h v_h stays the same
 
-with the rows of W_q, W_k, W_v, their biases and the learned extra key and value (``bias_k``,
-``bias_v``) moving along. They hold however often and on whatever the module is called.
+The rows of W_q, W_k, W_v move, with their biases and the learned extra key and value (``bias_k``,
+``bias_v``). These symmetries hold on all inputs, and however often the module is called.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def _is_packed(attention: nn.MultiheadAttention) -> bool:
 
 
 def _projection(attention: nn.MultiheadAttention, path: str, role: int) -> tuple[Slot, ...]:
-    """The rows of all heads that make queries (0), keys (1) or values (2)."""
+    """The rows of all heads that make queries (role 0), keys (1) or values (2)."""
     start = role * attention.embed_dim
     slots: tuple[Slot, ...] = (
         Slot(path, "in_proj_weight", 0, start)
@@ -50,7 +50,7 @@ def _projection(attention: nn.MultiheadAttention, path: str, role: int) -> tuple
 
 
 def inside_attention(attention: nn.MultiheadAttention, path: str) -> Iterator[Symmetry]:
-    """GL(head width) on queries and keys, and on values and the output projection, per head."""
+    """Per head, GL(head width) on queries and keys, and on values and output projection."""
     heads, width = attention.num_heads, attention.head_dim
     query, key, value = (_projection(attention, path, role) for role in range(3))
     out = (Slot(path, "out_proj.weight", 1),)
@@ -62,7 +62,7 @@ def inside_attention(attention: nn.MultiheadAttention, path: str) -> Iterator[Sy
 def input_slots(
     attention: nn.MultiheadAttention, path: str, node: fx.Node, source: fx.Node
 ) -> tuple[Slot, ...]:
-    """The columns that read ``source`` where it is given as query, key or value; else nothing."""
+    """The columns that read ``source`` as query, key or value; none if it is not passed."""
     given = dict(zip(ROLES, node.args, strict=False)) | node.kwargs
     others = [value for name, value in given.items() if name not in ROLES]
     if source in others or source in node.args[3:]:
@@ -72,7 +72,7 @@ def input_slots(
 
 
 def role_slots(attention: nn.MultiheadAttention, path: str, roles: list[int]) -> tuple[Slot, ...]:
-    """The columns of W_q (0), W_k (1) and W_v (2)."""
+    """The columns of W_q (role 0), W_k (1) and W_v (2) that read the attention's inputs."""
     E = attention.embed_dim
     if _is_packed(attention):
         return tuple(Slot(path, "in_proj_weight", 1, rows=(role * E, E)) for role in roles)
@@ -80,10 +80,10 @@ def role_slots(attention: nn.MultiheadAttention, path: str, roles: list[int]) ->
 
 
 def inside_transformer_layer(layer: Any, path: str) -> Iterator[Symmetry | Skipped]:
-    """Those of ``TransformerEncoderLayer`` and ``TransformerDecoderLayer``, beside attention's own.
+    """The symmetries of a torch transformer encoder or decoder layer besides its attention's.
 
-    Each normalisation ahead of its block (``norm_first``) with the layers that read it, and the two
-    layers of the feed-forward block.
+    They are those of each normalisation in front of a block (``norm_first``) and the layers that
+    read it, and those of the two layers of the feed-forward block.
     """
     prefix = f"{path}." if path else ""
     for name, kind in PARTS.items():

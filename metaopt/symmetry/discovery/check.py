@@ -1,8 +1,9 @@
-"""Symmetries put to the test on an example: what changes the outputs is none.
+"""Tests symmetries on an example: one that changes the outputs is false.
 
-An example decides about a symmetry only if it would show a false one. Whether it does is seen from
-half of the symmetry, x -> g x without y -> g^-T y, which is none: where the outputs stay even so (a
-last layer of zeros, a precision too coarse for the change), nothing is decided.
+An example proves something only if a false symmetry would change the outputs on it. To find out,
+half of the symmetry is applied, x -> g x without y -> g^-T y, which is no symmetry. If even this
+does not change the outputs (the last layer is zero, or the precision too coarse), the example
+decides nothing.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ NORM = 0.5
 
 @torch.no_grad()
 def _outputs(model: nn.Module, example: Any) -> list[Tensor]:
-    """Those in training mode and then in evaluation mode, with one state of the random numbers."""
-    # Layers in place would change the user's inputs.
+    """The model's outputs in training and then in evaluation mode, from fixed random numbers."""
+    # Layers that work in place would change the user's inputs.
     example = pytree.tree_map_only(Tensor, Tensor.clone, example)
     arguments: Sequence[Any] = ()
     keywords: Mapping[str, Any] = {}
@@ -49,14 +50,14 @@ def _outputs(model: nn.Module, example: Any) -> list[Tensor]:
 
 
 class Trial:
-    """A model on an example, with some of its symmetries carried out and taken back.
+    """Applies symmetries to a model, runs it on an example, and restores it.
 
-    It is tried in place: what code of the model may hold elsewhere (in closures, globals, copies of
-    its own) is part of it, and is not in a copy of the model. Afterwards the model is as it was, to
-    the bit.
+    The model itself is changed, not a copy, because its code may hold tensors elsewhere (in
+    closures, globals, its own copies) that a copy would miss. Afterwards the model is restored bit
+    for bit.
 
     Args:
-        model: to try.
+        model: the model to run.
         example: the inputs: one tensor, a tuple of arguments, or a mapping of keyword arguments.
     """
 
@@ -67,14 +68,14 @@ class Trial:
         self._before = self._outputs([])
 
     def _outputs(self, chosen: Sequence[Symmetry]) -> list[Tensor]:
-        """Those with a random element of each symmetry."""
+        """The outputs after a random element of each of these symmetries."""
         touched = touches(self._model, chosen, NORM, seed=0)
         with self._guard.holding_tensors():
             move_for_a_trial(self._model, touched)
             return copy_context().run(_outputs, self._model, self._example)
 
     def _deviation(self, chosen: Sequence[Symmetry]) -> float:
-        """The largest relative change of an output."""
+        """The largest relative change ||x - y|| / ||x|| of an output x."""
         changes = [
             float((x - y).norm() / x.norm().clamp(min=torch.finfo(x.dtype).tiny))
             for x, y in zip(self._before, self._outputs(chosen), strict=True)
@@ -82,10 +83,11 @@ class Trial:
         return max((math.inf if math.isnan(change) else change for change in changes), default=0.0)
 
     def deviations(self, symmetries: Sequence[Symmetry]) -> list[float]:
-        """For each symmetry by how much it changes the outputs, where that is more than rounding.
+        """By how much each symmetry changes the outputs.
 
         Returns:
-            Relative changes; 0 within the square root of the precision of the parameters.
+            One relative change for each symmetry; 0 if it is at most the square root of the machine
+            precision of the parameters.
         """
         tolerance = _tolerance(self._model)
         if self._deviation(symmetries) <= tolerance:
@@ -94,11 +96,11 @@ class Trial:
         return [change if change > tolerance else 0.0 for change in each]
 
     def would_show(self, symmetry: Symmetry) -> bool:
-        """Whether the outputs change under half of a symmetry."""
+        """Whether half of the symmetry changes the outputs, so that the example can decide."""
         half = replace(symmetry, outgoing=())
         return self._deviation([half]) > _tolerance(self._model)
 
 
 def _tolerance(model: nn.Module) -> float:
-    """Of relative changes of outputs: the square root of the precision of the parameters."""
+    """The relative change that counts as rounding: sqrt of the parameters' machine precision."""
     return max(torch.finfo(p.dtype).eps for p in model.parameters() if p.is_floating_point()) ** 0.5

@@ -1,8 +1,8 @@
-"""The symmetries of a model, found from its modules and from which of them feeds which.
+"""Finds the symmetries of a model from its modules and from which module feeds which.
 
-From each layer its output is followed through all that reads it, until every way ends in layers
-that can undo a change of basis. The groups that pass all operations on the way are those of the
-pair. One reader that is not known, and the layer is left alone.
+The output of each layer is followed through everything that reads it, until each path ends in a
+layer that can undo a change of basis. The groups of this symmetry are those that commute with all
+operations on the way. If one reader is unknown, the layer is left alone.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
 
 @dataclass
 class _Way:
-    """What is met on the way from a layer to those that read it."""
+    """What lies on the paths from a layer to the layers that read it."""
 
     slots: list[Slot] = field(default_factory=list)
     carried: list[Slot] = field(default_factory=list)
@@ -38,21 +38,21 @@ class _Way:
     assumes: list[str] = field(default_factory=list)
 
     def why_no_continuous_group(self) -> str:
-        """Which of the limits leave none."""
+        """The operations on the way that allow permutations only, as a reason."""
         curved = [name for name, allows in self.limits.items() if largest(allows) is None]
         return f"only permutations pass {', '.join(curved)}"
 
 
 class _BlockedError(Exception):
-    """The output of a layer goes where it must not change."""
+    """Something reads the output of a layer and does not allow it to change."""
 
 
 class Finder:
-    """The symmetries that one trace shows.
+    """Finds the symmetries that one trace shows.
 
     Args:
-        model: traced.
-        trace: of it.
+        model: the model that was traced.
+        trace: one trace of it.
         permutations: whether to list permutations too.
     """
 
@@ -62,7 +62,7 @@ class Finder:
         self.permutations = permutations
 
     def found(self) -> Iterator[Symmetry | Skipped]:
-        """What each call of a layer gives."""
+        """The symmetries of all layers that the trace calls, and the layers that have none."""
         for node in self.trace.graph.nodes:
             module = self._module(node)
             if module is None:
@@ -109,7 +109,7 @@ class Finder:
             yield replace(common, group=Group.PERMUTATION, incoming=incoming, allows=only)
 
     def _follow(self, node: fx.Node, layout: Layout, size: int, way: _Way) -> None:
-        """Collect all readers of a node; raises ``_BlockedError`` at one that is not known."""
+        """Collect all readers of a node; raise ``_BlockedError`` at one that is unknown."""
         if not node.users:
             raise _BlockedError("nothing reads its output")
         for user in node.users:
@@ -127,7 +127,7 @@ class Finder:
     def _is_reader(
         self, user: fx.Node, node: fx.Node, layout: Layout, size: int, way: _Way
     ) -> bool:
-        """Whether a node ends the way; notes its slots if so."""
+        """Whether the path ends at this node; if so, its slots are noted."""
         module, path = self._module(user), str(user.target)
         if module is None or path in self.trace.opaque:
             return False
@@ -144,11 +144,11 @@ class Finder:
         return True
 
     def _passage(self, user: fx.Node, node: fx.Node, layout: Layout, size: int) -> Passage | None:
-        """How a hidden space passes a node, if in a way that is known."""
+        """What a node does to the hidden space that it passes on; None if that is unknown."""
         given = [*user.args, *user.kwargs.values()]
         if sum(argument is node for argument in given) != 1:
             return None
-        # All operations take the hidden space first, but for a number times it.
+        # Every known operation takes the hidden space first, except a number times it.
         if user.args[:1] != (node,) and user.target is not operator.mul:
             return None
         module = self._module(user)
@@ -159,8 +159,8 @@ class Finder:
         return None if rule is None else rule(user, module, layout)
 
     def _layout_before(self, node: fx.Node) -> Layout | None:
-        """Where the channels of a call's input lie, if a convolution or a flattening made it."""
-        # An axis that is none: whatever returns it changes no axes.
+        """Where the channels of a call's input lie, if a convolution or flattening made it."""
+        # Tensors have no axis -9: an operation that returns this layout has moved no axes.
         any_layout = Layout(-9)
         while node.args and isinstance(node.args[0], fx.Node):
             node = node.args[0]
@@ -179,7 +179,7 @@ class Finder:
         return None
 
     def _module(self, node: fx.Node) -> nn.Module | None:
-        """Of a call, if it is one of a module."""
+        """The module that a node calls; None if it calls none."""
         if node.op != "call_module":
             return None
         return self.model.get_submodule(str(node.target))
@@ -190,7 +190,7 @@ class Finder:
             raise _BlockedError(f"'{path}' is called {calls} times")
 
     def _name(self, node: fx.Node) -> str:
-        """Of what a node does."""
+        """The name of the operation of a node, for messages."""
         module = self._module(node)
         if module is None:
             return str(getattr(node.target, "__name__", node.target))

@@ -1,6 +1,6 @@
-"""Which stretches of a layer make its output, and which read its input.
+"""Which slots of a layer make its output, and which read its input.
 
-| layer                | makes: incoming stretches              | reads: outgoing stretches   |
+| layer                | makes: incoming slots                  | reads: outgoing slots       |
 | Linear               | rows of W, b; every group              | columns of W                |
 | Conv1d, 2d, 3d       | output channels of W, b; every group   | input channels of W         |
 | the same, grouped    | positive scaling                       | positive scaling            |
@@ -9,8 +9,9 @@
 | LayerNorm, RMSNorm   | affine weight and bias; scaling        | nothing                     |
 | MultiheadAttention   | see ``attention.py``                   | columns of W_q, W_k and W_v |
 
-A normalisation takes out the scale of what it reads, but only to within its eps; that is no exact
-symmetry, so none ends in one. What is behind its affine part is exact, in training and evaluation.
+A normalisation removes the scale of its input only to within its eps. That is no exact symmetry, so
+that no symmetry ends at a normalisation. A symmetry can begin at its affine part, and is exact in
+training and in evaluation.
 """
 
 from __future__ import annotations
@@ -41,14 +42,14 @@ NORMS: tuple[type[nn.Module], ...] = (*BATCH_NORMS, *LAYER_NORMS, nn.GroupNorm)
 
 @dataclass(frozen=True)
 class Made:
-    """A hidden space at the output of a layer.
+    """The hidden space at the output of a layer.
 
     Attributes:
-        size: number of units.
-        slots: that make it.
-        layout: of the units.
-        allows: groups that act on these slots.
-        assumes: what the trace does not tell.
+        size: the number of hidden units.
+        slots: the slots that make them.
+        layout: where the units lie in the output.
+        allows: the groups that can act on these slots.
+        assumes: what must be true and the trace does not show; "" if nothing.
     """
 
     size: int
@@ -67,7 +68,7 @@ class Read:
 
 
 def convolved_axes(module: nn.Module) -> int | None:
-    """How many axes a convolution runs over; None for other modules."""
+    """The number of axes that a convolution runs over; None for other modules."""
     return CONVOLUTIONS.get(type(module)) or TRANSPOSED.get(type(module))
 
 
@@ -77,11 +78,11 @@ def _weight_and_bias(module: nn.Module, path: str, axis: int) -> tuple[Slot, ...
 
 
 def makes(module: Any, path: str, fed: Layout | None) -> Made | str:
-    """The hidden space that a layer makes, or why it makes none.
+    """The hidden space that a layer makes, or the reason why it makes none.
 
     Args:
         module: the layer.
-        path: of it.
+        path: its path.
         fed: where the units of its input lie, if that is known.
     """
     kind = type(module)
@@ -114,7 +115,7 @@ def _norm_makes(module: Any, path: str, fed: Layout | None) -> Made | str:
 
 
 def norm_layout(module: Any, path: str, fed: Layout | None) -> tuple[Layout | None, str]:
-    """Where a normalisation has its weights, and what that assumes."""
+    """The layout of a normalisation's weights, or None, and what that assumes."""
     kind = type(module)
     if kind in LAYER_NORMS:
         return Layout(-1), ""
@@ -128,7 +129,7 @@ def norm_layout(module: Any, path: str, fed: Layout | None) -> tuple[Layout | No
 
 
 def norm_passage(module: Any, path: str, layout: Layout, size: int) -> Passage | None:
-    """Permutations pass a normalisation if its own vectors are permuted along."""
+    """How permutations pass a normalisation: its own vectors are permuted with the units."""
     own, assumes = norm_layout(module, path, layout)
     names = ("weight", "bias", "running_mean", "running_var")
     vectors = [name for name in names if getattr(module, name, None) is not None]
@@ -144,15 +145,15 @@ def norm_passage(module: Any, path: str, layout: Layout, size: int) -> Passage |
 def reads(
     module: Any, path: str, node: fx.Node, source: fx.Node, layout: Layout, size: int
 ) -> Read | None:
-    """The slots of a layer that read a hidden space, or None where it does not in a known way.
+    """The slots of a layer that read a hidden space; None if it does not read it in a known way.
 
     Args:
         module: the layer.
-        path: of it.
-        node: of its call.
-        source: the node with the hidden space.
-        layout: of the units in it.
-        size: number of units.
+        path: its path.
+        node: the node that calls it.
+        source: the node whose value is the hidden space.
+        layout: where the units lie in that value.
+        size: the number of units.
     """
     kind = type(module)
     if kind is nn.MultiheadAttention:

@@ -1,4 +1,4 @@
-"""Which tensors of a model lie where in memory."""
+"""Which tensors of a model share memory."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ PLAIN = (Tensor, nn.Parameter, nn.Buffer)
 
 
 def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Parameters, buffers and plain attributes, each under every name that its module has for it.
+    """Parameters, buffers and tensors in plain attributes, under every name within their module.
 
-    A module under two names is one module, and appears under the first.
+    A module that has several paths appears under the first.
     """
     for path, module in model.named_modules():
         for held in (module._parameters, module._buffers, module.__dict__):
@@ -23,7 +23,7 @@ def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def shared_memory(model: nn.Module) -> dict[str, str]:
-    """Path of each tensor that overlaps with another in memory -> path of such another."""
+    """For each tensor that overlaps with another in memory: its path -> the path of the other."""
     spans = []
     for path, tensor in named_tensors(model):
         if tensor.numel() and tensor.device.type != "meta" and tensor.layout is torch.strided:
@@ -42,10 +42,10 @@ def shared_memory(model: nn.Module) -> dict[str, str]:
 
 
 class Owners:
-    """Finds, among tensors with a path, those that another tensor is or shares its storage with.
+    """Finds which of some named tensors another tensor is, or shares its storage with.
 
     Args:
-        named: path and tensor of each.
+        named: the path and the tensor of each.
     """
 
     def __init__(self, named: Iterable[tuple[str, Tensor]]) -> None:
@@ -56,7 +56,7 @@ class Owners:
                     self._paths.setdefault(key, []).append(path)
 
     def paths(self, tensor: Tensor) -> list[str]:
-        """Of what changes with a tensor; none where it is apart from them all."""
+        """The paths of the named tensors that may change if ``tensor`` is written to."""
         own = self._paths.get(id(tensor))
         if own is not None:
             return own
@@ -65,7 +65,7 @@ class Owners:
 
 
 def _storage(tensor: Tensor) -> tuple[str, int] | None:
-    """Where the storage of a tensor begins, if it has one."""
+    """The device and address of a tensor's storage; None if it has none."""
     if type(tensor) not in PLAIN or tensor.layout is not torch.strided or tensor.is_meta:
         return None
     start = tensor.untyped_storage().data_ptr()

@@ -1,4 +1,4 @@
-"""Why a module must not be moved, whatever feeds it: sharing, hooks, frozen or foreign tensors."""
+"""Why a tensor must not be moved, whatever feeds it: sharing, hooks, or of a kind not supported."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from metaopt.symmetry.groups import Slot
 
 
 class Obstacles:
-    """Says of slots why they must stay.
+    """Says for which reason slots must not be moved.
 
     Args:
-        model: whose parameters they are.
-        traces: of the model.
+        model: the model that the slots belong to.
+        traces: the traces of the model.
     """
 
     def __init__(self, model: nn.Module, traces: list[Trace]) -> None:
@@ -28,16 +28,16 @@ class Obstacles:
             self.unseen |= trace.unseen
 
     def of_slots(self, slots: tuple[Slot, ...]) -> str | None:
-        """The first reason found, or None."""
+        """The first reason that is found, or None."""
         reasons = (self.of_module(slot.module) or self.of_tensor(slot) for slot in slots)
         return next((reason for reason in reasons if reason is not None), None)
 
     def open_of_slots(self, slots: tuple[Slot, ...]) -> str:
-        """What no trace shows of code that may come to the tensors of slots; "" if nothing."""
+        """What is assumed of untraced code that could read the slots; "" if nothing."""
         return next((self.unseen[slot.path] for slot in slots if slot.path in self.unseen), "")
 
     def of_module(self, path: str) -> str | None:
-        """Why a module must stay as it is, or None."""
+        """Why the tensors of a module must not be moved, or None."""
         module = self.model.get_submodule(path)
         if any(places[id(module)] > 1 for places in self.places):
             return f"'{path}' is used in two places"
@@ -45,7 +45,7 @@ class Obstacles:
         return None if reason is None else f"'{path}': {reason}"
 
     def of_tensor(self, slot: Slot) -> str | None:
-        """Why the tensor of a slot must stay as it is, or None."""
+        """Why the tensor of a slot must not be moved, or None."""
         owner, _, name = slot.path.rpartition(".")
         module = self.model.get_submodule(owner)
         tensor: Tensor | None = module._parameters.get(name)

@@ -1,13 +1,13 @@
-"""What lies between the layers: which groups pass an operation, and where the units lie after it.
+"""The operations between layers: which groups commute with each, and where the units lie after it.
 
-| operation                                             | passes                          |
+| operation                                             | commutes with                   |
 | identity, scalar multiples, average pooling, flatten  | every group                     |
 | ReLU, LeakyReLU, PReLU with one slope, max pooling    | positive scaling, permutations  |
 | PReLU with many slopes, RReLU, dropout                | positive scaling                |
 | other elementwise functions (GELU, tanh, ...)         | permutations                    |
-| BatchNorm, LayerNorm (their own vectors go along)     | permutations                    |
+| BatchNorm, LayerNorm (their own vectors move too)     | permutations                    |
 
-Dropout commutes with a diagonal for the same mask; behind a permutation the mask would be another.
+Dropout commutes with a diagonal matrix under the same mask. A permutation would need another mask.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ from metaopt.symmetry.groups import ALL, CHANNELWISE, RELABELS, SCALES, Group, S
 
 
 class Order(Enum):
-    """How the axis of the units is made up."""
+    """What the entries along the axis of the units stand for."""
 
     UNITS = auto()
-    """Of the units alone."""
+    """The units alone."""
     UNITS_POSITIONS = auto()
-    """Flattened, the positions of a unit side by side (images)."""
+    """Flattened images: unit by unit, each with all its positions."""
     POSITIONS_UNITS = auto()
-    """Flattened, the units of a position side by side (sequences)."""
+    """Flattened sequences: position by position, each with all units."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the units of a hidden space lie in its tensor.
+    """Where the units of a hidden space lie in a tensor.
 
     Attributes:
-        axis: counted from the end, so negative.
-        order: of what the axis holds.
+        axis: the axis, counted from the end and so negative.
+        order: what the entries along the axis stand for.
     """
 
     axis: int
@@ -54,10 +54,10 @@ class Passage:
     """What an operation does to a hidden space.
 
     Attributes:
-        layout: behind it.
-        allows: the groups that pass.
-        carried: vectors that are permuted along with the units.
-        assumes: what the trace does not tell.
+        layout: where the units lie after it.
+        allows: the groups that commute with it.
+        carried: vectors of the operation that have to be permuted with the units.
+        assumes: what must be true and the trace does not show; "" if nothing.
     """
 
     layout: Layout
@@ -67,16 +67,16 @@ class Passage:
 
 
 Rule = Callable[[fx.Node, Any, Layout], Passage | None]
-"""(node, its module or None, layout before) -> passage; None where no group passes."""
+"""(node, its module or None, layout before) -> passage; None if no group commutes with it."""
 
 
 def elementwise(allows: frozenset[Group]) -> Rule:
-    """A function of each entry alone."""
+    """A function that is applied to each entry alone."""
     return lambda node, module, layout: Passage(layout, allows)
 
 
 def pooling(dims: int, allows: frozenset[Group]) -> Rule:
-    """Over the last ``dims`` axes, which must not be the units'."""
+    """Pooling over the last ``dims`` axes, none of which may be the axis of the units."""
 
     def rule(node: fx.Node, module: Any, layout: Layout) -> Passage | None:
         indices = getattr(module, "return_indices", node.kwargs.get("return_indices", False))
@@ -86,24 +86,24 @@ def pooling(dims: int, allows: frozenset[Group]) -> Rule:
 
 
 def dropout(node: fx.Node, module: Any, layout: Layout) -> Passage:
-    """Multiplies by a mask, elementwise or channelwise; nothing at all where p = 0."""
+    """Multiplication by a random mask for each entry or channel; the identity if p = 0."""
     p = node.kwargs.get("p") if module is None else module.p
     return Passage(layout, ALL if p == 0 else SCALES)
 
 
 def prelu(node: fx.Node, module: Any, layout: Layout) -> Passage | None:
-    """Positively homogeneous, whatever the slopes; equivariant where there is one."""
+    """Positively homogeneous for all slopes; commutes with permutations if there is only one."""
     is_shared = module is not None and module.num_parameters == 1
     return Passage(layout, CHANNELWISE if is_shared else SCALES)
 
 
 def upsampling(node: fx.Node, module: Any, layout: Layout) -> Passage | None:
-    """Linear within each channel of an image."""
+    """Upsampling of images: linear within each channel."""
     return Passage(layout, ALL) if layout.axis < -1 else None
 
 
 def _merged(layout: Layout, assumes: str = "") -> Passage:
-    """All axes but the first become one; images are taken to come in batches."""
+    """All axes but the first become one; images are assumed to come in batches."""
     if layout.order is not Order.UNITS:
         return Passage(layout, ALL)
     if layout.axis == -1:
@@ -112,7 +112,7 @@ def _merged(layout: Layout, assumes: str = "") -> Passage:
 
 
 def flatten(node: fx.Node, module: Any, layout: Layout) -> Passage | None:
-    """From axis 1 to the last."""
+    """Flattening from axis 1 to the last."""
     if module is not None:
         bounds = (module.start_dim, module.end_dim)
     else:
@@ -137,7 +137,7 @@ def view(node: fx.Node, module: Any, layout: Layout) -> Passage | None:
 
 
 def _is_batch_size(node: fx.Node) -> bool:
-    """x.size(0), x.shape[0], x.size()[0] or len(x)."""
+    """Whether a node is x.size(0), x.shape[0], x.size()[0] or len(x)."""
     if node.op == "call_method" and node.target == "size":
         return node.args[1:] == (0,)
     if node.op != "call_function":
@@ -150,7 +150,7 @@ def _is_batch_size(node: fx.Node) -> bool:
 
 
 def is_shape(node: fx.Node) -> bool:
-    """Whether a node asks a tensor for its shape, type or place, not for its values."""
+    """Whether a node reads a tensor's shape, dtype or device, and not its values."""
     if node.op == "call_method":
         return node.target in {"size", "dim", "numel", "ndimension"}
     if node.target is getattr:
@@ -166,7 +166,7 @@ def scalar_multiple(node: fx.Node, module: Any, layout: Layout) -> Passage | Non
 
 
 def mean(node: fx.Node, module: Any, layout: Layout) -> Passage | None:
-    """Over the positions of an image."""
+    """The mean over the positions of an image."""
     dims = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
     keepdim = node.args[2] if len(node.args) > 2 else node.kwargs.get("keepdim", False)
     if isinstance(dims, int):
@@ -243,7 +243,7 @@ METHODS: dict[str, Rule] = {
 
 
 def rule_of(node: fx.Node, module: nn.Module | None) -> Rule | None:
-    """The rule of a node, or None where nothing is known about it."""
+    """The rule for the operation of a node, or None if the operation is unknown."""
     if node.op == "call_module":
         return None if module is None else MODULES.get(type(module))
     if node.op == "call_function":

@@ -1,9 +1,8 @@
-"""What objects lead to, whatever way code takes to it: what it may read, and what it may change.
+"""The objects that code can reach from an object, and so may read or change.
 
-From an object the walk goes on to its attributes and items, from a function to what it closes over,
-to its defaults and to the globals that it names, and from an object to the functions of its class.
-The code of torch, numpy, the standard library and this package holds nothing of the user's, and is
-not entered.
+The walk goes from an object to its attributes, its items and the functions of its class, and from a
+function to its closure, its defaults and the globals that it names. It does not enter the code of
+torch, numpy, the standard library and this package, which holds no objects of the user's.
 """
 
 from __future__ import annotations
@@ -42,20 +41,20 @@ MISSING = object()
 
 
 def is_foreign(thing: Any) -> bool:
-    """Whether a class, function or module belongs to none of the user's code."""
+    """Whether a class, function or module is not part of the user's code."""
     name = thing.__name__ if isinstance(thing, ModuleType) else getattr(thing, "__module__", None)
     return is_foreign_name(str(name))
 
 
 @functools.cache
 def is_foreign_name(module: str) -> bool:
-    """Whether the module of this name is none of the user's."""
+    """Whether the module of this name is not part of the user's code."""
     top = module.partition(".")[0]
     return top in ("torch", "numpy", "metaopt") or top in sys.stdlib_module_names
 
 
 def reachable(roots: Iterable[Any]) -> list[Any]:
-    """All objects that code may come to from these, each once; numbers and strings left out."""
+    """All objects that code can reach from ``roots``, each once, without numbers and strings."""
     seen: dict[int, Any] = {}
     left = list(roots)
     while left:
@@ -88,20 +87,20 @@ def _with_nested(code: CodeType) -> Iterator[CodeType]:
 
 @functools.cache
 def _global_names(code: CodeType) -> tuple[str, ...]:
-    """Those that are read, set or deleted as globals, and not as attributes."""
+    """The names that code reads, sets or deletes as globals, and not as attributes."""
     used = (i.argval for i in dis.get_instructions(code) if i.opname.endswith(("GLOBAL", "_NAME")))
     return tuple(dict.fromkeys(used))
 
 
 def asks_for_tensors(code: CodeType) -> bool:
-    """Whether code may take another way for a tensor than for a stand-in of one."""
+    """Whether code may take another branch for a tensor than for the stand-in of a trace."""
     names = {name for part in _with_nested(code) for name in part.co_names}
     asks_for_types = not names.isdisjoint(("isinstance", "type"))
     return "is_tensor" in names or ("Tensor" in names and asks_for_types)
 
 
 def slots_of(thing: Any) -> dict[str, Any]:
-    """What an object of a user's class holds in its ``__slots__``, or ``MISSING``, by name."""
+    """The values, or ``MISSING``, of the ``__slots__`` of an object of a user's class, by name."""
     kind: Any = type(thing)
     return {name: getattr(thing, name, MISSING) for name in _slots(kind)}
 
@@ -114,7 +113,7 @@ def _slots(kind: type) -> tuple[str, ...]:
 
 
 def attributes(thing: Any) -> dict[str, Any] | None:
-    """The ``__dict__`` of an object, without code of its class being run; None if it has none."""
+    """The ``__dict__`` of an object, read without running code of its class, or None."""
     try:
         found = object.__getattribute__(thing, "__dict__")
     except AttributeError:
@@ -123,7 +122,7 @@ def attributes(thing: Any) -> dict[str, Any] | None:
 
 
 def contents(cell: CellType) -> Any:
-    """What a cell of a closure holds, or ``MISSING``."""
+    """The content of a closure's cell, or ``MISSING`` if the cell is empty."""
     try:
         return cell.cell_contents
     except ValueError:
@@ -131,7 +130,7 @@ def contents(cell: CellType) -> Any:
 
 
 def _behind(thing: Any) -> Iterable[Any]:
-    """What an object leads to directly."""
+    """The objects that an object leads to directly."""
     if isinstance(thing, FunctionType):
         return [] if is_foreign(thing) else _behind_function(thing)
     if isinstance(thing, type):
@@ -151,7 +150,7 @@ def _behind(thing: Any) -> Iterable[Any]:
     if isinstance(thing, functools.cached_property):
         return [thing.func]
     if isinstance(thing, np.ndarray):
-        # A view of a tensor's memory holds on to the tensor.
+        # A numpy array may be a view of a tensor's memory, and then holds the tensor.
         return [thing.base]
     if isinstance(thing, weakref.ref):
         return [thing()]

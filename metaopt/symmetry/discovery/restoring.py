@@ -1,8 +1,9 @@
-"""A model, and all that its code holds, as it was: whatever happens while the code runs.
+"""Restores a model, and all that its code can change, after the code has run.
 
-What is kept are the attributes of modules and of plain objects, lists, dictionaries and sets,
-wherever the model's code may come to them (``reach``): on the model, in closures and globals, on
-classes. What is restored are these objects themselves, so that whoever shares them sees nothing.
+Kept are the attributes of modules and of plain objects, and the content of lists, dictionaries and
+sets, wherever the model's code can reach them (``discovery.reachable``): in the model, in closures
+and globals, in classes. The objects themselves are restored, not copies, so that other code which
+shares them sees no change.
 """
 
 from __future__ import annotations
@@ -36,14 +37,14 @@ Source = tuple[Callable[[], Any], Callable[[Any], Any]]
 
 
 class Restoring:
-    """Keeps what code of a model may change.
+    """Keeps a record of what a model's code may change, and restores it.
 
     Args:
-        model: whose code is going to run.
+        model: the model whose code is going to run.
 
     Attributes:
-        found: all that the code may come to.
-        tensors: those among it; they are kept by ``holding_tensors`` alone.
+        found: all objects that the code can reach.
+        tensors: the tensors among them. Only ``holding_tensors`` restores their numbers.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -54,11 +55,11 @@ class Restoring:
         self._restores = [restore for thing in found for restore in _restores(thing)]
 
     def drew(self) -> bool:
-        """Whether random numbers were drawn."""
+        """Whether random numbers were drawn since the record was made."""
         return _comparable(self._states()) != _comparable(self._draws)
 
     def restore(self) -> None:
-        """All as it was, but for the numbers in tensors."""
+        """Restore everything except the numbers in tensors."""
         for restore in self._restores:
             restore()
         for (_, put), state in zip(self._sources, self._draws, strict=True):
@@ -66,8 +67,8 @@ class Restoring:
 
     @contextmanager
     def holding_tensors(self) -> Iterator[None]:
-        """The numbers in tensors too, when the context is left."""
-        # An alias has a version of its own: a graph that waits for its backward pass stays good.
+        """Restore everything, with the numbers in tensors, when the context is left."""
+        # tensor.data has its own version counter: graphs that wait for a backward pass stay valid.
         kept = [
             (tensor, tensor.data, tensor.detach().clone())
             for tensor in self.tensors
@@ -84,7 +85,7 @@ class Restoring:
             self.restore()
 
     def hide_iterators(self) -> None:
-        """Exchange iterators, which cannot go back, for what cannot be used, until ``restore``."""
+        """Replace iterators, which cannot be rewound, by ones that raise, until ``restore``."""
         for thing in self.found:
             if isinstance(thing, dict):
                 for key in [key for key, value in dict.items(thing) if _is_iterator(value)]:
@@ -104,7 +105,7 @@ class Restoring:
 
 
 class _Hidden(Iterator[Any]):
-    """In the place of an iterator of Python's own, of which nothing else is known."""
+    """Stands in for an iterator; taking from it raises ``UntraceableError``."""
 
     def __next__(self) -> Any:
         raise UntraceableError("it takes from an iterator, which cannot go back")
@@ -126,7 +127,7 @@ def _global_sources() -> list[Source]:
 
 
 def _comparable(state: Any) -> Any:
-    """A state of random numbers, whatever it is made of, to be compared by ``==``."""
+    """The state of a random generator in a form that ``==`` can compare."""
     if isinstance(state, Tensor):
         state = state.numpy()
     if isinstance(state, np.ndarray):
@@ -150,7 +151,7 @@ def _source(thing: Any) -> Source | None:
 
 
 def _restores(thing: Any) -> Iterator[Restore]:
-    """What puts an object back."""
+    """Functions that restore an object to its present content."""
     if isinstance(thing, torch.jit.ScriptModule):
         yield functools.partial(setattr, thing, "training", thing.training)
     elif isinstance(thing, dict):
@@ -177,7 +178,7 @@ def _restores(thing: Any) -> Iterator[Restore]:
 
 
 def _same(found: Any, kept: Any) -> bool:
-    """Whether two sequences hold the same objects: stand-ins are not to be compared."""
+    """Whether two sequences hold the same objects, without calling their ``__eq__``."""
     return len(found) == len(kept) and all(a is b for a, b in zip(found, kept, strict=True))
 
 
@@ -218,7 +219,7 @@ def _of_bytes(found: Any) -> Restore:
     kept = found.copy()
 
     def restore() -> None:
-        # Bytes, since an array may hold objects that are not to be compared.
+        # Bytes are compared, since the == of objects in an array may run the user's code.
         if found.tobytes() != kept.tobytes():
             found[...] = kept
 
@@ -241,7 +242,7 @@ def _of_cache(cached: Any) -> Restore:
     kept = cached.cache_info()
 
     def restore() -> None:
-        # What was cached for stand-ins cannot be told from the rest, which can be made again.
+        # Results for stand-ins cannot be told from the others, so that all are dropped.
         if cached.cache_info() != kept:
             cached.cache_clear()
 

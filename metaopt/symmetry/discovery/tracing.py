@@ -1,13 +1,14 @@
-"""Which module feeds which: symbolic traces of a model, in every way in which it may be called.
+"""Which module feeds which: symbolic traces of a model, for every way in which it may be called.
 
-A model is traced by ``torch.fx`` in training and in evaluation mode, with all arguments of its
-``forward`` given and with the required ones alone. What holds in every trace holds for the model.
-A module whose own ``forward`` cannot be traced becomes one node that nothing is known about.
+A model is traced by ``torch.fx`` in training and in evaluation mode, each with all arguments of its
+``forward`` and with the required ones alone. What holds in every trace holds for the model. A
+module whose own ``forward`` cannot be traced becomes one node of which nothing is known.
 
-Tracing runs the model's Python code on stand-ins. What it computes with parameters outside of the
-trace is noticed and ends it (``watch``); what it keeps anywhere is put back as it was (``guard``).
-Code that draws random numbers of its own may take another way the next time, and counts as not
-traceable. Of code that is not traced it is asked which parameters it could come to (``reach``).
+Tracing runs the model's Python code on stand-ins for tensors. If the code computes with parameters
+outside of the trace, tracing ends (``discovery.watch``); whatever it changes is restored
+(``discovery.restoring``). Code that draws its own random numbers may branch differently the next
+time, and counts as not traceable. For code that is not traced, ``discovery.reachable`` tells which
+parameters it could reach.
 """
 
 from __future__ import annotations
@@ -44,22 +45,21 @@ COMPILED = "it is compiled by torch.jit"
 
 
 class _RetraceError(Exception):
-    """A module turned out to be opaque: trace again with it as a leaf."""
+    """A module cannot be traced: the model has to be traced again with it as one node."""
 
 
 @dataclass(frozen=True)
 class Trace:
-    """One way through a model.
+    """One trace of a model, for one way of calling it.
 
     Attributes:
-        graph: of calls; targets of modules are paths.
-        opaque: why the modules at these paths could not be traced.
-        calls: how often each module is called, by identity.
-        places: in how many called modules each module lies, by identity.
-        read: paths of tensors that code of the model reads by itself.
-        unseen: path of a tensor -> what is assumed of code that may read it and was not traced.
-        partial: whether optional arguments were left at their defaults, for want of a trace with
-            all of them.
+        graph: the graph of calls; the targets of module calls are paths.
+        opaque: for the paths of modules that could not be traced, the reason.
+        calls: how often each module is called, by its ``id``.
+        places: in how many called modules each module lies, by its ``id``.
+        read: the paths of tensors that code of the model reads directly.
+        unseen: path of a tensor -> what is assumed of untraced code that may read it.
+        partial: whether only the call with default optional arguments could be traced.
     """
 
     graph: fx.Graph
@@ -71,18 +71,18 @@ class Trace:
     partial: bool = False
 
     def reaches(self, path: str) -> bool:
-        """Whether a module may take part: it is called, or lies in one that is."""
+        """Whether the module at ``path`` is called, or lies in a module that is called."""
         called = [str(node.target) for node in self.graph.nodes if node.op == "call_module"]
         return any(path == leaf or not leaf or path.startswith(f"{leaf}.") for leaf in called)
 
 
 class _Tracer(fx.Tracer):
-    """fx's tracer, with opaque modules, buffers as nodes and a choice of arguments.
+    """fx's tracer, with opaque modules, buffers as nodes, and a choice of arguments.
 
     Args:
-        opaque: paths of modules not to enter, with reasons; grows.
+        opaque: the paths of modules that are not entered, with reasons; tracing adds to it.
         defaults: whether optional arguments keep their defaults.
-        watch: over what the code does beside.
+        watch: what watches the code's computations outside of the trace.
     """
 
     proxy_buffer_attributes = True
@@ -136,7 +136,7 @@ class _Tracer(fx.Tracer):
         return self._noted(super().iter, obj)
 
     def _noted(self, ask: Callable[[fx.Proxy], Any], obj: fx.Proxy) -> Any:
-        """What data would tell, if anything: code may catch the exception and go another way."""
+        """Ask for what depends on data; note the refusal, since code may catch the exception."""
         try:
             return ask(obj)
         except fx.proxy.TraceError as error:
@@ -162,7 +162,10 @@ class _Tracer(fx.Tracer):
 
 
 def _is_assertion(frame: FrameType) -> bool:
-    """Whether a frame is testing the condition of an ``assert``, which holds or ends the call."""
+    """Whether a frame is evaluating the condition of an ``assert``.
+
+    The trace takes the condition as true, since the call ends otherwise.
+    """
     ahead = [i for i in dis.get_instructions(frame.f_code) if i.offset >= frame.f_lasti][:4]
     names = " ".join(f"{i.opname} {i.argrepr}" for i in ahead)
     jump, _, then = names.partition("IF_TRUE")
@@ -170,7 +173,7 @@ def _is_assertion(frame: FrameType) -> bool:
 
 
 def _default(parameter: inspect.Parameter, argument: Any) -> Any:
-    """What a parameter of ``forward`` is if it is not given; the argument where it must be."""
+    """The default of a parameter of ``forward``, or the argument if it has none."""
     if parameter.kind is parameter.VAR_POSITIONAL:
         return ()
     if parameter.kind is parameter.VAR_KEYWORD:
@@ -179,7 +182,7 @@ def _default(parameter: inspect.Parameter, argument: Any) -> Any:
 
 
 def _place(parameter: inspect.Parameter) -> int:
-    """Order of the code object, in which fx passes arguments: ``*args`` after keyword-only ones."""
+    """The parameter's place in fx's order: ``*args`` follow keyword-only arguments."""
     order = (
         parameter.POSITIONAL_ONLY,
         parameter.POSITIONAL_OR_KEYWORD,
@@ -196,7 +199,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _graph_of_leaf() -> fx.Graph:
-    """Of a model that is one of torch's own modules: one call of "", the model itself."""
+    """The graph of a model that is one of torch's own modules: one call of "", the model itself."""
     graph = fx.Graph()
     graph.output(graph.create_node("call_module", "", (graph.placeholder("x"),)))
     return graph
@@ -209,7 +212,7 @@ def _trace_once(
     training: bool | None,
     defaults: bool,
 ) -> tuple[fx.Graph, list[CodeType]]:
-    """The graph, and the user's code that ran for it."""
+    """The graph of one trace, and the user's code that ran for it."""
     ran: dict[int, CodeType] = {}
     named = ((path, t) for path, t in named_tensors(model) if isinstance(t, nn.Parameter))
     watch = Watch(Owners(named), guard.tensors)
@@ -228,7 +231,7 @@ def _trace_once(
             stack.enter_context(watch)
             stack.enter_context(noting(ran))
             for module in model.modules():
-                # Code of the user's that runs when the mode changes.
+                # The user's own ``train`` may change more than the flag.
                 if training is not None and not is_foreign(module.train):
                     module.train(training)
             graph = copy_context().run(_Tracer(opaque, defaults, watch).trace, model)
@@ -242,7 +245,7 @@ def _trace_once(
 
 
 def _trace(model: nn.Module, guard: Restoring, training: bool | None, defaults: bool) -> Trace:
-    """One trace; raises ``UntraceableError`` where the model's own ``forward`` has none."""
+    """One trace; raises ``UntraceableError`` if the model's own ``forward`` cannot be traced."""
     opaque: dict[str, str] = {}
     known = -1
     # Code that catches every exception also catches the call for another trace.
@@ -262,7 +265,7 @@ def _trace(model: nn.Module, guard: Restoring, training: bool | None, defaults: 
 def _record(
     model: nn.Module, found: list[Any], ran: list[CodeType], graph: fx.Graph, opaque: dict[str, str]
 ) -> Trace:
-    """What a graph shows; for the arguments see ``unseen``."""
+    """The trace that a graph gives; for the arguments see ``unseen``."""
     called = [str(node.target) for node in graph.nodes if node.op == "call_module"]
     calls = Counter(id(model.get_submodule(path)) for path in called)
     places = Counter(
@@ -275,10 +278,10 @@ def _record(
 
 
 def traces(model: nn.Module) -> list[Trace]:
-    """The traces of a model.
+    """The traces of a model: one for each mode, with and without optional arguments.
 
     Raises:
-        UntraceableError: where there is none.
+        UntraceableError: if the model cannot be traced; the message says why.
     """
     if isinstance(model, torch.jit.ScriptModule):
         raise UntraceableError(COMPILED)
@@ -300,7 +303,10 @@ def traces(model: nn.Module) -> list[Trace]:
 
 
 def _with_and_without_options(trace: Callable[[bool], Trace]) -> list[Trace]:
-    """Those that there are; the one with all arguments is left out where it shows less."""
+    """The traces with and without optional arguments, as far as both are possible.
+
+    The trace with all arguments is left out if more modules are opaque in it.
+    """
     found: dict[bool, Trace] = {}
     for defaults in (True, False):
         try:

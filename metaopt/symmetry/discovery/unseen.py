@@ -1,7 +1,7 @@
-"""What runs when a model is called and no trace shows: hooks, opaque modules, wrapped functions.
+"""Code that runs with a model and is not traced: hooks, opaque modules, wrapped functions.
 
-Of such code it is asked which tensors of the model it could come to (``reach``). That it reads none
-of them is then an assumption, which an example may settle.
+``discovery.reachable`` tells which of the model's tensors such code could reach. That it reads none
+of them is then an assumption, which an example can check.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ CALLS = ("__call__", "_wrapped_call_impl", "_call_impl")
 
 
 def is_leaf(module: nn.Module) -> bool:
-    """Whether a module is torch's own, and hence no code of the model."""
+    """Whether a module is one of torch's own, and so contains no code of the user's."""
     return module.__module__.startswith("torch.nn.") and not isinstance(module, nn.Sequential)
 
 
 def only_observes(hook: Callable[..., Any]) -> bool:
-    """The hooks of this package record what they see and change nothing."""
+    """Whether a hook belongs to this package, whose hooks only record what they see."""
     while isinstance(hook, partial):
         hook = hook.func
     return str(getattr(hook, "__module__", "")).startswith("metaopt.")
@@ -41,7 +41,7 @@ def hooks(module: nn.Module) -> Iterator[Callable[..., Any]]:
 
 
 def tampered(module: nn.Module) -> str | None:
-    """Whether a module computes what its class says: a reason why not, or None."""
+    """Why a module may not compute what its class defines, or None."""
     if "forward" in module.__dict__:
         return "its forward is replaced on the instance"
     if not all(map(only_observes, hooks(module))):
@@ -50,7 +50,7 @@ def tampered(module: nn.Module) -> str | None:
 
 
 def hooks_on_all_modules() -> Iterator[Callable[..., Any]]:
-    """The hooks on the forward pass of every module there is."""
+    """The hooks that torch runs on the forward pass of every module."""
     for name in FORWARD_HOOKS:
         yield from getattr(torch_module, f"_global{name}").values()
 
@@ -62,14 +62,17 @@ def unseen(
     graph: fx.Graph,
     opaque: dict[str, str],
 ) -> dict[str, str]:
-    """What is to be assumed, by tensor, of code that was not traced and may come to it.
+    """For each tensor that untraced code could reach, what is assumed of that code.
 
     Args:
-        model: traced.
-        found: all that its code may come to.
-        ran: the user's code that the trace ran.
-        graph: of the trace.
-        opaque: why the modules at these paths could not be traced.
+        model: the model that was traced.
+        found: all objects that its code can reach.
+        ran: the user's code that ran during the trace.
+        graph: the graph of the trace.
+        opaque: for the paths of modules that could not be traced, the reason.
+
+    Returns:
+        Path of a tensor -> the assumption.
     """
     owners = Owners(named_tensors(model))
     assumed: dict[str, str] = {}
@@ -96,7 +99,7 @@ def unseen(
 
 
 def _outside_of_forward(model: nn.Module, ran: Iterable[CodeType]) -> str | None:
-    """What is to be assumed of code that is run with the model, and not, or otherwise, traced."""
+    """What is assumed of code that runs outside of the trace, or differently with real tensors."""
     if not all(map(only_observes, hooks(model))):
         return "the model's forward hooks read no weights"
     for name in CALLS:

@@ -1,7 +1,7 @@
-"""What code does with tensors while it is traced, and no trace shows.
+"""Notices what code does with real tensors while it is traced, which no trace shows.
 
-Symbolic tracing runs the model's code on stand-ins. What the code computes with real tensors, as
-``self.parameters()`` or a list hold them, runs at once and is baked into the trace as a number.
+Symbolic tracing runs the model's code on stand-ins. What the code computes with real tensors, such
+as those of ``self.parameters()``, is computed at once and becomes a constant of the trace.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ class UntraceableError(ValueError):
 
 
 class Watch(TorchFunctionMode):
-    """Ends a trace that computes with parameters, or changes tensors, outside of it.
+    """Ends a trace whose code computes with parameters, or changes tensors, outside of it.
 
     Args:
-        parameters: of the model.
-        kept: tensors that must stay as they are.
+        parameters: the model's parameters.
+        kept: tensors that must not be changed.
 
     Attributes:
-        refused: why, if the trace was ended: the model's code may catch every exception.
+        refused: the reason if the trace was ended, since code of the model may catch the exception.
     """
 
     def __init__(self, parameters: Owners, kept: Iterable[Tensor]) -> None:
@@ -60,12 +60,12 @@ class Watch(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def refuse(self, reason: str) -> NoReturn:
-        """End the trace."""
+        """End the trace by raising ``UntraceableError``."""
         self.refused = reason
         raise UntraceableError(reason)
 
     def require_no_parameters(self, tensors: Iterable[Tensor]) -> None:
-        """Raises ``UntraceableError`` where one is a parameter, or lies in the memory of one."""
+        """Raise ``UntraceableError`` if a tensor is a parameter or shares the storage of one."""
         if any(self.parameters.paths(tensor) for tensor in tensors):
             self.refuse("it computes with parameters outside of the trace")
 
@@ -84,7 +84,7 @@ class Watch(TorchFunctionMode):
 
 @contextmanager
 def noting(ran: dict[int, CodeType]) -> Iterator[None]:
-    """Collect the user's code that runs meanwhile, by identity."""
+    """Collect the user's code objects that run within the context, by their ``id``."""
 
     def note(frame: FrameType, event: str, _: Any) -> None:
         if event == "call" and not is_foreign_name(str(frame.f_globals.get("__name__"))):
