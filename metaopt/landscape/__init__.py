@@ -1,1 +1,1 @@
-"""What the loss looks like around weights: its curvature."""
+"""The shape of the loss around given weights: its curvature."""

@@ -1,4 +1,4 @@
-"""Damped Newton directions of two-layer tasks in all of (W1, W2), in float64.
+"""Damped Newton directions of two-layer tasks, over all of (W1, W2), in float64.
 
 With H = s(W1 X), D = s'(W1 X), the residual R = W2 H - Y and w = (W1, W2) as one vector of
 P = k n + m k entries (W1 row by row, then W2),
@@ -7,17 +7,16 @@ P = k n + m k entries (W1 row by row, then W2),
     df[o, j] / dW1[a, c] = W2[o, a] D[a, j] X[c, j],   df[o, j] / dW2[o, a] = H[a, j],
     S[(a, c), (o, a)] = sum_j R[o, j] D[a, j] X[c, j],
 
-since f is linear in each layer apart (s'' = 0 but at kinks, which have no measure). J [m N, P] is
-the Jacobian of the outputs.
+since f is linear in each layer by itself (s'' = 0 except at kinks, a set of measure 0).
+J [m N, P] is the Jacobian of the outputs.
 
-A Newton direction needs a positive matrix, and away from a minimum the Hessian has eigenvalues of
-both signs. Two ways out, each damped by a share of the largest eigenvalue (lambda = share times
-it):
+A Newton direction needs a positive matrix, but away from a minimum the Hessian has eigenvalues of
+both signs. There are two ways out, each damped by lambda, a share of the largest eigenvalue:
 
     GaussNewton      d = -(J^T J + lambda)^-1 grad L = -J^T (J J^T + lambda)^-1 vec R
     AbsoluteHessian  d = -(|grad^2 L| + lambda)^-1 grad L,  eigenvalues replaced by their moduli
 
-A third one is Newton's for W2 alone, where the loss is quadratic, with W1 held fixed:
+The third is Newton's direction for W2 alone, in which the loss is quadratic, with W1 fixed:
 
     LastLayer        d = (0, -grad_{W2} L (H H^T + lambda)^-1)
 
@@ -38,7 +37,7 @@ from metaopt.base.network import LeakyReLU, Weights
 
 
 class Observed(Protocol):
-    """One gradient evaluation of two-layer networks."""
+    """One gradient evaluation of B two-layer networks."""
 
     @property
     def grads(self) -> Weights:
@@ -46,11 +45,11 @@ class Observed(Protocol):
 
     @property
     def inputs(self) -> Weights:
-        """What each layer reads, each [B, in, N]."""
+        """The input of each layer, each [B, in, N]."""
 
 
 class TwoLayers(Protocol):
-    """Two-layer regression problems side by side; a ``TaskBatch`` of two layers is one."""
+    """B two-layer regression problems side by side, such as a ``TaskBatch`` of two layers."""
 
     @property
     def s(self) -> LeakyReLU:
@@ -58,36 +57,36 @@ class TwoLayers(Protocol):
 
     @property
     def X(self) -> Tensor:
-        """Inputs, [B, n, N]."""
+        """The inputs, [B, n, N]."""
 
     @property
     def Y(self) -> Tensor:
-        """Targets, [B, m, N]."""
+        """The targets, [B, m, N]."""
 
     def outputs(self, weights: Weights) -> Tensor:
         """f(w), [B, m, N]."""
 
     def observe(self, weights: Weights) -> Observed:
-        """The gradient at w, and what the layers read."""
+        """The gradient at w, and the inputs of the layers."""
 
 
 def flat(weights: Weights) -> Tensor:
-    """All layers of a task in one row: [B, P]."""
+    """w as one vector a task, [B, P]: the entries of all layers, each row by row."""
     return torch.cat([W.flatten(1) for W in weights], dim=1)
 
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:
-    """a . b / (|a| |b|) of rows, [B, P] twice -> [B]; NaN where one of them is 0."""
+    """a . b / (||a|| ||b||) of the rows of a and b, both [B, P] -> [B]; NaN if a row is 0."""
     unit_a, unit_b = (x / torch.linalg.vector_norm(x, dim=1, keepdim=True) for x in (a, b))
     return (unit_a * unit_b).sum(1)
 
 
 def jacobian(tasks: TwoLayers, weights: Weights) -> Tensor:
-    """J = d vec f / d w, [B, m N, P], outputs row by row.
+    """J = d vec f / d w, [B, m N, P], with the outputs f row by row.
 
     Args:
         tasks: B tasks.
-        weights: (W1 [B, k, n], W2 [B, m, k]).
+        weights: W1 [B, k, n] and W2 [B, m, k].
     """
     W1, W2 = weights
     Z = torch.bmm(W1, tasks.X)
@@ -100,11 +99,11 @@ def jacobian(tasks: TwoLayers, weights: Weights) -> Tensor:
 
 
 def hessian(tasks: TwoLayers, weights: Weights) -> Tensor:
-    """grad^2 L, [B, P, P]: Gauss-Newton and the residual part.
+    """grad^2 L = J^T J + [[0, S], [S^T, 0]], [B, P, P].
 
     Args:
         tasks: B tasks.
-        weights: (W1 [B, k, n], W2 [B, m, k]).
+        weights: W1 [B, k, n] and W2 [B, m, k].
     """
     W1, W2 = weights
     Z = torch.bmm(W1, tasks.X)
@@ -121,11 +120,13 @@ def hessian(tasks: TwoLayers, weights: Weights) -> Tensor:
 
 
 class Curvature(ABC):
-    """A positive matrix at B points, decomposed once, that gives directions for any damping.
+    """d = -(M + lambda)^-1 grad L, for a positive matrix M at B points and any damping.
+
+    M is decomposed once, when the object is made.
 
     Args:
         tasks: B tasks, in float64.
-        weights: (W1 [B, k, n], W2 [B, m, k]).
+        weights: W1 [B, k, n] and W2 [B, m, k].
     """
 
     @abstractmethod
@@ -133,25 +134,25 @@ class Curvature(ABC):
 
     @abstractmethod
     def direction(self, damping: float) -> Tensor:
-        """d, [B, P].
+        """The damped Newton direction d, [B, P].
 
         Args:
-            damping: lambda as a share of the largest eigenvalue, above 0.
+            damping: lambda divided by the largest eigenvalue of M, above 0.
         """
 
     def part(self, rows: Tensor) -> Tensor:
-        """The part of a vector [B, P] that the matrix speaks of, 0 elsewhere: all of it."""
+        """The entries of vectors [B, P] that d can change, with 0 for the others: here all."""
         return rows
 
 
 def _damped(coefficients: Tensor, moduli: Tensor, damping: float) -> Tensor:
-    """c_i / (e_i + lambda), lambda = damping max e: [B, R] twice -> [B, R, 1]."""
+    """c_i / (e_i + lambda), lambda = damping max e, for c and e [B, R] -> [B, R, 1]."""
     largest = moduli.amax(dim=1, keepdim=True)
     return (coefficients / (moduli + damping * largest))[..., None]
 
 
 class GaussNewton(Curvature):
-    """d = -J^T (J J^T + lambda)^-1 vec R: the m N by m N side is the smaller one."""
+    """d = -J^T (J J^T + lambda)^-1 vec R: J J^T, m N by m N, is smaller than J^T J."""
 
     def __init__(self, tasks: TwoLayers, weights: Weights) -> None:
         self._J = jacobian(tasks, weights)
@@ -167,7 +168,7 @@ class GaussNewton(Curvature):
 
 
 class AbsoluteHessian(Curvature):
-    """d = -V (|E| + lambda)^-1 V^T grad L with grad^2 L = V E V^T."""
+    """d = -V (|E| + lambda)^-1 V^T grad L, with grad^2 L = V E V^T."""
 
     def __init__(self, tasks: TwoLayers, weights: Weights) -> None:
         eigenvalues, self._V = torch.linalg.eigh(hessian(tasks, weights))
@@ -181,7 +182,7 @@ class AbsoluteHessian(Curvature):
 
 
 class LastLayer(Curvature):
-    """d = (0, -grad_{W2} L (H H^T + lambda)^-1)."""
+    """d = (0, -grad_{W2} L (H H^T + lambda)^-1): Newton's direction for W2, W1 fixed."""
 
     def __init__(self, tasks: TwoLayers, weights: Weights) -> None:
         observed = tasks.observe(weights)
@@ -198,7 +199,7 @@ class LastLayer(Curvature):
         return torch.cat([of_W2.new_zeros(len(of_W2), self._first), -of_W2], dim=1)
 
     def part(self, rows: Tensor) -> Tensor:
-        """W2's."""
+        """The entries of W2, with 0 for those of W1."""
         return torch.cat([torch.zeros_like(rows[:, : self._first]), rows[:, self._first :]], dim=1)
 
 

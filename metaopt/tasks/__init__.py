@@ -1,1 +1,1 @@
-"""What is trained: observations, the regression family, a user's own, images, variations."""
+"""Tasks and task families: regression, your own, images, and variations of them for training."""

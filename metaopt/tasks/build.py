@@ -1,4 +1,4 @@
-"""One way to make a task family from the section ``task`` of a configuration."""
+"""Makes a task family from the section ``task`` of a configuration."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ from metaopt.tasks.regression import RegressionFamily
 
 
 def task_family(config: TaskConfig) -> TaskFamily[Any]:
-    """The task family of a configuration: of ``TaskBatch``, or of ``LossTasks`` of a user's class.
+    """The task family of a configuration: ``RegressionFamily``, or ``LossFamily`` of your class.
 
-    What is in ``more`` is for ``training_tasks`` alone.
+    The field ``more`` is not read here; meta-training reads it (``training_tasks``).
+
+    Args:
+        config: the section ``task``.
 
     Raises:
-        UserError: one line, where a user's class is not there or does not keep the protocol.
+        UserError: one line, if a class of the user's is missing or does not work as a family.
     """
     if not config.is_own:
         return RegressionFamily(config)
@@ -26,7 +29,7 @@ def task_family(config: TaskConfig) -> TaskFamily[Any]:
 
 
 def _own_family(name: str, options: Mapping[str, Any], field: str) -> LossFamily:
-    """A user's family, checked."""
+    """A user's family, checked on two tasks."""
     family = LossFamily(own.make(name, options, field), name)
     family.check()
     return family

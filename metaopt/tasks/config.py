@@ -21,7 +21,7 @@ Distribution = Literal["uniform", "gaussian"]
 REGRESSION = "leaky_relu_regression"
 ONLY_THE_LOSS = "of a family of your own only the loss is known, which is enough for"
 CLASS_PATH = r"^[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*$"
-"""Of a class of a user's: package.module:ClassName."""
+"""The pattern of the path of a user's class: package.module:ClassName."""
 _OWN = re.compile(CLASS_PATH)
 
 
@@ -39,7 +39,7 @@ def _is_family(name: str) -> str:
 
 
 class TaskConfig(_Model):
-    """The task family."""
+    """The task family, with the shapes and distributions of its tasks."""
 
     family: Annotated[str, AfterValidator(_is_family)] = _field(
         REGRESSION,
@@ -73,7 +73,7 @@ class TaskConfig(_Model):
 
     @model_serializer(mode="wrap")
     def _without_empty_options(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """A family without options is written as before there were any: caches and states fit."""
+        """Leave out empty options, so that caches and states older than they are still fit."""
         written: dict[str, Any] = handler(self)
         empty = {name for name in ("options", "more") if written.get(name) is None}
         return {name: value for name, value in written.items() if name not in empty}

@@ -1,4 +1,4 @@
-"""Images with labels: MNIST from the files that a user has, digits from scikit-learn.
+"""Images with labels: MNIST from files that the user has, and scikit-learn's digits.
 
 References:
     LeCun, Cortes and Burges, The MNIST database of handwritten digits (the IDX format).
@@ -24,11 +24,11 @@ _MNIST = {"train": "train", "test": "t10k"}
 
 @dataclass(frozen=True)
 class Labelled:
-    """Labelled images.
+    """Images with labels.
 
     Attributes:
-        X: float32 [N, n], pixels between 0 and 1.
-        y: int64 [N], classes from 0.
+        X: the images, float32 [N, n], pixels between 0 and 1.
+        y: the labels, int64 [N], classes from 0.
     """
 
     X: Tensor
@@ -36,13 +36,17 @@ class Labelled:
 
 
 def read_idx(path: Path) -> NDArray[np.generic]:
-    """The array of an IDX file, gzipped where its name ends in ``.gz``.
+    """The array in an IDX file, which is gzipped if its name ends in ``.gz``.
 
-    Two zero bytes, one for the type, one for the number of axes; their lengths as big-endian 32-bit
-    integers; the numbers, big-endian, the last axis fastest.
+    The file holds two zero bytes, a byte for the type and one for the number of axes; then the
+    lengths of the axes as big-endian 32-bit integers; then the numbers, big-endian, the last axis
+    fastest.
+
+    Args:
+        path: the file.
 
     Raises:
-        UserError: where the file is missing, or is no whole IDX file.
+        UserError: if the file is missing, or is not a complete IDX file.
     """
     try:
         content = path.read_bytes()
@@ -62,15 +66,15 @@ def read_idx(path: Path) -> NDArray[np.generic]:
 
 
 def mnist(folder: Path, split: str) -> Labelled:
-    """MNIST, or what comes in its files, from a folder.
+    """MNIST, or another data set in files of the same names and format.
 
     Args:
-        folder: with ``train-images-idx3-ubyte``, ``train-labels-idx1-ubyte`` and the same of
-            ``t10k``, gzipped (``.gz``) or not.
+        folder: the folder with ``train-images-idx3-ubyte``, ``train-labels-idx1-ubyte`` and the
+            same of ``t10k``, each gzipped (``.gz``) or not.
         split: ``train`` or ``test``.
 
     Raises:
-        UserError: where a file is missing, damaged, or of other shapes.
+        UserError: if a file is missing or damaged, or has another shape.
     """
     images, labels = (
         read_idx(_existing(folder / f"{_MNIST[split]}-{what}-ubyte"))
@@ -94,7 +98,11 @@ def _existing(path: Path) -> Path:
 
 
 def digits() -> Labelled:
-    """1,797 digits of 8 by 8 pixels that scikit-learn ships; raises ``UserError`` without it."""
+    """The 1,797 digits of 8 by 8 pixels that come with scikit-learn.
+
+    Raises:
+        UserError: if scikit-learn is not installed.
+    """
     try:
         from sklearn.datasets import load_digits
     except ImportError:

@@ -1,9 +1,9 @@
-"""The code of a user's that a class rests on, definition by definition.
+"""Finds the user's code that a family's class depends on, definition by definition.
 
-From the class and its bases on, whatever a definition names is followed: functions, classes and
-variables of the same module, and of other modules of the user's. Comments, docstrings, layout and
-definitions that nothing names do not count. What is found at run time alone (``getattr``) is not
-seen.
+The walk starts at the class and its bases and follows every name in a definition: functions,
+classes and variables of the same module and of the user's other modules. Comments, docstrings,
+layout and definitions that are never named do not count. Names that exist only at run time
+(``getattr``) are not seen.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _INSTALLED = {"site-packages", "dist-packages"}
 
 @dataclass
 class _Source:
-    """A module of the user's: what binds each name, and what runs at import and binds none."""
+    """A module of the user's: the statements that bind each name, and other code run at import."""
 
     binding: dict[str, list[ast.stmt]] = field(default_factory=lambda: defaultdict(list))
     imported: dict[str, list[tuple[str, str]]] = field(default_factory=lambda: defaultdict(list))
@@ -39,14 +39,14 @@ class _Source:
 
 @dataclass
 class Code:
-    """Digests of definitions by ``module.name``, and the variables among them."""
+    """Digests of definitions by ``module.name``, and the values of those that are variables."""
 
     digests: dict[str, str] = field(default_factory=dict)
     variables: dict[str, Any] = field(default_factory=dict)
 
 
 def code_of(family: type) -> Code:
-    """The definitions that a class rests on; none, where it is of this package."""
+    """The definitions that a class depends on; empty for classes of this package."""
     top = family.__module__.partition(".")[0]
     walk = _Walk(top)
     walk.pending = [(c.__module__, c.__qualname__.partition(".")[0]) for c in family.__mro__]
@@ -56,7 +56,11 @@ def code_of(family: type) -> Code:
 
 
 class _Walk:
-    """From name to name; ``top`` is the package of the class, whose modules are all the user's."""
+    """Walks from name to name.
+
+    Args:
+        top: the top package of the class; all of its modules count as the user's.
+    """
 
     def __init__(self, top: str) -> None:
         self.found = Code()
@@ -66,7 +70,7 @@ class _Walk:
         self._sources: dict[str, _Source] = {}
 
     def visit(self, module: str, name: str) -> None:
-        """Take what a name of a module stands for, and what that names in turn."""
+        """Record the definition of a name in a module, and queue the names in it."""
         if (module, name) in self._seen or not _is_users(module, self._top):
             return
         self._seen.add((module, name))
@@ -99,12 +103,12 @@ class _Walk:
                 self.pending.append((module, root))
 
     def _follow(self, module: str, root: str, attributes: tuple[str, ...]) -> None:
-        """What ``root.a.b`` stands for, where ``root`` is imported."""
+        """Queue what ``root.a.b`` refers to if ``root`` is imported."""
         origins = self._sources[module].imported[root]
         self.found.digests[f"{module}.{root}"] = _hash(repr(origins))
         for origin, name in origins:
             self.pending += _followed(f"{origin}.{name}" if name else origin, attributes)
-            # The module by itself is imported, and runs.
+            # Importing the module runs it, whatever is used of it.
             self.pending.append((origin, name))
 
 
@@ -151,7 +155,7 @@ def _absolute(node: ast.ImportFrom, module: ModuleType) -> str:
 
 
 def _bound(statement: ast.stmt) -> list[str]:
-    """The names that a plain statement binds."""
+    """The names that a statement at the top of a module binds."""
     if isinstance(statement, _DEFINITIONS):
         return [statement.name]
     targets: list[ast.expr] = []
@@ -166,23 +170,23 @@ def _bound(statement: ast.stmt) -> list[str]:
 
 
 def _is_idle(statement: ast.stmt) -> bool:
-    """Text by itself, and what runs only where the module is the program."""
+    """Whether a statement is a docstring, or runs only if the module is the main program."""
     if isinstance(statement, ast.Expr):
         return isinstance(statement.value, ast.Constant)
     return isinstance(statement, ast.If) and "__main__" in ast.unparse(statement.test)
 
 
 def _followed(module: str, attributes: tuple[str, ...]) -> Iterator[tuple[str, str]]:
-    """What ``module.a.b`` stands for, if ``module``, perhaps with some of them, is a module."""
+    """What ``module.a.b`` refers to, if ``module`` is a module; a, b may be modules too."""
     while attributes and f"{module}.{attributes[0]}" in sys.modules:
         module, attributes = f"{module}.{attributes[0]}", attributes[1:]
     if module in sys.modules:
-        # A module that is handed on as it is may be used for anything in it.
+        # If the module itself is passed on, any name in it may be used.
         yield module, attributes[0] if attributes else "*"
 
 
 def _chains(statement: ast.AST) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """``a.b.c`` as (a, (b, c)), for all names in a statement; the longest for each place."""
+    """All names in a statement, with their attributes: (a, (b, c)) for ``a.b.c``."""
     inner: set[int] = set()
     for node in ast.walk(statement):
         if id(node) in inner:
@@ -197,7 +201,7 @@ def _chains(statement: ast.AST) -> Iterator[tuple[str, tuple[str, ...]]]:
 
 
 def _digest(statements: list[ast.stmt]) -> str:
-    """Of the text without comments, docstrings and layout."""
+    """The digest of statements without comments, docstrings and layout."""
     return _hash("\n".join(ast.unparse(_undocumented(statement)) for statement in statements))
 
 

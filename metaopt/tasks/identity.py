@@ -1,16 +1,19 @@
-"""What a task family is: what its tasks are and what their losses are, not what it is called.
+"""The identity of a task family: what its tasks and their losses are, not what it is called.
 
-An identity is plain data that can be kept in a file and compared later, on another processor too:
+An identity is plain data that can be stored in a file and compared later, on any processor:
 
-    code       digests of the definitions of the user's that the class rests on (``family_code``)
-    numbers    of each tensor: drawn for tasks, held by the family or its modules, or computed, the
-               loss and its gradient: shape, dtype, digest, and of what is no whole number
+    code       digests of the user's definitions that the class depends on (``family_code``)
+    numbers    for each tensor its shape, dtype and digest, and for floating point also
 
-                   s = sum_i r_i x_i,   |x|,   r fixed and random, 0.36 <= |r_i| <= 1.96
+                   s = sum_i r_i x_i  and  ||x||,   r fixed and random, 0.36 <= |r_i| <= 1.96
+
+               The tensors are those drawn for tasks, those that the family or its modules hold,
+               and the loss and its gradient.
     machine    what rounding may depend on
 
-Digests are compared on one kind of machine. On another, and of what was computed, two s are the
-same within a tolerance times |x|, for there the same family may differ by rounding.
+On the same machine digests must agree, except for the loss and gradient. On another machine, and
+for loss and gradient, rounding may differ: there s and ||x|| must agree within a tolerance
+times ||x||.
 """
 
 from __future__ import annotations
@@ -35,17 +38,22 @@ from metaopt.tasks.own_batch import LossFamily
 
 Identity = dict[str, Any]
 DRAWN, COMPUTED = 1e-5, 1e-4
-"""Tolerances; computing rounds more than drawing does."""
+"""Relative tolerances: for tensors that are drawn, and for computed ones, which round more."""
 _BLOCK = 2**16
 _COMPUTED = "its "
 _MANY = 100
-"""Tensors in one list, from which on they are looked at as one."""
+"""A list of more tensors than this is summarised as one tensor."""
 _LOOKED_AT = 2
-"""Tasks whose losses are computed."""
+"""The number of tasks whose losses and gradients are computed."""
 
 
 def identity(family: TaskFamily[Any], tasks: Tasks) -> Identity:
-    """What a family is, by some of its tasks, on the CPU as they were drawn."""
+    """The identity of a family.
+
+    Args:
+        family: the family.
+        tasks: some of its tasks, on the CPU as they were drawn.
+    """
     code, batch, held = Code(), None, {}
     if isinstance(family, LossFamily):
         code, batch = code_of(type(family.own)), family.own.batch
@@ -64,7 +72,7 @@ def identity(family: TaskFamily[Any], tasks: Tasks) -> Identity:
 
 
 def _machine() -> list[str]:
-    """What bits of the same computation may depend on."""
+    """What the rounding of a computation may depend on."""
     try:
         about = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -77,7 +85,7 @@ def _machine() -> list[str]:
 
 
 def difference(saved: Identity, found: Identity) -> str | None:
-    """What changed from one identity to another, in a few words; None where nothing did."""
+    """What changed from one identity to another, in a few words; None if nothing did."""
     before, now = saved["code"], found["code"]
     if edited := sorted(name for name in before | now if before.get(name) != now.get(name)):
         return f"{_listed(edited)} changed since"
@@ -101,7 +109,7 @@ def _listed(names: list[str]) -> str:
 
 
 def _arrays(named: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
-    """The tensors and arrays of numbers among some values, also in lists and dictionaries."""
+    """The tensors and numerical arrays among some values, also within lists and dictionaries."""
     for name, value in named.items():
         if isinstance(value, Tensor):
             yield name, value
@@ -137,7 +145,7 @@ def _digest(flat: Tensor) -> str:
 
 @cache
 def _signs(seed: int, count: int) -> NDArray[np.float64]:
-    """Fixed numbers of either sign; the first ones are those of a smaller ``count``."""
+    """Fixed random numbers of either sign; a larger ``count`` begins with the same numbers."""
     draws = generator(Stream.IDENTITY, seed).uniform(-1, 1, size=count)
     return np.sign(draws) * (0.6 + 0.8 * np.abs(draws))
 

@@ -1,4 +1,4 @@
-"""The networks of ``images``: what reads an image [N, n] and gives logits [N, classes]."""
+"""The networks of ``images``: each reads images [N, n] and returns logits [N, classes]."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ HEADS = 2
 
 
 class RowTransformer(nn.Module):
-    """The rows of an image as tokens, through one layer of attention.
+    """A transformer layer over the rows of an image: each row is a token.
 
     Args:
-        side: of the images.
-        width: of the layer's feed-forward part.
-        classes: of images.
+        side: the number of rows, and of columns, of an image.
+        width: the width of the layer's feed-forward part.
+        classes: the number of classes.
     """
 
     def __init__(self, side: int, width: int, classes: int) -> None:
@@ -30,18 +30,18 @@ class RowTransformer(nn.Module):
         self.head = nn.Linear(TOKEN, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits [N, classes] of images [N, side^2]."""
+        """Logits [N, classes] for images [N, side^2]."""
         tokens = self.embed(x.reshape(-1, self.side, self.side))
         return self.head(self.layer(tokens).mean(1))
 
 
 def two_layers(inputs: int, width: int, classes: int) -> nn.Module:
-    """W2 s(W1 x + b1) + b2."""
+    """f(x) = W2 s(W1 x + b1) + b2, with s LeakyReLU."""
     return nn.Sequential(nn.Linear(inputs, width), nn.LeakyReLU(SLOPE), nn.Linear(width, classes))
 
 
 def four_layers(inputs: int, width: int, classes: int) -> nn.Module:
-    """With ReLU and, in the middle, LayerNorm."""
+    """Four linear layers with ReLU between them, and a LayerNorm after the second."""
     return nn.Sequential(
         nn.Linear(inputs, width),
         nn.ReLU(),
@@ -55,7 +55,7 @@ def four_layers(inputs: int, width: int, classes: int) -> nn.Module:
 
 
 def convolutions(inputs: int, width: int, classes: int) -> nn.Module:
-    """Two, of width / 4 and width / 2 channels, each half as fine as what it reads."""
+    """Two convolutions with stride 2, of width / 4 and width / 2 channels, and a linear layer."""
     side = math.isqrt(inputs)
     few, many = max(1, width // 4), max(1, width // 2)
     left = (side + 1) // 2
@@ -72,7 +72,7 @@ def convolutions(inputs: int, width: int, classes: int) -> nn.Module:
 
 
 def transformer(inputs: int, width: int, classes: int) -> nn.Module:
-    """One layer of attention over the rows."""
+    """A ``RowTransformer`` for images of ``inputs`` pixels."""
     return RowTransformer(math.isqrt(inputs), width, classes)
 
 

@@ -2,15 +2,15 @@
 
     f(x) = W2 s(W1 x + b1) + b2,   s LeakyReLU(0.1),   loss: cross-entropy, on mini-batches
 
-or another of ``image_networks``.
+or another network of ``image_networks``.
 
     task: {family: "metaopt.tasks.images:Images", options: {width: 32}}
     task: {family: "metaopt.tasks.images:Images", options: {width: 32, path: the folder of MNIST}}
 
-A third of the digits (MNIST's test files) is *unseen*: no task shows it unless ``unseen`` is set,
-and then as what trajectories are judged on, after training on all others. Otherwise each task
-splits those others anew, three quarters to be trained on and one to be judged on. Rules that are
-meta-trained without ``unseen`` have met no image that they are evaluated on with it.
+A third of the digits (of MNIST the test files) is kept apart as *unseen*. With ``unseen``, tasks
+train on all other images and are judged on these. Without it, each task draws a new split of the
+other images, three quarters to train on and one quarter to be judged on. A rule that is
+meta-trained without ``unseen`` and evaluated with it is therefore judged on new images.
 """
 
 from __future__ import annotations
@@ -34,21 +34,22 @@ from metaopt.tasks.own import Family, Task, fresh_weights
 
 
 class Images(Family):
-    """Networks with their initial weights as torch draws them.
+    """Small image classifiers with random initial weights; the loss is the mean cross-entropy.
 
     Args:
-        width: hidden units.
-        network: its name in ``image_networks.NETWORKS``.
+        width: the number of hidden units.
+        network: the name of the network in ``image_networks.NETWORKS``.
         path: a folder with MNIST's IDX files; None for scikit-learn's digits.
-        unseen: judge on images that no other task shows.
-        unbalanced: largest standard deviation of the logarithms t that hidden units start scaled
-            by, x -> exp(t) x what makes them and y -> exp(-t) y what reads them; that of each task
-            is uniform below it. The network computes the same: it starts elsewhere on its orbit.
-        batch: images of a mini-batch.
-        judged: the most images that a task is judged on.
+        unseen: whether tasks are judged on the images that no task trains on.
+        unbalanced: the largest standard deviation of the t of hidden units, which start scaled:
+            x -> exp(t) x for weights that make a unit, y -> exp(-t) y for those that read it. Each
+            task draws its own standard deviation, uniform between 0 and this. The network computes
+            the same function, and starts at another point of its orbit.
+        batch: the number of images in a mini-batch.
+        judged: the largest number of images that a task is judged on.
 
     Raises:
-        UserError: where the data are missing or damaged.
+        UserError: if the data are missing or damaged, or the network is unknown.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class Images(Family):
         self.units = units_of(self.symmetries, {n: p.shape for n, p in self.net.named_parameters()})
 
     def sample(self, generator: np.random.Generator) -> Task:
-        """Row numbers of images, and new weights."""
+        """One task: new weights, and the row numbers of its images."""
         weights = self._elsewhere(fresh_weights(self.net, generator), generator)
         if self.unseen:
             shown = np.arange(self.seen)
@@ -102,13 +103,13 @@ class Images(Family):
         return {name: M.reshape(W.shape) for (name, W), M in parts}
 
     def loss(self, weights: dict[str, Tensor], data: tuple[Tensor, ...], *shared: Tensor) -> Tensor:
-        """Mean cross-entropy of the images at the given rows."""
+        """The mean cross-entropy of the images at the given rows."""
         (rows,), (X, y) = data, shared
         return functional.cross_entropy(functional_call(self.net, weights, (X[rows],)), y[rows])
 
 
 def _digits() -> tuple[Labelled, Labelled]:
-    """The digits in one fixed order, two thirds and one third."""
+    """The digits in a fixed random order: the first two thirds, and the last third."""
     found = digits()
     order = torch.from_numpy(generator(Stream.SPLIT, seed=0).permutation(len(found.y)))
     first, last = order.split([2 * len(order) // 3, len(order) - 2 * len(order) // 3])

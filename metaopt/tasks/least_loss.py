@@ -1,21 +1,21 @@
-"""The best loss that a network with one hidden layer reaches: a bound, and a long second-order run.
+"""The lowest loss that a network with one hidden layer can reach: a bound, and a search.
 
     L* = min_{W1, W2} 1/2 ||Y - W2 s(W1 X)||_F^2  >=  1/2 sum_{i > k} sigma_i(Y)^2
 
 The outputs have rank k at most, so that no loss is below that of the best approximation of rank k
-(Eckart and Young 1936). Where X has full column rank (N <= n), s(W1 X) can be any k by N matrix,
-since s is a bijection: the bound is then the least loss itself. Where it has not, the bound is not
-reached, and ``least_loss`` searches:
+(Eckart and Young 1936). If X has full column rank (N <= n), s(W1 X) can be any k by N matrix,
+since s is a bijection, and the bound equals L*. Otherwise L* is larger, and ``least_loss`` searches
+for it:
 
 W2 is eliminated (variable projection, Golub and Pereyra 1973). With H = s(Z), Z = W1 X and P the
-projection on what the rows of H do not span,
+projection on the orthogonal complement of the rows of H,
 
     W2 = Y H^+,   L(W1) = 1/2 ||Y P||_F^2,   d(Y P) ~ -W2 (s'(Z) * (dW1 X)) P     (Kaufman 1975)
 
-and W1 is moved by Levenberg-Marquardt: (J^T J + mu d I) dW1 = -grad L, d the mean of the diagonal
-of J^T J, accepted where the loss falls (mu / 3) and refused where it does not (4 mu), each task for
-itself. X is replaced by an orthonormal basis V of its rows, X = C V: W1 C takes the place of W1.
-That makes the damped step a step in Z, which moves away from the kinks of s where one in W1 stalls.
+and Levenberg-Marquardt moves W1: (J^T J + mu d I) dW1 = -grad L, d the mean of the diagonal of
+J^T J. A step is accepted if the loss falls (mu / 3) and refused otherwise (4 mu), for each task by
+itself. X is replaced by an orthonormal basis V of its rows, X = C V, and W1 by W1 C. The damped
+step is then a step in Z, which moves away from the kinks of s; a step in W1 would stall there.
 
 References: Marquardt, SIAM J. Appl. Math. 11 (1963); Golub and Pereyra, SIAM J. Numer. Anal. 10
 (1973); Kaufman, BIT 15 (1975).
@@ -45,9 +45,9 @@ class Optimum:
     """The best point that was found for each task.
 
     Attributes:
-        loss: float64 [B].
-        gradient_norm: ||dL/dW1||_F over an orthonormal basis of the inputs, W2 eliminated, [B].
-            Not 0 where the search has ended at a kink of s.
+        loss: the lowest loss, float64 [B].
+        gradient_norm: ||dL/dW1||_F with W2 eliminated, over an orthonormal basis of the inputs,
+            [B]. It is not 0 if the search ended at a kink of s.
         by_start: the loss from each start, [1 + restarts, B].
     """
 
@@ -57,24 +57,24 @@ class Optimum:
 
 
 def rank_bound(tasks: TaskBatch) -> Tensor:
-    """1/2 sum_{i > k} sigma_i(Y)^2, float64 [B]: no loss is lower, k the smallest hidden width.
+    """1/2 sum_{i > k} sigma_i(Y)^2, float64 [B], k the smallest hidden width: no loss is lower.
 
-    With one hidden layer and X of full column rank it is the least loss.
+    With one hidden layer and X of full column rank this is the lowest loss itself.
     """
     k = min(W.shape[-2] for W in tasks.initial[:-1])
     return 0.5 * torch.linalg.svdvals(tasks.Y.double())[:, k:].square().sum(-1)
 
 
 def least_loss(tasks: TaskBatch, iterations: int = 300, restarts: int = 0) -> Optimum:
-    """The lowest loss of Levenberg-Marquardt runs, in float64.
+    """The lowest loss that runs of Levenberg-Marquardt find, in float64.
 
     Args:
-        tasks: with one hidden layer of at most as many units as samples, k <= N.
-        iterations: of each run.
-        restarts: runs from normal W1 besides the one from the tasks' own.
+        tasks: B tasks with one hidden layer of at most as many units as samples, k <= N.
+        iterations: the number of trials of each run.
+        restarts: the number of runs that start from normal W1, besides the one from the tasks' own.
 
     Raises:
-        ValueError: for other networks.
+        ValueError: if the tasks have other networks.
     """
     if len(tasks.initial) != 2 or tasks.initial[0].shape[-2] > tasks.X.shape[-1]:
         raise ValueError(
@@ -94,7 +94,7 @@ def least_loss(tasks: TaskBatch, iterations: int = 300, restarts: int = 0) -> Op
 
 
 def _search(tasks: TaskBatch, first: int, iterations: int, restarts: int) -> Optimum:
-    """All starts of the tasks ``first`` and following."""
+    """The results from all starts, for the tasks from index ``first`` on."""
     U, singular, V = torch.linalg.svd(tasks.X.double(), full_matrices=False)
     problem = _Projected(V, tasks.Y.double(), tasks.s)
     own = tasks.initial[0].double() @ U * singular[:, None]
@@ -107,7 +107,7 @@ def _search(tasks: TaskBatch, first: int, iterations: int, restarts: int) -> Opt
 
 
 def _normal(like: Tensor, restart: int, first: int) -> Tensor:
-    """Standard normal W1 of the shape of ``like`` [B, k, r], the same for a task in any batch."""
+    """Standard normal W1, shaped like ``like`` [B, k, r]; a task's do not depend on the batch."""
     count, k, r = like.shape
     draws = uniforms(Stream.INITIALISATION, restart, first, count, k * r)
     tiny = torch.finfo(torch.float64).tiny
@@ -129,14 +129,14 @@ class _Point(NamedTuple):
 
 @dataclass(frozen=True)
 class _Projected:
-    """L(W1) = 1/2 ||Y P||_F^2 with orthonormal rows V [B, r, N] as inputs."""
+    """L(W1) = 1/2 ||Y P||_F^2, with orthonormal rows V [B, r, N] as inputs."""
 
     V: Tensor
     Y: Tensor
     s: LeakyReLU
 
     def at(self, W1: Tensor) -> _Point:
-        """Evaluate."""
+        """Evaluate the loss, and what gradient and step need, at W1."""
         Z = W1 @ self.V
         Q, R = torch.linalg.qr(self.s(Z).mT)
         error = self.Y @ Q @ Q.mT - self.Y

@@ -121,7 +121,7 @@ def fresh_weights(module: nn.Module, generator: np.random.Generator) -> dict[str
     module = deepcopy(module).cpu()
     with _seeded(int(generator.integers(2**63))):
         for name, part in module.named_modules():
-            # Attention has the private one alone.
+            # torch's attention has only the private method.
             reset = getattr(part, "reset_parameters", getattr(part, "_reset_parameters", None))
             if callable(reset):
                 reset()
@@ -223,7 +223,7 @@ def asked(source: str, method: str, call: Callable[[], R]) -> R:
         return call()
     except UserError:
         raise
-    # Code of the user's can raise anything at all.
+    # The user's code can raise any exception.
     except Exception as error:
         frames = traceback.extract_tb(error.__traceback__)
         places = [f for f in frames if not f.filename.startswith((_TORCH, _HERE))] or frames
@@ -247,7 +247,7 @@ def module_of(name: str, source: str) -> Any:
         try:
             return importlib.import_module(name)
         except ModuleNotFoundError as error:
-            # Else the module is there, and something that it imports is not.
+            # Otherwise the module exists, and something that it imports does not.
             if error.name is not None and f"{name}.".startswith(f"{error.name}."):
                 raise UserError(
                     f"{source}: no module {error.name} on Python's path or in {here}"

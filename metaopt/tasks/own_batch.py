@@ -1,15 +1,15 @@
-"""Tasks of a user's family side by side, from the loss of one of them.
+"""Tasks of a user's family side by side, computed from the loss of one task.
 
     L_b(w) = loss(w_b, data_b),   grad L_b by reverse mode, over b by ``vmap``
 
-Weights of any shapes become the matrices that the inner loop works on, [B, out, rest], as
-``LearnedOptimizer`` lays them out. With mini-batches inner step t observes L on rows of the data
-that depend on the task and on t alone, drawn on the device:
+The inner loop works on matrices [B, out, rest]. Weights of any shape are reshaped to them, in the
+same way as ``LearnedOptimizer`` does. With mini-batches, inner step t sees L on rows of the data
+that depend only on the task and on t, and are drawn on the device:
 
-    rows_b,t = floor(n u),   u from Philox at (key of task b, t)
+    rows_b,t = floor(n u),   u uniform, from Philox at (key of task b, t)
 
-What the network is made of stays unknown, so that there are no layer inputs to be seen and no
-teleports through the data. Hidden units are scaled where the family lists its symmetries.
+The network stays unknown: rules see no inputs of layers, and teleports through the data are not
+possible. Hidden units can be scaled if the family lists its symmetries.
 """
 
 from __future__ import annotations
@@ -36,23 +36,23 @@ from metaopt.tasks.own import Family, Task, asked, check_task
 
 Shapes = dict[str, torch.Size]
 INEXACT = 1e-6
-"""Relative change of a loss under a symmetry, in float64, from which it is none."""
+"""The relative change of a loss, in float64, at which a listed symmetry counts as false."""
 
 
 @dataclass(frozen=True)
 class LossTasks(Tasks):
-    """B tasks of a family.
+    """B tasks of a user's family.
 
     Attributes:
-        family: whose loss it is.
-        shapes: of the weights, in the order of the matrices.
-        initial: each [B, out, rest].
-        data: each [B, n, ..].
-        test: what trajectories are judged on, each [B, n', ..]; empty for ``data``.
-        shared: without a batch axis.
-        keys: of the mini-batches' streams, int64 [B, 2].
-        seen: the mini-batch at hand, each [B, family.batch, ..]; empty for all data.
-        units: the hidden units that may be scaled, or None where the family lists no symmetries.
+        family: the user's family, which computes the loss.
+        shapes: the shapes of the weights by name, in the order of the matrices.
+        initial: the weights that trajectories start from, each [B, out, rest].
+        data: the data to train on, each [B, n, ..].
+        test: the data that trajectories are judged on, each [B, n', ..]; if empty, ``data``.
+        shared: the tensors that all tasks have in common, without an axis B.
+        keys: the keys of the random streams of mini-batches, int64 [B, 2].
+        seen: the mini-batch of the inner step, each [B, family.batch, ..]; if empty, all data.
+        units: the hidden units that may be scaled, or None if the family lists no symmetries.
     """
 
     family: Family
@@ -75,27 +75,27 @@ class LossTasks(Tasks):
         return replace(self, seen=tuple(tensor[tasks, rows] for tensor in self.data))
 
     def observe(self, weights: Weights, passed: Forward | None = None) -> Observation:
-        """Loss and exact gradient at ``weights``, on the mini-batch at hand."""
+        """Loss and exact gradient at ``weights``, on the mini-batch of the step."""
         over_tasks = vmap(grad_and_value(self._of_one), in_dims=(0, 0))
         grads, loss = over_tasks(weights, self.seen or self.data)
         return Observation(weights, grads, inputs=(), loss=loss, units=self.units)
 
     def seen_loss(self, weights: Weights) -> Tensor:
-        """L(w), [B], on the mini-batch at hand."""
+        """L(w), [B], on the mini-batch of the step."""
         return vmap(self._of_one, in_dims=(0, 0))(weights, self.seen or self.data)
 
     def loss(self, weights: Weights) -> Tensor:
-        """L(w), [B], on all of what the tasks are judged on."""
+        """L(w), [B], on all data that the tasks are judged on."""
         return vmap(self._of_one, in_dims=(0, 0))(weights, self.test or self.data)
 
     def judged(self, weights: Weights, observed: Tensor) -> Tensor:
-        """The loss on all data, or on those kept apart; no second evaluation where it is known."""
+        """The loss on the data that tasks are judged on; ``observed`` if it is just that."""
         return self.loss(weights) if self.seen or self.test else observed
 
     def _of_one(self, matrices: Weights, data: tuple[Tensor, ...]) -> Tensor:
         parts = zip(self.shapes.items(), matrices, strict=True)
         weights = {name: W.reshape(shape) for (name, shape), W in parts}
-        # Of torch's kernels for attention this one alone can be differentiated twice.
+        # Only this one of torch's attention kernels can be differentiated twice.
         with sdpa_kernel(SDPBackend.MATH):
             return self.family.loss(weights, data, *self.shared)
 
@@ -108,7 +108,7 @@ class LossTasks(Tasks):
         return self._each(lambda tensor: tensor[index])
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Self:
-        """The same tasks elsewhere, or in another precision; whole numbers stay whole."""
+        """The same tasks on another device or in another dtype; integers keep theirs."""
 
         def move(tensor: Tensor) -> Tensor:
             return tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype)
@@ -118,7 +118,7 @@ class LossTasks(Tasks):
         return replace(self._each(move), shared=shared, units=units)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Self:
-        """The tasks with all that has a batch axis changed."""
+        """The tasks with ``change`` applied to every tensor that has an axis B."""
         initial, data, test, seen = (
             tuple(map(change, tensors))
             for tensors in (self.initial, self.data, self.test, self.seen)
@@ -129,21 +129,21 @@ class LossTasks(Tasks):
 
 @dataclass(frozen=True)
 class LossFamily(TaskFamily[LossTasks]):
-    """Tasks of a user's family, by their index in a stream.
+    """Makes tasks of a user's family, by their index in a stream.
 
     Args:
-        own: the family.
-        name: of its class, for errors.
+        own: the user's family.
+        name: the path of its class, for errors.
     """
 
     own: Family
     name: str
 
     def drawn(self, stream: Stream, seed: int, start: int, count: int) -> LossTasks:
-        """Each task from a generator of its own.
+        """Tasks ``start`` .. ``start + count - 1``, each from a random generator of its own.
 
         Raises:
-            UserError: where a task is none, or not of the shapes of the others.
+            UserError: if a task is not valid, or its shapes differ from those of the others.
         """
         keys, tasks = [], []
         for index in range(start, start + count):
@@ -167,7 +167,7 @@ class LossFamily(TaskFamily[LossTasks]):
         )
 
     def check(self) -> None:
-        """Sample, observe and judge two tasks; raises ``UserError``, one line, where that fails."""
+        """Sample, observe and judge two tasks; raise ``UserError``, one line, if that fails."""
         tasks = self._drawn_alike().to("cpu", torch.float32).at(0)
         loss = self._loss_alike(tasks)
         if loss.dim() != 1 or not loss.is_floating_point():
@@ -192,7 +192,7 @@ class LossFamily(TaskFamily[LossTasks]):
                 )
 
     def _drawn_alike(self) -> LossTasks:
-        """Two tasks; raises ``UserError`` unless equal generators give equal tasks."""
+        """Two tasks; raise ``UserError`` unless equal generators give equal tasks."""
         found = []
         for seed in (1, 2):
             with seeded(seed) as moved:
@@ -210,7 +210,7 @@ class LossFamily(TaskFamily[LossTasks]):
         return found[0]
 
     def _loss_alike(self, tasks: LossTasks) -> Tensor:
-        """The loss of tasks; raises ``UserError`` unless it is the same each time."""
+        """The loss of tasks; raise ``UserError`` unless it is the same when computed again."""
         found = []
         for seed in (1, 2):
             with seeded(seed):
@@ -256,7 +256,7 @@ class LossFamily(TaskFamily[LossTasks]):
             raise UserError(f"{self._source}: symmetries: {error}") from None
 
     def _require_exact(self, tasks: LossTasks) -> None:
-        """Raise ``UserError`` where scaling the units of the listed symmetries moves the loss."""
+        """Raise ``UserError`` if scaling units of the listed symmetries changes the loss."""
         exact = tasks.to("cpu", torch.float64)
         if exact.units is None:
             return
@@ -285,7 +285,7 @@ class LossFamily(TaskFamily[LossTasks]):
 
 
 def _layout(task: Task) -> dict[str, list[int]]:
-    """The shape of each tensor of a task."""
+    """The shape of each tensor of a task, by name."""
     named = {f"weights[{name!r}]": W for name, W in task.weights.items()}
     named |= {f"data[{i}]": tensor for i, tensor in enumerate(task.data)}
     named |= {f"test[{i}]": tensor for i, tensor in enumerate(task.test)}
@@ -293,13 +293,13 @@ def _layout(task: Task) -> dict[str, list[int]]:
 
 
 def _named(tasks: LossTasks) -> dict[str, Tensor]:
-    """All tensors that were drawn."""
+    """All tensors of tasks that were drawn, by name."""
     parts = {"weights": tasks.initial, "data": tasks.data, "test": tasks.test}
     return {f"{name}[{i}]": one for name, found in parts.items() for i, one in enumerate(found)}
 
 
 def _same_bits(one: Tensor | None, other: Tensor | None) -> bool:
-    """Equal, where what is not a number is equal to itself."""
+    """Whether two tensors are equal, with NaN equal to NaN."""
     if one is None or other is None or one.shape != other.shape or one.dtype != other.dtype:
         return False
     return bool(((one == other) | ((one != one) & (other != other))).all())

@@ -1,13 +1,10 @@
-"""Task families: what optimizees are sampled from, their loss and its exact gradient.
-
-The default family is regression with a LeakyReLU network (arXiv 2305.13404, section 6.2):
+"""The default task family: regression with a LeakyReLU network (arXiv 2305.13404, section 6.2).
 
     L(W) = 1/2 ||Y - f(W)||_F^2,   f(W) = W_L s(W_{L-1} ... s(W_1 X))
     grad_{W_l} L = delta_l A_{l-1}^T
     delta_L = f(W) - Y,   delta_l = (W_{l+1}^T delta_{l+1}) * s'(Z_l)
 
-Tasks are drawn on the CPU in float64 by index (see ``streams``) and cast after that, so that a seed
-names the same tasks in every dtype and on every device.
+Z_l = W_l A_{l-1} are the pre-activations, A_l = s(Z_l) the activations, A_0 = X.
 """
 
 from __future__ import annotations
@@ -28,19 +25,19 @@ from metaopt.tasks.config import Distribution, TaskConfig
 
 
 def regression_loss(outputs: Tensor, Y: Tensor) -> Tensor:
-    """1/2 ||Y - f||_F^2 for each task: [B, m, N] twice -> [B]."""
+    """1/2 ||Y - f||_F^2 for each task: outputs f and targets Y [B, m, N] -> [B]."""
     return 0.5 * (outputs - Y).square().sum(dim=(-2, -1))
 
 
 @dataclass(frozen=True)
 class TaskBatch(Tasks):
-    """B regression tasks side by side, with the weights that each trajectory starts from.
+    """B regression tasks side by side, L(W) = 1/2 ||Y - f(W)||_F^2.
 
     Attributes:
-        X: inputs [B, n, N].
-        Y: targets [B, m, N].
-        initial: W_l at step 0, each [B, out, in].
-        s: the activation.
+        X: the inputs, [B, n, N].
+        Y: the targets, [B, m, N].
+        initial: the weights that each trajectory starts from, W_l [B, out, in].
+        s: the activation between layers.
     """
 
     X: Tensor
@@ -51,18 +48,18 @@ class TaskBatch(Tasks):
 
     @property
     def network(self) -> TaskBatch:
-        """All of it is known."""
+        """The tasks themselves: network, data and targets are all known."""
         return self
 
     @cached_property
     def units(self) -> HiddenUnits:
-        """Rows of W_l, read by columns of W_{l+1}."""
+        """The hidden units: row i of W_l makes unit i, column i of W_{l+1} reads it."""
         shapes = [(W.shape[1], W.shape[2]) for W in self.initial]
         return HiddenUnits.of_chain(shapes).to(self.X.device)
 
     @cached_property
     def X_pinv(self) -> Tensor:
-        """X^+, [B, N, n]."""
+        """The pseudo-inverse X^+, [B, N, n]."""
         return pseudo_inverse(self.X)
 
     @cached_property
@@ -79,7 +76,7 @@ class TaskBatch(Tasks):
         return regression_loss(self.outputs(weights), self.Y)
 
     def observe(self, weights: Weights, passed: Forward | None = None) -> Observation:
-        """Loss and exact gradient at ``weights``, differentiable (one gradient evaluation)."""
+        """Loss and exact gradient at ``weights``, differentiable: one gradient evaluation."""
         if passed is None:
             passed = forward(weights, self.X, self.s)
         return Observation(
@@ -115,19 +112,19 @@ class TaskBatch(Tasks):
         return replace(self, X=self.X[index], Y=self.Y[index], initial=initial)
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> TaskBatch:
-        """The same tasks elsewhere, or in another precision."""
+        """The same tasks on another device or in another dtype."""
         X, Y, *initial = (tensor.to(device, dtype) for tensor in (self.X, self.Y, *self.initial))
         return replace(self, X=X, Y=Y, initial=tuple(initial))
 
 
 def layer_shapes(task: TaskConfig) -> tuple[tuple[int, int], ...]:
-    """(out, in) of each layer of the network that a task configuration describes."""
+    """(out, in) of each layer of the network that the section ``task`` describes."""
     sizes = [task.inputs, *[task.width] * (task.layers - 1), task.outputs]
     return tuple((sizes[i + 1], sizes[i]) for i in range(task.layers))
 
 
 def _distribute(u: Tensor, distribution: Distribution) -> Tensor:
-    """Uniforms on [0, 1) as they are, or through the inverse normal distribution function."""
+    """Uniform numbers u on [0, 1) as they are, or made standard normal."""
     match distribution:
         case "uniform":
             return u
@@ -137,16 +134,19 @@ def _distribute(u: Tensor, distribution: Distribution) -> Tensor:
 
 @dataclass(frozen=True)
 class RegressionFamily(TaskFamily[TaskBatch]):
-    """Regression tasks with shapes and distributions of a ``TaskConfig``.
+    """Regression tasks with the shapes and distributions of a ``TaskConfig``.
 
-    Uniform draws are on [0, 1), as in the paper. Gaussian draws are standard normal for data; for
-    weights they have variance 1 / fan_in.
+    Uniform draws are on [0, 1), as in the paper. Gaussian data are standard normal; Gaussian
+    weights have variance 1 / in.
+
+    Args:
+        config: the section ``task`` of a configuration.
     """
 
     config: TaskConfig
 
     def drawn(self, stream: Stream, seed: int, start: int, count: int) -> TaskBatch:
-        """Data and initial weights of each task from one row of the stream."""
+        """Tasks ``start`` .. ``start + count - 1``: each from one row of the stream, in float64."""
         task = self.config
         shapes = [
             (task.inputs, task.samples),

@@ -1,7 +1,7 @@
-"""Training tasks made more varied than their family, so that what is learned carries further.
+"""Makes training tasks more varied than their family, so that what is learned carries further.
 
 References: Lv, Jiang and Li, *Learning Gradient Descent: Better Generalization and Longer
-Horizons*, arXiv 1703.03633 (random scaling, of the weights); Metz et al., *Understanding and
+Horizons*, arXiv 1703.03633 (random scaling of the weights); Metz et al., *Understanding and
 correcting pathologies in the training of learned optimizers*, arXiv 1810.10180 (varied tasks).
 """
 
@@ -20,15 +20,15 @@ from metaopt.tasks.regression import TaskBatch
 
 @dataclass(frozen=True)
 class Rescaled(TaskFamily[TaskBatch]):
-    """Tasks of a family with data and initial weights of other magnitudes.
+    """A family's tasks with data and initial weights of other magnitudes.
 
         X -> c_X X,   Y -> c_Y Y,   W_l -> c_l W_l   (initial),   log c uniform on [-r, r)
 
-    each factor drawn for each task apart, from a stream of its own by the task's index: the task
-    under the factors keeps its bits.
+    Each task draws its own factors, from a separate stream by the task's index. What is scaled is
+    bit for bit the task of the family.
 
     Args:
-        family: of the tasks.
+        family: the family of the tasks.
         log_range: r.
     """
 
@@ -36,7 +36,7 @@ class Rescaled(TaskFamily[TaskBatch]):
     log_range: float
 
     def drawn(self, stream: Stream, seed: int, start: int, count: int) -> TaskBatch:
-        """The tasks of the family, rescaled."""
+        """The family's tasks, rescaled."""
         tasks = self.family.drawn(stream, seed, start, count)
         tensors = (tasks.X, tasks.Y, *tasks.initial)
         draws = torch.from_numpy(uniforms(Stream.RESCALING, seed, start, count, len(tensors)))
@@ -47,37 +47,38 @@ class Rescaled(TaskFamily[TaskBatch]):
 
 @dataclass(frozen=True)
 class InTurn(TaskFamily[Any]):
-    """Meta-batches of several families in turn: tasks [i B, (i + 1) B) are of family i mod n.
+    """Several families in turn: tasks i B .. (i + 1) B - 1 are of family i mod n.
 
-    Within a meta-batch all tasks have tensors of the same shapes; from one to the next they may
-    differ, so that a rule meets networks of several kinds.
+    B is the meta-batch, so that all its tasks have tensors of the same shapes. Meta-batches of
+    different families may have different shapes: a rule then trains on networks of several kinds.
 
     Args:
-        families: n of them.
+        families: the n families.
     """
 
     families: Sequence[TaskFamily[Any]]
 
     def drawn(self, stream: Stream, seed: int, start: int, count: int) -> Any:
-        """The tasks of a whole meta-batch."""
+        """The tasks of one meta-batch, ``count`` = B of them."""
         family = self.families[start // count % len(self.families)]
         return family.drawn(stream, seed, start, count)
 
 
 @dataclass(frozen=True)
 class Hiding:
-    """What is hidden from the rules, so that they learn to do without: for whole meta-batches.
+    """Hides fields of observations in random meta-batches, so that rules learn to do without them.
 
     Args:
-        shares: of the meta-batches, for each field of ``Observation`` that may be hidden.
-        seed: of the draws.
+        shares: for each field of ``Observation`` that may be hidden, the share of the meta-batches
+            in which it is, between 0 and 1.
+        seed: the seed of the draws.
     """
 
     shares: Mapping[str, float]
     seed: int
 
     def of(self, number: int) -> Hidden:
-        """What is hidden in a meta-batch of trajectories, by its number from 0."""
+        """The fields that are hidden in meta-batch ``number``, counted from 0."""
         draws = uniforms(Stream.HIDING, self.seed, number, 1, len(self.shares))[0]
         shares = zip(self.shares.items(), draws, strict=True)
         return frozenset(name for (name, share), draw in shares if draw < share)
