@@ -57,7 +57,7 @@ class Contender:
 
     @property
     def is_own(self) -> bool:
-        """Whether it is a learned one of the user's."""
+        """Whether it is a learned optimizer of the user's own."""
         return self.kind == "learned" and self.origin.get(FROM) != SHIPPED
 
 

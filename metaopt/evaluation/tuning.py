@@ -120,12 +120,12 @@ class _Drawn:
 
     @cached_property
     def identity(self) -> dict[str, Identity]:
-        """As it is kept beside what was chosen."""
+        """The identity of the family, as it is kept beside the chosen values."""
         is_own = self._config.task.is_own
         return {"family": identity(self._family, self._tasks)} if is_own else {}
 
     def changed(self, kept: dict[str, Any]) -> str | None:
-        """What is not as it was when ``kept`` was chosen, if anything is not."""
+        """What has changed since ``kept`` was chosen, or None."""
         if not self.identity:
             return None
         if kept.get("family", {}).keys() != self.identity["family"].keys():

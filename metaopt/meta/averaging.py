@@ -17,7 +17,7 @@ from metaopt.rules.composed import MetaOptimizer
 
 
 class Average(Protocol):
-    """What is validated and written, kept up with phi.
+    """The parameters that are validated and written, updated whenever phi is.
 
     Attributes:
         optimizer: the meta-optimizer at the averaged phi.
@@ -26,7 +26,7 @@ class Average(Protocol):
     optimizer: MetaOptimizer
 
     def update(self) -> None:
-        """phi has made a step."""
+        """Take note of a step of phi."""
 
     def state(self) -> dict[str, Any]:
         """What ``restore`` needs, as plain data and tensors; phi itself is not in it."""
@@ -46,10 +46,10 @@ class NoAverage:
         self.optimizer = optimizer
 
     def update(self) -> None:
-        """phi has made a step."""
+        """Take note of a step of phi."""
 
     def state(self) -> dict[str, Any]:
-        """Nothing."""
+        """Empty: nothing is averaged."""
         return {}
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -77,7 +77,7 @@ class ExponentialAverage:
         self._means = list(self.optimizer.parameters())
 
     def update(self) -> None:
-        """phi has made a step."""
+        """Take note of a step of phi."""
         self._updates += 1
         weight = (1 - self._decay) / (1 - self._decay**self._updates)
         with torch.no_grad():

@@ -65,7 +65,7 @@ def training_tasks(family: TaskFamily[Any], config: TrainConfig) -> TaskFamily[A
 
 
 def hiding(config: MetaConfig, seed: int) -> Hiding:
-    """What is hidden from the rules in which meta-batch."""
+    """Which parts of the observation are hidden from the rules in which meta-batch."""
     return Hiding({"loss": config.hide.loss, "inputs": config.hide.inputs}, seed)
 
 
@@ -83,7 +83,7 @@ def lengths(config: MetaConfig, seed: int) -> Lengths:
 
 
 def observe(config: MetaConfig) -> Observe:
-    """First or second order, and whose losses are judged."""
+    """How weights are looked at: first or second order, and which loss is judged."""
     by_order = {1: first_order, 2: second_order}[config.order]
     return as_judged(by_order) if config.objective == "judged" else by_order
 
@@ -123,7 +123,7 @@ def windows(config: TrainConfig, optimizer: MetaOptimizer, device: torch.device)
 
 
 def average(config: MetaConfig, optimizer: MetaOptimizer) -> Average:
-    """What is validated and written."""
+    """The average of phi that is validated and written, or phi itself."""
     if config.average is None:
         return NoAverage(optimizer)
     return ExponentialAverage(optimizer, config.average)

@@ -44,7 +44,7 @@ class Fixed(Horizon):
     longest: int
 
     def steps(self, done: float, draw: float) -> int:
-        """N."""
+        """N, the full length."""
         return self.longest
 
 

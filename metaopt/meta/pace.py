@@ -35,7 +35,7 @@ class Pace:
 
     @property
     def trajectories_per_second(self) -> float:
-        """Of the recent outer steps, of all processes together; validation is not in it."""
+        """Trajectories a second over the recent outer steps, all processes together, without validation."""
         trajectories, seconds = map(sum, zip(*self._recent, strict=True))
         return trajectories / seconds
 

@@ -24,7 +24,7 @@ _BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
 
 
 class Records:
-    """Those of a process that is not the first: none."""
+    """The records of a process that is not the first: it keeps none."""
 
     def outer_step(self, window: Window, pace: Pace) -> None:
         """An outer step was taken."""
@@ -43,7 +43,7 @@ class Records:
 
 
 class FirstRecords(Records):
-    """Those of the first process, or the only one, in the folder of the run.
+    """The records of the first process, or the only one, in the folder of the run.
 
     Args:
         folder: of the run.

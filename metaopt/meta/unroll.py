@@ -82,7 +82,7 @@ def first_order(
 def second_order(
     tasks: Tasks, weights: Weights, passed: Forward | None = None
 ) -> tuple[Tensor, Observation]:
-    """Loss and observation are both differentiated: a pass without a graph is of no use."""
+    """Loss and observation are both differentiated, so ``passed``, which has no graph, is not used."""
     observation = tasks.observe(weights)
     return observed_loss(observation), observation
 
@@ -230,7 +230,7 @@ class _Trace:
         self._parts: list[TeleportTrace] = []
 
     def add(self, report: Report | None, tasks: Tasks, observation: Observation) -> None:
-        """One step was taken, and observed at its end."""
+        """Take note of one step: its report, and what was observed at its end."""
         if report is None:
             return
         self._reports.append(report)

@@ -42,7 +42,7 @@ class Differentiated:
 
 
 class Windows(ABC):
-    """What runs windows.
+    """What runs truncation windows and differentiates their meta-loss.
 
     Attributes:
         copies: how often each trajectory of the meta-batch is run, one after another in each row
@@ -67,7 +67,7 @@ class Windows(ABC):
 
 @dataclass(frozen=True)
 class StepByStep(Windows):
-    """Each operation launched as it comes.
+    """Runs a window operation by operation, with torch's own differentiation.
 
     Args:
         optimizer: whose parameters are phi.

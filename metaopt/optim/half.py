@@ -72,7 +72,7 @@ def unrounded(parameter: Tensor, state: MutableMapping[str, Tensor], dtype: torc
 
 
 def write(parameter: Tensor, value: Tensor, state: MutableMapping[str, Tensor]) -> None:
-    """The parameter becomes the value, rounded."""
+    """Write a value into a parameter, rounded to its precision."""
     parameter.copy_(value)
     if parameter.dtype in HALF:
         state[UNROUNDED] = value

@@ -48,7 +48,7 @@ def _is_within(number: Any) -> bool:
 
 
 def loss_of(returned: Any) -> Tensor | None:
-    """What a closure returned, as the loss that rules hear; None where it returned None.
+    """The loss that a closure returned, as rules are given it; None where it returned None.
 
     Raises:
         ValueError: where it is no real number and no tensor of one entry.

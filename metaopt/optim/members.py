@@ -23,7 +23,7 @@ Parameters = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, T
 
 
 def trainable(model: nn.Module | Parameters, params: Parameters | None) -> Parameters:
-    """What is to be optimised: those given, else all that a model has to train.
+    """The parameters to optimise: those given, or all trainable ones of the model.
 
     Args:
         model: or parameters.
@@ -109,12 +109,12 @@ class Members:
         self.in_order_names = [self.names[id(p)] for p in self.parameters]
 
     def are_still(self, groups: Sequence[Mapping[str, Any]]) -> bool:
-        """Whether they stand in the groups as they did."""
+        """Whether the parameters stand in the groups as they did."""
         now = _standing(groups)
         return len(now) == len(self.standing) and all(map(Member.is_as, now, self.standing))
 
     def since(self, before: Members) -> tuple[list[Tensor], list[Tensor]]:
-        """Who has left since, and who has another shape now, which is warned of.
+        """The parameters that have left since, and those of another shape now (with a warning).
 
         Raises:
             RuntimeError: where one has another device or dtype.

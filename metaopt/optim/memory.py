@@ -29,7 +29,7 @@ _DIGITS = 16
 
 
 def remembered(groups: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What the groups remember: what any of them does."""
+    """What the parameter groups remember: whatever any one of them does."""
     reasons = [group.get(TELEPORTS_OFF) for group in groups]
     rules = [group.get(RULE) for group in groups]
     return {
@@ -40,7 +40,7 @@ def remembered(groups: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def remember(optimizer: Optimizer, **entries: Any) -> None:
-    """Into every group, and into those that are still to come."""
+    """Write values into every parameter group, and into those that are added later."""
     for group in (optimizer.defaults, *optimizer.param_groups):
         group.update(entries)
 

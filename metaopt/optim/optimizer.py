@@ -111,7 +111,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     @property
     def teleports_off(self) -> str | None:
-        """Why there are updates alone from now on, or None."""
+        """Why this optimizer takes updates alone from now on, or None while it teleports."""
         return self._stepper.teleports_off
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -176,7 +176,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     @property
     def dtype(self) -> torch.dtype:
-        """That rules compute in."""
+        """The precision that the rules compute in."""
         return self._members.dtype
 
     @property

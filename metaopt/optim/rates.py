@@ -27,7 +27,7 @@ class Rates:
 
     @staticmethod
     def of(group: Mapping[str, Any]) -> Rates:
-        """Those of a group; one that comes from an older state has no ``learned_decay``."""
+        """The options of a group; a group from an older state has no ``learned_decay``."""
         return Rates(group["lr"], group["weight_decay"], group.get("learned_decay", 1.0))
 
     def step(self, W: Tensor, f: Tensor, decay: Tensor | None) -> Tensor:

@@ -49,7 +49,7 @@ class Reach:
 
     @property
     def steps(self) -> int:
-        """The larger of both."""
+        """The larger of the steps trained for and tested to."""
         return max(self.trained, self.tested or 0)
 
     def __str__(self) -> str:
@@ -60,7 +60,7 @@ class Reach:
 
 
 def reach_of(config: TrainConfig, training: Mapping[str, Any], source: str) -> Reach:
-    """That of a checkpoint.
+    """How far the rule of a checkpoint goes.
 
     Args:
         config: that it was meta-trained with.

@@ -42,7 +42,7 @@ class Replicas:
 
     @property
     def count(self) -> int:
-        """How many they are: 1 without ``torch.distributed``."""
+        """The number of processes: 1 without ``torch.distributed``."""
         if not (distributed.is_available() and distributed.is_initialized()):
             return 1
         return distributed.get_world_size(None if self.shared is None else self._group(self.shared))
@@ -55,7 +55,7 @@ class Replicas:
         return f"each of {count} processes sees data of its own"
 
     def loss(self, own: Tensor | None, like: Tensor) -> Tensor | None:
-        """What every process may hear of the loss; called by all of them, or by none.
+        """The loss that all processes agree on; all of them call this, or none.
 
         Args:
             own: the loss of this process, a scalar, or None.

@@ -33,7 +33,7 @@ class _Cut:
     addresses: list[int]
 
     def is_into(self, parts: Sequence[Tensor]) -> bool:
-        """Whether it is these objects, and they still lie where the whole does.
+        """Whether the parts are these objects, still in the memory of the whole.
 
         ``part.data = ..``, as offloading does it, leaves the object and exchanges its memory.
         """
@@ -69,7 +69,7 @@ class StateLayout:
         return None if place is None else self._rules[place[0]].kept(place[1])
 
     def owner(self, rule: str, name: str, flags: Tensor) -> int | None:
-        """The first parameter with a flag in a tensor of a rule's state; None where it is all's.
+        """The first parameter with a flag in a rule's tensor; None for tensors of all parameters.
 
         Args:
             rule: whose state it is.

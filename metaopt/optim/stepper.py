@@ -37,7 +37,7 @@ NOT_SAID = (
 
 @dataclass(frozen=True)
 class Advance:
-    """One step, thought out and not yet taken.
+    """One step that has been computed and not yet been written.
 
     Attributes:
         weights: new ones, shaped like the parameters; the old ones where there is no gradient.
@@ -50,7 +50,7 @@ class Advance:
     after: States
 
     def where(self, condition: Tensor, weights: Sequence[Tensor]) -> Advance:
-        """This step where the condition holds, else none at all.
+        """This step where the condition holds, and no step at all elsewhere.
 
         Args:
             condition: a boolean on the device.
@@ -177,7 +177,7 @@ class Stepper:
         return self.layout.apart(optimizer.initial_rule_states(observation))
 
     def without_inputs(self, why: str) -> None:
-        """From now on no layer's inputs are known, nor teleports through them.
+        """From now on the inputs of layers count as unknown, and nothing teleports through them.
 
         Raises:
             ValueError: where the rule cannot work without them.

@@ -21,7 +21,7 @@ LARGEST_LR = 0.03
 
 
 class Told:
-    """What a rule relies on to be told.
+    """What a rule was always told in meta-training, and so relies on.
 
     Args:
         config: that it was meta-trained with.

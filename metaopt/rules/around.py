@@ -34,13 +34,13 @@ Look = Callable[[Problem, Weights], Observation]
 
 
 def as_constant(problem: Problem, weights: Weights) -> Observation:
-    """First order: without a graph."""
+    """The observation at w as a constant of the meta-gradient (first order)."""
     with torch.no_grad():
         return problem.observe(cut(weights))
 
 
 def differentiated(problem: Problem, weights: Weights) -> Observation:
-    """Second order."""
+    """The observation at w, through which meta-gradients flow (second order)."""
     return problem.observe(weights)
 
 

@@ -26,7 +26,7 @@ class ShapeMismatchError(MisfitError):
 
 
 class UnknownInputsError(MisfitError):
-    """A rule reads the inputs of layers, and nobody here knows them."""
+    """A rule reads the inputs of layers, and they are not known here."""
 
 
 @dataclass(frozen=True)

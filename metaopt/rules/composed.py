@@ -28,7 +28,7 @@ S = TypeVar("S")
 
 @dataclass(frozen=True)
 class Step(Generic[S]):
-    """One inner step taken.
+    """What an optimizer returns for one inner step.
 
     Attributes:
         weights: w_{t+1}.
@@ -42,7 +42,9 @@ class Step(Generic[S]):
 
 
 class Optimizer(ABC, Generic[S]):
-    """Explicit state, no side effects on the weights that it is given."""
+    """What advances weights by one inner step: (w_t, state) -> (w_{t+1}, state).
+
+    Its state is explicit, and the weights that it is given are never changed in place."""
 
     gradients_per_step: float = 1.0
 
@@ -100,7 +102,7 @@ class MetaOptimizer(nn.Module, Optimizer[States]):
         return self.initial_rule_states(observation)
 
     def initial_rule_states(self, observation: Observation) -> States:
-        """The states of all rules, for weights that need not belong to a task of ours."""
+        """The states of all rules before the first step; any weights will do, a model's too."""
         return {name: rule.initial_state(observation) for name, rule in self.rules.items()}
 
     def propose(self, observation: Observation, states: States) -> tuple[Proposal, States]:

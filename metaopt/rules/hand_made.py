@@ -34,11 +34,11 @@ class GradientDescent(Rule):
         self.lr = lr
 
     def initial_state(self, observation: Observation) -> State:
-        """Nothing to remember."""
+        """Empty: this rule remembers nothing."""
         return {}
 
     def propose(self, observation: Observation, state: State) -> tuple[Proposal, State]:
-        """Updates f."""
+        """The updates f of the equation above."""
         return Proposal(updates=tuple(-self.lr * G for G in observation.grads)), state
 
 
@@ -60,7 +60,7 @@ class Momentum(Rule):
         return {"m": torch.zeros_like(flat_gradient(observation)[:, None])}
 
     def propose(self, observation: Observation, state: State) -> tuple[Proposal, State]:
-        """Updates f."""
+        """The updates f of the equation above."""
         m = self.momentum * state["m"] + flat_gradient(observation)[:, None]
         return Proposal(updates=_shaped(-self.lr * m, observation.weights)), {"m": m}
 
@@ -95,7 +95,7 @@ class Adam(Rule):
         return {"m": zeros, "v": zeros.clone(), "decay1": one, "decay2": one.clone()}
 
     def propose(self, observation: Observation, state: State) -> tuple[Proposal, State]:
-        """Updates f."""
+        """The updates f of the equation above."""
         G = flat_gradient(observation)[:, None]
         decay1, decay2 = state["decay1"] * self.beta1, state["decay2"] * self.beta2
         m = torch.lerp(G, state["m"], self.beta1)
@@ -133,12 +133,12 @@ class CosineAdamW(Adam):
         self.horizon = horizon
 
     def initial_state(self, observation: Observation) -> State:
-        """That of Adam, and t = 0."""
+        """The state of Adam, and t = 0."""
         count = observation.weights[0].new_zeros(())
         return super().initial_state(observation) | {"taken": count}
 
     def propose(self, observation: Observation, state: State) -> tuple[Proposal, State]:
-        """Updates f."""
+        """The updates f of the equation above."""
         proposal, new = super().propose(observation, state)
         assert proposal.updates is not None
         part = (state["taken"] / self.horizon).clamp(max=1)
@@ -157,7 +157,7 @@ class GradientDescentConfig(RuleConfig):
     lr: PositiveFloat = required("step size")
 
     def make(self, place: Place) -> Rule:
-        """The rule."""
+        """The rule that this section describes."""
         return GradientDescent(self.lr)
 
 
@@ -170,7 +170,7 @@ class MomentumConfig(RuleConfig):
     momentum: Decay = described(0.9, "decay of the running sum of gradients")
 
     def make(self, place: Place) -> Rule:
-        """The rule."""
+        """The rule that this section describes."""
         return Momentum(self.lr, self.momentum)
 
 
@@ -184,5 +184,5 @@ class AdamConfig(RuleConfig):
     beta2: Decay = described(0.999, "decay of the running mean of their squares")
 
     def make(self, place: Place) -> Rule:
-        """The rule."""
+        """The rule that this section describes."""
         return Adam(self.lr, self.beta1, self.beta2)

@@ -31,7 +31,7 @@ class LBFGS(Optimizer["list[_TaskSolver]"]):
         self.history = history
 
     def initial_state(self, tasks: Tasks, observation: Observation) -> list[_TaskSolver]:
-        """One solver a task."""
+        """One solver for each task."""
         return [
             _TaskSolver(
                 tasks.select(slice(b, b + 1)),
@@ -48,7 +48,7 @@ class LBFGS(Optimizer["list[_TaskSolver]"]):
         state: list[_TaskSolver],
         problem: Problem,
     ) -> Step[list[_TaskSolver]]:
-        """One more evaluation of each task; the best weights so far."""
+        """One more gradient evaluation for each task; gives the best weights so far."""
         best = [solver.advance() for solver in state]
         return Step(tuple(torch.cat(layer) for layer in zip(*best, strict=True)), state)
 

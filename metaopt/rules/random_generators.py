@@ -60,7 +60,7 @@ class RandomGenerators(Rule):
         return {"key": torch.stack(halves, dim=1).to(weights), "step": weights.new_zeros(())}
 
     def propose(self, observation: Observation, state: State) -> tuple[Proposal, State]:
-        """Generators T."""
+        """One random generator T for each adjacent pair of layers."""
         low0, high0, low1, high1 = state["key"].long().unbind(1)
         step = state["step"].long()
         entries = sum(k * k for k in generator_sizes(observation))
@@ -84,7 +84,7 @@ class RandomConfig(RuleConfig):
     )
 
     def make(self, place: Place) -> Rule:
-        """The rule."""
+        """The rule that this section describes."""
         return RandomGenerators(self.norms, place.seed)
 
     def require(self, teleporter: TeleporterConfig) -> None:

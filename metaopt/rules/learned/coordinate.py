@@ -75,7 +75,7 @@ class CoordinateRule(Rule):
 
     @property
     def reads(self) -> Hidden:
-        """Both, where they are known."""
+        """The loss and the inputs of layers, where they are known."""
         return frozenset({"loss", "inputs"})
 
     def combination(self, h: Tensor, counts: Sequence[int], seen: Seen) -> Tensor:
@@ -116,7 +116,7 @@ class CoordinateUpdateLSTM(CoordinateRule):
         return cells | {SQUARES: W[0].new_zeros(W[0].shape[0], 1, len(W))}
 
     def propose(self, observation: Observation, state: State) -> tuple[Proposal, State]:
-        """Updates f."""
+        """One update for each weight."""
         # A parameter that rested, or is new, has not heard of the last steps.
         seen = Seen(observation, state[SQUARES].amax(dim=(1, 2)))
         h, cells = self.lstm(self.featurise(seen), state)
@@ -144,7 +144,7 @@ class CoordinateGroupElementLSTM(CoordinateRule):
         return _generator_state(self.lstm, observation)
 
     def propose(self, observation: Observation, state: State) -> tuple[Proposal, State]:
-        """Generators T."""
+        """One generator T for each adjacent pair of layers."""
         seen = Seen(observation)
         h, state = self.lstm(generator_features(seen), state)
         sizes = [k * k for k in generator_sizes(observation)]
@@ -199,7 +199,7 @@ class CoordinateUpdateConfig(BasisConfig):
     )
 
     def make(self, place: Place) -> Rule:
-        """The rule."""
+        """The rule that this section describes."""
         basis = UPDATE_BASES[self.basis](self.free)
         return CoordinateUpdateLSTM(basis, self.hidden, self.scale, place.seed, place.name)
 
@@ -218,7 +218,7 @@ class InformedConfig(FreeConfig):
     )
 
     def make(self, place: Place) -> Rule:
-        """The rule."""
+        """The rule that this section describes."""
         basis = InformedSteps(self.free)
         return InformedUpdateLSTM(basis, self.hidden, self.scale, place.seed, place.name)
 
@@ -230,7 +230,7 @@ class CoordinateGeneratorConfig(BasisConfig):
     kind: Literal["coordinate_lstm"] = required("coordinate-wise rule: one LSTM for all entries")
 
     def make(self, place: Place) -> Rule:
-        """The rule."""
+        """The rule that this section describes."""
         basis = GENERATOR_BASES[self.basis](self.free)
         return CoordinateGroupElementLSTM(basis, self.hidden, self.scale, place.seed, place.name)
 
@@ -242,7 +242,7 @@ class CoordinateStepConfig(BasisConfig, StepSizeConfig):
     kind: Literal["coordinate_lstm"] = required("coordinate-wise rule: one LSTM for all entries")
 
     def make(self, place: Place) -> Rule:
-        """The rule."""
+        """The rule that this section describes."""
         basis = GENERATOR_BASES[self.basis](self.free)
         return CoordinateStepSizeGroupElementLSTM(
             basis, self.hidden, self.scale, place.seed, place.name, self.bound()

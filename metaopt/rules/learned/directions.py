@@ -119,10 +119,10 @@ class Entries(Basis):
 
     @abstractmethod
     def count(self, weights: Weights) -> int:
-        """Number of entries."""
+        """The number of entries that the outputs fill."""
 
     def directions(self, seen: Seen) -> Directions:
-        """Ones."""
+        """No shaped direction, and sizes of ``free`` everywhere."""
         W = seen.observation.weights
         batch, entries = W[0].shape[0], self.count(W)
         return Directions(
@@ -130,27 +130,27 @@ class Entries(Basis):
         )
 
     def coefficients(self, z: Tensor) -> Tensor:
-        """None."""
+        """There are no coefficients: z as it comes."""
         return z
 
     def project(self, entries: Tensor, seen: Seen) -> Tensor:
-        """All of it."""
+        """Everything is kept."""
         return entries
 
 
 class UpdateEntries(Entries):
-    """Updates as they come."""
+    """The outputs of the network are the updates."""
 
     def count(self, weights: Weights) -> int:
-        """P."""
+        """P, the number of weights."""
         return sum(W[0].numel() for W in weights)
 
 
 class GeneratorEntries(Entries):
-    """Generators as they come."""
+    """The outputs of the network are the entries of generators."""
 
     def count(self, weights: Weights) -> int:
-        """K."""
+        """K, the number of entries of all generators."""
         return sum(W.shape[1] ** 2 for W in weights[:-1])
 
 
@@ -181,7 +181,7 @@ class NaturalSteps(Basis):
         return -0.5 * z.clamp(max=LARGEST_LOG_STEP).exp()
 
     def project(self, entries: Tensor, seen: Seen) -> Tensor:
-        """That of the entries which have a gradient."""
+        """Entries without a gradient are set to 0."""
         return torch.where(flat_gradient(seen.observation) == 0, 0.0, entries)
 
 
@@ -210,7 +210,7 @@ class InformedSteps(NaturalSteps):
         return Directions(torch.cat([plain.shaped, more], dim=1), plain.sizes)
 
     def coefficients(self, z: Tensor) -> Tensor:
-        """Those of N as ever, and the others as they come."""
+        """-exp(z) / 2 for N, and z itself for the two others."""
         return torch.cat([super().coefficients(z[:, :1]), z[:, 1:]], dim=1)
 
 

@@ -184,7 +184,7 @@ class LocalUpdateLSTM(FlattenedRule):
         return super().initial_state(observation) | {SQUARES: W.new_zeros(1, W.shape[0])}
 
     def propose(self, observation: Observation, state: State) -> tuple[Proposal, State]:
-        """Updates f."""
+        """One update for each weight."""
         seen = Seen(observation, state[SQUARES][0])
         rows, _, cells = self.emit(seen, state)
         squares = {SQUARES: seen.squares[None]}
@@ -200,7 +200,7 @@ class GroupElementLSTM(FlattenedRule):
         return [out * out for out, _ in shapes[:-1]]
 
     def propose(self, observation: Observation, state: State) -> tuple[Proposal, State]:
-        """Generators T."""
+        """One generator T for each adjacent pair of layers."""
         rows, _, state = self.emit(Seen(observation), state)
         return Proposal(generators=split_generators(rows, observation)), state
 
@@ -284,7 +284,7 @@ class FlattenedUpdateConfig(FlattenedConfig):
     )
 
     def make(self, place: Place) -> Rule:
-        """The rule."""
+        """The rule that this section describes."""
         return LocalUpdateLSTM(**self.given(place, UPDATE_BASES))
 
 
@@ -294,7 +294,7 @@ class FlattenedGeneratorConfig(FlattenedConfig):
     generates_for = Need.NETWORK
 
     def make(self, place: Place) -> Rule:
-        """The rule."""
+        """The rule that this section describes."""
         return GroupElementLSTM(**self.given(place, GENERATOR_BASES))
 
 
@@ -307,5 +307,5 @@ class FlattenedStepConfig(FlattenedConfig, StepSizeConfig):
     )
 
     def make(self, place: Place) -> Rule:
-        """The rule."""
+        """The rule that this section describes."""
         return StepSizeGroupElementLSTM(**self.given(place, GENERATOR_BASES), bound=self.bound())

@@ -89,7 +89,7 @@ class LayerUpdateLSTM(Rule):
 
     @property
     def reads(self) -> Hidden:
-        """The loss, where it is known."""
+        """The loss, where it is known; never the inputs of layers."""
         return frozenset({"loss"})
 
     def kept(self, name: str) -> Kept:
@@ -227,5 +227,5 @@ class LayerConfig(NetworkConfig):
     )
 
     def make(self, place: Place) -> Rule:
-        """The rule."""
+        """The rule that this section describes."""
         return LayerUpdateLSTM(self.hidden, self.scale, place.seed, place.name)

@@ -149,5 +149,5 @@ class UnitConfig(FreeConfig):
     )
 
     def make(self, place: Place) -> Rule:
-        """The rule."""
+        """The rule that this section describes."""
         return UnitScalingLSTM(self.hidden, self.scale, self.free, place.seed, place.name)
