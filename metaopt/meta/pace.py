@@ -35,7 +35,7 @@ class Pace:
 
     @property
     def trajectories_per_second(self) -> float:
-        """Trajectories a second over the recent outer steps, all processes together, without validation."""
+        """Trajectories a second over the recent outer steps, without the time of validations."""
         trajectories, seconds = map(sum, zip(*self._recent, strict=True))
         return trajectories / seconds
 

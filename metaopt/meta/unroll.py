@@ -82,7 +82,7 @@ def first_order(
 def second_order(
     tasks: Tasks, weights: Weights, passed: Forward | None = None
 ) -> tuple[Tensor, Observation]:
-    """Loss and observation are both differentiated, so ``passed``, which has no graph, is not used."""
+    """Loss and observation are both differentiated; ``passed``, without a graph, is not used."""
     observation = tasks.observe(weights)
     return observed_loss(observation), observation
 
