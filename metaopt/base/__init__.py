@@ -1,4 +1,4 @@
-"""The ground that everything stands on: errors, random streams, files, configurations, processes.
+"""What every other folder builds on: errors, random streams, files, configurations, processes.
 
-No mathematics but matrices; nothing here knows what is optimised.
+Nothing here knows what is optimised; the only mathematics is that of dense layers and of losses.
 """

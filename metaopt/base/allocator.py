@@ -1,4 +1,4 @@
-"""What the process does with memory that was freed: keep it, for the next window needs as much."""
+"""Keeps freed memory in the process, because the next outer step needs as much again."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ _LARGEST = 2**31 - 1
 
 
 def keep_freed_memory() -> bool:
-    """Keep freed memory in the process instead of giving it back to the system and asking again.
+    """Make the C library keep freed memory instead of returning it to the operating system.
 
-    Each outer step frees and takes hundreds of megabytes; memory fresh from the system is cleared
-    page by page at its first use. Returns whether the C library took the setting (glibc does).
+    Each outer step takes and frees hundreds of megabytes. The system clears memory page by page at
+    its first use, and this would be paid again in every outer step.
+
+    Returns:
+        Whether the C library accepted the setting (glibc does).
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

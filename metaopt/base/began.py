@@ -1,4 +1,4 @@
-"""When this process began, as near as the package can know: it is imported before all else."""
+"""When this process began: this module is imported before everything else in the package."""
 
 import time
 

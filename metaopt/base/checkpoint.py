@@ -4,11 +4,11 @@ A learned optimizer is one safetensors file: tensors, and in its header the meta
 
     format            "metaopt"
     format_version    "1"
-    metaopt_version   of the package that wrote it
+    metaopt_version   the version of the package that wrote it
     config            JSON, the full resolved configuration
     training          JSON, seeds, how far meta-training had gone, what command and commit made it
     validation        JSON, the validation curve at that point, and figures on unseen tasks
-    licence           SPDX identifier; empty where whoever made it gave none
+    licence           SPDX identifier; empty if whoever made it gave none
 
 The state from which a run resumes is a second file, read with ``weights_only``.
 """
@@ -34,13 +34,13 @@ from metaopt.base.files import write_atomically
 FORMAT = "metaopt"
 FORMAT_VERSION = "1"
 LICENCE = "MIT"
-"""Of this package, and so of what it ships. Versions that wrote no field meant this one."""
+"""The licence of this package and of what it ships; older files without the field have it."""
 _JSON_FIELDS = ("config", "training", "validation")
 _SPDX = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]*")
 
 
 class CheckpointError(UserError):
-    """A file that is no checkpoint of ours; its message is one line for the user."""
+    """A file is not a checkpoint of this package; the message is one line for the user."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,9 @@ class Checkpoint:
         tensors: the parameters by name.
         config: the full configuration as plain data.
         training: seeds, outer step, trajectories, command and commit.
-        validation: validation figures.
-        licence: SPDX identifier; empty where none was given.
-        metaopt_version: of the package that wrote it.
+        validation: the figures of the last validation.
+        licence: the SPDX identifier of the licence; empty if none was given.
+        metaopt_version: the version of the package that wrote it.
     """
 
     tensors: dict[str, Tensor]
@@ -65,12 +65,17 @@ class Checkpoint:
 
 
 def write(path: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint, atomically, as of this version of the package."""
+    """Write a checkpoint atomically, in the format of this version of the package."""
     write_atomically(path, encoded(checkpoint, str(path)))
 
 
 def encoded(checkpoint: Checkpoint, source: str) -> bytes:
-    """A checkpoint as the content of a file, as of this version of the package."""
+    """The bytes of a checkpoint file, in the format of this version of the package.
+
+    Args:
+        checkpoint: the content.
+        source: the name of the file, for errors.
+    """
     metadata = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -85,7 +90,7 @@ def encoded(checkpoint: Checkpoint, source: str) -> bytes:
 
 
 def require_licence(licence: str, source: str) -> str:
-    """The licence itself; raises ``CheckpointError`` where it is neither one nor empty."""
+    """The licence; raises ``CheckpointError`` unless it is an SPDX identifier or empty."""
     if licence and not _SPDX.fullmatch(licence):
         raise CheckpointError(
             f"{source}: field licence: found {licence!r:.60}, expected an SPDX identifier, e.g. MIT"
@@ -94,7 +99,7 @@ def require_licence(licence: str, source: str) -> str:
 
 
 def _ordered(content: bytes) -> bytes:
-    """The same file with the fields of its header in order: equal content, equal bytes."""
+    """The file with the fields of its header sorted, so that equal content gives equal bytes."""
     start = 8 + int.from_bytes(content[:8], "little")
     header = json.dumps(json.loads(content[8:start]), sort_keys=True, separators=(",", ":"))
     padded = header.encode() + b" " * (-len(header.encode()) % 8)
@@ -105,8 +110,8 @@ def read(path: str | Path) -> Checkpoint:
     """Read a checkpoint.
 
     Raises:
-        CheckpointError: where the file is missing, truncated, of another program or of a version
-            that this one does not know.
+        CheckpointError: if the file is missing or truncated, or another program or an unknown
+            version of this one wrote it.
     """
     path = Path(path)
     if not path.is_file():
@@ -152,20 +157,20 @@ def read(path: str | Path) -> Checkpoint:
 
 
 def write_state(path: Path, state: dict[str, Any]) -> None:
-    """Write the state of a run (plain data and tensors), atomically."""
+    """Write the state of a run (plain data and tensors) atomically."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
     write_atomically(path, buffer.getvalue())
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """Read the state of a run; raises ``CheckpointError`` where there is none to be read."""
+    """Read the state of a run; raises ``CheckpointError`` if it is missing or damaged."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         reason = error.strerror or error
         raise CheckpointError(f"{path}: not a resume state that can be read: {reason}") from None
-    # A damaged file makes torch's reader raise anything else at all; whatever it is, it means this.
+    # torch's reader can raise any exception at a damaged file.
     except Exception as error:
         if is_out_of_memory(error):
             raise

@@ -1,6 +1,7 @@
 """What all commands share: arguments, devices and exit statuses.
 
-0 success, 2 a mistake of the user's (one line), 130 Ctrl-C, 143 SIGTERM, 1 anything else.
+The exit status is 0 on success, 2 for a mistake of the user's (one line on stderr), 130 on Ctrl-C,
+143 on SIGTERM and 1 otherwise.
 """
 
 from __future__ import annotations
@@ -24,19 +25,24 @@ from metaopt.base.process import World
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse, but a mistake is one line."""
+    """An ``ArgumentParser`` that reports a mistake in one line."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{self.prog}: {message}; see --help")
 
 
 def plain_parser(description: str, prog: str | None = None) -> argparse.ArgumentParser:
-    """A parser without options; ``prog`` is how the command is called, if not by its file."""
+    """A parser without options.
+
+    Args:
+        description: what the command does.
+        prog: how the command is called, if not by the name of its file.
+    """
     return _Parser(description=description, prog=prog)
 
 
 def parser(description: str, prog: str | None = None) -> argparse.ArgumentParser:
-    """A parser with the options that training and evaluation have."""
+    """A parser with the options of training and evaluation: ``--set``, ``--out``, ``--device``."""
     made = plain_parser(description, prog)
     made.add_argument(
         "--set",
@@ -64,11 +70,14 @@ def positive(text: str) -> int:
 
 
 def device(name: str, world: World) -> torch.device:
-    """auto, cpu, cuda or cuda:N; raises ``UserError`` where it is not there.
+    """The device that ``--device`` names: auto, cpu, cuda or cuda:N.
 
     Args:
-        name: as the user gave it.
-        world: its processes on one machine take a CUDA device each.
+        name: as the user wrote it.
+        world: the processes of the run; those on one machine take a CUDA device each.
+
+    Raises:
+        UserError: if the machine has no such device, or too few for its processes.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -99,9 +108,12 @@ def device(name: str, world: World) -> torch.device:
 
 
 def run(main: Callable[[World], None]) -> NoReturn:
-    """Call ``main`` in the world of this process and leave with the exit status of what happened.
+    """Call ``main`` and exit with the status that its outcome has.
 
-    Under torchrun with N processes, one line speaks for all of them.
+    Under torchrun with N processes, only one line is printed for all of them.
+
+    Args:
+        main: the command; it is given the processes of the run.
     """
     keep_freed_memory()
     world = World()

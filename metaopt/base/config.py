@@ -1,7 +1,7 @@
-"""Configurations read from YAML and checked before any work begins.
+"""Configurations, read from YAML and checked before any work begins.
 
-Every mistake ends in one ``ConfigError`` that names the file, the field, what was found and what
-would be right. The fields themselves stand in the ``config`` of each folder.
+Every mistake becomes a ``ConfigError`` of one line that names the file, the field, what was found
+and what would be right. The fields are defined in the module ``config`` of each folder.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from metaopt.base.errors import UserError, one_line, shown
 
 
 class ConfigError(UserError):
-    """A mistake in a configuration; its message is one line for the user."""
+    """A mistake in a configuration; the message is one line for the user."""
 
 
 C = TypeVar("C", bound=BaseModel)
 
 
 def find(name: str | Path) -> Path:
-    """A configuration file, as a path first and then as the name of one that is shipped."""
+    """The path of a configuration: ``name`` as a path, or else as the name of a shipped one."""
     path = Path(name) if Path(name).is_file() else shipped.configuration(name)
     if path is None:
         known = ", ".join(shipped.configurations())
@@ -35,7 +35,7 @@ def find(name: str | Path) -> Path:
 
 
 def load(kind: type[C], name: str | Path, overrides: Sequence[str] = ()) -> C:
-    """Read, override and check a configuration.
+    """Read a configuration, apply overrides to it, and check it.
 
     Args:
         kind: ``TrainConfig`` or ``EvalConfig``.
@@ -43,7 +43,7 @@ def load(kind: type[C], name: str | Path, overrides: Sequence[str] = ()) -> C:
         overrides: ``key.sub=value``, values in YAML.
 
     Raises:
-        ConfigError: with one line for the user.
+        ConfigError: one line, for any mistake in it.
     """
     path = find(name)
     try:
@@ -60,7 +60,7 @@ def load(kind: type[C], name: str | Path, overrides: Sequence[str] = ()) -> C:
 
 
 def check(kind: type[C], data: Any, source: str) -> C:
-    """Validate a mapping as a configuration; ``source`` names it in errors."""
+    """Check a mapping as a configuration; ``source`` names it in errors."""
     try:
         return kind.model_validate(data)
     except ValidationError as error:
@@ -69,7 +69,7 @@ def check(kind: type[C], data: Any, source: str) -> C:
 
 
 def to_yaml(config: BaseModel) -> str:
-    """The resolved configuration, every field written out."""
+    """The YAML text of a configuration, with every field written out."""
     return yaml_text.written(config.model_dump(mode="json"))
 
 
@@ -89,8 +89,8 @@ def _override(kind: type[BaseModel], data: dict[str, Any], override: str) -> Non
     node: Any = data
     models = [kind]
     for parent in parents:
-        # A section that is missing or null begins with nothing but the kind that it has by default;
-        # its fields are checked with all others.
+        # A section that is missing or null starts with only its default kind; its fields are
+        # checked later, with all others.
         if node.get(parent) is None:
             node[parent] = _default_kind(models, parent)
         node = node[parent]
@@ -104,7 +104,7 @@ def _override(kind: type[BaseModel], data: dict[str, Any], override: str) -> Non
 
 
 def _default_kind(models: Sequence[type[BaseModel]], name: str) -> dict[str, Any]:
-    """``kind`` of the default of a field that holds one of several sections; else nothing."""
+    """``kind`` of the default section of a field that can hold several; otherwise empty."""
     fields = [model.model_fields[name] for model in models if name in model.model_fields]
     defaults = [field.get_default(call_default_factory=True) for field in fields]
     kinds = [kind_of(type(default)) for default in defaults if isinstance(default, BaseModel)]
@@ -151,7 +151,7 @@ def _known_fields(kind: type[BaseModel], parents: Sequence[str], data: Any) -> l
     models = [kind]
     for parent in parents:
         if isinstance(data, list):
-            # What is in a list is of the same models, whatever its number.
+            # All elements of a list are of the same models.
             data = data[int(parent)]
         else:
             data, models = data[parent], _sections(models, parent)
@@ -162,7 +162,7 @@ def _known_fields(kind: type[BaseModel], parents: Sequence[str], data: Any) -> l
 
 
 def _sections(models: Sequence[type[BaseModel]], name: str) -> list[type[BaseModel]]:
-    """The sections that the field ``name`` of any of these models may hold."""
+    """The sections that the field ``name`` of any of these models can hold."""
     fields = [model.model_fields[name] for model in models if name in model.model_fields]
     return [section for field in fields for section in models_in(field.annotation)]
 
@@ -172,12 +172,12 @@ def kind_of(model: type[BaseModel]) -> Any:
     field = model.model_fields.get("kind")
     if field is None:
         return None
-    # Of classes of a user's own no single kind is known.
+    # The kinds that are classes of the user's have no single name.
     return (*get_args(field.annotation), "package.module:ClassName")[0]
 
 
 def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    """The sections that a field may hold."""
+    """The sections that a field of this type can hold."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for argument in get_args(annotation):

@@ -1,4 +1,4 @@
-"""What ends a script other than success: mistakes of the user's, signals, lost processes."""
+"""The errors that end a script: mistakes of the user's, signals, lost processes, full disks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ LONGEST_LINE = 600
 
 
 class _Shortened(reprlib.Repr):
-    """Of values of any size and depth: it stops where enough is shown."""
+    """Represents values of any size and depth, and stops when enough is shown."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -23,7 +23,7 @@ class _Shortened(reprlib.Repr):
         try:
             return super().repr_int(x, level)
         except ValueError:
-            # Python writes no number of more than some thousand digits.
+            # Python refuses to write integers of more than some thousand digits.
             return f"a whole number of {x.bit_length()} bits"
 
 
@@ -31,21 +31,23 @@ _SHORTENED = _Shortened()
 
 
 def shown(value: Any, limit: int = 60) -> str:
-    """A value as an error shows it, in at most ``limit`` characters of one line."""
+    """A value as errors show it: one line of at most ``limit`` characters."""
     return f"{_SHORTENED.repr(value):.{limit}}"
 
 
 def one_line(text: str, limit: int = 600) -> str:
-    """A text without line breaks, cut off where nobody would read on."""
+    """A text without line breaks, cut off after ``limit`` characters."""
     text = " ".join(text.split())
     return text if len(text) <= limit else f"{text[: limit - 4]} ..."
 
 
 class UserError(ValueError):
-    """The message is one line: the file, the field, what was found and what would be right.
+    """A mistake of the user's. The message is one line that a command prints without a traceback.
+
+    It names the file, the field, what was found and what would be right.
 
     Args:
-        message: shown in one line and without its middle, where what it quotes is not so.
+        message: the message. Line breaks are removed, and the middle of a very long one.
     """
 
     def __init__(self, message: str) -> None:
@@ -57,14 +59,14 @@ class UserError(ValueError):
 
 
 class MisfitError(ValueError):
-    """An optimizer does not fit the tasks or the network that it is to work on."""
+    """An optimizer does not fit the tasks or the network that it is used on."""
 
 
 class StoppedError(Exception):
     """A signal ended a run after its state was saved.
 
     Args:
-        number: of the signal; the exit status is 128 + number.
+        number: the number of the signal; the exit status is 128 + number.
         message: one line for the user.
     """
 
@@ -74,16 +76,16 @@ class StoppedError(Exception):
 
 
 class ProcessLostError(RuntimeError):
-    """Another process of the run is gone; the message is one line for the user."""
+    """Another process of the run has ended; the message is one line for the user."""
 
 
 class WriteError(OSError):
-    """A file of results cannot be written: a full disk, a folder that is read-only now.
+    """A file of results cannot be written, e.g. to a full disk or a read-only folder.
 
     Args:
-        number: of the error, ``errno``.
+        number: the system's error number, ``errno``.
         reason: one line for the user.
-        path: of the file or folder.
+        path: the file or folder.
     """
 
     def __init__(self, number: int | None, reason: str, path: str) -> None:
@@ -94,7 +96,7 @@ class WriteError(OSError):
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory was short; of torch's processors' allocator only the text says so."""
+    """Whether an error means too little memory; torch on the CPU says so only in its message."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and "alloc" in str(error) and "memory" in str(error)

@@ -1,4 +1,4 @@
-"""The fields of a configuration as a table: types, defaults, and what each means."""
+"""The fields of a configuration as a table: types, defaults, and meanings."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _rows(config: type[BaseModel], prefix: str) -> Iterator[tuple[str, ...]]:
 def _union_rows(
     section: FieldInfo, variants: list[type[BaseModel]], prefix: str
 ) -> Iterator[tuple[str, ...]]:
-    """One row for the kinds, and one for each field with the kinds that have it."""
+    """One row for the kinds of a section, and one for each field with the kinds that have it."""
     kinds = ", ".join(f"`{kind_of(variant)}`" for variant in variants)
     meanings = "; ".join(_meaning(variant.model_fields["kind"]) for variant in variants)
     chosen = isinstance(section.default, BaseModel)

@@ -1,4 +1,4 @@
-"""What all configurations are made of: the base of their models, and types of fields."""
+"""What all configurations are made of: the base class of their sections, and types of fields."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Decay = Annotated[float, Field(ge=0, lt=1)]
 Size = Annotated[int, Field(ge=1, le=100_000)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Text = Annotated[str, Field(min_length=1)]
-# Becomes a folder's name: file systems take 255 bytes.
+# The name becomes a folder; file systems allow 255 bytes.
 Name = Annotated[str, Field(pattern=r"^\w[\w.+-]*$", max_length=200)]
 
 
@@ -22,7 +22,7 @@ LONGEST_LABEL = 100
 
 
 def require_label(label: str) -> None:
-    """Raise ``ValueError`` where a label cannot stand in a table; older files may have any."""
+    """Raise ``ValueError`` if a label cannot be shown in a table; older files may hold any text."""
     if not (label.isprintable() and label == label.strip() and 0 < len(label) <= LONGEST_LABEL):
         raise ValueError(
             f"field label: found {label!r:.60}, expected 1 to {LONGEST_LABEL} printable characters "
@@ -31,18 +31,18 @@ def require_label(label: str) -> None:
 
 
 class Model(BaseModel):
-    """A section: unknown fields and values of another type are mistakes."""
+    """A section of a configuration: unknown fields and values of a wrong type are errors."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())
 
 
 def described(default: Any, description: str) -> Any:
-    """A field with a default, and what it means."""
+    """A field with a default and its meaning."""
     return Field(default, description=description)
 
 
 def required(description: str) -> Any:
-    """A field that must be given, and what it means."""
+    """A field that must be given, with its meaning."""
     return Field(description=description)
 
 

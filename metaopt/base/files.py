@@ -1,4 +1,4 @@
-"""Files that are never half written: written beside, synced to the disk, and renamed."""
+"""Files that are never half written: written under another name, synced to disk, then renamed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from metaopt.base.errors import UserError, WriteError
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder for results; raises ``UserError`` where that is not possible."""
+    """Make a folder for results; raise ``UserError`` if that is not possible."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -26,7 +26,7 @@ def make_folder(folder: Path) -> None:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """What the system says of writes within, as a ``WriteError`` that names ``path``."""
+    """Turn an ``OSError`` within the context into a ``WriteError`` that names ``path``."""
     try:
         yield
     except WriteError:
@@ -36,16 +36,16 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write beside, fsync, rename: a reader sees the old file or the new one, never a part.
+    """Write a file so that a reader sees the old content or the new, never a part.
 
     Raises:
-        WriteError: where that is not possible; the old file is then as it was.
+        WriteError: if it cannot be written; the old file is then unchanged.
     """
     write_together({path: content})
 
 
 def write_together(contents: Mapping[Path, bytes]) -> None:
-    """``write_atomically`` for several files: one that finds no room leaves all as they were."""
+    """``write_atomically`` for several files: if one cannot be written, none of them changes."""
     with beside(contents) as written:
         for temporary, path in written:
             os.replace(temporary, path)
@@ -53,10 +53,13 @@ def write_together(contents: Mapping[Path, bytes]) -> None:
 
 @contextmanager
 def beside(contents: Mapping[Path, bytes]) -> Iterator[list[tuple[Path, Path]]]:
-    """Files on the disk under other names, with the paths that they are to be renamed to within.
+    """Write files under temporary names; within the context they can be renamed.
+
+    Yields:
+        For each file its temporary path and its final path.
 
     Raises:
-        WriteError: where something cannot be written; nothing is left of it.
+        WriteError: if a file cannot be written; the temporary files are then removed.
     """
     written: list[tuple[Path, Path]] = []
     try:

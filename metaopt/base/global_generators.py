@@ -1,4 +1,4 @@
-"""The global random generators of Python, numpy and torch, which nothing here may depend on."""
+"""The global random generators of Python, numpy and torch, on which no result may depend."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ _STATES: dict[str, Callable[[], Any]] = {
 
 @contextmanager
 def seeded(seed: int) -> Iterator[Callable[[], list[str]]]:
-    """The global generators as ``seed`` makes them, and after it as they were.
+    """Seed the global generators within the context, and restore them after it.
 
-    Those of CUDA devices stay as they are.
+    The generators of CUDA devices do not change.
 
     Args:
         seed: below 2^32.
 
     Yields:
-        The names of those that were drawn from, or seeded, until it is called.
+        A function that returns the names of the generators that were used or seeded so far.
     """
     python, numpy, torch_cpu = (state() for state in _STATES.values())
     random.seed(seed)
@@ -43,7 +43,7 @@ def seeded(seed: int) -> Iterator[Callable[[], list[str]]]:
 
 
 def _plain(state: Any) -> Any:
-    """A state as something that can be compared."""
+    """A generator's state in a form that can be compared."""
     if isinstance(state, torch.Tensor):
         return state.numpy().tobytes()
     return [part.tobytes() if isinstance(part, np.ndarray) else part for part in state]

@@ -2,8 +2,7 @@
 
     Z_l = W_l A_{l-1},   A_l = s(Z_l),   A_0 = X,   f(W) = Z_L
 
-Tasks (loss, gradient), the symmetry engine (actions, drift) and the drop-in optimizer all read the
-network from here.
+Tasks (loss, gradient), teleports (actions, drift) and the drop-in optimizer all use this module.
 """
 
 from __future__ import annotations
@@ -16,18 +15,18 @@ from torch import Tensor
 from torch.nn import functional
 
 Weights = tuple[Tensor, ...]
-"""One matrix a layer, each [B, out, in]."""
+"""One matrix [B, out, in] for each layer."""
 
 
 def as_matrices(parameters: Tensor) -> Tensor:
-    """[B, out, ..] -> [B, out, rest], and numbers [B] -> [B, 1, 1]: parameters of any shape."""
+    """Parameters of any shape as matrices: [B, out, ..] -> [B, out, rest], and [B] -> [B, 1, 1]."""
     out = parameters.shape[1] if parameters.dim() > 1 else 1
     return parameters.reshape(parameters.shape[0], out, -1)
 
 
 @dataclass(frozen=True)
 class LeakyReLU:
-    """s(z) = z where z > 0, slope z elsewhere; a bijection since 0 < slope <= 1.
+    """s(z) = z if z > 0, else slope z; a bijection because 0 < slope <= 1.
 
     Args:
         slope: the negative slope; 1 makes s the identity.
@@ -59,7 +58,7 @@ class Forward:
     """What one forward pass computed.
 
     Attributes:
-        inputs: the input of each layer, A_0 .. A_{L-1}, each [B, n_l, N].
+        inputs: the inputs A_0 .. A_{L-1} of the layers, each [B, n_l, N].
         preactivations: Z_1 .. Z_{L-1}, each [B, k_l, N].
         outputs: f(W), [B, m, N].
     """
@@ -69,7 +68,7 @@ class Forward:
     outputs: Tensor
 
     def where(self, condition: Tensor, otherwise: Forward) -> Forward:
-        """This pass for the trajectories where a condition [B] holds, the other one elsewhere."""
+        """This pass for the tasks for which ``condition`` [B] is true, the other for the rest."""
 
         def chosen(own: Tensor, other: Tensor) -> Tensor:
             return torch.where(condition[:, None, None], own, other)
@@ -87,7 +86,8 @@ class Forward:
 def pseudo_inverse(A: Tensor) -> Tensor:
     """A^+ [B, N, n] of A [B, n, N], computed in float64.
 
-    Worth it, since cond(X) of 20 by 20 uniform data is 1e2 to 1e5, and done once for a trajectory.
+    For 20 by 20 uniform data the condition number is 1e2 to 1e5, too large for float32. It is
+    computed once a trajectory.
     """
     return torch.linalg.pinv(A.double()).to(A.dtype)
 
@@ -97,7 +97,7 @@ def forward(weights: Sequence[Tensor], X: Tensor, s: LeakyReLU) -> Forward:
 
     Args:
         weights: L matrices [B, out, in].
-        X: [B, n, N].
+        X: the inputs, [B, n, N].
         s: the activation between layers.
     """
     inputs, preactivations = [X], []

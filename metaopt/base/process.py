@@ -1,13 +1,13 @@
-"""Past one process: what the processes of a run say to each other.
+"""The processes of a run, and how they exchange data.
 
-``World`` is the one process of an ordinary start: every method is trivial, and nothing of
-``torch.distributed`` is touched. ``Processes`` is the same thing for a process started by
-``torchrun``. Callers have one code path for both:
+``World`` is the single process of an ordinary start: all its methods are trivial, and it does not
+use ``torch.distributed``. ``Processes`` has the same methods for a process that ``torchrun``
+started, so that callers have one code path for both:
 
     share      process r of N takes the contiguous slice r of a batch
     mean_      gradients and numbers of the shares -> those of the whole batch
-    gather     what each process has -> all processes
-    collect    what each process has -> the first process
+    gather     the values of each process -> all processes
+    collect    the values of each process -> the first process
     on_first   what the first process does or reads -> all processes
 
 Tensors on the CPU go through gloo, tensors on CUDA devices through nccl. Every process must call
@@ -34,18 +34,18 @@ from metaopt.base.errors import ProcessLostError, UserError
 T = TypeVar("T")
 
 GRACE = 5.0
-"""Seconds that the others leave it to the first process to say why all of them end."""
+"""Seconds that the other processes wait for the first one to say why all of them end."""
 _TOLD = "metaopt/told"
 _ENVIRONMENT = ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 class World:
-    """One process: it is the first, it has everything, and agrees with itself.
+    """The only process of a run.
 
     Attributes:
-        rank: which process this is, from 0.
+        rank: the number of this process, from 0.
         size: N, the number of processes.
-        local_rank: which process this is on its machine.
+        local_rank: the number of this process among those on its machine.
         local_size: the number of processes on this machine.
     """
 
@@ -56,20 +56,20 @@ class World:
 
     @property
     def first(self) -> bool:
-        """Whether this process is the one that writes files and speaks."""
+        """Whether this is the process that writes files and prints."""
         return self.rank == 0
 
     def share(self, total: int, field: str) -> slice:
-        """The contiguous slice of a batch of ``total`` that is this process's.
+        """The contiguous slice of a batch of ``total`` that this process works on.
 
-        Slices differ by at most one in length, the longer ones first.
+        The lengths of slices differ by at most one, the longer ones first.
 
         Args:
             total: B.
-            field: of the configuration that holds B.
+            field: the field of the configuration that holds B, for the error.
 
         Raises:
-            UserError: where there are more processes than items.
+            UserError: if there are more processes than items.
         """
         if total < self.size:
             raise UserError(
@@ -87,46 +87,50 @@ class World:
         votes: Sequence[bool],
         weight: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """From means over the shares to means over the whole batch.
+        """From means over the shares of all processes to means over the whole batch.
 
-        What is not finite in one process is so in all of them afterwards, and all of them hold the
-        same bits.
+        All processes get the same bits. A number that is not finite in one process is not finite in
+        the result.
 
         Args:
-            gradients: of the mean over this process's share; replaced by those over the batch.
+            gradients: gradients of the mean over this process's share; overwritten by those of the
+                mean over the batch.
             means: numbers that are means over the share, [n].
             maxima: numbers that are maxima over the share, [m].
-            votes: of this process, v of them.
-            weight: size of the share / size of the batch.
+            votes: v yes-or-no answers of this process.
+            weight: the size of the share divided by the size of the batch.
 
         Returns:
-            means and maxima over the batch, and how many processes cast each vote, [v].
+            The means [n] and maxima [m] over the batch, and how many processes voted yes, [v].
         """
         return means, maxima, torch.tensor(votes)
 
     def gather(self, value: T) -> list[T]:
-        """The values of all processes, by rank, in all processes. Plain data, arrays, tensors."""
+        """The values of all processes, by rank, in every process: plain data, arrays, tensors."""
         return [value]
 
     def collect(self, value: T) -> list[T]:
-        """The values of all processes, by rank, in the first; an empty list in the others."""
+        """The values of all processes, by rank, in the first process; elsewhere an empty list."""
         return [value]
 
     def on_first(self, function: Callable[[], T]) -> T:
-        """Call ``function`` in the first process only; its result, or ``UserError``, is all's."""
+        """Call ``function`` in the first process; all return its result, or raise its error.
+
+        Only a ``UserError`` is passed on to the other processes.
+        """
         return function()
 
     def say(self, line: str) -> None:
-        """Print a line, once for all processes, and above any bar."""
+        """Print a line, once for all processes, above progress bars."""
         if self.first:
             tqdm.write(line)
 
     def part(self, line: str) -> None:
-        """Say on stderr, once for all processes, why all of them end now."""
+        """Print on stderr, once for all processes, why all of them end now."""
         print(line, file=sys.stderr, flush=True)
 
     def close(self) -> None:
-        """End the connections."""
+        """Close the connections to the other processes."""
 
     def leave(self, status: int) -> NoReturn:
         """End this process."""
@@ -134,10 +138,10 @@ class World:
 
 
 class Processes(World):
-    """A process among N that ``torchrun`` started; see ``World``.
+    """One of N processes that ``torchrun`` started; see ``World``.
 
     Args:
-        environment: where torchrun has left rank, sizes and the address of the store.
+        environment: the environment in which torchrun has set ranks, sizes and an address.
     """
 
     def __init__(self, environment: Mapping[str, str]) -> None:
@@ -167,7 +171,7 @@ class Processes(World):
         votes: Sequence[bool],
         weight: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """One all-reduce for all of it, a sum: each process has places of its own for maxima."""
+        """One all-reduce of a sum; for maxima each process has entries of its own in it."""
         own_maxima = maxima.new_zeros(self.size, len(maxima))
         own_maxima[self.rank] = maxima
         own_votes = maxima.new_zeros(len(votes))
@@ -187,21 +191,21 @@ class Processes(World):
         return means, all_maxima.view_as(own_maxima).amax(0), cast
 
     def gather(self, value: T) -> list[T]:
-        """The values of all processes, by rank, in all processes."""
+        """The values of all processes, by rank, in every process."""
         gathered: list[Any] = [None] * self.size
         with _others_alive():
             dist.all_gather_object(gathered, value)
         return gathered
 
     def collect(self, value: T) -> list[T]:
-        """The values of all processes, by rank, in the first; an empty list in the others."""
+        """The values of all processes, by rank, in the first process; elsewhere an empty list."""
         gathered: list[Any] | None = [None] * self.size if self.first else None
         with _others_alive():
             dist.gather_object(value, gathered, dst=0)
         return gathered or []
 
     def on_first(self, function: Callable[[], T]) -> T:
-        """Call ``function`` in the first process only; its result, or ``UserError``, is all's."""
+        """Call ``function`` in the first process; all return its result, or raise its error."""
         outcome: list[Any] = [None, None]
         if self.first:
             try:
@@ -215,8 +219,8 @@ class Processes(World):
         return outcome[0]
 
     def part(self, line: str) -> None:
-        """The first process says it; the others wait for that, and speak where it does not."""
-        # Once one process has left, torchrun sends SIGTERM to the rest: not before it is said.
+        """The first process prints the line; the others wait for it, and print it otherwise."""
+        # torchrun sends SIGTERM to the others once one has left; the line has to be printed first.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
         if not self.first:
@@ -227,7 +231,7 @@ class Processes(World):
                         return
                     time.sleep(0.05)
         super().part(line)
-        # The store may be gone with the process that held it; then nobody is left to be told.
+        # If the process that held the store has ended, no process is left that waits for it.
         with suppress(RuntimeError):
             self._store.set(_TOLD, "")
 
@@ -236,10 +240,10 @@ class Processes(World):
         dist.destroy_process_group()
 
     def leave(self, status: int) -> NoReturn:
-        """End this process at once, all files being written and closed.
+        """End this process at once; all files have been written and closed.
 
-        While the interpreter is torn down, a thread of the process group that still wants it would
-        abort (seen: "terminate called without an active exception", exit status -6).
+        An ordinary exit can abort: while the interpreter shuts down, a thread of the process group
+        may still need it (seen: "terminate called without an active exception", exit status -6).
         """
         sys.stdout.flush()
         sys.stderr.flush()
@@ -247,11 +251,14 @@ class Processes(World):
 
 
 def join(environment: Mapping[str, str] = os.environ) -> World:
-    """The world that this process was started in: ``Processes`` under torchrun with more than one.
+    """The processes of this run: ``Processes`` if torchrun started more than one, else ``World``.
+
+    Args:
+        environment: the environment variables.
 
     Raises:
-        UserError: where the environment names a number of processes, but not the rest.
-        ProcessLostError: where the others do not come.
+        UserError: if the environment names a number of processes, but not their ranks or address.
+        ProcessLostError: if the other processes do not come.
     """
     if environment.get("WORLD_SIZE", "1") == "1":
         return World()
@@ -267,7 +274,7 @@ def join(environment: Mapping[str, str] = os.environ) -> World:
 
 @contextmanager
 def _others_alive() -> Iterator[None]:
-    """A collective that fails means that a process is gone."""
+    """Turn the error of a collective call, which a lost process causes, into an error of ours."""
     try:
         yield
     except RuntimeError as error:

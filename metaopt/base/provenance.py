@@ -7,23 +7,22 @@ import shlex
 import subprocess
 from collections.abc import Sequence
 
-# The folders of an absolute path; its last part stays.
+# Matches the folders of an absolute path, not its last part.
 _FOLDERS = re.compile(r"(?<![\w.-])[~/][^\s,;'\"\[\]{}]*/")
 
 
 def made_by(program: Sequence[str], config: str, overrides: Sequence[str]) -> dict[str, str]:
     """The fields ``command`` and ``commit`` of a learned optimizer.
 
-    Args:
-        program: words that start it, e.g. ``["metaopt", "train"]``.
-        config: as it was given.
-        overrides: ``key.sub=value``, as they were given.
+    The command is written without what depends on this machine and does not change the result:
+    output folder, device, ``--resume``, and the folders of absolute paths. The commit is that of
+    the git repository which contains the working folder, with ``-dirty`` if tracked files were
+    changed. Without a repository there is none.
 
-    Returns:
-        The command without what says where on this machine it ran and not what it made: output
-        folder, device, ``--resume``, and the folders of absolute paths. The commit, with ``-dirty``
-        where tracked files were changed, is that of the git repository that the working folder is
-        in; there is none without one.
+    Args:
+        program: the words that start the program, e.g. ``["metaopt", "train"]``.
+        config: the configuration, as it was given.
+        overrides: ``key.sub=value``, as they were given.
     """
     sets = [word for override in overrides for word in ("--set", without_folders(override))]
     command = shlex.join([*program, "--config", without_folders(config), *sets])
@@ -32,12 +31,12 @@ def made_by(program: Sequence[str], config: str, overrides: Sequence[str]) -> di
 
 
 def without_folders(text: str) -> str:
-    """The text with each absolute path cut to its last part: folders are a machine's own."""
+    """The text with each absolute path cut to its last part, as folders belong to one machine."""
     return _FOLDERS.sub("", text)
 
 
 def _commit() -> str | None:
-    # Tags are left aside: the whole hash alone, then -dirty.
+    # Excluding all tags leaves the whole hash, then -dirty.
     command = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)

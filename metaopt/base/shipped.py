@@ -1,7 +1,7 @@
-"""What metaopt comes with, by name: configurations and small learned optimizers.
+"""What the package contains, by name: configurations and small learned optimizers.
 
-In a wheel they lie in ``data/`` beside this file, where ``setup.py`` puts them; in the repository,
-and so in an editable installation, in ``configs/`` and ``checkpoints/pretrained/``.
+In a wheel they are in ``data/`` beside this file, where ``setup.py`` puts them. In the repository,
+and so in an editable installation, they are in ``configs/`` and ``checkpoints/pretrained/``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,10 @@ _INSTALLED = Path(__file__).resolve().with_name("data")
 
 
 def _folder(installed: str, in_repository: str) -> Path:
-    """Installed first: beside an installed package lie other packages' folders."""
+    """The folder of the wheel if it exists, otherwise that of the repository.
+
+    In this order, since the second path of an installed package is not its own.
+    """
     if _INSTALLED.is_dir():
         return _INSTALLED / installed
     return _REPOSITORY / in_repository
@@ -28,7 +31,7 @@ LARGE = ("lstm_lr_tele", "lstm_update", "lstm_update_tele")
 
 
 def configuration(name: str | Path) -> Path | None:
-    """The shipped configuration of a name, with ``.yaml`` or without; None where there is none."""
+    """The shipped configuration of this name, with ``.yaml`` or without; None if there is none."""
     return _found(CONFIGS, Path(name), ".yaml")
 
 
@@ -38,12 +41,12 @@ def configurations() -> list[str]:
 
 
 def optimizer(name: str | Path) -> Path | None:
-    """The file of the shipped optimizer of a name, e.g. ``digits_update_tele``; None without."""
+    """The file of the shipped optimizer of this name, e.g. ``digits_update_tele``, or None."""
     return _found(PRETRAINED, Path(name), ".safetensors")
 
 
 def optimizers() -> list[Path]:
-    """The files of all shipped optimizers that are here."""
+    """The files of all shipped optimizers that are present."""
     return sorted(PRETRAINED.glob("*.safetensors"))
 
 
@@ -53,7 +56,7 @@ def is_shipped(path: Path) -> bool:
 
 
 def where_large_ones_are(name: str | Path) -> str | None:
-    """Where a large optimizer is that is not here, in one line; None for all other names."""
+    """One line that says where a large optimizer can be found; None for other names."""
     stem = str(name).removesuffix(".safetensors")
     if stem not in LARGE:
         return None
@@ -65,7 +68,7 @@ def where_large_ones_are(name: str | Path) -> str | None:
 
 
 def _found(folder: Path, name: Path, suffix: str) -> Path | None:
-    """The file of a name below a folder, and never outside of it."""
+    """The file of this name in the folder; None if there is none, or it is outside the folder."""
     if name.is_absolute() or ".." in name.parts:
         return None
     for path in (folder / name, folder / f"{name}{suffix}"):

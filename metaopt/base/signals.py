@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as flags, so that they never cut an outer step in two."""
+"""Ctrl-C and SIGTERM as flags, so that they never interrupt an outer step."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ CAUGHT = (signal.SIGINT, signal.SIGTERM)
 
 
 class Signals:
-    """Within its context the first Ctrl-C and every SIGTERM are noted; a second Ctrl-C interrupts.
+    """Notes the first Ctrl-C and every SIGTERM within its context; a second Ctrl-C interrupts.
 
-    SIGTERM is what schedulers and torchrun send to a process that has to leave.
+    Schedulers and torchrun send SIGTERM to a process that has to end.
     """
 
     def __init__(self) -> None:
         self._received: dict[int, float] = {}
 
     def received(self) -> list[bool]:
-        """Which of ``CAUGHT`` came so far."""
+        """For each signal in ``CAUGHT`` whether it came so far."""
         return [number in self._received for number in CAUGHT]
 
     def _note(self, number: int, frame: FrameType | None) -> None:
@@ -38,8 +38,8 @@ class Signals:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
-        # Where a process was lost, torchrun is about to send SIGTERM to the others: not before
-        # they have closed their files and said why.
+        # If a process was lost, torchrun is about to send SIGTERM to the others, which first
+        # have to close their files and say why they end.
         lost = kind is not None and issubclass(kind, ProcessLostError)
         for number, handler in zip(CAUGHT, self._before, strict=True):
             signal.signal(number, signal.SIG_IGN if lost else handler)

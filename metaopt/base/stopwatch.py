@@ -1,4 +1,4 @@
-"""How long steps take, without what is done beside them: judging on other data, and measuring."""
+"""Times steps, without the work that is done between them, such as judging and measuring."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import torch
 
 
 class NoWatch:
-    """Times nothing."""
+    """A stopwatch that measures nothing."""
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """What is to be timed."""
+        """The work within the context is timed."""
         yield
 
     @contextmanager
     def aside(self) -> Iterator[None]:
-        """What is no part of it, though it happens within."""
+        """The work within the context is not timed, although it lies within ``running``."""
         yield
 
 
@@ -28,12 +28,12 @@ UNTIMED = NoWatch()
 
 
 class Stopwatch(NoWatch):
-    """The wall clock of what runs under ``running``, less all that is done ``aside``.
+    """The wall-clock time of what runs within ``running``, without what runs within ``aside``.
 
-    On a CUDA device its marks are events of the stream, so that no mark waits for the device.
+    On a CUDA device it records events in the stream, so that it does not wait for the device.
 
     Args:
-        device: where the work is done.
+        device: the device that does the work.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -43,17 +43,17 @@ class Stopwatch(NoWatch):
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """What is to be timed."""
+        """The work within the context is timed."""
         self._mark()
         yield
         self._mark()
 
     aside = running
-    """Marks alternate: those of what is done aside stop the watch and start it again."""
+    """Marks alternate: those of ``aside`` stop the watch and start it again."""
 
     @property
     def seconds(self) -> float:
-        """So far; waits for the device."""
+        """The time so far, in seconds; waits for the device."""
         for event in self._events[-1:]:
             event.synchronize()
         on_host = sum(end - begin for begin, end in list(pairwise(self._times))[::2])

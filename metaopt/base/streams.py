@@ -1,13 +1,13 @@
-"""Named, seeded random streams that cannot meet.
+"""Named, seeded random streams that never overlap.
 
-All draws of the package come from the counter-based generator Philox (Salmon et al. 2011). The seed
-is its key; the name of the stream and the position in it are disjoint parts of its 256-bit counter.
-Two streams of one seed are therefore disjoint stretches of one sequence: no training task can be a
-validation or a test task, whatever their numbers. A task is addressed by its index, so task i is
-the same in a batch of 8 and in a batch of 1,024, and on every device.
+All random numbers of the package come from the counter-based generator Philox (Salmon et al. 2011).
+The seed is its key. The name of the stream and the position in it are separate parts of its 256-bit
+counter, so that two streams of one seed are disjoint parts of one sequence: no training task can be
+a validation or test task, whatever their indices. A task is addressed by its index, so that task i
+is the same in a batch of 8 and in a batch of 1,024, and on every device.
 
-What has to be drawn inside the inner loop comes from ``normals``: Philox again, in its form for
-32-bit words, written with tensor operations, so that no draw waits for the host.
+Random numbers within the inner loop come from ``normals`` and ``choices``: Philox for 32-bit words,
+written with tensor operations, so that no draw waits for the host.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _ROUNDS = 10
 
 
 class Stream(IntEnum):
-    """What a stream is for; the value is its place in the counter."""
+    """What a random stream is for; the value is its place in the counter."""
 
     TRAIN = 0
     VALIDATION = 1
@@ -47,14 +47,20 @@ class Stream(IntEnum):
 
 
 def generator(stream: Stream, seed: int, block: int = 0) -> np.random.Generator:
-    """A generator at 256-bit block ``block`` of ``stream`` under a non-negative ``seed``."""
+    """A generator that starts at block ``block`` (of 256 bits) of a stream.
+
+    Args:
+        stream: the stream.
+        seed: at least 0.
+        block: the position in the stream.
+    """
     return np.random.Generator(np.random.Philox(key=seed, counter=[block, 0, int(stream), 0]))
 
 
 def item_generator(stream: Stream, seed: int, index: int) -> np.random.Generator:
-    """A generator for item ``index`` of a stream, whatever number of draws the item takes.
+    """A generator for item ``index`` of a stream, which may draw any number of random numbers.
 
-    Each has 2^64 blocks of its own, none of which ``generator`` reaches.
+    Each item has 2^64 blocks of its own, and ``generator`` reaches none of them.
     """
     counter = [0, index + 1, int(stream), 0]
     return np.random.Generator(np.random.Philox(key=seed, counter=counter))
@@ -63,9 +69,10 @@ def item_generator(stream: Stream, seed: int, index: int) -> np.random.Generator
 def uniforms(
     stream: Stream, seed: int, start: int, count: int, per_item: int
 ) -> NDArray[np.float64]:
-    """Uniforms on [0, 1) for the items start .. start + count - 1 of a stream.
+    """Uniform numbers on [0, 1) for the items start .. start + count - 1 of a stream.
 
-    Returns float64 [count, per_item]; row i depends on (stream, seed, start + i) alone.
+    Returns:
+        float64 [count, per_item]; row i depends only on (stream, seed, start + i).
     """
     blocks = -(-per_item // _WORDS_PER_BLOCK)
     draws = generator(stream, seed, start * blocks).random((count, blocks * _WORDS_PER_BLOCK))
@@ -76,11 +83,12 @@ def philox(counter: Sequence[Tensor | int], key: Sequence[Tensor | int]) -> tupl
     """Philox 4x32-10: four counter words under two key words -> four random words.
 
     Args:
-        counter: four, each in [0, 2^32): integers, or int64 tensors that broadcast.
-        key: two of the same kind. At least the first and the third counter word are tensors.
+        counter: four words in [0, 2^32): integers, or int64 tensors that broadcast. The first and
+            the third must be tensors.
+        key: two words of the same kind.
 
     Returns:
-        Four int64 tensors, each in [0, 2^32).
+        Four int64 tensors with values in [0, 2^32).
 
     References:
         Salmon, Moraes, Dror and Shaw, Parallel random numbers: as easy as 1, 2, 3 (2011).
@@ -97,9 +105,13 @@ def philox(counter: Sequence[Tensor | int], key: Sequence[Tensor | int]) -> tupl
 
 
 def fingerprints(rows: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """Two words of 32 bits, each int64 [B], that tell rows [B, n] apart, by their float32 bits.
+    """Two 32-bit words for each row, each int64 [B], that tell rows [B, n] apart.
 
-    The sum of what ``philox`` makes of each number and its place, under the key ``seed``.
+    They are the sum of what ``philox`` makes of each number's float32 bits and its place.
+
+    Args:
+        rows: the numbers, [B, n].
+        seed: the key.
     """
     bits = rows.detach().float().contiguous().view(torch.int32).long() & _MASK
     place = torch.arange(rows.shape[1], device=rows.device)
@@ -109,13 +121,13 @@ def fingerprints(rows: Tensor, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def choices(keys: Tensor, position: int, count: int, below: int) -> Tensor:
-    """Whole numbers in [0, below), all equally likely up to 2^-32 below: int64 [B, count].
+    """Whole numbers in [0, below), equally likely up to 2^-32 below: int64 [B, count].
 
     Args:
-        keys: two words of 32 bits for each row, int64 [B, 2]; row b depends on them and on
-            ``position`` alone.
-        position: of the draw, in [0, 2^32).
-        count: numbers a row.
+        keys: two 32-bit words for each row, int64 [B, 2]. Row b depends only on them and on
+            ``position``.
+        position: the position of the draw, in [0, 2^32).
+        count: the number of draws in a row.
         below: at most 2^31.
     """
     blocks = torch.arange(-(-count // _WORDS_PER_BLOCK), device=keys.device)
@@ -125,13 +137,13 @@ def choices(keys: Tensor, position: int, count: int, below: int) -> Tensor:
 
 
 def normals(key: tuple[Tensor, Tensor], position: Tensor, count: int) -> Tensor:
-    """Standard normal numbers, float64 [B, count], by Box and Muller's transform.
+    """Standard normal numbers, float64 [B, count], by the Box-Muller transform.
 
     Args:
-        key: two words of 32 bits for each row, int64 [B]; row b depends on them and on
-            ``position`` alone.
-        position: of the draw, int64 without axes, in [0, 2^32).
-        count: numbers a row.
+        key: two 32-bit words for each row, each int64 [B]. Row b depends only on them and on
+            ``position``.
+        position: the position of the draw, an int64 scalar tensor in [0, 2^32).
+        count: the number of draws in a row.
     """
     blocks = torch.arange(-(-count // _WORDS_PER_BLOCK), device=position.device)
     stream = torch.full_like(blocks, int(Stream.RANDOM_GENERATORS))

@@ -1,4 +1,4 @@
-"""Tables in Markdown that are aligned on the terminal too."""
+"""Tables in Markdown that are also aligned on a terminal."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from collections.abc import Sequence
 from typing import Any
 
 TABLE_STEPS = (0, 1, 5, 10, 20, 50, 100)
-"""Inner steps that tables show, with the last one."""
+"""The inner steps that tables show, besides the last one."""
 
 
 def table_steps(last: int) -> list[int]:
-    """The inner steps that a table of ``last`` steps shows."""
+    """The inner steps that a table shows if the last one is ``last``."""
     return sorted({step for step in TABLE_STEPS if step < last} | {last})
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table whose columns are aligned on the terminal too."""
+    """A Markdown table whose columns are also aligned on a terminal."""
     header, *rows = ([cell.replace("|", r"\|") for cell in row] for row in (header, *rows))
     widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
 
@@ -31,7 +31,11 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def validation_table(curve: Sequence[float]) -> str:
-    """Geometric-mean validation loss at a few inner steps."""
+    """A table of the validation loss (geometric mean over tasks) at a few inner steps.
+
+    Args:
+        curve: the loss after each inner step, from step 0.
+    """
     steps = table_steps(len(curve) - 1)
     return markdown_table(
         ["inner step", *map(str, steps)],
@@ -40,5 +44,5 @@ def validation_table(curve: Sequence[float]) -> str:
 
 
 def printable(value: Any) -> str:
-    """The value as one line of text without control characters: files come from anywhere."""
+    """The value as one line of text; control characters, which files may contain, are replaced."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(value))

@@ -1,9 +1,9 @@
-"""YAML, read as a reader of it would, in bounded time and memory.
+"""YAML, read in bounded time and memory, in the way that its reader would expect.
 
-It is YAML 1.1 as PyYAML reads it, but 1e-3 is a number and there are no dates. Mistakes are: a key
-that is given twice in one mapping; whole numbers that YAML 1.1 and 1.2 read apart (010, 1:30); an
-anchor within itself; aliases that would be too long if they were written out. What an alias repeats
-is a copy: to change one place is to change no other.
+It is YAML 1.1 as PyYAML reads it, except that 1e-3 is a number and that there are no dates. These
+are errors: a key that appears twice in one mapping; whole numbers that YAML 1.1 and 1.2 read
+differently (010, 1:30); an anchor within itself; aliases that would be too long if written out. An
+alias is read as a copy, so that changing it changes no other place.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from yaml.constructor import ConstructorError
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 MOST_BYTES = 100_000
-"""PyYAML reads some 50,000 a second."""
+"""The longest text that is read; PyYAML reads some 50,000 bytes a second."""
 MOST_VALUES = 100_000
-"""With all aliases written out."""
+"""The largest number of values, with all aliases written out."""
 _MERGE = "tag:yaml.org,2002:merge"
 _INT = "tag:yaml.org,2002:int"
 _FLOAT = "tag:yaml.org,2002:float"
@@ -27,7 +27,7 @@ _OCTAL = re.compile(r"[-+]?0[0-7_]+")
 
 
 class InvalidYAMLError(ValueError):
-    """A text that is not such YAML; its message is one line."""
+    """A text is not valid YAML of this kind; the message is one line."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -48,12 +48,12 @@ class _Loader(yaml.SafeLoader):
     def compose_mapping_node(self, anchor: Any) -> MappingNode:
         node = super().compose_mapping_node(anchor)
         self._measure(node, (part for pair in node.value for part in pair))
-        # Here, since merges are not yet written out: what they bring may be given again.
+        # Checked before merges are written out, since merged fields may be given again.
         self._require_each_once(node)
         return node
 
     def _measure(self, node: Node, parts: Iterable[Node]) -> None:
-        """How many values a node has, where each alias counts as much as what it repeats."""
+        """Count the values of a node, with aliases counted as what they repeat."""
         size = 1
         for part in parts:
             if id(part) not in self._sizes:
@@ -77,7 +77,7 @@ class _Loader(yaml.SafeLoader):
             seen.add((key.tag == _MERGE, name))
 
     def construct_number(self, node: ScalarNode) -> Any:
-        """A number, unless it is another one to YAML 1.2."""
+        """A number; an error if YAML 1.2 would read another one."""
         if _OCTAL.fullmatch(node.value) or ":" in node.value:
             what = (
                 f"{node.value} is one number in YAML 1.1 and another in 1.2; write it in decimals"
@@ -88,12 +88,12 @@ class _Loader(yaml.SafeLoader):
         return self.construct_yaml_float(node)
 
     def construct_sign(self, node: ScalarNode) -> str:
-        """The texts << and =, where they are no names of fields."""
+        """The texts << and = as values, not as names of fields."""
         return str(self.construct_scalar(node))
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes what ``_Loader`` reads: text that looks like a number is quoted."""
+    """Writes what ``_Loader`` reads; text that looks like a number is quoted."""
 
 
 for _tag in (_INT, _FLOAT):
@@ -103,7 +103,7 @@ for _tag in (_MERGE, "tag:yaml.org,2002:value"):
 
 
 def _resolvers(of: Any) -> dict[str, list[Any]]:
-    """PyYAML's rules of what is what, without dates: no field is one."""
+    """PyYAML's rules for the types of plain values, without dates."""
     return {
         first: [(tag, pattern) for tag, pattern in rules if not tag.endswith("timestamp")]
         for first, rules in of.yaml_implicit_resolvers.items()
@@ -120,7 +120,11 @@ for _class in (_Loader, _Dumper):
 
 
 def parse(text: str | bytes) -> Any:
-    """What a text says, as plain data; raises ``InvalidYAMLError``."""
+    """The plain data that a YAML text describes.
+
+    Raises:
+        InvalidYAMLError: if it is not valid, too long, or ambiguous.
+    """
     if len(text) > MOST_BYTES:
         raise InvalidYAMLError(f"found {len(text)} bytes, expected at most {MOST_BYTES}")
     try:
@@ -140,7 +144,7 @@ def parse(text: str | bytes) -> Any:
 
 
 def _unshared(data: Any) -> Any:
-    """A copy in which nothing is in two places, and all text can be written again."""
+    """A copy in which no object occurs twice and all text can be written as UTF-8."""
     if isinstance(data, dict):
         return {_unshared(key): _unshared(value) for key, value in data.items()}
     if isinstance(data, list):
@@ -151,5 +155,5 @@ def _unshared(data: Any) -> Any:
 
 
 def written(data: Any) -> str:
-    """The text that ``parse`` reads as ``data``."""
+    """The YAML text that ``parse`` reads as ``data``."""
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False)
