@@ -1,7 +1,7 @@
 """All commands under one name: ``metaopt train | eval | show | fields``.
 
-The first two are also ``train_meta.py`` and ``eval_meta.py`` of the repository. They alone import
-TensorBoard: the others are quick, and work where it is broken.
+``train_meta.py`` and ``eval_meta.py`` of the repository run the first two. Only these import
+TensorBoard, so that the other commands start quickly, and work if it is not installed.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ _CONFIG = "a path, or the name of a shipped one, e.g. coordinate_update_tele"
 
 
 def train(world: World, given: Sequence[str] | None = None, prog: str | None = None) -> None:
-    """Read the configuration, train, print the validation table and where the file is.
+    """Read the configuration, meta-train, and print the validation table and the result's path.
 
     Args:
-        world: the processes that share the meta-batch.
-        given: the arguments; those of the process by default.
-        prog: how the command is called, if not by its file.
+        world: the processes of the run, which share each meta-batch.
+        given: the command-line arguments; None for those of this process.
+        prog: how the command is called, if not by the name of its file.
     """
     from metaopt.meta.run import Run
 
@@ -60,12 +60,12 @@ def train(world: World, given: Sequence[str] | None = None, prog: str | None = N
 
 
 def evaluate(world: World, given: Sequence[str] | None = None, prog: str | None = None) -> None:
-    """Evaluate checkpoints and baselines, write results, print the table.
+    """Evaluate learned optimizers and baselines, write the results, and print the table.
 
     Args:
-        world: the processes that share the tasks.
-        given: the arguments; those of the process by default.
-        prog: how the command is called, if not by its file.
+        world: the processes of the run, which share the tasks.
+        given: the command-line arguments; None for those of this process.
+        prog: how the command is called, if not by the name of its file.
     """
     from metaopt.evaluation.evaluate import execute
 
@@ -102,12 +102,12 @@ def tables() -> str:
 
 
 def fields(world: World, given: Sequence[str] | None = None, prog: str | None = None) -> None:
-    """Print the tables.
+    """Print the fields of both configurations, with types, defaults and meanings.
 
     Args:
-        world: the processes; the first one prints.
-        given: the arguments, none; those of the process by default.
-        prog: how the command is called, if not by its file.
+        world: the processes of the run; the first one prints.
+        given: the command-line arguments, of which there must be none; None for this process's.
+        prog: how the command is called, if not by the name of its file.
     """
     cli.plain_parser("Print the table of all configuration fields.", prog).parse_args(given)
     world.say(tables())
@@ -122,10 +122,10 @@ COMMANDS: dict[str, tuple[Callable[[World, Sequence[str], str], None], str]] = {
 
 
 def main(world: World) -> None:
-    """Read which command is meant, and do it.
+    """Run the command that the first argument names.
 
     Args:
-        world: the processes that do it.
+        world: the processes of the run.
     """
     told = "; ".join(f"{name}: {text}" for name, (_, text) in COMMANDS.items())
     parser = cli.plain_parser("Learned optimizers that move along symmetries.", prog="metaopt")
@@ -138,7 +138,7 @@ def main(world: World) -> None:
 
 
 def run() -> NoReturn:
-    """The console script ``metaopt``."""
+    """Run ``metaopt`` as a console script."""
     cli.run(main)
 
 

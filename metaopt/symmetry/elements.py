@@ -98,7 +98,7 @@ class Relabelling(Element):
 
     @property
     def squared(self) -> Element:
-        """Itself."""
+        """The element itself: squares are relabelled as the entries are."""
         return self
 
     def act(self, x: Tensor) -> Tensor:

@@ -222,7 +222,7 @@ class TaskFamily(ABC, Generic[T]):
 
     @property
     def no_units(self) -> str:
-        """Why no hidden units are known of its tasks, and what to do, where that is so."""
+        """What a configuration that scales hidden units has to change if its tasks know none."""
         return "leave rules.teleport out"
 
     def sample(

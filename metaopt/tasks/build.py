@@ -15,7 +15,7 @@ from metaopt.tasks.regression import RegressionFamily
 def task_family(config: TaskConfig) -> TaskFamily[Any]:
     """The task family of a configuration: ``RegressionFamily``, or ``LossFamily`` of your class.
 
-    The field ``more`` is not read here; meta-training reads it (``training_tasks``).
+    The field ``more`` is not read here; ``meta.build.training_tasks`` reads it.
 
     Args:
         config: the section ``task``.

@@ -324,7 +324,7 @@ class TeleportEngine:
 
 
 def of_pairs(engine: Engine | None) -> TeleportEngine | None:
-    """The engine itself where it moves pairs of layers, for what has to know its elements."""
+    """The engine if it moves pairs of layers, else None, for code that needs group elements."""
     return engine if isinstance(engine, TeleportEngine) else None
 
 
