@@ -225,7 +225,7 @@ class LossFamily(TaskFamily[LossTasks]):
 
     @property
     def no_units(self) -> str:
-        """Whether the class lists no symmetries, or those that it lists scale nothing."""
+        """Why no hidden unit of its tasks can be scaled, and what to write in the class."""
         listed = self.own.symmetries
         if listed:
             return (
