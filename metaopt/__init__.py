@@ -2,7 +2,8 @@
 
 ``load`` reads a learned optimizer, ``LearnedOptimizer`` trains a model with one, ``symmetries``
 finds the symmetries of a model, ``teleport`` moves a model along them, and ``Family``, ``Task`` and
-``fresh_weights`` describe your own training tasks.
+``fresh_weights`` describe your own training tasks. ``Rule`` and ``Proposal`` are what a learned rule
+of your own is made of.
 """
 
 from importlib import import_module
@@ -19,12 +20,15 @@ if TYPE_CHECKING:
     from metaopt.optim.finite import NonFiniteError
     from metaopt.optim.learned import LearnedRule, load
     from metaopt.optim.optimizer import LearnedOptimizer
+    from metaopt.rules.base import Proposal, Rule
 
 __all__ = [
     "Family",
     "LearnedOptimizer",
     "LearnedRule",
     "NonFiniteError",
+    "Proposal",
+    "Rule",
     "Symmetries",
     "Symmetry",
     "Task",
@@ -41,6 +45,8 @@ _WHEN_USED = {
     "LearnedOptimizer": "metaopt.optim.optimizer",
     "LearnedRule": "metaopt.optim.learned",
     "NonFiniteError": "metaopt.optim.finite",
+    "Proposal": "metaopt.rules.base",
+    "Rule": "metaopt.rules.base",
     "load": "metaopt.optim.learned",
 }
 
