@@ -2,8 +2,8 @@
 
 ``load`` reads a learned optimizer, ``LearnedOptimizer`` trains a model with one, ``symmetries``
 finds the symmetries of a model, ``teleport`` moves a model along them, and ``Family``, ``Task`` and
-``fresh_weights`` describe your own training tasks. ``Rule`` and ``Proposal`` are what a learned rule
-of your own is made of.
+``fresh_weights`` describe your own training tasks. ``Rule`` and ``Proposal`` are what a
+learned rule of your own is made of.
 """
 
 from importlib import import_module
