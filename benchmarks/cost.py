@@ -1,6 +1,6 @@
 """What meta-training costs: time and memory against each size of the problem.
 
-    python -m benchmarks.cost [--device cpu|cuda|cuda:N] [--json FILE] [--plot docs/cost.png]
+    python -m benchmarks.cost [--device cpu|cuda|cuda:N] [--json FILE] [--plot docs/results/cost.png]
 
 For the flattened pair (``configs/lstm_update_tele.yaml``) and the coordinate-wise one: seconds for
 an inner step of one trajectory (a whole outer step over its inner steps and trajectories) and peak
@@ -141,7 +141,7 @@ def main(world: World) -> None:
     parser = argparse.ArgumentParser(description="Cost curves of meta-training.")
     add_device(parser)
     add_json(parser)
-    parser.add_argument("--plot", type=Path, default=Path("docs/cost.png"), metavar="FILE")
+    parser.add_argument("--plot", type=Path, default=Path("docs/results/cost.png"), metavar="FILE")
     arguments = parser.parse_args()
     device = cli.device(arguments.device, world)
     found: list[Point] = []

@@ -16,7 +16,7 @@ gradients that are there already:
 The cost of a teleport is the row of a pair less that of the same update rule alone. It is paid at
 every step that teleports.
 
-``--write-page`` puts the table into ``docs/drop_in.md``; ``--smoke`` takes models of a few hundred
+``--write-page`` puts the table into ``docs/results/speed.md``; ``--smoke`` takes models of a few hundred
 parameters, to see that it works.
 """
 
@@ -40,7 +40,7 @@ from metaopt.optim import learned
 from metaopt.rules.composed import MetaOptimizer
 from studies.output import DOCS, PRETRAINED, Page, add_device
 
-PAGE = Page(DOCS / "drop_in.md", "drop-in table", "drop_in")
+PAGE = Page(DOCS / "speed.md", "drop-in table", "drop_in")
 ALONE = ", its updates alone"
 LR = 1e-4
 """Small, since gradients stay the same."""

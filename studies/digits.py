@@ -7,7 +7,7 @@ by ``configs/eval_digits.yaml`` (images that no meta-training saw, a width that 
 optimizers tuned for the step that they are named after), and once more from unbalanced initial
 weights: other points of the same orbits. Everything runs through ``train_meta.py --resume`` and
 ``eval_meta.py``, one after the other, so that a command that was stopped goes on where it was.
-``--write-page`` puts the tables into ``docs/digits.md``, and ``--ship`` the pair into
+``--write-page`` puts the tables into ``docs/results/digits.md``, and ``--ship`` the pair into
 ``checkpoints/pretrained/``, with command, commit and figures.
 """
 

@@ -20,7 +20,7 @@ from metaopt.base.files import make_folder, write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent
 PRETRAINED = ROOT / "checkpoints" / "pretrained"
-DOCS = ROOT / "docs"
+DOCS = ROOT / "docs" / "results"
 
 
 @dataclass(frozen=True)

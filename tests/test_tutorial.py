@@ -1,4 +1,4 @@
-"""docs/tutorial.md from its first block to its last, in tiny sizes."""
+"""docs/start/tutorial.md from its first block to its last, in tiny sizes."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from places import ROOT
 
-PAGE = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "start" / "tutorial.md").read_text(encoding="utf-8")
 TINY = {
-    "train_meta.py": ["meta={batch: 2, outer_steps: 2, steps: 4, unroll: 2}", "validation.tasks=2"],
-    "eval_meta.py": ["tasks=2", "steps=3", "tuning.tasks=2", "bootstrap=5", "baselines=[Momentum]"],
+    "train": ["meta={batch: 2, outer_steps: 2, steps: 4, unroll: 2}", "validation.tasks=2"],
+    "eval": ["tasks=2", "steps=3", "tuning.tasks=2", "bootstrap=5", "baselines=[Momentum]"],
 }
 
 
@@ -41,10 +41,10 @@ def test_the_tutorial_runs(tmp_path: Path) -> None:
         (tmp_path / name).write_text(content)
     said = ""
     for line in blocks("bash")[1:]:
-        python, script, *arguments = line.split()
-        assert python == "python"
-        sets = [part for value in TINY[script] for part in ("--set", value)]
-        said += run([sys.executable, str(ROOT / script), *arguments, *sets], tmp_path)
+        program, *arguments = line.split()
+        assert program == "metaopt"
+        sets = [part for value in TINY[arguments[0]] for part in ("--set", value)]
+        said += run([sys.executable, "-m", "metaopt", *arguments, *sets], tmp_path)
     assert "| Momentum" in said
     said = run([sys.executable, "own_loop.py"], tmp_path)
     assert re.search(r"^test loss \d", said, flags=re.M)

@@ -3,7 +3,7 @@
     reach = max(trained, tested)
 
 Within its reach a rule has been seen at work. Past it nobody has: what it does there is up to its
-networks, and up to whether its steps fade by themselves (docs/horizons.md). A training that goes
+networks, and up to whether its steps fade by themselves (docs/guide/horizons.md). A training that goes
 further is told so once, and goes on.
 """
 
@@ -20,7 +20,7 @@ from metaopt.base.config import check
 from metaopt.meta.config import CurriculumConfig, RandomHorizonConfig, TrainConfig
 from metaopt.meta.horizon import Curriculum
 
-PAGE = "docs/horizons.md"
+PAGE = "docs/guide/horizons.md"
 TESTED = "tested_steps"
 """The field of a checkpoint's ``training`` that says how far the rule was tested."""
 TESTED_BY = "tested_by"

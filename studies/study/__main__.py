@@ -7,7 +7,7 @@ Every learned row gets the same search and the same budget, which is checked bef
 trained. The folder (``runs/study`` by default) gets ``study.json`` with all figures, and
 ``study.md`` and ``study.png`` made from it. ``--ablations`` runs the levers instead, at one seed
 and a share of the budget, and writes ``ablations.json`` and ``ablations.md``. ``--write-page``
-puts the same into ``docs/``, ``--ship`` the first seed's checkpoints into
+puts the same into ``docs/results/``, ``--ship`` the first seed's checkpoints into
 ``checkpoints/pretrained/``. Stopped at any point, the same command goes on. ``--smoke`` is all of
 it, ablations too, in tiny sizes.
 """

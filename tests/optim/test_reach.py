@@ -60,7 +60,12 @@ def test_it_is_said_once_and_resuming_does_not_forget() -> None:
         assert own is not None
         assert advance(own, other, 1) == []
         (line,) = advance(own, other, 4)
-        for word in ("short", f"step {STEPS + 1}", "meta-trained for 3 steps", "docs/horizons.md"):
+        for word in (
+            "short",
+            f"step {STEPS + 1}",
+            "meta-trained for 3 steps",
+            "docs/guide/horizons.md",
+        ):
             assert word in line
     resumed = metaopt.LearnedOptimizer(model, short())
     resumed.load_state_dict(state)
@@ -152,7 +157,7 @@ def test_a_test_is_written_into_the_file_and_nothing_else_changes(tmp_path: Path
         record_test(path, 0, "none")
     for text in (show.report(after, str(path)), card.card(after, str(path))):
         assert f"meta-trained for {rule.config.meta.steps} steps, tested to 10,000" in text
-        assert "docs/horizons.md" in text
+        assert "docs/guide/horizons.md" in text
 
 
 def test_evaluation_past_the_horizon_says_so(

@@ -251,7 +251,7 @@ def test_nothing_stands_both_as_found_and_as_left_alone(name: str, permutations:
 
 
 def test_the_page_prints_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
-    page = (ROOT / "docs" / "symmetries.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "guide" / "symmetries.md").read_text(encoding="utf-8")
     code, printed = (page.split(f"```{kind}\n")[1].split("```")[0] for kind in ("python", "text"))
     exec(compile(code, "symmetries.md", "exec"), {})
     assert capsys.readouterr().out == printed
