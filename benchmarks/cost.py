@@ -1,6 +1,7 @@
 """What meta-training costs: time and memory against each size of the problem.
 
-    python -m benchmarks.cost [--device cpu|cuda|cuda:N] [--json FILE] [--plot docs/results/cost.png]
+    python -m benchmarks.cost [--device cpu|cuda|cuda:N] [--json FILE]
+                              [--plot docs/results/cost.png]
 
 For the flattened pair (``configs/lstm_update_tele.yaml``) and the coordinate-wise one: seconds for
 an inner step of one trajectory (a whole outer step over its inner steps and trajectories) and peak

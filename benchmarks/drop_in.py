@@ -16,8 +16,8 @@ gradients that are there already:
 The cost of a teleport is the row of a pair less that of the same update rule alone. It is paid at
 every step that teleports.
 
-``--write-page`` puts the table into ``docs/results/speed.md``; ``--smoke`` takes models of a few hundred
-parameters, to see that it works.
+``--write-page`` puts the table into ``docs/results/speed.md``; ``--smoke`` takes models of a few
+hundred parameters, to see that it works.
 """
 
 from __future__ import annotations

@@ -5,7 +5,8 @@
     python -m studies.level_sets [--json FILE] [--write-page]
 
 The group is GL(1), g = exp(t) > 0: (w1, w2) -> (g w1, w2 / g) for w1 > 0. All teleports go through
-the engine. ``--write-page`` puts the table into ``docs/results/level_sets.md``, the figure beside it.
+the engine. ``--write-page`` puts the table into ``docs/results/level_sets.md``, the figure beside
+it.
 """
 
 from __future__ import annotations

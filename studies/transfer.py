@@ -13,8 +13,8 @@ samples than inputs the action through the data is not exact: there the checkpoi
 Tasks run in pieces of at most 2^17 rows (entries of all weights or of all generators), so that
 memory does not grow with ``--tasks``.
 
-``--write-page`` puts the table into ``docs/results/transfer.md``, all figures into ``transfer.json`` beside
-it, after every setting.
+``--write-page`` puts the table into ``docs/results/transfer.md``, all figures into
+``transfer.json`` beside it, after every setting.
 """
 
 from __future__ import annotations

@@ -17,8 +17,8 @@ The paper (arXiv 2305.13404) predicts that teleporting turns a gradient step tow
 at "gradient before", "gradient after" and the gain of the one over the other, which is what one
 teleport did, and at "gradient undone" and the total gain, which are what all of them did.
 
-``--write-page`` puts the tables into ``docs/results/why.md``, ``why.png`` and ``why.json`` beside it.
-In JSON a figure that no task has is null; ``tasks`` counts the tasks that have one.
+``--write-page`` puts the tables into ``docs/results/why.md``, ``why.png`` and ``why.json`` beside
+it. In JSON a figure that no task has is null; ``tasks`` counts the tasks that have one.
 """
 
 from __future__ import annotations

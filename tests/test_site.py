@@ -1,4 +1,4 @@
-"""The site builds strictly: every link and anchor leads somewhere, and the generated parts are there."""
+"""The site builds strictly: links and anchors lead somewhere, generated parts are there."""
 
 from __future__ import annotations
 

@@ -3,8 +3,8 @@
     reach = max(trained, tested)
 
 Within its reach a rule has been seen at work. Past it nobody has: what it does there is up to its
-networks, and up to whether its steps fade by themselves (docs/guide/horizons.md). A training that goes
-further is told so once, and goes on.
+networks, and up to whether its steps fade by themselves (docs/guide/horizons.md). A training that
+goes further is told so once, and goes on.
 """
 
 from __future__ import annotations

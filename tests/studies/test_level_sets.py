@@ -1,4 +1,4 @@
-"""The plane of docs/results/level_sets.md: closed forms, and the page says what the command prints."""
+"""The plane of docs/results/level_sets.md: closed forms, and what the command prints is on it."""
 
 from __future__ import annotations
 
