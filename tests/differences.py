@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from metaopt.base.network import Forward, Weights
+from metaopt.base.network import Weights
 from metaopt.meta.loss import LogLoss
 from metaopt.meta.unroll import Observe, first_order, start, unroll
 from metaopt.rules.composed import MetaOptimizer
 from metaopt.tasks.base import Observation, Tasks
+from metaopt.teleport.base import Report
 
 STEPS = 5
 
@@ -25,9 +26,9 @@ class Replay:
         self._pending: Iterator[Observation] | None = None
 
     def record(
-        self, tasks: Tasks, weights: Weights, passed: Forward | None = None
+        self, tasks: Tasks, weights: Weights, report: Report | None = None
     ) -> tuple[Tensor, Observation]:
-        loss, observation = first_order(tasks, weights, passed)
+        loss, observation = first_order(tasks, weights, report)
         self.recorded.append(observation)
         return loss, observation
 
@@ -35,7 +36,7 @@ class Replay:
         self._pending = iter(self.recorded)
 
     def replay(
-        self, tasks: Tasks, weights: Weights, passed: Forward | None = None
+        self, tasks: Tasks, weights: Weights, report: Report | None = None
     ) -> tuple[Tensor, Observation]:
         assert self._pending is not None
         return tasks.loss(weights), next(self._pending)

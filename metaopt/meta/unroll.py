@@ -36,7 +36,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from metaopt.base.network import Forward, Weights
+from metaopt.base.network import Weights
 from metaopt.base.stopwatch import UNTIMED, NoWatch
 from metaopt.rules.composed import Optimizer, S, States
 from metaopt.rules.learned.affine import one_window
@@ -64,25 +64,26 @@ class Observe(Protocol):
     """(tasks, w) -> (L(w) as the meta-loss sees it [B], the observation as the rules see it)."""
 
     def __call__(
-        self, tasks: Tasks, weights: Weights, passed: Forward | None = None
+        self, tasks: Tasks, weights: Weights, report: Report | None = None
     ) -> tuple[Tensor, Observation]:
-        """Look at w; ``passed`` is the forward pass there, where a teleport has made it."""
+        """Look at w; ``report`` is that of the teleport that led there, and may know the pass."""
 
 
 def first_order(
-    tasks: Tasks, weights: Weights, passed: Forward | None = None
+    tasks: Tasks, weights: Weights, report: Report | None = None
 ) -> tuple[Tensor, Observation]:
     """The observation is constant; the loss carries grad L(w), computed once, to w."""
     with torch.no_grad():
+        passed = None if report is None else report.passed
         observation = tasks.observe(cut(weights), passed)
     loss = _LossWithGradient.apply(observed_loss(observation), *weights, *observation.grads)
     return loss, observation
 
 
 def second_order(
-    tasks: Tasks, weights: Weights, passed: Forward | None = None
+    tasks: Tasks, weights: Weights, report: Report | None = None
 ) -> tuple[Tensor, Observation]:
-    """Loss and observation are both differentiated; ``passed``, without a graph, is not used."""
+    """Loss and observation are both differentiated; passes without a graph are of no use."""
     observation = tasks.observe(weights)
     return observed_loss(observation), observation
 
@@ -91,9 +92,9 @@ def as_judged(observe: Observe) -> Observe:
     """The observation as ``observe`` makes it; the loss, differentiable, as tasks are judged."""
 
     def judging(
-        tasks: Tasks, weights: Weights, passed: Forward | None = None
+        tasks: Tasks, weights: Weights, report: Report | None = None
     ) -> tuple[Tensor, Observation]:
-        loss, observation = observe(tasks, weights, passed)
+        loss, observation = observe(tasks, weights, report)
         return tasks.judged(weights, loss), observation
 
     return judging
@@ -110,9 +111,10 @@ def judging(watch: NoWatch) -> Observe:
     """
 
     def judged(
-        tasks: Tasks, weights: Weights, passed: Forward | None = None
+        tasks: Tasks, weights: Weights, report: Report | None = None
     ) -> tuple[Tensor, Observation]:
         with torch.no_grad():
+            passed = None if report is None else report.passed
             observation = tasks.observe(weights, passed)
             with watch.aside():
                 return tasks.judged(weights, observed_loss(observation)), observation
@@ -208,9 +210,8 @@ def unroll(
     with one_window(), watch.running():
         for _ in range(steps):
             taken = optimizer.step(state.weights, state.observation, state.optimizer, seen)
-            passed = None if taken.report is None else taken.report.passed
             seen = tasks.at(state.step + 1)
-            loss, observation = observe(seen, taken.weights, passed)
+            loss, observation = observe(seen, taken.weights, taken.report)
             shown = seen.shown(observation)
             state = InnerState(state.step + 1, taken.weights, loss, shown, taken.state)
             losses.append(loss)

@@ -109,5 +109,5 @@ def _both(
         outputs_before=back.outputs_before,
         earlier_log_ratio=earlier,
         # The weights may be those of either teleport, or of none.
-        passed=None,
+        passes=None,
     )

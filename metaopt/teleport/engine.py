@@ -58,7 +58,7 @@ class TeleportReport:
         outputs_before: f(w) before the teleport, [B, m, N].
         earlier_log_ratio: log L(g.w) / L(w) of another teleport earlier in the step, [B]; 0
             if there was none.
-        passed: the forward pass at the new weights, or None if none was made.
+        passes: the forward passes before it and at g.w, or None if they do not lead to the weights.
     """
 
     together: ClassVar[int] = 10
@@ -69,7 +69,7 @@ class TeleportReport:
     refused: Tensor
     outputs_before: Tensor
     earlier_log_ratio: Tensor
-    passed: Forward | None = None
+    passes: tuple[Forward, Forward] | None = None
 
     @classmethod
     def stack(cls, reports: Sequence[TeleportReport]) -> TeleportReport:
@@ -105,6 +105,14 @@ class TeleportReport:
             outputs,
             zeros,
         )
+
+    @property
+    def passed(self) -> Forward | None:
+        """The forward pass at the weights that it led to: that before it where it was refused."""
+        if self.passes is None:
+            return None
+        before, after = self.passes
+        return before.where(self.refused, after)
 
     def moved(self, rule: Scaled, state: State) -> State:
         """The state, unchanged: rules read a chain of layers anew in every step."""
@@ -319,7 +327,7 @@ class TeleportEngine:
             before.outputs,
             torch.zeros_like(guarded.drift),
             # The last weights that a guard measures are those it returns, unless it refuses.
-            before.where(guarded.refused, after),
+            (before, after),
         )
 
 

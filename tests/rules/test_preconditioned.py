@@ -13,7 +13,7 @@ from support import regression, relative_error, signed
 from torch import Tensor, nn
 
 import metaopt
-from metaopt.base.network import Forward, Weights
+from metaopt.base.network import Weights
 from metaopt.meta.build import meta_optimizer
 from metaopt.meta.loss import LogLoss
 from metaopt.meta.unroll import first_order, second_order, start, unroll
@@ -27,6 +27,7 @@ from metaopt.symmetry.limits import BoundedNorm
 from metaopt.symmetry.maps import Exponential
 from metaopt.tasks.base import Observation
 from metaopt.tasks.regression import TaskBatch
+from metaopt.teleport.base import Report
 from metaopt.teleport.engine import TeleportEngine, TeleportReport
 from metaopt.teleport.guard import Guard, Refuse, Shrink, Unguarded
 
@@ -188,9 +189,9 @@ def test_meta_gradients_of_both_orders_match_differences(order: int) -> None:
         return LogLoss(1e-9)(tasks.loss(tasks.initial), unrolled.losses)
 
     def recorded(
-        tasks: TaskBatch, weights: Weights, passed: Forward | None = None
+        tasks: TaskBatch, weights: Weights, report: Report | None = None
     ) -> tuple[Tensor, Observation]:
-        loss, observation = observe(tasks, weights, passed)
+        loss, observation = observe(tasks, weights, report)
         return loss, remember(observation)
 
     look = {1: as_constant, 2: differentiated}[order]
