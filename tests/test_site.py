@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from places import ROOT
 
 import metaopt
 
 LARGEST = 30_000
 """Bytes of a page: full tables belong into the JSON beside it."""
+TINY = {"batch": 2, "outer_steps": 2, "steps": 4, "unroll": 2}
 
 
 def test_no_page_is_too_long() -> None:
@@ -29,3 +32,24 @@ def test_it_builds_strictly(tmp_path: Path) -> None:
     fields = (tmp_path / "reference" / "fields" / "index.html").read_text(encoding="utf-8")
     assert "<code>meta.unroll</code>" in fields
     assert (tmp_path / "search" / "search_index.json").is_file()
+
+
+@pytest.mark.slow
+def test_a_pair_on_your_own_family_trains_with_what_its_page_writes(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "guide" / "own_pair.md").read_text(encoding="utf-8")
+    family, configuration, lines = re.findall(
+        r"^```(?:python|yaml)\n(.*?)^```", page, flags=re.M | re.S
+    )
+    head = configuration.split("rules:")[0]
+    (tmp_path / "pair_tasks.py").write_text(family)
+    (tmp_path / "pair.yaml").write_text(configuration)
+    (tmp_path / "digits_like.yaml").write_text(head + lines)
+    tiny = [f"meta.{name}={value}" for name, value in TINY.items()]
+    for name in ("pair", "digits_like"):
+        sets = [part for value in [*tiny, "validation.tasks=2"] for part in ("--set", value)]
+        command = [sys.executable, "-m", "metaopt", "train", "--config", f"{name}.yaml", *sets]
+        done = subprocess.run(
+            [*command, "--out", name], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert (tmp_path / name / "optimizer.safetensors").is_file()
