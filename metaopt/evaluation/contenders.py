@@ -39,13 +39,14 @@ class Contender:
     """An optimizer to be evaluated.
 
     Attributes:
-        name: as it stands in all results.
-        kind: where it comes from.
-        optimizer: what steps.
-        origin: what is worth telling of it: its path and where that is (``from``), or chosen
-            hyper-parameters.
-        reach: how far it was meta-trained to go and tested; None for what was not meta-trained.
-        label: of a learned one, as it is in its file; others may have the same.
+        name: its name in all results.
+        kind: ``learned``, ``baseline`` or ``reference``.
+        optimizer: takes the steps.
+        origin: the path of a learned optimizer, with a short form under ``from``; or the
+            hyper-parameters that were chosen for a hand-made one.
+        reach: the steps that it was meta-trained for and tested to; None if it was not
+            meta-trained.
+        label: the name in the file of a learned optimizer, which several may share.
     """
 
     name: str
@@ -119,11 +120,11 @@ def captions(contenders: Sequence[Contender]) -> list[str]:
 
 
 def told_apart(contenders: Sequence[Contender]) -> list[Contender]:
-    """The contenders, learned ones of a name that others have with where they come from.
+    """The contenders, renamed so that no two have the same name.
 
-    ``NAME (runs/mine)`` and ``NAME (pretrained/theirs)``: the fewest last parts of their paths that
-    tell them apart, without the file name where any run has that. Hand-made optimizers keep their
-    names; of two that are the same the second is ``NAME (2)``.
+    Learned optimizers of one name are called ``NAME (runs/mine)`` and ``NAME (pretrained/theirs)``,
+    with as few of the last parts of their paths as tell them apart; file names that all runs use
+    are left out. Hand-made optimizers keep their names; the second of a name is ``NAME (2)``.
     """
     names: list[str] = []
     for contender in contenders:
@@ -133,7 +134,7 @@ def told_apart(contenders: Sequence[Contender]) -> list[Contender]:
         names.append(contender.name + count)
     longer = [_longer_names(contender, i) for i, contender in enumerate(contenders)]
     while True:
-        # Those of a name go on together, so that none of them has it bare.
+        # All optimizers of one name get longer names, so that none keeps the bare one.
         alike = [
             i
             for i, name in enumerate(names)

@@ -1,8 +1,10 @@
-"""Evaluation: all optimizers on the same unseen tasks, each in one batched run of the one unroll.
+"""Evaluation: run all optimizers on the same unseen tasks, and compare them.
 
-Losses are those of the current weights, index 0 before the first step. Optimizers are compared by
-pairs on the same tasks: the ratio is the geometric mean of a's loss over b's. With N processes each
-runs its own slice of the tasks, and the first one has all the losses and writes.
+    ratio of a to b at step t = exp(mean over tasks of log(L_a(w_t) / L_b(w_t)))
+
+Each optimizer runs all tasks side by side in the inner loop of ``meta.unroll``. Losses are those of
+the current weights; index 0 is the loss before the first step. With N processes each one runs its
+own slice of the tasks; the first one collects all losses and writes the files.
 """
 
 from __future__ import annotations
@@ -62,15 +64,15 @@ TUNED_BASELINES = Path("runs/tuned_baselines.json")
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one contender did.
+    """The result of one contender.
 
     Attributes:
-        contender: who.
-        losses: float64 [steps + 1, tasks], as computed.
-        seconds_per_step: wall clock of an inner step of the whole batch, of the slowest process:
-            its gradient evaluation and what the optimizer makes of it. Judging on test data, and
-            what is measured of teleports, is not in it.
-        teleport: summary, or None without teleports.
+        contender: the optimizer that ran.
+        losses: the losses as computed, float64 [steps + 1, tasks].
+        seconds_per_step: the wall-clock time of one inner step of the whole batch in the slowest
+            process: the gradient evaluation and the optimizer's own work. Judging on test data
+            and measuring teleports are not counted.
+        teleport: the numbers of ``summarise``, or None without teleports.
     """
 
     contender: Contender
@@ -80,18 +82,18 @@ class Outcome:
 
 
 def run_contender(contender: Contender, tasks: Tasks, steps: int, world: World) -> Outcome:
-    """One batched run, timed after a short warm-up.
+    """Run a contender on all tasks at once, timed after a short warm-up.
 
     Args:
-        contender: what runs.
-        tasks: of this process.
-        steps: inner steps.
+        contender: the optimizer that runs.
+        tasks: the tasks of this process.
+        steps: the number of inner steps.
         world: the processes that share the tasks.
 
     Raises:
-        MisfitError: where it does not fit the tasks.
+        MisfitError: if the optimizer does not fit the tasks of any process.
     """
-    # The warm-up also makes what belongs to the tasks and not to a step, such as X^+.
+    # The warm-up also computes what depends on the tasks alone, such as X^+.
     misfits = world.gather(_misfit(contender.optimizer, tasks, min(steps, 2)))
     # Tasks differ in their data: an action may be exact on one process's and not on another's.
     for misfit in misfits:
@@ -110,7 +112,7 @@ def run_contender(contender: Contender, tasks: Tasks, steps: int, world: World) 
 
 
 def _misfit(optimizer: Optimizer, tasks: Tasks, steps: int) -> Exception | None:
-    """Why an optimizer does not fit the tasks, if it does not."""
+    """The error that says why an optimizer does not fit the tasks; None if it fits."""
     try:
         rollout(tasks, optimizer, steps)
     except MisfitError as error:
@@ -119,7 +121,7 @@ def _misfit(optimizer: Optimizer, tasks: Tasks, steps: int) -> Exception | None:
 
 
 def summarise(teleports: TeleportTrace) -> dict[str, float]:
-    """Teleports of a run in four numbers."""
+    """The four numbers of ``TeleportTrace.summary``, all finite."""
     numbers = {name: float(value) for name, value in teleports.summary().items()}
     # As for losses: what is not finite counts as very large, so that the file stays valid JSON.
     return {
@@ -129,7 +131,7 @@ def summarise(teleports: TeleportTrace) -> dict[str, float]:
 
 
 def unseen_tasks(config: EvalConfig, device: torch.device, world: World) -> TaskBatch:
-    """This process's share of the unseen tasks; raises ``UserError`` where it has none."""
+    """Draw this process's share of the unseen tasks; raises ``UserError`` if it has none."""
     share = world.share(config.tasks, "tasks")
     dtype = DTYPES[config.dtype]
     family = task_family(config.task)
@@ -140,7 +142,19 @@ def unseen_tasks(config: EvalConfig, device: torch.device, world: World) -> Task
 def evaluate(
     config: EvalConfig, contenders: Sequence[Contender], tasks: Tasks, world: World
 ) -> list[Outcome]:
-    """All contenders on the same test tasks; those that do not fit are left out with a line."""
+    """Run all contenders on the same test tasks.
+
+    A contender that does not fit the tasks is left out, and a line says so.
+
+    Args:
+        config: the configuration of the evaluation.
+        contenders: the optimizers; networks are cast to ``config.dtype``.
+        tasks: the tasks of this process.
+        world: the processes that share the tasks.
+
+    Raises:
+        UserError: if no contender fits.
+    """
     outcomes = []
     bar = tqdm(contenders, desc="evaluating", disable=not world.first)
     for contender in bar:
@@ -158,7 +172,7 @@ def evaluate(
 
 
 def tell_horizons(contenders: Sequence[Contender], steps: int, world: World) -> None:
-    """One line for each learned optimizer that is to go further than it was seen to."""
+    """Print a line for each learned optimizer that will run past its trained and tested steps."""
     for contender in contenders:
         if contender.reach is not None and steps > contender.reach.steps:
             world.say(
@@ -168,7 +182,15 @@ def tell_horizons(contenders: Sequence[Contender], steps: int, world: World) -> 
 
 
 def curves(outcomes: Sequence[Outcome], index: NDArray[np.int64]) -> dict[str, dict[str, Array]]:
-    """By optimizer: mean, geomean, its interval (low, high), q05, q95 and seconds by inner step."""
+    """Statistics over tasks by inner step, [steps + 1], for each optimizer by name.
+
+    They are ``mean``, ``geomean``, its 95 % interval (``low``, ``high``), the quantiles ``q05`` and
+    ``q95``, and ``seconds`` since the start.
+
+    Args:
+        outcomes: the results of the optimizers.
+        index: the tasks in each bootstrap sample (``resamples``).
+    """
     result = {}
     for outcome in outcomes:
         losses = clean(outcome.losses)
@@ -189,7 +211,13 @@ def curves(outcomes: Sequence[Outcome], index: NDArray[np.int64]) -> dict[str, d
 def pairs(
     outcomes: Sequence[Outcome], steps: int, index: NDArray[np.int64]
 ) -> list[dict[str, Any]]:
-    """Every ordered pair at a few steps: ratio of losses, its interval, share of tasks won."""
+    """Compare every ordered pair: the rows ``pairs`` of ``results.json``.
+
+    Args:
+        outcomes: the results of the optimizers.
+        steps: the last inner step; pairs are compared there and at ``PAIR_STEPS`` before it.
+        index: the tasks in each bootstrap sample (``resamples``).
+    """
     at = sorted({step for step in PAIR_STEPS if step <= steps} | {steps})
     losses = {outcome.contender.name: clean(outcome.losses)[at] for outcome in outcomes}
     rows = []
@@ -255,15 +283,19 @@ def execute(
     world: World,
     required: bool = True,
 ) -> str:
-    """Evaluate checkpoints and baselines, write all files, return the report.
+    """Evaluate checkpoints and baselines, write all files, and return the report.
 
     Args:
-        config: what to evaluate on.
-        paths: of checkpoints.
-        folder: where results go.
-        device: where to compute.
-        world: the processes that share the tasks; the first one writes and has the report.
-        required: whether a damaged checkpoint is an error, or left out with a line.
+        config: the configuration of the evaluation.
+        paths: the checkpoints.
+        folder: where the results are written.
+        device: the device that this process computes on.
+        world: the processes that share the tasks; the first one writes and returns the report.
+        required: whether a damaged checkpoint is an error; otherwise it is left out, and a line
+            says so.
+
+    Raises:
+        UserError: if there is nothing to evaluate, or a required checkpoint is damaged.
     """
     for name in config.modules:
         module_of(name, "field modules")
@@ -285,7 +317,7 @@ def execute(
 def _report(
     config: EvalConfig, outcomes: Sequence[Outcome], folder: Path, device: torch.device
 ) -> str:
-    """Write all files; returns what is printed."""
+    """Write all files, and return the text that is printed."""
     index = resamples(config.tasks, config.bootstrap, config.task_seed)
     by_name = curves(outcomes, index)
     found = results(config, outcomes, by_name, index, device)

@@ -7,10 +7,10 @@ began:
     e_p ~ N(0, sigma^2 I),   xi_p <- xi_p + e_p   (xi_p = 0 where a trajectory begins)
     dM/dphi ~ 1 / (2 P sigma^2) sum_p xi_p (M(phi + e_p; states of p, +) - M(phi - e_p; .. -))
 
-Weights and rule states go on from window to window, of each member of each pair apart. Summed over
-the windows of a trajectory this is an unbiased estimate of the gradient of the smoothed meta-loss
-of the whole trajectory, where a truncated gradient leaves out what a window does to later ones. The
-price is variance, and 2 P windows for one.
+Each member of each pair has weights and rule states of its own, which continue from window to
+window. Summed over the windows of a trajectory, this is an unbiased estimate of the gradient of the
+smoothed meta-loss of the whole trajectory; a truncated gradient leaves out the effect of a window
+on later ones. The price is variance, and 2 P windows instead of one.
 
 Reference: Vicol, Metz and Sohl-Dickstein, *Unbiased Gradient Estimation in Unrolled Computation
 Graphs with Persistent Evolution Strategies*, ICML 2021, arXiv 2112.13835. There each trajectory has
@@ -41,12 +41,12 @@ class PersistentES(Windows):
     """Windows whose meta-gradient is estimated from pairs of perturbed phi.
 
     Args:
-        optimizer: whose parameters are phi.
-        observe: what the rules see; its order makes no difference here.
-        meta_loss: of a window.
-        sigma: standard deviation of each perturbation.
-        pairs: P.
-        seed: of the perturbations.
+        optimizer: the meta-optimizer; its parameters are phi.
+        observe: how weights are looked at; first and second order give the same estimate.
+        meta_loss: the meta-loss M of a window.
+        sigma: the standard deviation of each perturbation.
+        pairs: P, the number of pairs.
+        seed: the seed of the perturbations.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class PersistentES(Windows):
         """
         own_tasks = self._once(tasks)
         perturbations = self._draw()
-        # A new tensor: the old one may be in a state that is being kept.
+        # This makes a new tensor, since a saved state may still hold the old one.
         self._xi = self._xi + perturbations if inner.step > 0 else perturbations
         rules, members = self._optimizer.rules, []
         for copy in range(self.copies):
@@ -120,7 +120,7 @@ class PersistentES(Windows):
         return (self._sigma * normal).to(self._xi)
 
     def _once(self, tasks: Tasks) -> Tasks:
-        """Each task once; kept, for the decompositions of its data."""
+        """Each task once; cached, to keep the decompositions of its data."""
         if self._tasks is None or self._tasks[0] is not tasks:
             self._tasks = tasks, tasks.select(slice(0, None, self.copies))
         return self._tasks[1]
@@ -131,7 +131,7 @@ class PersistentES(Windows):
 
     @contextmanager
     def _moved_by(self, perturbation: Tensor) -> Iterator[None]:
-        """phi + perturbation, and then phi again, in the memory where it is."""
+        """Within the context phi is perturbed in place; afterwards it is restored."""
         phi = self._flat()
         self._write(phi + perturbation)
         try:
@@ -150,7 +150,7 @@ Rows = Callable[[Sequence[Tensor], int], Tensor]
 
 
 def _member(batch: int, copies: int, copy: int) -> Rows:
-    """The rows of one copy, out of those of all copies of each trajectory in turn."""
+    """The rows of one copy, where the copies of each trajectory are neighbours."""
 
     def rows(tensors: Sequence[Tensor], axis: int) -> Tensor:
         (tensor,) = tensors
@@ -163,7 +163,7 @@ def _member(batch: int, copies: int, copy: int) -> Rows:
 
 
 def _side_by_side(batch: int) -> Rows:
-    """The rows of all copies of each trajectory in turn, out of those of each copy."""
+    """Join the rows of all copies so that the copies of each trajectory are neighbours."""
 
     def rows(tensors: Sequence[Tensor], axis: int) -> Tensor:
         if tensors[0].ndim == 0:
@@ -177,7 +177,7 @@ def _side_by_side(batch: int) -> Rows:
 def _across(
     states: Sequence[InnerState[States]], rows: Rows, rules: Mapping[str, Rule]
 ) -> InnerState[States]:
-    """One state, each of its tensors made of theirs."""
+    """Combine states tensor by tensor."""
 
     def made(values: Sequence[Any]) -> Any:
         if isinstance(values[0], tuple):
@@ -205,7 +205,7 @@ def _across(
 
 
 def _summary(members: Sequence[Differentiated]) -> dict[str, Tensor]:
-    """Teleports of all members: means of means, maxima of maxima."""
+    """Combine the teleport summaries of all members: means of means, maxima of maxima."""
     found = {}
     for name in members[0].teleports:
         numbers = torch.stack([member.teleports[name] for member in members])

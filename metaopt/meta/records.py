@@ -1,4 +1,4 @@
-"""What a run writes and shows while it goes: metrics, learned optimizers, TensorBoard, the bar."""
+"""What a run writes and shows while it runs: metrics, checkpoints, TensorBoard, the bar."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Records:
         """A validation was made."""
 
     def flush(self) -> None:
-        """Nothing that was recorded is to be lost from now on."""
+        """Write to disk everything that has been recorded so far."""
 
     def __enter__(self) -> Records:
         return self
@@ -46,10 +46,10 @@ class FirstRecords(Records):
     """The records of the first process, or the only one, in the folder of the run.
 
     Args:
-        folder: of the run.
-        trainer: whose progress is recorded.
-        clock: wall clock of the run.
-        made_by: fields of what it learns that say so (``provenance``).
+        folder: the folder of the run.
+        trainer: the trainer whose progress is recorded.
+        clock: the wall-clock time of the run so far, in seconds.
+        made_by: the command and commit, written into checkpoints (``provenance``).
     """
 
     def __init__(
@@ -108,14 +108,14 @@ class FirstRecords(Records):
         self._bar.set_postfix(self._shown)
 
     def flush(self) -> None:
-        """Nothing that was recorded is to be lost from now on."""
+        """Write to disk everything that has been recorded so far."""
         with writing(self._folder / METRICS_FILE):
             self._metrics.flush()
         self._writer.flush()
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         self._bar.close()
-        # What ended the run is what is said, and not what comes of it here.
+        # The error that ended the run is reported, and not a later one that follows from it here.
         with suppress(OSError) if kind is not None else nullcontext():
             with writing(self._folder / METRICS_FILE):
                 self._metrics.close()

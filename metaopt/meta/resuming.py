@@ -1,6 +1,6 @@
-"""Whether a saved state is one of this run, looked at before anything is taken from it.
+"""Checks that a saved state belongs to this run, before anything is restored from it.
 
-Then what goes wrong while it is taken (memory, a device) is what it says, and nothing else.
+An error that still occurs while restoring, such as a lack of memory, then is what it seems to be.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ LARGEST_COUNT = 2**53
 
 
 def require_like(saved: Any, like: Any, place: str) -> None:
-    """Raise ``ValueError``, one line, unless ``saved`` is of the same build as ``like``.
+    """Raise ``ValueError``, one line, unless ``saved`` has the same structure as ``like``.
 
-    Keys, lengths, and shapes and dtypes of tensors are compared; numbers may be any.
+    Keys, lengths, and shapes and dtypes of tensors are compared; numbers may differ.
 
     Args:
         saved: of a state.
@@ -48,9 +48,9 @@ def require_like(saved: Any, like: Any, place: str) -> None:
 
 
 def require_plain(saved: Any, place: str) -> None:
-    """Raise ``ValueError``, one line, where anything in ``saved`` is no plain data.
+    """Raise ``ValueError``, one line, if anything in ``saved`` is not plain data.
 
-    A tensor among numbers cannot even be compared.
+    Without this check, a tensor in the place of a number would fail when it is compared.
 
     Args:
         saved: of a state.
@@ -85,7 +85,7 @@ def require_adam(saved: Any, groups: Sequence[Sequence[nn.Parameter]]) -> None:
     """Raise unless a state of Adam is of these groups; other versions of torch keep other options.
 
     Args:
-        saved: what ``state_dict`` gave.
+        saved: the ``state_dict`` of Adam.
         groups: the parameters of each group.
 
     Raises:
@@ -104,13 +104,13 @@ def require_adam(saved: Any, groups: Sequence[Sequence[nn.Parameter]]) -> None:
 
 
 def require_parts(parts: Any, weights: Weights, batch: int, rules: Iterable[str]) -> None:
-    """Raise unless the parts of an inner state are of these weights and rules.
+    """Raise unless the parts of an inner state fit these weights and rules.
 
     Args:
-        parts: of all processes (``shares.Part``).
-        weights: of one trajectory or more.
-        batch: trajectories of all parts.
-        rules: their names.
+        parts: the parts of all processes (``shares.Part``).
+        weights: weights of the expected shapes, of at least one trajectory.
+        batch: the number of trajectories in all parts together.
+        rules: the names of the rules.
 
     Raises:
         LookupError, TypeError, ValueError: where they are not.

@@ -1,4 +1,4 @@
-"""What is shared out over processes, and made whole again: losses, teleports, inner states.
+"""Shares trajectories among processes, and joins their losses, teleports and inner states.
 
 The inner state of a meta-batch is kept in parts, one for each process. A run that resumes on the
 same number of processes takes its own part as it was, bit for bit. On another number the parts are
@@ -46,7 +46,7 @@ def gathered(
 
 def part(inner: InnerState[States]) -> Part:
     """A copy of the inner state of this process's trajectories, on the CPU."""
-    # Copies, since a view would take all that it is a view of into the file.
+    # Tensors are copied, since saving a view would save all the memory behind it.
     return {
         "count": inner.weights[0].shape[0],
         "weights": tuple(_copy(W) for W in inner.weights),
@@ -97,7 +97,7 @@ def take(
 
 
 def _cut(tensors: Sequence[Tensor], axis: int, share: slice, batch: int) -> Tensor:
-    """The rows of the trajectories ``share`` out of tensors that follow each other on ``axis``."""
+    """The rows of the trajectories ``share`` of tensors that are joined along ``axis``."""
     if tensors[0].ndim == 0:
         return tensors[0]
     whole = torch.cat(list(tensors), dim=axis)

@@ -1,18 +1,19 @@
-"""The outer loop: learn phi by differentiating through truncation windows of many trajectories.
+"""The outer loop: it learns phi by differentiating through truncation windows of trajectories.
 
     phi <- Adam(phi, clip(dM/dphi)),   M the meta-loss of one window of B trajectories
 
-One outer step is one window. Trajectories begin on fresh training tasks; after their last window
-(``horizon``) the next B tasks are drawn. Networks have learning rates and clips of their own. A
-window whose meta-loss or meta-gradient is not finite changes nothing, is counted, and its
-trajectories are given up. What is validated and written is an average of phi, if one is kept
-(``averaging``). Everything that a run depends on is in its state, so that a killed run resumes and
-ends, bit for bit, where the unbroken one would have.
+One outer step runs one window. Trajectories start on fresh training tasks; after their last window
+(``horizon``) the next B tasks are drawn. Each network has its own learning rate, and its gradient
+is clipped by itself. If the meta-loss or the meta-gradient of a window is not finite, phi stays as
+it is, the window is counted as skipped, and its trajectories are abandoned. An average of phi, if
+one is kept (``averaging``), is what is validated and written. The state of a run holds everything
+that the rest of it depends on: a killed run resumes and ends, bit for bit, where an uninterrupted
+one would have.
 
-With N processes (``World``) each works on its own slice of the same meta-batch. The meta-loss is a
-mean over trajectories, so M is the mean of the local ones, weighed by local / B. Gradients are made
-global before clipping and before the look at what is finite, so that all processes clip, skip and
-step alike, and phi has the same bits in all of them.
+With N processes (``World``) each one works on its own slice of the same meta-batch. The meta-loss
+is a mean over trajectories, so M is the mean of the processes' meta-losses with weights local / B.
+Gradients are averaged over the processes before they are clipped and checked, so that all processes
+clip, skip and step alike, and phi has the same bits in all of them.
 """
 
 from __future__ import annotations
@@ -49,16 +50,17 @@ _INNER = {"step": 0, "windows_left": [], "parts": []}
 
 @dataclass
 class Progress:
-    """Where a run is; all of it plain numbers, kept in the resume state.
+    """How far a run has come; plain numbers that are kept in the resume state.
 
     Attributes:
-        outer_step: outer steps taken, skipped ones included.
-        inner_steps: inner steps taken, summed over trajectories and the copies of each.
-        drawn: training tasks drawn.
-        skipped: outer steps without effect, for a non-finite meta-gradient.
-        seconds: wall clock, over all parts of the run.
-        validation_seconds: the part of it spent validating.
-        best: lowest validation score so far.
+        outer_step: the outer steps taken, skipped ones included.
+        inner_steps: the inner steps taken, summed over trajectories and the copies of each.
+        drawn: the training tasks drawn.
+        skipped: the outer steps that changed nothing, since a meta-loss or meta-gradient was not
+            finite.
+        seconds: the wall-clock time of all parts of the run.
+        validation_seconds: the part of ``seconds`` that was spent on validation.
+        best: the lowest validation score so far.
     """
 
     outer_step: int = 0
@@ -75,11 +77,11 @@ class Window:
     """What one outer step did.
 
     Attributes:
-        meta_loss: M.
-        grad_norms: of each network's meta-gradient before clipping.
-        teleports: of the window, as in ``TeleportTrace.summary``; empty without teleports.
-        skipped: whether it changed nothing.
-        votes: whether any process cast each of the votes that were given.
+        meta_loss: M, over all processes.
+        grad_norms: the norm of each network's meta-gradient before clipping, by the rule's name.
+        teleports: the ``TeleportTrace.summary`` of the window; empty without teleports.
+        skipped: whether phi was left as it is, since a number was not finite.
+        votes: for each vote, whether any process said yes.
     """
 
     meta_loss: float
@@ -94,12 +96,12 @@ class MetaTrainer:
     """One meta-training run in memory: call ``outer_step`` until ``finished``.
 
     Args:
-        config: of the run.
-        device: where it computes.
+        config: the configuration of the run.
+        device: the device that this process computes on.
         world: the processes that share the meta-batch.
 
     Raises:
-        UserError: where a process would have no trajectory, or no validation task.
+        UserError: if a process would have no trajectory, or no validation task.
     """
 
     config: TrainConfig
@@ -141,24 +143,25 @@ class MetaTrainer:
 
     @property
     def finished(self) -> bool:
-        """Whether all outer steps were taken."""
+        """Whether all outer steps have been taken."""
         return self.progress.outer_step >= self.config.meta.outer_steps
 
     @property
     def trajectories(self) -> float:
-        """Inner steps so far as whole trajectories, of ``meta.steps`` each."""
+        """The inner steps so far, counted in trajectories of ``meta.steps`` steps."""
         return self.progress.inner_steps / self.config.meta.steps
 
     @property
     def local_trajectories(self) -> int:
-        """Trajectories of the meta-batch that are this process's."""
+        """The number of trajectories of the meta-batch that this process runs."""
         return self.share.stop - self.share.start
 
     def outer_step(self, vote: Callable[[], Sequence[bool]] = tuple) -> Window:
         """One window: unroll, differentiate, update phi, cut the graph.
 
         Args:
-            vote: asked once in a step for what this process wants to have decided by all.
+            vote: called once in a step; the questions on which all processes have to act
+                alike, such as whether to stop, answered by this one.
         """
         meta, progress = self.config.meta, self.progress
         tasks, inner = self._trajectories()
@@ -166,7 +169,7 @@ class MetaTrainer:
         found = self.windows(tasks, inner, steps)
         loss, summary, votes = self._over_processes(found.meta_loss, found.teleports, vote())
         norms = [_clip(parameters, meta.clip) for parameters in self.networks.values()]
-        # The one wait for the device in an outer step.
+        # Here, once in an outer step, the CPU waits for the device.
         numbers = torch.stack([loss, *norms, *summary.values()]).tolist()
         value, norm_values = numbers[0], numbers[1 : 1 + len(norms)]
         skipped = not all(map(math.isfinite, (value, *norm_values)))
@@ -190,7 +193,7 @@ class MetaTrainer:
     def _over_processes(
         self, loss: Tensor, summary: dict[str, Tensor], votes: Sequence[bool]
     ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-        """Meta-loss, teleports in numbers and votes of all processes; gradients in their place."""
+        """Meta-loss, teleport summary and votes of all processes; averages gradients in place."""
         maxima = {name: number for name, number in summary.items() if name.endswith("_max")}
         means = {name: number for name, number in summary.items() if name not in maxima}
         mean_numbers, max_numbers, counts = self.world.mean_(
@@ -205,21 +208,21 @@ class MetaTrainer:
         return mean_numbers[0], {name: found[name] for name in summary}, counts
 
     def validate(self) -> Validation:
-        """What the averaged phi does on all validation tasks."""
+        """Run the averaged phi on the validation tasks of all processes; changes nothing."""
         optimizer, steps = self.average.optimizer, self.config.meta.steps
         losses, teleports = rollout(self.validation_tasks, optimizer, steps)
         found = shares.gathered(self.world, losses, teleports)
         return Validation(self.progress.outer_step, *found, self.progress.best)
 
     def validated(self, found: Validation) -> None:
-        """A validation counts: its optimizer is written, if it is the best so far."""
+        """Note the score of a validation if it is the best so far."""
         if found.is_best:
             self.progress.best = found.score
 
     def state(self) -> dict[str, Any]:
-        """All that the rest of the run depends on, as plain data and tensors.
+        """Everything that the rest of the run depends on, as plain data and tensors.
 
-        All processes call it; the inner state of all trajectories is in the first one's alone.
+        All processes have to call it. Only the first one gets the inner state of all trajectories.
         """
         inner = self.inner
         return {
@@ -240,16 +243,15 @@ class MetaTrainer:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from ``state``, which need not be of as many processes.
+        """Continue from ``state``, which another number of processes may have saved.
 
         Raises:
-            AttributeError, LookupError, TypeError, ValueError: where it is of another run; found
-                before anything is taken from it.
+            AttributeError, LookupError, TypeError, ValueError: if another run saved it.
         """
         self._require_own(state)
         self.progress = Progress(**state["progress"])
         self.optimizer.load_state_dict(state["phi"])
-        # Of its options none is anything but this run's; the rates are set in every step.
+        # Adam's options are those of this run; its learning rates are set anew in every step.
         self.adam.load_state_dict(self.adam.state_dict() | {"state": state["adam"]["state"]})
         self.average.restore(state["average"])
         self.windows.restore(state["windows"])
@@ -268,10 +270,10 @@ class MetaTrainer:
             self.inner = resume(self.tasks, inner["step"], weights, rule_states, self.observe)
 
     def _require_own(self, state: dict[str, Any]) -> None:
-        """Raise unless all but the inner state is of this run's build."""
+        """Raise unless a state, apart from its inner state, fits this run."""
         progress = vars(self.progress)
         own = {
-            # Fields that older states lack keep their defaults.
+            # A field that an older state does not have keeps its default.
             "progress": {name: progress.get(name) for name in state["progress"]},
             "phi": self.optimizer.state_dict(),
             "average": self.average.state(),
@@ -279,7 +281,7 @@ class MetaTrainer:
         }
         require_like({name: state[name] for name in own}, own, "state")
         for name, value in state["progress"].items():
-            # The lowest score is a mean of logarithms.
+            # The best score is a mean of logarithms and may be negative.
             if name != "best":
                 most = sys.maxsize if isinstance(progress[name], int) else sys.float_info.max
                 require_within(value, most, f"state.progress.{name}")
@@ -293,7 +295,7 @@ class MetaTrainer:
                 raise ValueError("state.progress.drawn: found less than a meta-batch")
 
     def checkpoint(self, validation: dict[str, Any]) -> Checkpoint:
-        """The learned optimizer as it is now, at the averaged phi, as it is written."""
+        """The checkpoint of the learned optimizer at the averaged phi, as it is now."""
         training = {
             "seed": self.config.seed,
             "streams": {"training": "TRAIN", "validation": "VALIDATION"},
@@ -326,7 +328,7 @@ class MetaTrainer:
 
 
 def _clip(parameters: list[torch.nn.Parameter], limit: float | None) -> Tensor:
-    """Scales the gradients of a network down to the limit; returns their norm before that."""
+    """Scale the gradients of a network down to norm ``limit``; returns the norm before that."""
     norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
     if limit is not None:
         clip_grads_with_norm_(parameters, limit, norm)

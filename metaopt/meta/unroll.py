@@ -1,28 +1,35 @@
 """The one inner loop: meta-training, validation and evaluation all run it. Start reading here.
 
-An inner step takes the weights w_t of B trajectories, the observation at w_t (loss, gradients,
-layer inputs: one gradient evaluation) and the optimizer's state, and gives
-
     w_{t+1} = g_t . (w_t + f_t),   (f_t, h1) = m1(grad L(w_t), h1; phi1),
                                    (g_t, h2) = m2(grad L(w_t), h2; phi2)
 
-with g . w the action of a group element that keeps the loss. A *truncation window* is K such steps.
-Its meta-loss is a function of the K losses *after* each of its steps,
+This is one *inner step* on the weights w_t of a network. The rule m1 reads the gradient and
+proposes an update f_t. The rule m2 reads the same gradient and proposes a group element g_t, which
+moves the weights along a symmetry: L(g . w) = L(w). Both are learned; phi1 and phi2 are their
+parameters, h1 and h2 their memories. B networks, each with its own task, are trained side by side;
+each of these inner loops is called a *trajectory*.
+
+``start`` gives the state before the first step, ``unroll`` takes K steps from a state, and
+``rollout`` runs whole trajectories without a graph. An *observation* is all that one gradient
+evaluation at w_t yields: the loss, the gradients and the inputs of the layers.
+
+A *truncation window* is K inner steps. Its meta-loss M is a function of the K losses *after* each
+of them, such as
 
     M = sum_{i = t+1 .. t+K} l(L(w_i)).
 
-The outer loop differentiates M with respect to phi = (phi1, phi2), then cuts the graph
-(``InnerState.detach``) and goes on from the same weights and states: window a and then window b are
-the same trajectory as one of a + b steps.
+The outer loop differentiates M with respect to phi = (phi1, phi2) and updates phi. It then cuts the
+graph (``InnerState.detach``) and continues from the same weights and states, so that a window of a
+steps and then one of b steps follow the same trajectory as one window of a + b steps.
 
-*First order* (the default): everything that the rules see is a constant for the meta-gradient; w
-itself, and the action on it, are not. Hence
+*First order* (the default) treats the observations as constants of the meta-gradient; the weights,
+and the action on them, are still differentiated. Hence
 
     dM/dw_i = l'(L_i) grad L(w_i) + J_i^T dM/dw_{i+1},
 
-J_i the derivative of the action at w_i + f_i (the identity without teleport). The gradient that the
-rules are fed is also the first term: it is computed once. *Second order* differentiates through the
-observations as well.
+where J_i is the derivative of the action at w_i + f_i (the identity without a teleport). The first
+term contains the gradient that the rules were given, so it is computed only once. *Second order*
+differentiates the observations as well.
 
 Reference: Zhao, Gower, Walters and Yu, arXiv 2305.13404, section 6.2.
 """
@@ -45,7 +52,7 @@ from metaopt.teleport.base import Report, TeleportTrace
 
 
 class _LossWithGradient(torch.autograd.Function):
-    """L(w), with a gradient that is known already: backward multiplies, and computes nothing."""
+    """L(w) [B] with grad L(w) already known, so that backward only multiplies by it."""
 
     @staticmethod
     def forward(ctx: Any, loss: Tensor, *weights_and_grads: Tensor) -> Tensor:
@@ -61,18 +68,33 @@ class _LossWithGradient(torch.autograd.Function):
 
 
 class Observe(Protocol):
-    """(tasks, w) -> (L(w) as the meta-loss sees it [B], the observation as the rules see it)."""
+    """How ``unroll`` looks at weights: (tasks, w) -> (L(w) [B], observation).
+
+    The loss is the one that ``unroll`` returns; the observation is the one that the rules read.
+    ``first_order`` and ``second_order`` make both from the same gradient evaluation, ``as_judged``
+    and ``judging`` take the loss from the data that tasks are judged on.
+    """
 
     def __call__(
         self, tasks: Tasks, weights: Weights, report: Report | None = None
     ) -> tuple[Tensor, Observation]:
-        """Look at w; ``report`` is that of the teleport that led there, and may know the pass."""
+        """Evaluate loss and gradient at w.
+
+        Args:
+            tasks: B tasks, as the inner step sees them (``Tasks.at``).
+            weights: w, each [B, out, in].
+            report: of the teleport that led to w, or None; it may already hold the forward pass
+                at w, which then is not made again.
+        """
 
 
 def first_order(
     tasks: Tasks, weights: Weights, report: Report | None = None
 ) -> tuple[Tensor, Observation]:
-    """The observation is constant; the loss carries grad L(w), computed once, to w."""
+    """The observation is a constant of the meta-gradient; only the loss is differentiable.
+
+    See ``Observe`` for the arguments.
+    """
     with torch.no_grad():
         passed = None if report is None else report.passed
         observation = tasks.observe(cut(weights), passed)
@@ -83,13 +105,22 @@ def first_order(
 def second_order(
     tasks: Tasks, weights: Weights, report: Report | None = None
 ) -> tuple[Tensor, Observation]:
-    """Loss and observation are both differentiated; passes without a graph are of no use."""
+    """The loss and the observation are both differentiable functions of the weights.
+
+    See ``Observe`` for the arguments. A forward pass that ``report`` holds has no graph, so the
+    pass is always made here.
+    """
     observation = tasks.observe(weights)
     return observed_loss(observation), observation
 
 
 def as_judged(observe: Observe) -> Observe:
-    """The observation as ``observe`` makes it; the loss, differentiable, as tasks are judged."""
+    """An ``Observe`` whose loss is the one that tasks are judged by (``Tasks.judged``).
+
+    Args:
+        observe: ``first_order`` or ``second_order``; it makes the observation. The loss remains
+            differentiable.
+    """
 
     def judging(
         tasks: Tasks, weights: Weights, report: Report | None = None
@@ -101,13 +132,13 @@ def as_judged(observe: Observe) -> Observe:
 
 
 def judging(watch: NoWatch) -> Observe:
-    """The observation is what an optimizer is shown; the loss what it is judged by, without graph.
+    """An ``Observe`` without a graph, whose loss is the one that tasks are judged by.
 
-    They differ where tasks show mini-batches, or keep data apart to be judged on. To judge is no
-    part of a step.
+    The judged loss differs from the observed one if tasks have mini-batches, or keep some data
+    apart to be judged on.
 
     Args:
-        watch: on the steps.
+        watch: times the inner steps; judging is not counted as a part of them.
     """
 
     def judged(
@@ -127,11 +158,11 @@ class InnerState(Generic[S]):
     """B trajectories between two inner steps.
 
     Attributes:
-        step: t, inner steps taken so far.
-        weights: w_t.
+        step: t, the number of inner steps taken so far.
+        weights: w_t, each [B, out, in].
         loss: L(w_t), [B].
-        observation: of w_t.
-        optimizer: the state of the optimizer.
+        observation: the observation at w_t, as the rules see it.
+        optimizer: the state of the optimizer, such as the memories h1 and h2.
     """
 
     step: int
@@ -141,7 +172,7 @@ class InnerState(Generic[S]):
     optimizer: S
 
     def detach(self: InnerState[States]) -> InnerState[States]:
-        """The same state with its graph cut, for optimizers made of rules."""
+        """The same state, cut from the autograd graph; for optimizers made of rules."""
         return InnerState(
             self.step,
             cut(self.weights),
@@ -159,8 +190,8 @@ class Unrolled:
     """What an unroll computed.
 
     Attributes:
-        losses: L(w_{t+1}) .. L(w_{t+K}), [K, B]; with the graph of the meta-gradient.
-        teleports: or None without teleports.
+        losses: L(w_{t+1}) .. L(w_{t+K}), [K, B]; they carry the graph of the meta-gradient.
+        teleports: what the teleports of these steps did, or None if there were none.
     """
 
     losses: Tensor
@@ -170,14 +201,31 @@ class Unrolled:
 def resume(
     tasks: Tasks, step: int, weights: Weights, optimizer_state: S, observe: Observe
 ) -> InnerState[S]:
-    """The inner state at given weights and optimizer state (one gradient evaluation)."""
+    """The inner state at given weights and a given optimizer state; one gradient evaluation.
+
+    Args:
+        tasks: B tasks.
+        step: t, the number of inner steps taken so far.
+        weights: w_t, each [B, out, in].
+        optimizer_state: the state of the optimizer after t steps.
+        observe: how the weights are looked at.
+    """
     seen = tasks.at(step)
     loss, observation = observe(seen, weights)
     return InnerState(step, weights, loss, seen.shown(observation), optimizer_state)
 
 
 def start(tasks: Tasks, optimizer: Optimizer[S], observe: Observe = first_order) -> InnerState[S]:
-    """The inner state at the tasks' own initial weights."""
+    """The inner state before the first step, at the tasks' own initial weights.
+
+    Args:
+        tasks: B tasks.
+        optimizer: the optimizer that will take the steps.
+        observe: how the weights are looked at.
+
+    Raises:
+        MisfitError: if the optimizer does not fit the tasks.
+    """
     bare = resume(tasks, 0, tasks.initial, None, observe)
     own = optimizer.initial_state(tasks, bare.observation)
     return InnerState(0, bare.weights, bare.loss, bare.observation, own)
@@ -191,18 +239,19 @@ def unroll(
     observe: Observe = first_order,
     watch: NoWatch = UNTIMED,
 ) -> tuple[InnerState[S], Unrolled]:
-    """Advance B trajectories by ``steps`` inner steps.
+    """Advance B trajectories by K inner steps.
 
     Args:
         tasks: B tasks.
-        optimizer: what steps.
-        state: from ``start`` or an earlier unroll.
-        steps: K.
-        observe: ``first_order`` or ``second_order``.
-        watch: on the steps; what is measured of teleports for the trace is done aside.
+        optimizer: takes the steps.
+        state: the state at step t, from ``start`` or an earlier ``unroll``.
+        steps: K, at least 1.
+        observe: how the weights are looked at after each step.
+        watch: times the steps; measuring the teleports for the trace is not counted.
 
     Returns:
-        The state at t + K, still attached to the graph, and the losses on the way.
+        The state at step t + K, still attached to the graph, and the losses and teleports of the K
+        steps.
     """
     losses: list[Tensor] = []
     trace = _Trace()
@@ -223,7 +272,7 @@ def unroll(
 
 
 class _Trace:
-    """Reports and what was observed after them, until so many become a part of the trace."""
+    """Collects reports, with the observations after them, and makes a ``TeleportTrace`` of them."""
 
     def __init__(self) -> None:
         self._reports: list[Report] = []
@@ -231,7 +280,7 @@ class _Trace:
         self._parts: list[TeleportTrace] = []
 
     def add(self, report: Report | None, tasks: Tasks, observation: Observation) -> None:
-        """Take note of one step: its report, and what was observed at its end."""
+        """Add the report of one step, and the observation after it."""
         if report is None:
             return
         self._reports.append(report)
@@ -240,7 +289,7 @@ class _Trace:
             self._make(tasks)
 
     def end(self, tasks: Tasks) -> TeleportTrace | None:
-        """The trace of all steps; None where there were no teleports."""
+        """The trace of all steps, or None if there were no teleports."""
         self._make(tasks)
         return TeleportTrace.joined(self._parts) if self._parts else None
 
@@ -254,16 +303,17 @@ class _Trace:
 def rollout(
     tasks: Tasks, optimizer: Optimizer[S], steps: int, watch: NoWatch = UNTIMED
 ) -> tuple[Tensor, TeleportTrace | None]:
-    """Whole trajectories from the tasks' own initial weights, without a graph.
+    """Run whole trajectories from the tasks' own initial weights, without a graph.
 
     Args:
         tasks: B tasks.
-        optimizer: what steps.
-        steps: inner steps.
-        watch: on the steps alone, the gradient evaluation of each in it.
+        optimizer: takes the steps.
+        steps: the number of inner steps.
+        watch: times the steps, each with its gradient evaluation, and nothing else.
 
     Returns:
-        L(w_0) .. L(w_steps), [steps + 1, B], as the tasks judge it; and the teleports on the way.
+        L(w_0) .. L(w_steps) as the tasks judge it, [steps + 1, B]; and what the teleports did, or
+        None if there were none.
     """
     with torch.no_grad():
         state = start(tasks, optimizer, judging(UNTIMED))
@@ -272,7 +322,13 @@ def rollout(
 
 
 def last_loss(tasks: Tasks, optimizer: Optimizer[S], steps: int) -> Tensor:
-    """L(w_steps), [B], as the tasks judge it: the last of ``rollout``'s, and judged but once."""
+    """L(w_steps) as the tasks judge it, [B]: the last loss of ``rollout``, judged only there.
+
+    Args:
+        tasks: B tasks.
+        optimizer: takes the steps.
+        steps: the number of inner steps.
+    """
     with torch.no_grad():
         state = start(tasks, optimizer)
         state, _ = unroll(tasks, optimizer, state, steps)

@@ -17,12 +17,12 @@ from metaopt.teleport.base import TeleportTrace
 
 @dataclass(frozen=True)
 class Validation:
-    """What was found on the validation tasks of all processes.
+    """The result of running the averaged phi on the validation tasks of all processes.
 
     Attributes:
-        outer_step: after which it was made.
-        losses: of the averaged phi, [steps + 1, tasks].
-        teleports: of all tasks, or None without teleports.
+        outer_step: the outer step after which it was made.
+        losses: the losses by inner step, [steps + 1, tasks].
+        teleports: the teleports of all tasks, or None without teleports.
         best_before: the lowest score of the validations before it.
     """
 
@@ -52,7 +52,7 @@ class Validation:
         return self.score < self.best_before
 
     def row(self) -> dict[str, object]:
-        """As it stands in the metrics file and in the checkpoint."""
+        """Its row in the metrics file, which the checkpoint contains, too."""
         return {"outer_step": self.outer_step, "val_loss_geomean": self.curve}
 
 

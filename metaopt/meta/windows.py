@@ -1,9 +1,11 @@
-"""One truncation window with its meta-gradient: step by step, or as the replay of a CUDA graph.
+"""One truncation window and its meta-gradient: run step by step, or replayed as a CUDA graph.
 
-    M = l(L(w_t); L(w_{t+1}), .., L(w_{t+K})),   dM/dphi into the ``grad`` of the parameters
+    M = l(L(w_t); L(w_{t+1}), .., L(w_{t+K}))
 
-On a CUDA device a window is thousands of small kernels, whose launching takes longer than their
-work. ``Replayed`` records them once, for memory that stays where it is, and replays the recording.
+A window is K inner steps (``unroll``). Running it writes dM/dphi into ``grad`` of the parameters.
+On a CUDA device a window is thousands of small kernels, and launching them takes longer than
+running them. ``Replayed`` records them once, on memory of fixed addresses, and replays the
+recording.
 """
 
 from __future__ import annotations
@@ -23,17 +25,17 @@ from metaopt.tasks.base import Hidden, Tasks
 from metaopt.tasks.regression import TaskBatch
 
 WARM_UP = 3
-"""Runs before a recording: libraries choose their kernels and memory in the first ones."""
+"""Runs before a recording, in which libraries choose their kernels and allocate memory."""
 
 
 @dataclass(frozen=True)
 class Differentiated:
-    """What a window computed, beside the gradients; without a graph.
+    """What a window computed besides the meta-gradient; its tensors have no graph.
 
     Attributes:
-        inner: the state after the window.
-        meta_loss: M.
-        teleports: ``TeleportTrace.summary``, empty without teleports.
+        inner: the inner state after the window.
+        meta_loss: M, a scalar.
+        teleports: the ``TeleportTrace.summary`` of the window; empty without teleports.
     """
 
     inner: InnerState[States]
@@ -42,37 +44,43 @@ class Differentiated:
 
 
 class Windows(ABC):
-    """What runs truncation windows and differentiates their meta-loss.
+    """Runs truncation windows and differentiates their meta-loss.
 
     Attributes:
-        copies: how often each trajectory of the meta-batch is run, one after another in each row
-            of the tasks and of the inner state.
+        copies: how many copies of each trajectory run side by side. The copies of one trajectory
+            are neighbours on the batch axis of the tasks and of the inner state.
     """
 
     copies: int = 1
 
     @abstractmethod
     def __call__(self, tasks: Tasks, inner: InnerState[States], steps: int) -> Differentiated:
-        """K = ``steps`` inner steps from ``inner``, and the meta-gradient of their losses."""
+        """Run one window; ``grad`` of the parameters is replaced by its meta-gradient.
+
+        Args:
+            tasks: the tasks of all copies.
+            inner: the inner state at the start of the window.
+            steps: K.
+        """
 
     def state(self) -> dict[str, Any]:
-        """What later windows need beside ``inner``, alike in all processes; plain data, tensors."""
+        """Plain data and tensors that later windows need besides ``inner``, equal everywhere."""
         return {}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from ``state``; raises ``ValueError`` where it is not of such windows."""
+        """Continue from ``state``; raises ``ValueError`` if another kind of windows wrote it."""
         if state:
             raise ValueError(f"windows without a state were given {', '.join(state)}")
 
 
 @dataclass(frozen=True)
 class StepByStep(Windows):
-    """Runs a window operation by operation, with torch's own differentiation.
+    """Runs a window operation by operation and backpropagates with torch's autograd.
 
     Args:
-        optimizer: whose parameters are phi.
-        observe: first or second order.
-        meta_loss: of a window.
+        optimizer: the meta-optimizer; its parameters are phi.
+        observe: how weights are looked at: first or second order.
+        meta_loss: l, the meta-loss of a window.
     """
 
     optimizer: MetaOptimizer
@@ -80,7 +88,7 @@ class StepByStep(Windows):
     meta_loss: MetaLoss
 
     def __call__(self, tasks: Tasks, inner: InnerState[States], steps: int) -> Differentiated:
-        """K = ``steps`` inner steps from ``inner``, and the meta-gradient of their losses."""
+        """See ``Windows.__call__``."""
         self.optimizer.zero_grad()
         after, unrolled = unroll(tasks, self.optimizer, inner, steps, self.observe)
         loss = self.meta_loss(inner.loss.detach(), unrolled.losses)
@@ -95,7 +103,12 @@ Record = Callable[[Compute], tuple[Differentiated, Callable[[], None]]]
 
 
 def cuda_graph(run: Compute) -> tuple[Differentiated, Callable[[], None]]:
-    """Record ``run`` as a CUDA graph; after this call only its replay computes."""
+    """Record ``run`` as a CUDA graph.
+
+    Returns:
+        The result of ``run``, and a function that replays the recording and so overwrites the
+        tensors of that result.
+    """
     before, side = torch.cuda.current_stream(), torch.cuda.Stream()
     side.wait_stream(before)
     with torch.cuda.stream(side):
@@ -109,13 +122,13 @@ def cuda_graph(run: Compute) -> tuple[Differentiated, Callable[[], None]]:
 
 
 class Replayed(Windows):
-    """Windows recorded once for each length (and what is hidden from the rules), then replayed.
+    """Records one window for each length and each set of hidden fields, then replays it.
 
-    What a replay returns is overwritten by the next replay of a window of that kind.
+    The next replay of a window of the same kind overwrites what the last one returned.
 
     Args:
-        windows: what is recorded.
-        record: how.
+        windows: runs the window that is recorded.
+        record: makes the recording.
     """
 
     def __init__(self, windows: StepByStep, record: Record = cuda_graph) -> None:
@@ -124,7 +137,7 @@ class Replayed(Windows):
         self._recordings: dict[tuple[int, Hidden], _Recording] = {}
 
     def __call__(self, tasks: Tasks, inner: InnerState[States], steps: int) -> Differentiated:
-        """K = ``steps`` inner steps from ``inner``, and the meta-gradient of their losses."""
+        """See ``Windows.__call__``."""
         assert isinstance(tasks, TaskBatch)
         kind = steps, tasks.hides
         recording = self._recordings.get(kind)
@@ -135,9 +148,10 @@ class Replayed(Windows):
 
 
 class _Recording:
-    """A window over memory of its own: data, weights and rule states in; gradients and state out.
+    """One recorded window, on its own copies of the data, the weights and the rules' states.
 
-    The observation at its start is computed again from the weights.
+    ``replay`` fills these copies and leaves the meta-gradient in ``grad``. The observation at the
+    start of the window is computed again from the weights.
     """
 
     def __init__(
@@ -152,7 +166,7 @@ class _Recording:
         self._needs_inverse = engine is not None and engine.reads_data
         self._tasks = replace(tasks, X=tasks.X.clone(), Y=tasks.Y.clone())
         if self._needs_inverse:
-            # Filled from the tasks at hand: the decomposition behind it cannot be recorded.
+            # The decomposition that gives X^+ cannot be recorded: ``replay`` copies X^+ instead.
             vars(self._tasks)["X_pinv"] = tasks.X_pinv.clone()
         self._weights = tuple(W.clone() for W in inner.weights)
         self._states: States = {
@@ -163,7 +177,7 @@ class _Recording:
         self._parameters = list(windows.optimizer.parameters())
 
         def run() -> Differentiated:
-            # Computed in the recording, from the Y that is then there.
+            # Without the cached value, the recording computes it from the Y that ``replay`` copied.
             vars(self._tasks).pop("target_norm", None)
             start = resume(self._tasks, 0, self._weights, self._states, windows.observe)
             return windows(self._tasks, start, steps)

@@ -1,11 +1,11 @@
-"""A step that would leave numbers that are not finite is not taken at all.
+"""A step that would leave numbers that are not finite is not taken, and an error says so.
 
-    w, h <- w', h'   where gradients, w, w' and the rule's state h' are finite in every entry
-    w, h             else, and an error that names the parameter and the step
+    w, h <- w', h'   if the gradients, w, w' and the rule's state h' are finite in every entry
+    w, h <- w, h     otherwise; the error names the parameter and the step
 
-On the CPU the error comes before anything is written. On CUDA to ask for a number is to wait for
-the device: there the step is masked on the device, and the error comes with the first later step
-that finds the answer arrived.
+On the CPU the error is raised before anything is written. On CUDA, reading a number would wait for
+the device. There the step is masked on the device, and the first later step that finds the answer
+on the CPU raises the error.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from metaopt.rules.composed import tensors_of
 class NonFiniteError(RuntimeError):
     """A step was not taken: a weight, a gradient or the rule's state is or would not be finite.
 
-    Weights and state are those of before that step. The message is one line with the parameter and
-    the number of the step, counted from 1 over all runs that were resumed from each other.
+    Weights and state stay as they were before that step. The message is one line that names the
+    parameter and the number of the step, counted from 1; a resumed training counts on.
     """
 
 
@@ -36,10 +36,10 @@ class Looked:
     """Tensors of one kind that have to be finite.
 
     Attributes:
-        says: a sentence with ``{}`` for the name of what is not.
-        names: of the tensors.
-        tensors: all of one dtype and device.
-        nearer: says more of the tensor at a position that is not, where there is time to look.
+        says: the sentence for the error, with ``{}`` for the name of the tensor that is not finite.
+        names: the names of the tensors.
+        tensors: the tensors, all of one dtype and device.
+        nearer: says more of the tensor at a position that is not finite, if there is time to look.
     """
 
     says: str
@@ -50,13 +50,13 @@ class Looked:
 
 @dataclass(frozen=True)
 class _Asked:
-    """Flags on their way from the device.
+    """Flags of one step that are being copied from the device to the CPU.
 
     Attributes:
-        step: its number.
-        causes: a sentence for each flag.
-        flags: on the CPU, true where all is finite.
-        is_there: whether they have arrived.
+        step: the number of the step.
+        causes: the sentence of each flag for the error.
+        flags: one boolean for each check, on the CPU: true if all entries are finite.
+        is_there: whether the copy is complete.
     """
 
     step: int
@@ -69,10 +69,10 @@ class FiniteWatch:
     """Looks at what steps read and write, without waiting for the device.
 
     Args:
-        device: that the parameters lie on.
+        device: the device of the parameters.
 
     Attributes:
-        device: the same.
+        device: the device of the parameters.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -81,14 +81,14 @@ class FiniteWatch:
         self._asked: deque[_Asked] = deque()
 
     def look(self, step: int, looked: Sequence[Looked]) -> Tensor | None:
-        """Whether all is finite, a boolean on the device; None where that is certain already.
+        """Check tensors: a boolean on the device, true if all are finite; None if already certain.
 
         Args:
-            step: its number.
-            looked: in the order in which they are named.
+            step: the number of the step.
+            looked: the tensors; an error names the first one that is not finite.
 
         Raises:
-            NonFiniteError: on the CPU, for the first tensor that is not.
+            NonFiniteError: on the CPU, if a tensor is not finite.
         """
         if self._waits:
             for kind in looked:
@@ -98,22 +98,22 @@ class FiniteWatch:
                         raise _error(step, kind.says.format(name))
             return None
         tensors = [tensor for kind in looked for tensor in kind.tensors]
-        # The largest entry: a sum of finite numbers may overflow.
+        # The largest entry is compared, since a sum of finite numbers may overflow.
         flags = torch.stack(torch._foreach_norm(tensors, math.inf)).isfinite()
         causes = [kind.says.format(name) for kind in looked for name in kind.names]
         self._asked.append(_Asked(step, causes, *to_host(flags)))
         return flags.all()
 
     def report(self) -> None:
-        """Raise for a step that is known by now not to have been taken.
+        """Raise the error of an earlier step, if the device has reported one by now.
 
         Raises:
-            NonFiniteError: on devices that are not waited for.
+            NonFiniteError: on devices that ``look`` does not wait for.
         """
         while self._asked and self._asked[0].is_there():
             asked = self._asked.popleft()
             if not bool(asked.flags.all()):
-                # What it would have ended in follows from that.
+                # The later checks of the step fail because of this one.
                 while self._asked and self._asked[0].step == asked.step:
                     self._asked.popleft()
                 raise _error(asked.step, asked.causes[int(asked.flags.int().argmin())])
@@ -122,7 +122,7 @@ class FiniteWatch:
 def given(
     names: Sequence[str], weights: Sequence[Tensor], grads: Sequence[Tensor | None]
 ) -> list[Looked]:
-    """What a step starts from: the weights that move, and their gradients."""
+    """The tensors that a step starts from: the weights that move, and their gradients."""
     seen = [(n, W, G) for n, W, G in zip(names, weights, grads, strict=True) if G is not None]
     moving = [name for name, _, _ in seen]
     return [
@@ -134,7 +134,7 @@ def given(
 def made(
     names: Sequence[str], parameters: Sequence[Tensor], new: Advance, layout: StateLayout
 ) -> list[Looked]:
-    """What a step ends in: weights, rounded as they would be written, and the rule's state."""
+    """The tensors that a step ends in: weights as they are written, and the rule's state."""
     seen = [
         (name, W.to(p.dtype).to(W))
         for name, p, W in zip(names, parameters, new.weights, strict=True)
@@ -158,12 +158,12 @@ def made(
 
 
 def waits_for(device: torch.device) -> bool:
-    """Whether numbers are read as soon as they are computed."""
+    """Whether the answer is read at once, as on the CPU, rather than by a later step."""
     return device.type != "cuda"
 
 
 def to_host(flags: Tensor) -> tuple[Tensor, Callable[[], bool]]:
-    """A copy on the CPU that will be there in a while, and whether it is."""
+    """A copy on the CPU that is complete later, and a function that says whether it is."""
     host = torch.empty(flags.shape, dtype=flags.dtype, device="cpu", pin_memory=True)
     host.copy_(flags, non_blocking=True)
     arrived = torch.cuda.Event()

@@ -6,8 +6,9 @@ that copy rounded:
 
     v <- step(v),   w <- round(v)
 
-4 bytes a parameter, beside the 320 of two LSTM cells of 20. Where the parameter was changed from
-outside (loaded, clipped, averaged) and is no longer the rounded copy, it counts, entry by entry.
+The copy takes 4 bytes for each parameter; the state of two LSTM cells of size 20 takes 320. If an
+entry of the parameter was changed from outside (loaded, clipped, averaged), so that it is no longer
+the rounded copy, the parameter's own value is used for that entry.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ HALF = (torch.bfloat16, torch.float16)
 
 
 def working_dtype(parameters: Iterable[Tensor]) -> torch.dtype:
-    """Of the rules: float64 where a parameter has it, else float32.
+    """The dtype that rules compute in: float64 if a parameter is float64, else float32.
 
     Raises:
-        ValueError: where a parameter is none of float16, bfloat16, float32 and float64.
+        ValueError: if a parameter is not float16, bfloat16, float32 or float64.
     """
     found = {parameter.dtype for parameter in parameters}
     known = {torch.float32, torch.float64, *HALF}
@@ -42,7 +43,7 @@ def working_dtype(parameters: Iterable[Tensor]) -> torch.dtype:
 
 
 def matching(optimizer: MetaOptimizer, device: torch.device, dtype: torch.dtype) -> MetaOptimizer:
-    """The meta-optimizer itself where its device and dtype are these, else a copy."""
+    """The meta-optimizer itself if its device and dtype are these, else a copy."""
     own = next(chain(optimizer.parameters(), optimizer.buffers()), None)
     if own is None or (own.device, own.dtype) == (device, dtype):
         return optimizer
@@ -58,7 +59,7 @@ def cast_with_graph(
         owner, _, own_name = name.rpartition(".")
         module = cast.get_submodule(owner)
         delattr(module, own_name)
-        # No parameter of its own, which would be a leaf.
+        # A Parameter would be a leaf and cut the graph, so a plain tensor takes its place.
         setattr(module, own_name, parameter.to(device, dtype))
     return cast.to(device, dtype)
 

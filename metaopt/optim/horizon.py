@@ -1,7 +1,7 @@
-"""The one line where the steps of a learned optimizer leave what its rule was seen to do.
+"""Warns, once, when a learned optimizer goes on past the steps its rule was trained or tested for.
 
-The count is with the groups (``memory``): it is said once in the life of a training, resumed or
-not, by the step that goes past the horizon.
+The number of steps is kept with the groups (``memory``), so the warning comes once in a training,
+resumed or not, from the first step past the horizon.
 """
 
 from __future__ import annotations

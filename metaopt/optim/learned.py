@@ -1,4 +1,4 @@
-"""A learned optimizer as a thing to keep: meta-optimizer, configuration and figures."""
+"""A learned optimizer, with its configuration and figures; it is loaded and saved here."""
 
 from __future__ import annotations
 
@@ -28,17 +28,18 @@ from metaopt.teleport.base import Need
 
 @dataclass(repr=False)
 class LearnedRule:
-    """A learned optimizer with where it comes from.
+    """A learned optimizer, and where it comes from.
 
     Attributes:
-        optimizer: the meta-optimizer, rules and teleport engine.
+        optimizer: the meta-optimizer: rules and teleport engine.
         config: the configuration that it was meta-trained with.
-        training: seeds, outer step and trajectories of meta-training, command and commit.
-        validation: the validation curve, ``{"outer_step", "val_loss_geomean"}``, and under
-            ``test`` figures on unseen tasks by family (``figures.Unseen``).
-        licence: SPDX identifier of the terms on which it is shared; empty where none was given.
+        training: the seed, outer steps and trajectories of meta-training, its command and commit.
+        validation: the validation curve, under ``outer_step`` and ``val_loss_geomean``, and, under
+            ``test``, figures on unseen tasks by task family (``figures.Unseen``).
+        licence: the SPDX identifier of the licence that it is shared under; empty if none was
+            given.
         origin: where it was loaded from: ``shipped``, ``runs/NAME``, another path, or a hub id;
-            empty for one that was not.
+            empty if it was not loaded.
     """
 
     optimizer: MetaOptimizer
@@ -50,31 +51,38 @@ class LearnedRule:
 
     @property
     def name(self) -> str:
-        """As it stands in tables, e.g. ``LSTM(update,tele)``."""
+        """Its name in tables, such as ``LSTM(update,tele)``."""
         return self.config.label
 
     @property
     def reach(self) -> Reach:
-        """How many inner steps it was meta-trained for, and tested to."""
+        """The numbers of inner steps that it was meta-trained for and tested to."""
         return reach_of(self.config, self.training, self.name)
 
     def save(self, path: str | Path) -> None:
-        """Write one safetensors file, atomically; in float64 where the rule was cast to it.
+        """Write one safetensors file, atomically, in the dtype that the rule has now.
+
+        Args:
+            path: the file.
 
         Raises:
-            UserError: where ``load`` could not read the file again; one line.
+            UserError: if ``load`` could not read the file again, or it cannot be written; one line.
         """
         checkpoint.write(Path(path), self._content(str(path)))
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a folder to share, in the layout of Hugging Face (``hub``).
 
-        ``config.json``, ``model.safetensors`` and a model card ``README.md``; other files in the
-        folder stay. Whoever loads it meanwhile gets the old rule or the new one.
+        The files are ``config.json``, ``model.safetensors`` and a model card ``README.md``; other
+        files in the folder stay. A program that loads the folder while it is written gets either
+        the old rule or the new one.
+
+        Args:
+            folder: the folder; it is made if it does not exist.
 
         Raises:
-            UserError: where the folder cannot be written, or ``validation`` or ``licence`` are
-                none; one line.
+            UserError: if the folder cannot be written, or if ``validation`` or ``licence`` is not
+                valid; one line.
         """
         hub.write(Path(folder), self._content(str(folder)))
 
@@ -84,7 +92,7 @@ class LearnedRule:
         return f"{printable(self.name)}\n{aligned(brief(*of, tensors, self.licence, self.origin))}"
 
     def _content(self, source: str) -> Checkpoint:
-        """What is written: of what the rule is now, which may have been cast since."""
+        """The checkpoint of the rule as it is now, also if it was cast since it was loaded."""
         tensors = dict(self.optimizer.state_dict())
         dtypes = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
         names = [name for name, dtype in DTYPES.items() if {dtype} == dtypes]
@@ -99,14 +107,14 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> LearnedRule:
     """Read a learned optimizer; runs no code from the file.
 
     Args:
-        path: a file written by ``train_meta.py`` or ``LearnedRule.save``; a run's folder, for its
-            best; a folder written by ``LearnedRule.save_pretrained``; where nothing here is called
-            so, the name of a shipped optimizer, e.g. ``digits_update_tele``; or, as text, the id
-            ``owner/name`` of a folder on the Hugging Face hub, which is asked last.
-        device: where its parameters go.
+        path: one of the following, tried in this order: a file written by ``metaopt train`` or
+            ``LearnedRule.save``; a run's folder, whose best optimizer is read; a folder written by
+            ``LearnedRule.save_pretrained``; the name of a shipped optimizer, such as
+            ``digits_update_tele``; or, as a string, the id ``owner/name`` on the Hugging Face hub.
+        device: the device of its parameters.
 
     Raises:
-        CheckpointError: one line that says what is wrong with the file.
+        CheckpointError: if there is no such optimizer or its file is damaged; one line.
     """
     found, content = hub.read(path)
     rule = restore(found, content, device)
@@ -115,7 +123,7 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> LearnedRule:
 
 
 def restore(path: Path, content: Checkpoint, device: torch.device | str = "cpu") -> LearnedRule:
-    """The learned optimizer of a checkpoint that was read; ``path`` names it in errors."""
+    """Make the learned optimizer of a checkpoint; ``path`` is its name in error messages."""
     try:
         config = check(TrainConfig, content.config, f"{path}: metadata field config")
         optimizer = _on_meta(config)
@@ -144,13 +152,13 @@ def restore(path: Path, content: Checkpoint, device: torch.device | str = "cpu")
 
 
 def _on_meta(config: TrainConfig) -> MetaOptimizer:
-    """The optimizer on the meta device: shapes cost nothing there, whatever sizes a file claims."""
+    """The optimizer on the meta device, where even absurd sizes in a file take no memory."""
     with torch.device("meta"):
         return meta_optimizer(config)
 
 
 def _require_those_of(optimizer: MetaOptimizer, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Raise ``CheckpointError`` unless the tensors are of the optimizer's names, shapes, dtypes."""
+    """Raise ``CheckpointError`` unless names, shapes and dtypes of the tensors fit."""
     expected = {name: (tuple(t.shape), t.dtype) for name, t in optimizer.state_dict().items()}
     found = {
         name: (tuple(t.shape), t.dtype) for name, t in tensors.items() if t.device.type != "meta"

@@ -41,48 +41,48 @@ from metaopt.teleport.optimizer_state import Kept
 class LearnedOptimizer(torch.optim.Optimizer):
     """w <- g . (w + lr (f - weight_decay w)) on the parameters of a model, with a learned rule.
 
-    Without teleports that is ``w <- (1 - lr weight_decay) w + lr f``, as in AdamW; f is what the
-    rule proposes, and its size is the rule's, so that lr is a multiplier: 1 is as meta-trained, and
-    torch's schedulers drive it. Generators are multiplied by the smallest lr of all groups.
+    f is the update that the rule proposes, g the teleport. The rule chooses the size of f, so lr is
+    a multiplier: 1 gives the steps that were meta-trained, and torch's schedulers may change it.
+    Generators are multiplied by the smallest lr of all groups. Without teleports the step is
+    ``w <- (1 - lr weight_decay) w + lr f``, as in AdamW.
 
-    **Weights decay under some rules though weight_decay is 0**: layer-wise ones (that of digits)
-    have learned a decay of their own, which is in f. It acts on entries that have a gradient at
-    this step; learned_decay is a factor on it, and 0 turns it off.
+    **Under some rules weights decay even if weight_decay is 0**: layer-wise rules (such as that for
+    digits) have learned a decay of their own, which is a part of f. It acts on entries that have a
+    gradient at this step. learned_decay is a factor on it, and 0 turns it off.
 
-    Each parameter is a matrix for the rule, [out, rest], and a vector one of one column. Parameters
-    without a gradient stay as they are, and so does their state. Half-precision parameters are
-    advanced in float32 and rounded (``precision``); the rule itself computes in float32, or float64
-    where a parameter has it, under autocast too. With ``GradScaler`` call ``scaler.unscale_`` and
-    clip, or ``scaler.step``, as for any optimizer.
+    The rule sees each parameter as a matrix [out, rest], and a vector as one column. Parameters
+    without a gradient, and their state, stay as they are. Half-precision parameters are advanced in
+    float32 and rounded (``half``). The rule computes in float32, or in float64 if a parameter is
+    float64, also under autocast. ``GradScaler`` is used as with any optimizer.
 
-    The state of a parameter holds the LSTM's, [hidden, *shape] for each tensor of a coordinate-wise
-    rule. State that belongs to all parameters together (flattened rules, teleporters) is with the
-    first.
+    ``state`` holds, for each parameter, the state of the LSTM; for a coordinate-wise rule each
+    tensor is [hidden, *shape]. State that belongs to all parameters together (flattened rules,
+    teleporters) is kept with the first parameter.
 
     Args:
-        model: whose trainable parameters are optimised; or parameters or groups as for any
-            optimizer of torch, and then there are no teleports.
-        rule: what ``metaopt.load`` takes (a file, a run's folder, the name of a shipped one such
-            as ``digits_update_tele``, a hub id), or a ``LearnedRule``.
-        lr: factor on updates; of each group without one of its own.
-        weight_decay: likewise.
-        params: parameters or groups, where they are not all that the model has to train. Whatever
-            the groups, rules see parameters in the model's order.
-        learned_decay: factor on the weight decay that a rule has learned, of each group without one
-            of its own: 1 as it was meta-trained, 0 for none.
-        full_batch: whether each gradient is that of all the data there is: teleports through the
-            data, which change what the model computes on any other, want that said.
+        model: the model whose trainable parameters are optimised. Parameters or groups, as other
+            optimizers of torch take them, work too, without teleports.
+        rule: a ``LearnedRule``, or anything that ``metaopt.load`` takes: a file, a run's folder,
+            the name of a shipped rule such as ``digits_update_tele``, or a hub id.
+        lr: factor on the updates of each group that has no lr of its own.
+        weight_decay: decoupled weight decay of each group that has none of its own.
+        params: parameters or groups, if not all trainable parameters of the model are optimised.
+            Rules see them in the model's order, whatever the groups.
+        learned_decay: factor on the weight decay that the rule has learned, of each group that has
+            none of its own: 1 for the decay that was meta-trained, 0 for none.
+        full_batch: say True if each gradient is that of all the data. Teleports through the data
+            require it, since they change what the model computes on any other data.
 
     Attributes:
-        meta_optimizer: the rule's, or a copy of it on the parameters' device and in ``dtype``.
+        meta_optimizer: the rule's meta-optimizer, or a copy on the parameters' device in ``dtype``.
 
     Raises:
-        CheckpointError: where the path holds no checkpoint.
-        ShapeMismatchError: where a flattened rule was made for other shapes.
-        ValueError: where the rule cannot work without teleports and the model allows none, where it
-            takes more than one gradient a step, where parameters are not real floating-point
-            numbers on one device, where they are parts of a whole on other processes (or may be: a
-            list in one of several processes), or where an option is no finite number of at least 0.
+        CheckpointError: if the path holds no checkpoint.
+        ShapeMismatchError: if a flattened rule was made for other shapes.
+        ValueError: if the rule needs teleports and the model allows none; if the rule takes more
+            than one gradient a step; if the parameters are not real floating-point numbers on one
+            device; if this process has, or may have, only a part of the parameters (a list in one
+            of several processes); or if an option is no finite number of at least 0.
 
     References:
         Loshchilov and Hutter, Decoupled weight decay regularization (2019).
@@ -111,11 +111,11 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     @property
     def teleports_off(self) -> str | None:
-        """Why this optimizer takes updates alone from now on, or None while it teleports."""
+        """Why this optimizer no longer teleports and only takes updates; None if it teleports."""
         return self._stepper.teleports_off
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Optimise further parameters, e.g. such as were frozen before."""
+        """Optimise further parameters as well, such as those that were frozen before."""
         super().add_param_group(param_group)
         try:
             rates(self.param_groups)
@@ -127,7 +127,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             raise
 
     def _follow(self) -> None:
-        """Take the groups as they are now: users change them by hand, too."""
+        """Follow changes that users have made to the groups by hand."""
         if not self._members.are_still(self.param_groups):
             self._take_over()
         why = remembered(self.param_groups)[TELEPORTS_OFF]
@@ -135,7 +135,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             self._stepper.turn_teleports_off(why)
 
     def _take_over(self) -> None:
-        """Prepare for other parameters; the states of those that stay go on."""
+        """Prepare for changed parameters; those that stay keep their states."""
         gone, reshaped = Members(self.model, self.param_groups).since(self._members)
         first, shared = self.in_order()[0], self.shared_state()
         for p in reshaped:
@@ -154,14 +154,14 @@ class LearnedOptimizer(torch.optim.Optimizer):
             self.state.pop(p, None)
 
     def _prepare(self) -> None:
-        """Everything that follows from rule, model and groups."""
+        """Make everything that depends on the rule, the model and the groups."""
         self._members = Members(self.model, self.param_groups)
         self._replicas = Replicas(self.model)
         self.meta_optimizer = matching(self.rule.optimizer, self._members.device, self.dtype)
         before = getattr(self, "_stepper", None)
         known = remembered(self.param_groups)[TELEPORTS_OFF]
         self._stepper = self.stepper(self.model, self.meta_optimizer, keep_graph=False)
-        # What was so from the start may be otherwise with other parameters.
+        # If the first parameters allowed no teleports, these may allow them.
         if known is not None and not (before is not None and before.is_off_from_the_start):
             self._stepper.turn_teleports_off(known)
         self._complete_states()
@@ -170,7 +170,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         self._remember_rule()
 
     def _remember_rule(self) -> None:
-        # Computed each time: it may have been meta-trained meanwhile.
+        # Computed each time, since the rule may have been meta-trained since.
         rule = identity(self.rule, self.meta_optimizer)
         remember(self, **{RULE: rule, TELEPORTS_OFF: self.teleports_off})
 
@@ -187,7 +187,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
     def stepper(
         self, model: nn.Module | None, optimizer: MetaOptimizer, keep_graph: bool
     ) -> Stepper:
-        """What takes steps on the model, or a copy of it, with the rule's optimizer or a copy."""
+        """Make a ``Stepper`` for the model or a functional copy of it (see ``differentiable``)."""
         return Stepper(
             optimizer,
             self._replicas.inputs_unknown() or chain_within(model, self.model, self.in_order()),
@@ -210,11 +210,11 @@ class LearnedOptimizer(torch.optim.Optimizer):
         ]
 
     def kept(self, key: str) -> Kept | None:
-        """What a tensor in a parameter's state belongs to; None for what is no rule's."""
+        """What a tensor in a parameter's state belongs to; None if no rule wrote it."""
         return self._stepper.layout.kept(key)
 
     def _complete_states(self) -> None:
-        """The state before the first step, for parameters that have none or one of other shapes."""
+        """Give parameters that have no state, or one of other shapes, that of before step 1."""
         fresh = self._fresh_states()
         self._keys = {id_: state.keys() for id_, state in fresh.items()}
         for p in chain.from_iterable(group["params"] for group in self.param_groups):
@@ -223,29 +223,29 @@ class LearnedOptimizer(torch.optim.Optimizer):
             self.state[p] = new | self._stepper.layout.of_the_same_shapes(own, new)
 
     def _fresh_states(self, teleports_off: str | None = None) -> dict[int, State]:
-        """By the ``id`` of each parameter that has entries."""
+        """The states before the first step, by the ``id`` of each parameter that has entries."""
         weights = [p.detach().to(self.dtype) for p in self.in_order()]
         states = self._stepper.initial_states(weights, teleports_off)
         return {id(p): state for p, state in zip(self.in_order(), states, strict=True)}
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
-        """One inner step.
+        """Take one inner step.
 
         Args:
             closure: evaluates the model, calls ``backward`` and returns the loss.
 
         Returns:
-            The closure's loss, or None.
+            The closure's loss, or None without a closure.
 
         Raises:
-            NonFiniteError: where a gradient or a weight is not finite, or would not be after the
-                step: then nothing is changed. On CUDA it is the first later step that raises it.
-            ValueError: where an option of a group has become no finite number of at least 0, the
-                closure returns no loss, or lr is not small and a rule lacks its layers' inputs.
-            RuntimeError: where gradients are sparse, or the model has moved to another device or
-                dtype since the optimizer was made, or has other parameters.
-            UnknownInputsError: where the rule is nothing without the inputs of layers.
+            NonFiniteError: if a gradient or a weight is not finite, or would not be after the
+                step; then nothing is changed. On CUDA a later step raises it.
+            ValueError: if an option of a group is no finite number of at least 0, if the closure
+                returns no loss, or if a rule lacks the inputs of layers and lr is not small.
+            RuntimeError: if gradients are sparse, or if the model has moved to another device or
+                dtype, or has other parameters, since the optimizer was made.
+            UnknownInputsError: if the rule cannot work without the inputs of the layers.
         """
         require_no_capture(self._members.device)
         self._watch.report()
@@ -274,7 +274,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         loss = None if loss is None else loss.to(weights[0])
         step = remembered(self.param_groups)[STEPS] + 1
         is_well = self._watch.look(step, given(names, weights, grads))
-        # Processes may have come together since the optimizer was made.
+        # A process group may have been set up since the optimizer was made.
         unknown = self._replicas.inputs_unknown()
         if unknown is not None and self._stepper.chain is not None:
             self._stepper.without_inputs(unknown)
@@ -298,19 +298,19 @@ class LearnedOptimizer(torch.optim.Optimizer):
         tell_horizon(self.rule, step)
 
     def state_dict(self) -> dict[str, Any]:
-        """As torch's, with why teleports are off (``teleports_off``)."""
+        """The state as torch saves it, with the reason why teleports are off, if they are."""
         self._follow()
         self._remember_rule()
         return state_dict_of(self)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on, bit for bit, from what ``state_dict`` returned.
+        """Continue, bit for bit, from what ``state_dict`` returned.
 
-        The states are copied. Teleports that are off here stay off.
+        The states are copied. If teleports are off here, they stay off.
 
         Raises:
-            ValueError: where it is not of this rule for parameters of these shapes; then nothing is
-                changed.
+            ValueError: if another rule saved it, or one for parameters of other shapes; then
+                nothing is changed.
         """
         self._follow()
         owner = Owner(
@@ -326,7 +326,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         for p, state in loaded.states:
             self.state[p] = {k: v.to(p.device, self.dtype, copy=True) for k, v in state.items()}
         if loaded.teleports_off == NOT_SAID:
-            # It is said, or not, to this optimizer.
+            # Whether ``full_batch`` was said is asked of this optimizer, not of the saved one.
             self._complete_states()
         elif loaded.teleports_off is not None:
             self._stepper.turn_teleports_off(loaded.teleports_off)
@@ -341,7 +341,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        # torch's load_state_dict passes groups and states alone.
+        # torch's load_state_dict calls this with groups and states alone.
         if "rule" in state:
             self.full_batch = state.get("full_batch", False)
             self._prepare()

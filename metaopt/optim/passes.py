@@ -1,10 +1,10 @@
-"""What the layers of a model saw in the forward passes that a gradient comes from.
+"""Records the inputs of a model's layers in the forward passes that a gradient comes from.
 
-A hook for all modules of the process, which looks at those it was told of and at no other: nothing
-is put on the model, and the hook goes with who asked for it. A pass counts once a backward pass has
-gone through it, until the gradient is stepped along or set to zero: validation, a pass whose
-gradient was thrown away, and passes within ``torch.func`` or ``torch.jit`` leave no trace; the
-micro-batches of one gradient are there together.
+One hook for all modules of the process looks only at the layers it was given. So nothing is
+attached to the model, and the hook is removed with its ``Recorder``. A forward pass counts from the
+backward pass through it until the next step, or until the gradient is set to zero. Validation, a
+pass whose gradient was thrown away, and passes within ``torch.func`` or ``torch.jit`` are not
+counted; all micro-batches of one gradient are.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class Pass:
     """One forward pass through the layers of a chain.
 
     Attributes:
-        inputs: of the layers so far, each [.., n_l].
-        expected: what the next layer should see, made from the output of the last.
-        in_order: whether each layer saw what the one before made.
+        inputs: the inputs of the layers so far, each [.., n_l].
+        expected: the input that the next layer should have, given the output of the last one.
+        in_order: whether the input of each layer came from the layer before it.
     """
 
     inputs: list[Tensor] = field(default_factory=list)
@@ -41,7 +41,7 @@ class Pass:
             self.in_order = False
             return
         if self.expected is not None:
-            # As near as the products of this precision come to each other.
+            # Equal up to the rounding of products in this precision.
             tolerance = max(1e-3, 8 * torch.finfo(x.dtype).eps)
             self.in_order &= x.shape == self.expected.shape and bool(
                 (self.expected - x).norm() <= tolerance * x.norm()
@@ -77,14 +77,14 @@ class Recorder:
 
     def record(self, position: int, layer: nn.Module, x: Any, out: Any) -> None:
         """A call of the layer at ``position`` on x."""
-        # A pass without gradients is a measurement, not the one that the step belongs to.
+        # A pass without gradients, such as validation, belongs to no step.
         if not isinstance(out, Tensor) or not out.requires_grad:
             return
         if position == 0 or self._now is None:
             self._forget(layer.weight)
             self._now = Pass()
         kept = x if self._keep_graph else x.detach()
-        # The caller may fill the same memory with other data before the step.
+        # Copied, since the caller may put other data into the same memory before the step.
         kept = kept.clone() if position == 0 else kept
         with torch.no_grad():
             self._now.add(position, x.detach(), kept, self._s(out.detach()))
@@ -95,7 +95,7 @@ class Recorder:
             self._now = None
 
     def went_through(self, one: Pass) -> None:
-        """A backward pass goes through a forward pass."""
+        """Count a forward pass, since a backward pass goes through it."""
         if self._stepped:
             self._behind.clear()
             self._stepped = False
@@ -103,7 +103,7 @@ class Recorder:
             self._behind.append(one)
 
     def step(self) -> list[Pass]:
-        """The passes that the gradient comes from, one for equal data; they end with this step."""
+        """The passes that the gradient comes from, those on equal data once; then forget them."""
         self._stepped = True
         last: list[Pass] = []
         for one in self._behind:
@@ -111,7 +111,7 @@ class Recorder:
         return last
 
     def _forget(self, weight: Any) -> None:
-        """Before a forward pass: a gradient that was set to zero comes from no pass."""
+        """Before a forward pass, forget passes whose gradient has been set to zero."""
         if not self._behind or not isinstance(weight, Tensor) or not weight.is_leaf:
             return
         if weight.grad is None or not (self._stepped or bool(weight.grad.any())):

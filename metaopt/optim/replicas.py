@@ -4,13 +4,12 @@ Replicas of a model stay equal, bit for bit, where every process takes the same 
 weights. Gradients are the same once they are averaged (``DistributedDataParallel``); the loss and
 the inputs of layers are those of a process's own data:
 
-    loss heard = mean over the processes of the model's own losses   where the model given is one
-                                                                     that shares its gradients
-    loss heard = none                                                elsewhere
+    loss that rules see = mean of the processes' losses   if the model averages gradients
+    loss that rules see = none                            otherwise
 
-The mean is a message that every process has to send, which is certain only for those that also
-exchange gradients. A list of parameters may be one process's part of them, and a rule reads
-statistics of all: in several processes a rule wants the model.
+For the mean every process has to send its loss, which is certain only if the processes also
+exchange gradients. A list of parameters may be only one process's part of them, while a rule reads
+statistics of all parameters: in several processes the optimizer has to be given the model.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ class Replicas:
     """The processes that train a model together.
 
     Args:
-        model: as it was given to the optimizer, wrapped or not; or None.
+        model: the model given to the optimizer, wrapped or not; or None.
 
     Attributes:
         shared: the wrapper that averages gradients over the processes, or None.
@@ -48,18 +47,18 @@ class Replicas:
         return distributed.get_world_size(None if self.shared is None else self._group(self.shared))
 
     def inputs_unknown(self) -> str | None:
-        """Why the inputs of layers are not those that the gradient came from, if they are not."""
+        """Why the inputs of layers behind the gradient are not all known here; None if they are."""
         count = self.count
         if count == 1:
             return None
         return f"each of {count} processes sees data of its own"
 
     def loss(self, own: Tensor | None, like: Tensor) -> Tensor | None:
-        """The loss that all processes agree on; all of them call this, or none.
+        """The loss that rules see, equal in all processes; either all processes call this or none.
 
         Args:
             own: the loss of this process, a scalar, or None.
-            like: of the dtype and on the device that the loss is heard in.
+            like: a tensor of the dtype and on the device that the loss should have.
         """
         count = self.count
         if count == 1:
@@ -74,7 +73,7 @@ class Replicas:
                     stacklevel=5,
                 )
             return None
-        # Sent whatever this process knows: the others wait for it.
+        # Sent even if this process has no loss, since the others wait for the message.
         total = like.new_full((), torch.nan) if own is None else own.detach().to(like).clone()
         distributed.all_reduce(total, group=self._group(self.shared))
         return total / count if bool(total.isfinite()) else None
@@ -85,16 +84,16 @@ class Replicas:
 
     @staticmethod
     def _is_uneven(shared: DistributedDataParallel) -> bool:
-        """Within ``join()``, where processes that have no data left take no steps."""
+        """Whether this is within ``join()``, where processes without data take no steps."""
         return bool(shared._join_config.enable)
 
 
 def require_whole(parameters: Iterable[Tensor], model: nn.Module | None) -> None:
-    """Refuse parameters of which this process has a part.
+    """Refuse parameters of which this process has, or may have, only a part.
 
     Args:
-        parameters: to optimise.
-        model: given to the optimizer, or None.
+        parameters: the parameters to optimise.
+        model: the model given to the optimizer, or None.
 
     Raises:
         ValueError: for those of FSDP and tensor parallelism, for lists in several processes, and

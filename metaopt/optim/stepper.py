@@ -2,8 +2,8 @@
 
     w' = g . (w + lr (f + (learned_decay - 1) d - weight_decay w)),   g = exp(r T)
 
-with updates f, the decay d in them and generators T from the rules, and r the smallest lr of all
-groups. lr = 1, learned_decay = 1 and weight_decay = 0 give the step that the
+The rules propose the update f, which includes their learned decay d, and the generators T; r is the
+smallest lr of all groups. lr = 1, learned_decay = 1 and weight_decay = 0 give the step that the
 rules were meta-trained with; lr = 0 leaves everything where it is.
 """
 
@@ -37,12 +37,13 @@ NOT_SAID = (
 
 @dataclass(frozen=True)
 class Advance:
-    """One step that has been computed and not yet been written.
+    """One step that has been computed, but not yet written to the model.
 
     Attributes:
-        weights: new ones, shaped like the parameters; the old ones where there is no gradient.
-        before: the states of all rules that it comes from.
-        after: their new states, with the same keys or fewer.
+        weights: the new weights, shaped like the parameters; those without a gradient are the old
+            ones.
+        before: the states of all rules before the step.
+        after: their states after the step, with the same keys or fewer.
     """
 
     weights: list[Tensor]
@@ -50,11 +51,11 @@ class Advance:
     after: States
 
     def where(self, condition: Tensor, weights: Sequence[Tensor]) -> Advance:
-        """This step where the condition holds, and no step at all elsewhere.
+        """This step if the condition holds, otherwise no step at all.
 
         Args:
             condition: a boolean on the device.
-            weights: the old ones.
+            weights: the old weights.
         """
         kept = zip(self.weights, weights, strict=True)
         return Advance(
@@ -72,7 +73,7 @@ class Advance:
 
 @dataclass(frozen=True)
 class ModelGround:
-    """What is known of a model: a ``Ground`` for engines.
+    """What is known of a user's model, as the ``Ground`` that engines move weights on.
 
     Attributes:
         network: the model as a chain, with the data behind the gradient, or None.
@@ -93,22 +94,23 @@ class Stepper:
 
     Args:
         optimizer: the meta-optimizer.
-        found: the model as a chain, or why it is none.
-        units: its hidden units, or why none can be scaled.
-        parameters: the trainable ones, in the order of the rules.
-        told: what the rules rely on to be told.
-        full_batch: whether each gradient is that of all the data there is.
-        keep_graph: of the inputs of layers, for ``higher``; there rules may still learn what they
-            are told, so that none is refused.
-        known: why teleports are off, where that is known already and no cause for a warning.
+        found: the model as a chain, or the reason why it is not a chain.
+        units: its hidden units, or the reason why none can be scaled.
+        parameters: the parameters to optimise, in the order in which the rules see them.
+        told: what the rules could rely on in meta-training, such as the loss.
+        full_batch: whether each gradient is that of all the data.
+        keep_graph: whether the inputs of layers keep their graph, for ``higher``. Then the rules
+            are still being meta-trained, and none is refused for what it could rely on before.
+        known: why teleports are off, if that is known already; then there is no warning.
 
     Attributes:
-        chain: the model as a chain whose layers' inputs are seen, or None.
-        teleports_off: why teleports were turned off, or None.
-        is_off_from_the_start: that is what model and parameters leave no other way.
+        chain: the model as a chain, whose layers' inputs are recorded; or None.
+        teleports_off: why teleports are off, or None if they are on.
+        is_off_from_the_start: whether teleports are off since the model and its parameters never
+            allowed any.
 
     Raises:
-        ValueError: where the rule cannot work on this model.
+        ValueError: if the rule cannot work on this model.
     """
 
     def __init__(
@@ -153,7 +155,7 @@ class Stepper:
 
     @property
     def _through_data(self) -> Engine | None:
-        """The engine, where it works on the chain."""
+        """The engine if it works on the chain, otherwise None."""
         engine = self.optimizer.engine
         return None if engine is None or engine.needs is not Need.NETWORK else engine
 
@@ -164,7 +166,7 @@ class Stepper:
 
         Args:
             weights: the parameters in the rule's dtype.
-            teleports_off: why they will be off, or None.
+            teleports_off: why teleports will be off, or None.
 
         Raises:
             ValueError: where the rule cannot work without them.
@@ -177,7 +179,7 @@ class Stepper:
         return self.layout.apart(optimizer.initial_rule_states(observation))
 
     def without_inputs(self, why: str) -> None:
-        """From now on the inputs of layers count as unknown, and nothing teleports through them.
+        """Treat the inputs of layers as unknown from now on, without teleports through the data.
 
         Raises:
             ValueError: where the rule cannot work without them.
@@ -189,7 +191,7 @@ class Stepper:
             self._warn_and_turn_off(why)
 
     def turn_teleports_off(self, why: str) -> None:
-        """From now on there are updates alone, of the update rule if there is one of its own.
+        """Take updates only from now on, and drop a rule that only proposes generators.
 
         Raises:
             ValueError: where the rule cannot work without teleports.
@@ -226,15 +228,16 @@ class Stepper:
         states: Sequence[State],
         differentiate_features: bool,
     ) -> Advance:
-        """What a step makes of weights and states; nothing is written.
+        """Compute a step, without writing it to the model.
 
         Args:
             weights: the parameters in the rule's dtype, in the order of the constructor.
-            grads: of the same shapes, or None.
-            loss: scalar, or None.
-            rates: of each parameter.
-            states: of each parameter.
-            differentiate_features: second order.
+            grads: the gradient of each parameter, of its shape, or None.
+            loss: the loss, a scalar; or None if it is not known.
+            rates: the learning rate and decays of each parameter.
+            states: the state of each parameter.
+            differentiate_features: whether meta-gradients flow through the gradients (second
+                order).
         """
         active = [G is not None for G in grads]
         if self._through_data is not None and not all(active):
@@ -242,7 +245,7 @@ class Stepper:
         matrices = tuple(as_matrix(W) for W in weights)
         observation = Observation(
             weights=matrices,
-            # For the others gradient 0 holds the place.
+            # A parameter without a gradient is shown with gradient 0, and does not move.
             grads=tuple(
                 torch.zeros_like(W) if G is None else as_matrix(G)
                 for W, G in zip(matrices, grads, strict=True)
@@ -281,17 +284,17 @@ class Stepper:
         smallest = min(rate.lr for rate in rates)
         generators = proposal.generators
         if generators is not None:
-            # exp 0 moves the weights too, by rounding.
+            # With lr = 0 nothing may move, but rounding in the action of exp(0) would move weights.
             generators = None if smallest == 0 else tuple(smallest * T for T in generators)
         scales = needs_units(self.optimizer.engine)
         if self.units is not None and scales and generators is not None and not all(active):
-            # A unit stays where any parameter that makes or reads it has no gradient.
+            # A unit is not scaled if a parameter that makes or reads it has no gradient.
             generators = tuple(t * self.units.within(active).to(t) for t in generators)
         ground = ModelGround(self._data, self.units)
         return self.optimizer.carry_out(weights, Proposal(updates, generators), states, ground)
 
     def _layer_inputs(self, chain: Chain) -> tuple[Tensor, ...]:
-        """Those behind the gradient; what they are good for is checked when they change."""
+        """The inputs of layers behind the gradient; new data are checked to allow teleports."""
         engine = self._through_data
         if engine is None:
             return chain.layer_inputs() if chain.is_in_order() else ()
@@ -308,7 +311,7 @@ class Stepper:
             return inputs
         self._data = ModelData(X, chain.s)
         if before is not None and engine.reads_data:
-            # Exact on one mini-batch, the action would change the outputs on all others.
+            # The action is exact on one mini-batch, and changes the outputs on all others.
             self._warn_and_turn_off("the data changes from step to step")
             return inputs
         try:

@@ -1,8 +1,9 @@
-"""What a rule was told in meta-training beside the gradient, against what it is told here.
+"""Checks that a rule gets what it could rely on in meta-training: the loss, the layers' inputs.
 
-A rule that always knew the inputs of layers has no scale without them: its updates have a root mean
-square of about 1 in each parameter, whatever the sizes of weights and gradient, and at lr 1 they
-throw the weights away. One that always heard the loss does not see that it converges.
+A rule that always knew the inputs of layers makes updates of no useful size without them: their
+root mean square is about 1 in each parameter, whatever the sizes of weights and gradient, and at
+lr 1 they destroy the weights. A rule that always knew the loss cannot tell without it that it
+converges.
 """
 
 from __future__ import annotations
@@ -21,31 +22,31 @@ LARGEST_LR = 0.03
 
 
 class Told:
-    """What a rule was always told in meta-training, and so relies on.
+    """What a rule was always given in meta-training, and so relies on.
 
     Args:
-        config: that it was meta-trained with.
+        config: the configuration that it was meta-trained with.
     """
 
     def __init__(self, config: TrainConfig) -> None:
         hide = {"loss": config.meta.hide.loss, "inputs": config.meta.hide.inputs}
         self._does_without = {name for name, share in hide.items() if share > 0}
-        # A family of a user's own shows the loss alone.
+        # Tasks of a user's own family show the loss, and never the inputs of layers.
         self.inputs_shown = config.task.family == "leaky_relu_regression"
         self._warned = False
 
     def relied_on(self, rules: Collection[Rule], inputs_known: bool) -> Hidden:
-        """What rules were always told, of what they read.
+        """The fields that the rules read and were always given in meta-training.
 
         Args:
-            rules: that act.
-            inputs_known: whether they are told the inputs of layers here.
+            rules: the rules in use.
+            inputs_known: whether the inputs of layers are known here.
         """
         found: set[str] = set()
         for rule in rules:
             reads = rule.reads
             if "inputs" in reads and not (inputs_known and self.inputs_shown):
-                # They hear the loss as a share of what the last layer makes of its input.
+                # They know the loss only relative to the outputs of the last layer.
                 reads = reads - {"loss"}
             found |= reads if self.inputs_shown else reads - {"inputs"}
         return frozenset(found - self._does_without)
@@ -53,19 +54,19 @@ class Told:
     def check(
         self, rules: Collection[Rule], observation: Observation, rates: Sequence[float | Tensor]
     ) -> None:
-        """Refuse or warn where something is missing.
+        """Refuse or warn if the rules lack something that they rely on.
 
         Args:
-            rules: that act.
-            observation: what they are told.
-            rates: lr of all groups.
+            rules: the rules in use.
+            observation: the observation that they are given.
+            rates: the lr of all groups.
 
         Raises:
-            ValueError: where updates would have no scale of their own and lr is not small.
+            ValueError: if updates would be of no useful size and lr is not small.
         """
         known = bool(observation.inputs)
         relied = self.relied_on(rules, known)
-        # Rules that are nothing without the inputs say so themselves.
+        # Rules that cannot work without the inputs raise an error themselves.
         nothing = any(rule.needs_inputs for rule in rules)
         if "inputs" in relied and not known and not nothing:
             lr = max(float(rate) for rate in rates)
@@ -87,5 +88,5 @@ class Told:
 
 
 def reads_inputs(rules: Iterable[Rule]) -> bool:
-    """Whether any of the rules reads the inputs of layers where they are known."""
+    """Whether any of the rules reads the inputs of layers if they are known."""
     return any("inputs" in rule.reads for rule in rules)

@@ -1,4 +1,4 @@
-"""What a rule may use of a model as it trains: its layers as a chain, its hidden units."""
+"""The structure of a model that a rule may use: its layers as a chain, and its hidden units."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from metaopt.teleport.base import Engine, Need
 def units_within(
     model: nn.Module | None, parameters: Sequence[Tensor], engine: Engine | None
 ) -> HiddenUnits | str:
-    """The units, or why there are none that may be scaled.
+    """The hidden units of a model, or the reason why none may be scaled.
 
     Args:
         model: or None.
@@ -31,7 +31,7 @@ def units_within(
         return "its weights are too coarse to carry out an exact action"
     model = plain(model)
     names = {id(p): name for name, p in model.named_parameters()}
-    # Parameters of other models take their places, under what is no path.
+    # Placeholders for parameters outside the model; their names are no paths in it.
     shapes = {names.get(id(p), f"<{i}>"): p.shape for i, p in enumerate(parameters)}
     units = units_of(symmetries(model), shapes)
     if units is None:
@@ -42,7 +42,7 @@ def units_within(
 def chain_within(
     model: nn.Module | None, whole: nn.Module | None, parameters: Sequence[Tensor]
 ) -> Chain | str:
-    """The model as a chain, or why it is none.
+    """The model as a chain, or the reason why it is not one.
 
     Args:
         model: or a functional copy of it, or None.

@@ -1,8 +1,11 @@
-"""What a rule is: one observation in, a proposal out, with a state of named tensors.
+"""What a rule is: it reads one observation and its own state, and proposes an inner step.
 
-Rules propose; they never touch the weights. A proposal holds additive updates, generators of group
-elements, or both. Hand-made rules (``hand_made``) and learned ones share this interface, so that
-any update rule can stand beside any teleporter.
+    (proposal, state') = rule(observation, state)
+
+A rule never changes the weights itself. Its proposal holds additive updates, generators of group
+elements, or both, and ``composed.MetaOptimizer`` carries it out. Hand-made rules (``hand_made``)
+and learned ones (``learned``) share this interface, so that any update rule can be combined with
+any teleporter.
 """
 
 from __future__ import annotations
@@ -22,11 +25,11 @@ from metaopt.teleport.optimizer_state import Kept
 
 
 class ShapeMismatchError(MisfitError):
-    """A rule was made for other shapes than those it is asked to work on."""
+    """A rule was made for weights of other shapes than those it is asked to work on."""
 
 
 class UnknownInputsError(MisfitError):
-    """A rule reads the inputs of layers, and they are not known here."""
+    """A rule needs the inputs of the layers, and they are not known here."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +37,13 @@ class Proposal:
     """What a rule proposes for one inner step.
 
     Attributes:
-        updates: f_l to be added to W_l, each [B, out, in], or None.
-        generators: T_l for each adjacent pair of layers, each [B, k_l, k_l]; or one diagonal t over
-            all hidden units, [B, K], where the engine scales units; or None.
-        decays: the part of the updates that is a weight decay of the rule's own, shaped like them;
-            or None where there is none.
+        updates: f_l, added to the weights W_l, each [B, out, in]; None if the rule proposes no
+            update.
+        generators: T_l for each adjacent pair of layers, each [B, k_l, k_l]; or, for an engine that
+            scales hidden units, the one diagonal t of all K hidden units, [B, K]; None if the rule
+            proposes no teleport.
+        decays: the part of the updates that is a weight decay learned by the rule, of the same
+            shapes; None if there is no such part.
     """
 
     updates: Weights | None = None
@@ -46,7 +51,7 @@ class Proposal:
     decays: Weights | None = None
 
     def joined(self, other: Proposal) -> Proposal:
-        """This proposal with all that another one proposes in its place."""
+        """Both proposals in one; a field that ``other`` proposes replaces this proposal's."""
         said = {
             f.name: value for f in fields(other) if (value := getattr(other, f.name)) is not None
         }
@@ -54,15 +59,16 @@ class Proposal:
 
 
 class Rule(nn.Module, ABC):
-    """(observation, state) -> (proposal, state), for B trajectories side by side.
+    """(observation, state) -> (proposal, state'), for B trajectories side by side.
 
     Attributes:
-        batch_axis: the axis of the state's tensors on which the trajectories lie, one after
-            another (each with as many rows as any other); tensors without axes are all
-            trajectories'. It lets a state be cut and joined over processes.
-        added_later: names in its state that states saved by older versions lack; they begin anew.
-        needs_inputs: whether it can propose nothing without the inputs of layers.
-        columns_are_units: whether its state has a column for each hidden unit.
+        batch_axis: the axis of the state's tensors along which the B trajectories lie, all with
+            the same number of rows; a tensor without axes belongs to all trajectories. A state is
+            cut and joined along this axis when trajectories are shared among processes.
+        added_later: names of tensors that states saved by older versions do not have; they start
+            from ``initial_state``.
+        needs_inputs: whether the rule cannot work without the inputs of the layers.
+        columns_are_units: whether the state's tensors have a column for each hidden unit.
     """
 
     batch_axis: ClassVar[int] = 0
@@ -72,20 +78,26 @@ class Rule(nn.Module, ABC):
 
     @property
     def reads(self) -> Hidden:
-        """What it reads of an observation beside weights and gradient: ``loss``, ``inputs``."""
+        """The fields of an observation that it reads besides weights and gradients.
+
+        A set that may hold ``loss`` and ``inputs``; empty by default.
+        """
         return NOTHING
 
     def kept(self, name: str) -> Kept:
-        """What the state's tensor of this name belongs to."""
+        """What the state's tensor of this name belongs to, and so how it moves with a teleport."""
         return Kept.ALL
 
     def scaled(self, state: State, t: Tensor, log_factors: Weights) -> State:
-        """The state after the weights were multiplied by exp(l): that of gradients at exp(l) w.
+        """The state after w -> exp(l) w, entry by entry: gradients move by exp(-l).
+
+        Tensors that are linear in gradients (``Kept.GRADIENTS``) are multiplied by exp(-l), those
+        that are linear in their squares (``Kept.SQUARES``) by exp(-2 l); the others stay.
 
         Args:
-            state: of this rule.
-            t: logarithms of the factors of the hidden units, [B, K].
-            log_factors: l of each entry, shaped like the weights.
+            state: the state before.
+            t: the logarithms of the factors of the K hidden units, [B, K].
+            log_factors: l, each [B, out, in] like the weights.
         """
         degrees = {Kept.GRADIENTS: 1, Kept.SQUARES: 2}
         moving = {n: degrees[kept] for n in state if (kept := self.kept(n)) in degrees}
@@ -96,11 +108,16 @@ class Rule(nn.Module, ABC):
 
     @abstractmethod
     def initial_state(self, observation: Observation) -> State:
-        """The state before the first step, shaped for ``observation``."""
+        """The state before the first step, for weights of the shapes in ``observation``."""
 
     @abstractmethod
     def propose(self, observation: Observation, state: State) -> tuple[Proposal, State]:
-        """The proposal for the step from ``observation.weights``, and the state after it."""
+        """The proposal for one inner step, and the state after it.
+
+        Args:
+            observation: one gradient evaluation at the weights that the step starts from.
+            state: from ``initial_state`` or the step before.
+        """
 
 
 def flat_gradient(observation: Observation) -> Tensor:

@@ -1,11 +1,11 @@
-"""Optimizers: what advances the weights by one inner step.
+"""Optimizers: they advance the weights by one inner step.
 
-    w_{t+1} = g_t . (w_t + f_t),   (f_t, g_t) from rules that see one gradient evaluation at w_t
+    w_{t+1} = g_t . (w_t + f_t)
 
-``MetaOptimizer`` composes rules, learned or hand-made, with a teleport engine. What is more than a
-rule (``lbfgs``, ``gradient_teleport``, ``references``) stands behind the same ``Optimizer``
-interface.
-All are indexed by gradient evaluations: w_t needed t gradients.
+The rules propose the update f_t and the generator of g_t from one gradient evaluation at w_t.
+``MetaOptimizer`` combines rules, learned or hand-made, with a teleport engine that carries the
+generator out. Methods that cannot be written as a rule (``lbfgs``, ``gradient_teleport``,
+``references``) implement the same ``Optimizer`` interface.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ class Step(Generic[S]):
     """What an optimizer returns for one inner step.
 
     Attributes:
-        weights: w_{t+1}.
-        state: the optimizer's, after the step.
-        report: of the teleport, or None without one.
+        weights: w_{t+1}, each [B, out, in].
+        state: the optimizer's state after the step.
+        report: what the teleport did, or None if there was none.
     """
 
     weights: Weights
@@ -42,27 +42,40 @@ class Step(Generic[S]):
 
 
 class Optimizer(ABC, Generic[S]):
-    """What advances weights by one inner step: (w_t, state) -> (w_{t+1}, state).
+    """Advances weights by one inner step: (w_t, state) -> (w_{t+1}, state').
 
-    Its state is explicit, and the weights that it is given are never changed in place."""
+    The state is passed in and returned, and the given weights are never changed in place.
+
+    Attributes:
+        gradients_per_step: the gradient evaluations that one step costs.
+    """
 
     gradients_per_step: float = 1.0
 
     @abstractmethod
     def initial_state(self, tasks: Tasks, observation: Observation) -> S:
-        """The state before the first step from ``observation.weights``."""
+        """The state before the first step.
+
+        Args:
+            tasks: B tasks.
+            observation: one gradient evaluation at the weights that the first step starts from.
+
+        Raises:
+            MisfitError: if the optimizer does not fit the tasks.
+        """
 
     @abstractmethod
     def step(
         self, weights: Weights, observation: Observation, state: S, problem: Problem
     ) -> Step[S]:
-        """One inner step.
+        """Take one inner step.
 
         Args:
             weights: w_t, each [B, out, in], with the graph that meta-gradients flow through.
-            observation: one gradient evaluation at w_t; constants under first order.
+            observation: one gradient evaluation at w_t; its tensors have no graph under first
+                order.
             state: from ``initial_state`` or the step before.
-            problem: that of this step: its data, and what is known of the network.
+            problem: the data of this step, and what is known of the network.
         """
 
 
@@ -71,19 +84,19 @@ States = dict[str, State]
 
 
 def tensors_of(states: States) -> Iterator[tuple[str, str, Tensor]]:
-    """Each tensor of all rules with its rule and name."""
+    """All tensors of the states: (name of the rule, name of the tensor, tensor)."""
     for rule, own in states.items():
         for name, tensor in own.items():
             yield rule, name, tensor
 
 
 class MetaOptimizer(nn.Module, Optimizer[States]):
-    """Update rule + teleporter: w_{t+1} = g_t . (w_t + f_t).
+    """An update rule with a teleporter: w_{t+1} = g_t . (w_t + f_t).
 
     Args:
-        rules: by name; exactly one proposes updates, and at most one (the same or another one)
-            generators.
-        engine: carries the generators out; None where no rule proposes any.
+        rules: rules by name. Exactly one proposes updates. At most one, which may be the same,
+            proposes generators.
+        engine: carries the generators out; None if no rule proposes any.
     """
 
     def __init__(self, rules: Mapping[str, Rule], engine: Engine | None) -> None:
@@ -96,17 +109,21 @@ class MetaOptimizer(nn.Module, Optimizer[States]):
         self.engine = engine
 
     def initial_state(self, tasks: Tasks, observation: Observation) -> States:
-        """The states of all rules; raises ``InexactActionError`` where teleports cannot work."""
+        """The states of all rules; raises ``InexactActionError`` if teleports cannot work here."""
         if self.engine is not None:
             self.engine.check(tasks, observation.weights)
         return self.initial_rule_states(observation)
 
     def initial_rule_states(self, observation: Observation) -> States:
-        """The states of all rules before the first step; any weights will do, a model's too."""
+        """The states of all rules before the first step, without a check of the teleports.
+
+        Args:
+            observation: fixes the shapes; its weights may be those of any model.
+        """
         return {name: rule.initial_state(observation) for name, rule in self.rules.items()}
 
     def propose(self, observation: Observation, states: States) -> tuple[Proposal, States]:
-        """What all rules together propose, and their new states."""
+        """The proposals of all rules in one, and the states of the rules after it."""
         found = Proposal()
         new: States = {}
         for name, rule in self.rules.items():
@@ -117,19 +134,19 @@ class MetaOptimizer(nn.Module, Optimizer[States]):
     def step(
         self, weights: Weights, observation: Observation, state: States, problem: Problem
     ) -> Step[States]:
-        """Update first, teleport after it."""
+        """See ``Optimizer.step``: the update comes first, the teleport after it."""
         proposal, state = self.propose(observation, state)
         return self.carry_out(weights, proposal, state, problem)
 
     def carry_out(
         self, weights: Weights, proposal: Proposal, states: States, ground: Ground
     ) -> Step[States]:
-        """What a proposal makes of the weights and of the rules' states.
+        """Carry out a proposal: w_{t+1} = g_t . (w_t + f_t); the rules' states move with g_t.
 
         Args:
-            weights: w_t.
-            proposal: of all rules.
-            states: theirs, after proposing.
+            weights: w_t, each [B, out, in].
+            proposal: the proposal of all rules.
+            states: the states of the rules after proposing.
             ground: what is known of the network that the engine moves.
         """
         if proposal.updates is not None:

@@ -1,4 +1,4 @@
-"""Update rules without anything to learn: gradient descent, momentum, Adam, AdamW with a cosine."""
+"""Hand-made update rules: gradient descent, momentum, Adam, and AdamW with a cosine schedule."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class GradientDescent(Rule):
     """f = -eta grad L.
 
     Args:
-        lr: eta.
+        lr: eta, the step size.
     """
 
     def __init__(self, lr: float) -> None:
@@ -34,11 +34,11 @@ class GradientDescent(Rule):
         self.lr = lr
 
     def initial_state(self, observation: Observation) -> State:
-        """Empty: this rule remembers nothing."""
+        """An empty state: gradient descent remembers nothing."""
         return {}
 
     def propose(self, observation: Observation, state: State) -> tuple[Proposal, State]:
-        """The updates f of the equation above."""
+        """The update f of the class's equation, each [B, out, in]."""
         return Proposal(updates=tuple(-self.lr * G for G in observation.grads)), state
 
 
@@ -46,8 +46,8 @@ class Momentum(Rule):
     """m' = mu m + grad L,  f = -eta m'  (Polyak 1964, as torch.optim.SGD).
 
     Args:
-        lr: eta.
-        momentum: mu.
+        lr: eta, the step size.
+        momentum: mu, the share of m that is kept.
     """
 
     def __init__(self, lr: float, momentum: float) -> None:
@@ -60,7 +60,7 @@ class Momentum(Rule):
         return {"m": torch.zeros_like(flat_gradient(observation)[:, None])}
 
     def propose(self, observation: Observation, state: State) -> tuple[Proposal, State]:
-        """The updates f of the equation above."""
+        """The update f of the class's equation, each [B, out, in]."""
         m = self.momentum * state["m"] + flat_gradient(observation)[:, None]
         return Proposal(updates=_shaped(-self.lr * m, observation.weights)), {"m": m}
 
@@ -75,10 +75,10 @@ class Adam(Rule):
     m^ and v^ are m' and v' over 1 - b^t (Kingma and Ba 2015, as torch.optim.Adam).
 
     Args:
-        lr: eta.
-        beta1: decay of the mean of gradients.
-        beta2: decay of the mean of their squares.
-        epsilon: keeps the denominator away from 0.
+        lr: eta, the step size.
+        beta1: b1, the decay of the running mean m of the gradients.
+        beta2: b2, the decay of the running mean v of their squares.
+        epsilon: added to the denominator, to keep it away from 0.
     """
 
     def __init__(self, lr: float, beta1: float, beta2: float, epsilon: float = 1e-8) -> None:
@@ -95,7 +95,7 @@ class Adam(Rule):
         return {"m": zeros, "v": zeros.clone(), "decay1": one, "decay2": one.clone()}
 
     def propose(self, observation: Observation, state: State) -> tuple[Proposal, State]:
-        """The updates f of the equation above."""
+        """The update f of the class's equation, each [B, out, in]."""
         G = flat_gradient(observation)[:, None]
         decay1, decay2 = state["decay1"] * self.beta1, state["decay2"] * self.beta2
         m = torch.lerp(G, state["m"], self.beta1)
@@ -112,19 +112,19 @@ class Adam(Rule):
 class CosineAdamW(Adam):
     """w' = w - eta_t (m^ / (sqrt(v^) + epsilon) + decay w),  eta_t = eta (1 + cos(pi t / T)) / 2.
 
-    ``Adam`` with decoupled weight decay, whose step size falls to 0 along a cosine, with t steps
-    taken before, and stays 0 from T on. It has to be told where it will be judged; at any step
-    before T it is worse than it could be.
+    This is ``Adam`` with decoupled weight decay and a step size that falls to 0 along a cosine; t
+    is the number of steps taken before, and eta_t = 0 from step T on. It has to know T, the step at
+    which it will be judged; at earlier steps a smaller T would do better.
 
     References:
         Loshchilov and Hutter, Decoupled weight decay regularization (2019).
         Loshchilov and Hutter, SGDR: stochastic gradient descent with warm restarts (2017).
 
     Args:
-        lr: eta.
-        beta1: decay of the mean of gradients.
-        decay: of the weights, in units of eta_t.
-        horizon: T.
+        lr: eta, the step size.
+        beta1: b1, the decay of the running mean m of the gradients.
+        decay: the weight decay, in units of eta_t.
+        horizon: T, the number of steps until the step size is 0.
     """
 
     def __init__(self, lr: float, beta1: float, decay: float, horizon: float) -> None:
@@ -138,7 +138,7 @@ class CosineAdamW(Adam):
         return super().initial_state(observation) | {"taken": count}
 
     def propose(self, observation: Observation, state: State) -> tuple[Proposal, State]:
-        """The updates f of the equation above."""
+        """The update f of the class's equation, each [B, out, in]."""
         proposal, new = super().propose(observation, state)
         assert proposal.updates is not None
         part = (state["taken"] / self.horizon).clamp(max=1)

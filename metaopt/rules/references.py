@@ -1,4 +1,4 @@
-"""References: what is possible with more than first-order information. They compete with nothing.
+"""References: what is possible with more than first-order information, for orientation only.
 
 | name      | reads                                | step                                          |
 | solve W2  | Y and the hidden activations H       | W2 = Y H^+ once, then nothing                 |

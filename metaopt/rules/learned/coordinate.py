@@ -117,7 +117,8 @@ class CoordinateUpdateLSTM(CoordinateRule):
 
     def propose(self, observation: Observation, state: State) -> tuple[Proposal, State]:
         """One update for each weight."""
-        # A parameter that rested, or is new, has not heard of the last steps.
+        # The state of a parameter that had no gradient, or is new, may lag behind the others: the
+        # largest sum is the current one.
         seen = Seen(observation, state[SQUARES].amax(dim=(1, 2)))
         h, cells = self.lstm(self.featurise(seen), state)
         rows = self.combination(h, [W[0].numel() for W in observation.weights], seen)

@@ -45,11 +45,11 @@ LARGEST_WHITENING = (0.5, 0.2)
 
 @dataclass(frozen=True)
 class Directions:
-    """Directions at one observation.
+    """The directions at one observation.
 
     Attributes:
-        shaped: [B, D, entries].
-        sizes: [B, S, entries].
+        shaped: the D directions that have one coefficient for each layer, [B, D, entries].
+        sizes: the S sizes that have one coefficient for each entry, [B, S, entries].
     """
 
     shaped: Tensor
@@ -88,7 +88,7 @@ class Basis(ABC):
 
     @abstractmethod
     def project(self, entries: Tensor, seen: Seen) -> Tensor:
-        """What is kept of a combination, [B, entries]."""
+        """The part of a combination that the rule proposes, [B, entries]."""
 
     def combine(
         self, of_layers: Tensor, of_entries: Tensor, counts: Sequence[int], seen: Seen
@@ -130,11 +130,11 @@ class Entries(Basis):
         )
 
     def coefficients(self, z: Tensor) -> Tensor:
-        """There are no coefficients: z as it comes."""
+        """z itself; without shaped directions it is empty."""
         return z
 
     def project(self, entries: Tensor, seen: Seen) -> Tensor:
-        """Everything is kept."""
+        """The combination itself."""
         return entries
 
 
@@ -250,7 +250,7 @@ class Whitening(Basis):
         return torch.cat(bounds, dim=1) * torch.tanh(z)
 
     def project(self, entries: Tensor, seen: Seen) -> Tensor:
-        """The isometric part."""
+        """The isometric part of the generators (see the class)."""
         parts = split_generators(entries, seen.observation)
         isometric = (
             _isometric(T, products[:, 0]).flatten(1)
@@ -268,16 +268,17 @@ def _isometric(T: Tensor, S: Tensor) -> Tensor:
 
 
 def _share(seen: Seen) -> Tensor:
-    """The share of the outputs that is wrong, in [0, 1]; 0 where it is not known: [B, 1, 1].
+    """The share of the outputs that is wrong, in [0, 1], as [B, 1, 1]; 0 if it is not known.
 
-    What is not known is not known to shrink: a step of that size would never fade.
+    A step of this size shrinks as the outputs become right. If their share is not known, nothing
+    would make the step shrink, so it is left out.
     """
     share = (seen.log_residual * (LOG_RANGE / 2)).exp()[:, None, None]
     return share if seen.residual_known else torch.zeros_like(share)
 
 
 def _filled(sizes: list[Tensor], like: Weights) -> Tensor:
-    """One number [B, 1, 1] a layer, for each of its entries: [B, P]."""
+    """Each layer's number, [B, 1, 1], repeated for all entries of the layer: [B, P]."""
     parts = (size.expand_as(W).flatten(1) for size, W in zip(sizes, like, strict=True))
     return torch.cat([*parts], dim=1)
 

@@ -89,11 +89,11 @@ class LayerUpdateLSTM(Rule):
 
     @property
     def reads(self) -> Hidden:
-        """The loss, where it is known; never the inputs of layers."""
+        """The loss, if it is known; never the inputs of the layers."""
         return frozenset({"loss"})
 
     def kept(self, name: str) -> Kept:
-        """m and v are of entries; the rest, h, c, counts and the loss heard, of parameters."""
+        """m and v belong to entries; h, c, the counts and the loss belong to whole parameters."""
         return {"m": Kept.GRADIENTS, "v": Kept.SQUARES}.get(name, Kept.TENSORS)
 
     def initial_state(self, observation: Observation) -> State:
@@ -109,13 +109,13 @@ class LayerUpdateLSTM(Rule):
         """Updates f."""
         W, sizes = observation.weights, [w[0].numel() for w in observation.weights]
         G, old = flat_gradient(observation)[:, None], state["m"].split(1, dim=1)
-        # Numbers of Python: a tensor of them would have to be copied to the device, and waited for.
+        # Python numbers, since a tensor of them would have to be copied to the device first.
         means = [torch.lerp(G, mean, decay) for mean, decay in zip(old, DECAYS, strict=True)]
         m = torch.cat(means, dim=1)
         v = torch.lerp(G.square(), state["v"], SQUARES_DECAY)
         count = state["count"] + 1
         moves = torch.cat([part.any(2, keepdim=True) for part in G.split(sizes, dim=2)], dim=2)
-        # What the means are short of for their start is made good for whole parameters, below.
+        # The means start at 0; this is corrected below, once for each parameter.
         floor = ROUNDING**2 * _mean_square(v, moves, sizes) + FLOOR
         steps = torch.cat([m, G], dim=1) / (v + floor).sqrt()
         start = torch.cat([*(1 - decay**count for decay in DECAYS), torch.ones_like(count)], dim=1)
@@ -153,12 +153,12 @@ class LayerUpdateLSTM(Rule):
 
 
 def _mean(values: Tensor, moves: Tensor, total: Tensor) -> Tensor:
-    """Over the parameters that move, [B, any, 1] of [B, any, L]; 0 where none does."""
+    """The mean over the parameters that move: [B, any, L] -> [B, any, 1]; 0 if none moves."""
     return torch.where(moves, values, 0.0).sum(2, keepdim=True) / total.clamp(min=1)
 
 
 def _mean_square(v: Tensor, moves: Tensor, sizes: Sequence[int]) -> Tensor:
-    """Of v [B, 1, P] over all entries of the parameters that move, [B, 1, 1]."""
+    """The mean of v over all entries of the parameters that move: [B, 1, P] -> [B, 1, 1]."""
     sums = torch.cat([part.sum(2, keepdim=True) for part in v.split([*sizes], dim=2)], dim=2)
     entries = torch.cat([v.new_full((1, 1, 1), float(size)) for size in sizes], dim=2)
     return _mean(sums, moves, torch.where(moves, entries, 0.0).sum(2, keepdim=True))
@@ -199,14 +199,16 @@ def _statistics(
 
 
 def _hear(loss: Tensor | None, state: State) -> tuple[Tensor, State]:
-    """Two features of the loss [B, 2, L], and what is kept of it.
+    """Two features of the loss, [B, 2, L], and the state that is kept of it.
 
-    Its logarithm over the running mean of it, and by itself; 0 where the loss is not known.
+    The features are log L minus its running mean, and log L itself; both are 0 if the loss is not
+    known.
     """
     if loss is None:
         nothing = torch.zeros_like(state["loss"]).expand(-1, 2, -1)
         return nothing, {name: state[name] for name in ("loss", "heard")}
-    # What is no loss is not heard: its logarithm would be in all weights from then on.
+    # A loss that is not finite, or too negative for the logarithm, counts as unknown at this step:
+    # once in the running mean it would spoil every later step.
     known = (torch.isfinite(loss) & (loss > -LOSS_OFFSET))[:, None, None].expand_as(state["loss"])
     log = torch.where(known, loss[:, None, None] + LOSS_OFFSET, 1.0).log()
     mean = torch.where(known, torch.lerp(log, state["loss"], LOSS_DECAY), state["loss"])
