@@ -68,10 +68,10 @@ def learned_contenders(
     """Checkpoints as contenders, each by the name in it.
 
     Args:
-        paths: of checkpoints.
-        device: where to compute.
+        paths: the checkpoints.
+        device: the device to compute on.
         required: a damaged file is an error; otherwise it is left out with a line.
-        world: whose first process says that line.
+        world: the processes; the first one prints that line.
     """
     rules = []
     for path in paths:

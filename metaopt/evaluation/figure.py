@@ -29,7 +29,7 @@ def convergence_figure(
     Args:
         curves: by name, ``geomean``, ``low``, ``high`` by inner step, and ``seconds``.
         contenders: the optimizers, in the order of the curves.
-        title: of the picture.
+        title: the title of the picture.
     """
     import matplotlib
 

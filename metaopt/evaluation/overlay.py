@@ -70,7 +70,7 @@ def _cut(part: str) -> str:
 
 
 def _key(name: str) -> str:
-    """Alike for names that some file system takes for one."""
+    """A key that is equal for names that some file systems do not tell apart."""
     return unicodedata.normalize("NFKC", name).casefold()
 
 

@@ -63,7 +63,7 @@ def tune(config: EvalConfig, device: torch.device, cache: Path, world: World) ->
 
     Args:
         config: tasks, horizon, grids and names.
-        device: where to compute.
+        device: the device to compute on.
         cache: a JSON file, read and added to.
         world: the processes that share the tasks.
     """
@@ -105,8 +105,8 @@ class _Drawn:
     """The tasks to tune on, drawn where they are needed, and what their family is.
 
     Args:
-        config: of the evaluation.
-        family: of its tasks; of this package's own the version says what it is.
+        config: the configuration of the evaluation.
+        family: its task family; one of this package is identified by its version.
     """
 
     def __init__(self, config: EvalConfig, family: TaskFamily[Any]) -> None:

@@ -39,7 +39,7 @@ class NoAverage:
     """phi as it is.
 
     Args:
-        optimizer: that is trained.
+        optimizer: the meta-optimizer that is trained.
     """
 
     def __init__(self, optimizer: MetaOptimizer) -> None:
@@ -65,7 +65,7 @@ class ExponentialAverage:
         mean_t = mean_{t-1} + (1 - d) / (1 - d^t) (phi_t - mean_{t-1}).
 
     Args:
-        optimizer: that is trained.
+        optimizer: the meta-optimizer that is trained.
         decay: d, at least 0 and below 1.
     """
 

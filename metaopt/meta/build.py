@@ -52,8 +52,8 @@ def training_tasks(family: TaskFamily[Any], config: TrainConfig) -> TaskFamily[A
     """What training tasks are drawn from: the task family, or a variation of it, if asked for.
 
     Args:
-        family: that of ``config.task``.
-        config: of the run.
+        family: the task family of ``config.task``.
+        config: the configuration of the run.
     """
     if config.meta.rescale > 0:
         return Rescaled(family, config.meta.rescale)
@@ -107,9 +107,9 @@ def windows(config: TrainConfig, optimizer: MetaOptimizer, device: torch.device)
     A user's tasks are observed anew in every step, with a mini-batch of its own: no graph holds it.
 
     Args:
-        config: of the run.
-        optimizer: whose parameters are phi.
-        device: where it computes.
+        config: the configuration of the run.
+        optimizer: the meta-optimizer; its parameters are phi.
+        device: the device that the windows run on.
     """
     meta = config.meta
     of_window = (optimizer, observe(meta), meta_loss(meta))

@@ -56,7 +56,7 @@ class RunWriter:
     """TensorBoard events of a meta-training run.
 
     Args:
-        folder: of the run.
+        folder: the folder of the run.
         purge_step: events from this outer step on, of a part that was killed, are hidden.
         config: what the run is configured with, nested, for the table of runs.
     """

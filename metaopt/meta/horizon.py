@@ -156,7 +156,7 @@ class Lengths:
         horizon: how long they are.
         truncation: how they are cut.
         longest: N.
-        seed: of the draws.
+        seed: the seed of the draws.
     """
 
     horizon: Horizon
@@ -168,7 +168,7 @@ class Lengths:
         """The lengths of the windows, in order.
 
         Args:
-            number: of the meta-batch of trajectories, from 0.
+            number: the number of the meta-batch of trajectories, from 0.
             done: outer steps taken / outer steps of the run.
         """
         # One draw for the length, and one for each pair of windows of at least one step.

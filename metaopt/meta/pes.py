@@ -75,7 +75,7 @@ class PersistentES(Windows):
 
         Args:
             tasks: each of them ``copies`` times in a row.
-            inner: of all copies.
+            inner: the inner state of all copies.
             steps: K.
         """
         own_tasks = self._once(tasks)

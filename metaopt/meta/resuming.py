@@ -15,7 +15,7 @@ from metaopt.base.errors import shown
 from metaopt.base.network import Weights
 
 LARGEST_COUNT = 2**53
-"""Of steps: numbers of Python and of JSON are exact up to here."""
+"""The largest number of steps: floating-point numbers of JSON are exact up to here."""
 
 
 def require_like(saved: Any, like: Any, place: str) -> None:
@@ -24,9 +24,9 @@ def require_like(saved: Any, like: Any, place: str) -> None:
     Keys, lengths, and shapes and dtypes of tensors are compared; numbers may differ.
 
     Args:
-        saved: of a state.
-        like: of this run.
-        place: of both in the state.
+        saved: a part of a saved state.
+        like: the same part of the state of this run.
+        place: the name of this part, for the error message.
     """
     match like:
         case Tensor():
@@ -53,8 +53,8 @@ def require_plain(saved: Any, place: str) -> None:
     Without this check, a tensor in the place of a number would fail when it is compared.
 
     Args:
-        saved: of a state.
-        place: of it in the state.
+        saved: a part of a saved state.
+        place: the name of this part, for the error message.
     """
     left = [saved]
     while left:
@@ -71,9 +71,9 @@ def require_within(saved: Any, most: float, place: str) -> None:
     """Raise ``ValueError``, one line, unless ``saved`` is a number from 0 to ``most``.
 
     Args:
-        saved: of a state; a whole number where ``most`` is one.
+        saved: a part of a saved state; a whole number if ``most`` is one.
         most: the largest that makes sense.
-        place: of it in the state.
+        place: the name of this part, for the error message.
     """
     if type(saved) not in ((int,) if isinstance(most, int) else (int, float)) or not (
         0 <= saved <= most

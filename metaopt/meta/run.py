@@ -51,9 +51,9 @@ class Run:
     """A meta-training run in a folder.
 
     Args:
-        config: of the run.
-        folder: where its files go.
-        device: where this process computes.
+        config: the configuration of the run.
+        folder: the folder of its files.
+        device: the device that this process computes on.
         began: ``time.perf_counter()`` when the process began.
         world: the processes of the run.
         made_by: command and commit, for the learned optimizer (``provenance.made_by``).

@@ -33,8 +33,8 @@ def gathered(
 
     Args:
         world: the processes.
-        losses: of this process's tasks, [steps + 1, local].
-        teleports: of this process's tasks.
+        losses: the losses of this process's tasks, [steps + 1, local].
+        teleports: the teleports of this process's tasks, or None.
     """
     arrays = [losses]
     if teleports is not None:
@@ -63,10 +63,10 @@ def take(
     """Weights and rule states of the trajectories ``share`` of the whole meta-batch.
 
     Args:
-        parts: of all trajectories, in order.
+        parts: the parts of all processes, in order.
         share: which trajectories.
         rules: by name.
-        device: where the tensors go.
+        device: the device of the tensors that are returned.
 
     Raises:
         KeyError, ValueError, RuntimeError: where the parts are none of these rules'.

@@ -35,8 +35,8 @@ class Profile(NoProfile):
 
     Args:
         steps: outer steps to trace.
-        folder: where the trace goes.
-        device: where the run computes.
+        folder: the folder of the trace.
+        device: the device that the run computes on.
         outer_step: the outer steps taken before this part of the run.
     """
 

@@ -20,7 +20,7 @@ _APART = ("command", "commit", TESTED)
 
 
 def name_of(content: Checkpoint, source: str) -> str:
-    """As it stands in tables; raises ``ConfigError`` where the configuration is none."""
+    """The name of the optimizer in tables; raises ``ConfigError`` if there is no valid one."""
     return printable(_config(content, source).label)
 
 
@@ -71,8 +71,8 @@ def brief(
     """What a learned optimizer is, in nine rows.
 
     Args:
-        config: that it was meta-trained with.
-        training: of the checkpoint.
+        config: the configuration that it was meta-trained with.
+        training: the field ``training`` of the checkpoint.
         reach: how far it goes.
         tensors: its parameters.
         licence: or empty.
@@ -126,7 +126,7 @@ def _of_decay(config: TrainConfig) -> Iterator[tuple[str, str]]:
 
 
 def _task_fields(task: TaskConfig) -> tuple[str, ...]:
-    """Those that say something; all, where none are named."""
+    """The names of the fields of ``task`` to show; none stands for all that are set."""
     return ("family", "options") if task.is_own else ()
 
 

@@ -32,7 +32,7 @@ class Unseen(_Model):
 
     Attributes:
         tasks: how many unseen tasks.
-        task_seed: of them.
+        task_seed: the seed of the tasks.
         task: fields of ``task`` that differ from the defaults.
         least_loss_mean: mean of the least loss there is.
         loss_geomean_above_least: loss less the least, by inner step.
@@ -53,7 +53,7 @@ class Figures(_Model):
     """All figures of a checkpoint.
 
     Attributes:
-        outer_step: of the validation.
+        outer_step: the outer step of the validation.
         val_loss_geomean: validation loss by inner step.
         test: by task family.
     """

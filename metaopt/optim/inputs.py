@@ -73,7 +73,7 @@ def require_no_capture(device: torch.device) -> None:
     """Refuse steps within ``torch.cuda.graph``.
 
     Args:
-        device: of the parameters.
+        device: the device of the parameters.
 
     Raises:
         RuntimeError: a replay would take the same step from the same state again and again.
@@ -90,7 +90,7 @@ def require_gradients(parameters: Sequence[Tensor], names: Mapping[int, str]) ->
 
     Args:
         parameters: those without a gradient are passed over.
-        names: of the parameters, by their ``id``.
+        names: the names of the parameters, by their ``id``.
 
     Raises:
         RuntimeError: for the first such gradient.

@@ -32,9 +32,9 @@ class Owner:
 
     Attributes:
         groups: its groups.
-        names: of its parameters, by their ``id``.
+        names: the names of its parameters, by their ``id``.
         rule: its identity.
-        layout: of the states of all its rules.
+        layout: the layout of the states of all its rules.
         fresh: a state before the first step for each parameter by its ``id``, given why teleports
             are off in the saved one, or None.
     """
@@ -51,11 +51,11 @@ class Loaded:
     """A state that fits.
 
     Attributes:
-        states: of each parameter, as saved or as before the first step.
+        states: the state of each parameter, as saved or as before the first step.
         anew: rules that were saved for other hidden units, and begin anew.
         groups: as saved.
         teleports_off: why they were, or None.
-        steps: that were taken.
+        steps: the number of steps that were taken.
     """
 
     states: list[tuple[Tensor, Mapping[str, Tensor]]]
@@ -74,7 +74,7 @@ def load(
     """``torch.optim.Optimizer.load_state_dict``, with a check and without its casts.
 
     Args:
-        optimizer: whose groups are loaded and whose hooks are called.
+        optimizer: the optimizer; its groups are loaded, and its hooks are called.
         state_dict: what its hooks may change before it is checked.
         owner: the same optimizer, as the check sees it.
         lay_down: puts the states in their places, before further hooks are called.

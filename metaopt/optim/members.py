@@ -41,9 +41,9 @@ class Member:
     """A parameter as it stands in its group.
 
     Attributes:
-        place: of its group, and its own in the group.
+        place: the position of its group, and its own position in the group.
         parameter: the object.
-        shape: that it has now.
+        shape: the shape that it has now.
         kind: its device and dtype now.
     """
 
@@ -66,16 +66,16 @@ class Members:
 
     Args:
         model: in whose order rules see them, whatever the groups; or None.
-        groups: of the optimizer.
+        groups: the groups of the optimizer.
 
     Attributes:
         standing: they, in the order of the groups.
         places: (group, position in it) of each parameter, in the order in which rules see them.
         parameters: in the same order.
-        in_order_names: theirs.
-        names: of all parameters by their ``id``: the model's, or the groups', or their places.
-        device: of all.
-        dtype: that rules compute in.
+        in_order_names: the names of ``parameters``.
+        names: the name of each parameter by its ``id``: from the model, the groups or its place.
+        device: the device of all parameters.
+        dtype: the dtype that rules compute in.
 
     Raises:
         ValueError: where something else stands there, or one of them twice, or none; where rules

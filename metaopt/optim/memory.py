@@ -63,7 +63,7 @@ def identity(rule: LearnedRule, optimizer: MetaOptimizer) -> str:
     """Label and fingerprint of a rule: the same in every dtype, and wherever it was loaded from.
 
     Args:
-        rule: whose label it is.
+        rule: the rule whose label is read.
         optimizer: the rule's, or a copy of it.
     """
     digest = hashlib.blake2b(digest_size=_DIGITS // 2)

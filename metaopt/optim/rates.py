@@ -36,7 +36,7 @@ class Rates:
         Args:
             W: the parameter.
             f: its update, the rule's decay included.
-            decay: that decay, or None where the rule has none.
+            decay: the part of f that is a learned weight decay, or None if there is none.
         """
         if decay is not None and (
             isinstance(self.learned_decay, Tensor) or self.learned_decay != 1

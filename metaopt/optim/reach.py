@@ -63,7 +63,7 @@ def reach_of(config: TrainConfig, training: Mapping[str, Any], source: str) -> R
     """How far the rule of a checkpoint goes.
 
     Args:
-        config: that it was meta-trained with.
+        config: the configuration that it was meta-trained with.
         training: its field of that name.
         source: names it in errors.
 
@@ -86,9 +86,9 @@ def record_test(path: Path, steps: int, command: str) -> Reach:
     already speaks of is not written.
 
     Args:
-        path: of the checkpoint.
+        path: the checkpoint.
         steps: inner steps of the test.
-        command: that ran it, for the card.
+        command: the command that ran the test, for the model card.
 
     Returns:
         The reach as the file has it now.
@@ -118,7 +118,7 @@ def _lengths(config: TrainConfig) -> str:
 
 
 def _longest(config: TrainConfig, training: Mapping[str, Any]) -> int:
-    """Of its longest trajectories: up to the outer step it is of, a curriculum may not be over."""
+    """Steps of the longest trajectories so far: a curriculum may not yet have reached the end."""
     meta, outer_step = config.meta, training.get("outer_step")
     if isinstance(meta.horizon, CurriculumConfig) and type(outer_step) is int:
         done = min(1.0, max(0, outer_step) / meta.outer_steps)

@@ -46,8 +46,8 @@ class StateLayout:
     """The states of all rules, cut into states of single parameters and put together again.
 
     Args:
-        optimizer: whose rules they are.
-        shapes: of the parameters, in the order of the rules.
+        optimizer: the meta-optimizer of the rules.
+        shapes: the shapes of the parameters, in the order in which rules see them.
     """
 
     def __init__(self, optimizer: MetaOptimizer, shapes: Sequence[torch.Size]) -> None:
@@ -72,8 +72,8 @@ class StateLayout:
         """The first parameter with a flag in a rule's tensor; None for tensors of all parameters.
 
         Args:
-            rule: whose state it is.
-            name: of the tensor.
+            rule: the name of the rule.
+            name: the name of the tensor.
             flags: booleans of its shape, at least one true.
         """
         columns = self._columns(self._rules[rule], name)
@@ -186,7 +186,7 @@ class StateLayout:
 
 
 def _key(rule: str, name: str) -> str:
-    """Of a rule's tensor in the state of a parameter."""
+    """The key of a rule's tensor in the state of a parameter."""
     return f"{rule}.{name}"
 
 

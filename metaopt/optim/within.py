@@ -19,9 +19,9 @@ def units_within(
     """The hidden units of a model, or the reason why none may be scaled.
 
     Args:
-        model: or None.
-        parameters: to optimise, in the order in which rules see them.
-        engine: of the rule, or None.
+        model: the model, or None.
+        parameters: the parameters to optimise, in the order in which rules see them.
+        engine: the teleport engine of the rule, or None.
     """
     if engine is None or engine.needs is not Need.UNITS:
         return "the rule scales no units"
@@ -45,9 +45,9 @@ def chain_within(
     """The model as a chain, or the reason why it is not one.
 
     Args:
-        model: or a functional copy of it, or None.
+        model: the model, a functional copy of it, or None.
         whole: the model itself.
-        parameters: to optimise.
+        parameters: the parameters to optimise.
     """
     if model is None or whole is None:
         return "no model was given"

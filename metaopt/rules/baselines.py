@@ -113,7 +113,7 @@ def hand_made(name: str, values: Values, horizon: int) -> Optimizer:
 
     Args:
         name: in ``BASELINES``.
-        values: of its hyper-parameters.
+        values: the values of its hyper-parameters.
         horizon: the step that it is judged at, for those with a schedule.
     """
     return BASELINES[name].make(values, horizon)

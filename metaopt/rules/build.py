@@ -37,8 +37,8 @@ def composed(
         task: fixes the shapes of flattened rules.
         dtype: a name in ``DTYPES``, of the networks.
         precision: in which the weights of the LSTMs are multiplied.
-        seed: of the initialisation.
-        order: of the meta-gradient, 1 or 2.
+        seed: the seed of the initialisation.
+        order: the order of the meta-gradient, 1 or 2.
 
     Raises:
         ConfigError: where the sections do not go together.

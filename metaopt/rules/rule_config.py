@@ -25,7 +25,7 @@ class Place:
         name: ``update``, ``teleport`` or ``step_teleport``, its field in the section ``rules``;
             also names the random stream of its initialisation.
         task: what it is trained on; fixes the shapes of flattened rules.
-        seed: of the initialisation.
+        seed: the seed of the initialisation.
     """
 
     name: str
@@ -60,11 +60,11 @@ class RuleConfig(Model):
 
     @property
     def learning_rate(self) -> float:
-        """Of the outer loop; asked of rules with parameters alone."""
+        """The learning rate of the outer loop; ``ConfigError`` for rules without parameters."""
         raise ConfigError(f"kind {type(self).__name__} has no parameters to learn")
 
     def require(self, teleporter: TeleporterConfig) -> None:
-        """Raise ``ConfigError`` where its generators and the teleporter do not go together."""
+        """Raise ``ConfigError`` if the teleporter cannot carry out the generators of the rule."""
 
 
 class LearnedConfig(RuleConfig):
@@ -75,12 +75,12 @@ class LearnedConfig(RuleConfig):
 
     @property
     def learns(self) -> bool:
-        """Unless it is frozen."""
+        """Whether meta-training changes it: unless it is frozen."""
         return not self.frozen
 
     @property
     def learning_rate(self) -> float:
-        """Of the outer loop."""
+        """The learning rate of the outer loop."""
         return self.outer_lr
 
 

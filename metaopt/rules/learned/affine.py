@@ -149,12 +149,12 @@ class Affine:
 
     Args:
         parameters: W_1 [out, in_1], W_2 [out, in_2], .., b [out].
-        precision: of their products.
+        precision: the precision of the products.
         memory: shared by the maps of the window.
 
     Attributes:
         parameters: the same, as the uses in the window have to name them to autograd.
-        sums: where the backward passes of the uses put their terms.
+        sums: collects the terms of the backward passes.
     """
 
     def __init__(
@@ -219,7 +219,7 @@ class AffineModule(nn.Module, ABC):
     """A module made of affine maps.
 
     Attributes:
-        precision: of their products.
+        precision: the precision of the products.
     """
 
     precision: Precision = Full()

@@ -59,8 +59,8 @@ class CoordinateRule(Rule):
         basis: the directions that the head gives each coordinate's coefficients of.
         hidden: size of the cells.
         scale: factor on the outputs of the head.
-        seed: of the initialisation.
-        name: of the initialisation's stream.
+        seed: the seed of the initialisation.
+        name: the name of the random stream of the initialisation.
     """
 
     def __init__(

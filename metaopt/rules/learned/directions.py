@@ -31,16 +31,16 @@ from metaopt.rules.learned.features import LOG_RANGE, Seen, over_rms, rms, split
 from metaopt.rules.rule_config import FreeConfig
 
 FREE_STEP = 0.1
-"""Steps whose size is not the gradient's are of this share of the weights; 1 is chaotic."""
+"""Size of the steps that no gradient scales, as a share of the weights; with 1 they are chaotic."""
 
 HEAD_BOUND = 0.01
-"""Of the first weights of heads that give coefficients: the untrained rule is near c(0)."""
+"""Bound of the initial weights of heads: the untrained rule is near the coefficients of z = 0."""
 
 LARGEST_LOG_STEP = 3.0
-"""Of a coefficient of the natural gradient: 10 times the safe step."""
+"""The largest log of a coefficient of the natural gradient: 10 times the safe step."""
 
 LARGEST_WHITENING = (0.5, 0.2)
-"""Of the coefficients of H H^T and its square."""
+"""The largest coefficients of H H^T and of its square."""
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ from metaopt.tasks.regression import layer_shapes
 from metaopt.teleport.base import Need
 
 START_SCALE = 1e-4
-"""Of the first weights behind a step size: its start is its bias."""
+"""Factor on the initial weights of the step size, so that its bias sets where it starts."""
 
 
 class FlatInput(ABC):
@@ -106,8 +106,8 @@ class FlattenedRule(Rule):
         gradient: what is fed of the gradient.
         basis: the directions that the head's outputs are coefficients of.
         scale: factor on the outputs (a step size is bounded instead).
-        seed: of the initialisation.
-        name: of the initialisation's stream.
+        seed: the seed of the initialisation.
+        name: the name of the random stream of the initialisation.
         others: further outputs of the head.
     """
 
@@ -141,7 +141,7 @@ class FlattenedRule(Rule):
 
     @property
     def reads(self) -> Hidden:
-        """Both, where features of layers are fed or outputs are coefficients of directions."""
+        """Loss and inputs, if the network is fed features of layers or its basis has directions."""
         is_told = self.gradient.reads_layers or self.basis.reads_layers
         return frozenset({"loss", "inputs"}) if is_told else NOTHING
 
@@ -232,7 +232,7 @@ class StepSizeGroupElementLSTM(GroupElementLSTM):
 
     @property
     def reads(self) -> Hidden:
-        """Both, too, where the step size is in units of the largest safe step."""
+        """Loss and inputs, also if the step size is in units of the largest safe step."""
         return frozenset({"loss", "inputs"}) if self.bound.reads_layers else super().reads
 
     def propose(self, observation: Observation, state: State) -> tuple[Proposal, State]:

@@ -45,17 +45,17 @@ from metaopt.tasks.base import Hidden, Observation
 from metaopt.teleport.optimizer_state import Kept
 
 DECAYS = (0.5, 0.9, 0.99)
-"""Of the running means of the gradient."""
+"""The decays of the running means of the gradient."""
 SQUARES_DECAY = 0.999
 LOSS_DECAY = 0.9
 
 MIXTURE = (0.4, 0.0, 0.6, 0.0)
 """Untrained coefficients of the running means, and of the gradient itself."""
 WEIGHT_DECAY = 0.1
-"""Untrained, in units of the step."""
+"""The weight decay of the untrained rule, in units of its step."""
 FAN_OFFSET = 64
 LOG_STEP = 1.0
-"""Untrained, of the step times FAN_OFFSET + rest."""
+"""The logarithm of (step of the untrained rule) * (FAN_OFFSET + rest)."""
 LOG_STEP_BOUNDS = (-8.0, 2.0)
 
 ROUNDING = 1e-5
@@ -77,8 +77,8 @@ class LayerUpdateLSTM(Rule):
     Args:
         hidden: size of the cells.
         scale: factor on the outputs of the head.
-        seed: of the initialisation.
-        name: of the initialisation's stream.
+        seed: the seed of the initialisation.
+        name: the name of the random stream of the initialisation.
     """
 
     def __init__(self, hidden: int, scale: float, seed: int, name: str) -> None:

@@ -213,8 +213,8 @@ class LSTM(AffineModule):
     Args:
         inputs: number of features.
         hidden: size of h and c.
-        seed: of the initialisation, uniform on +-1/sqrt(hidden) as in ``torch.nn.LSTM``.
-        name: of the initialisation's stream, so that two networks of one seed differ.
+        seed: the seed of the initialisation, uniform on +-1/sqrt(hidden) as in ``torch.nn.LSTM``.
+        name: the name of its random stream, so that two networks of one seed differ.
         layers: number of cells (2 in arXiv 2305.13404).
     """
 
@@ -259,8 +259,8 @@ class Head(AffineModule):
     Args:
         hidden: size of its input.
         outputs: number of outputs.
-        seed: of the initialisation.
-        name: of the initialisation's stream.
+        seed: the seed of the initialisation.
+        name: the name of the random stream of the initialisation.
         bound: weights and biases start uniform on +-bound; 1/sqrt(hidden), as in torch, by default.
     """
 

@@ -28,7 +28,7 @@ class Precision:
         return x
 
     def dtype(self, x: Tensor) -> torch.dtype:
-        """Of ``operand(x)``."""
+        """The dtype of ``operand(x)``."""
         return x.dtype
 
     def plus(self, z: Tensor, W: Tensor, x: Tensor, out: Tensor) -> Tensor:
@@ -139,8 +139,8 @@ def note(precision: str, dtype: torch.dtype, device: torch.device) -> str | None
 
     Args:
         precision: field ``precision`` of a configuration.
-        dtype: of the rules.
-        device: where they compute.
+        dtype: the dtype of the rules.
+        device: the device that they compute on.
     """
     if precision == "full":
         return None

@@ -35,7 +35,7 @@ class StepSizeBound(ABC):
     @property
     @abstractmethod
     def start(self) -> float:
-        """The z that an untrained rule begins at."""
+        """The z of an untrained rule."""
 
     @abstractmethod
     def __call__(self, z: Tensor, seen: Seen) -> Tensor:
@@ -47,7 +47,7 @@ class Clamp(StepSizeBound):
 
     @property
     def start(self) -> float:
-        """The geometric mean itself."""
+        """The geometric mean of the bounds, since z is the step size."""
         return math.sqrt(self.low * self.high)
 
     def __call__(self, z: Tensor, seen: Seen) -> Tensor:
@@ -60,7 +60,7 @@ class Sigmoid(StepSizeBound):
 
     @property
     def start(self) -> float:
-        """Half way on the logarithmic scale."""
+        """0: the geometric mean of the bounds."""
         return 0.0
 
     def __call__(self, z: Tensor, seen: Seen) -> Tensor:
@@ -71,14 +71,14 @@ class Sigmoid(StepSizeBound):
 class Natural(StepSizeBound):
     """eta = e^z / max_l curvature_l, clamped to the interval.
 
-    At z = 0 the largest step of gradient descent that is safe for each layer alone.
+    z = 0 gives the largest step of gradient descent that is safe for each layer alone.
     """
 
     reads_layers = True
 
     @property
     def start(self) -> float:
-        """Half of that, since the layers step together."""
+        """-log 2: half of the step that is safe for each layer alone, since all layers step."""
         return -math.log(2)
 
     def __call__(self, z: Tensor, seen: Seen) -> Tensor:

@@ -45,11 +45,11 @@ from metaopt.teleport.base import Need
 
 SQUARES_DECAY = 0.95
 LARGEST_SHARE = 0.25
-"""Of B in t: B / 2 balances at once where the neighbours stay, B / 4 overshoots with none."""
+"""The largest c. c = 1/2 balances a unit at once if its neighbours stay; 1/4 never overshoots."""
 FIRST_SHARE = -3.0
-"""Untrained, c is ``LARGEST_SHARE`` times the sigmoid of it: one hundredth of the way a step."""
+"""The untrained c is ``LARGEST_SHARE`` times the sigmoid of this: a hundredth of the way a step."""
 LARGEST_OFFSET = 0.5
-"""beta: a factor of e^(1/2) between the norms of what makes a unit and of what reads it."""
+"""beta: at most a factor of e^(1/2) between the norms of what makes and what reads a unit."""
 LARGEST_LOG = 5.0
 UNBOUNDED = ("0.1.0",)
 """Versions of this package in which the outputs were increments without a bound."""
@@ -65,8 +65,8 @@ class UnitScalingLSTM(Rule):
         hidden: size of the cells.
         scale: factor on the outputs of the head.
         free: factor on z.
-        seed: of the initialisation.
-        name: of the initialisation's stream.
+        seed: the seed of the initialisation.
+        name: the name of the random stream of the initialisation.
     """
 
     columns_are_units = True
