@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import symtable
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -151,3 +153,23 @@ def test_benchmarks_may_import_studies_and_not_the_other_way_round() -> None:
         for node in _imports(path):
             module = node.module if isinstance(node, ast.ImportFrom) else node.names[0].name
             assert (module or "").split(".")[0] != "benchmarks", path
+
+
+def _tables(table: symtable.SymbolTable) -> Iterator[symtable.SymbolTable]:
+    yield table
+    for child in table.get_children():
+        yield from _tables(child)
+
+
+def test_no_comprehension_binds_a_name_that_its_function_reads_from_the_module() -> None:
+    """Python 3.12 takes both for one local variable, and raises ``UnboundLocalError``."""
+    inlined = {"listcomp", "setcomp", "dictcomp"}
+    folders = [PACKAGE, TESTS, ROOT / "studies", ROOT / "benchmarks"]
+    for path in (path for folder in folders for path in folder.rglob("*.py")):
+        whole = symtable.symtable(path.read_text(encoding="utf-8"), str(path), "exec")
+        for table in _tables(whole):
+            parts = [child for child in table.get_children() if child.get_name() in inlined]
+            bound = {s.get_name() for part in parts for s in part.get_symbols() if s.is_local()}
+            read = {s.get_name() for t in (table, *parts) for s in t.get_symbols() if s.is_global()}
+            if table.get_type() == "function":
+                assert not bound & read, f"{path}: {table.get_name()}: {bound & read}"

@@ -28,12 +28,16 @@ class Pass:
     Attributes:
         inputs: the inputs of the layers so far, each [.., n_l].
         expected: the input that the next layer should have, given the output of the last one.
-        in_order: whether the input of each layer came from the layer before it.
+        in_order: whether the layers were called one after the other, on inputs of fitting shapes.
+        agrees: for each layer after the first a boolean on the device, true if its input came from
+            the layer before it. Nothing reads them in the forward pass, which would wait for the
+            device, and could not be captured as a CUDA graph.
     """
 
     inputs: list[Tensor] = field(default_factory=list)
     expected: Tensor | None = None
     in_order: bool = True
+    agrees: list[Tensor] = field(default_factory=list)
 
     def add(self, position: int, x: Tensor, kept: Tensor, expected: Tensor) -> None:
         """A call of the layer at ``position``: its input, what to keep of it, what comes next."""
@@ -41,17 +45,20 @@ class Pass:
             self.in_order = False
             return
         if self.expected is not None:
+            if x.shape != self.expected.shape:
+                self.in_order = False
+                return
             # Equal up to the rounding of products in this precision.
             tolerance = max(1e-3, 8 * torch.finfo(x.dtype).eps)
-            self.in_order &= x.shape == self.expected.shape and bool(
-                (self.expected - x).norm() <= tolerance * x.norm()
-            )
+            self.agrees.append((self.expected - x).norm() <= tolerance * x.norm())
         self.inputs.append(kept)
         self.expected = expected
 
     def is_whole(self, count: int) -> bool:
-        """Whether it went through all layers, ``count`` of them, in order."""
-        return self.in_order and len(self.inputs) == count
+        """Whether it went through all layers, ``count`` of them, in order; waits for the device."""
+        if not self.in_order or len(self.inputs) != count:
+            return False
+        return not self.agrees or bool(torch.stack(self.agrees).all())
 
 
 class Recorder:

@@ -53,18 +53,20 @@ class Advance:
     def where(self, condition: Tensor, weights: Sequence[Tensor]) -> Advance:
         """This step if the condition holds, otherwise no step at all.
 
+        It takes the tensors out of this object one by one, so that no second copy of the whole
+        state is in memory.
+
         Args:
             condition: a boolean on the device.
             weights: the old weights.
         """
-        kept = zip(self.weights, weights, strict=True)
         return Advance(
-            [torch.where(condition, new, old) for new, old in kept],
+            [torch.where(condition, self.weights.pop(0), old) for old in weights],
             self.before,
             {
                 rule: {
-                    key: torch.where(condition, new, self.before[rule][key])
-                    for key, new in own.items()
+                    key: torch.where(condition, own.pop(key), self.before[rule][key])
+                    for key in list(own)
                 }
                 for rule, own in self.after.items()
             },

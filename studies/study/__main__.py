@@ -183,7 +183,7 @@ def levers(study: Study) -> StudyResult:
             for run, evaluation in evaluations
         ]
     )
-    index, by_name = _index(study), {contender.name: contender for contender in contenders}
+    index, by_name = _index(study), {one.name: one for one in contenders}
     pairs = [
         pair
         for a in listed

@@ -26,6 +26,8 @@ from metaopt.base.process import World, join
 from metaopt.meta.trainer import MetaTrainer
 
 CONFIG = "coordinate_update_tele.yaml"
+ON_CPU = ["--device", "cpu"]
+"""Two processes take two GPUs, and a machine may have one."""
 UNEVEN = [*TINY, "meta.batch=5", "validation.tasks=3", "dtype=float64"]
 LONG = [*UNEVEN, "meta.outer_steps=120", "validation.every=40"]
 only_linux = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="reads /proc")
@@ -213,7 +215,8 @@ def test_a_run_outlives_signals_kills_and_changes_of_the_number_of_processes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "broken"
-    train = command("train_meta.py", "--config", CONFIG, "--out", str(folder), overrides=LONG)
+    given = ["--config", CONFIG, *ON_CPU, "--out", str(folder)]
+    train = command("train_meta.py", *given, overrides=LONG)
     onward = [*train, "--resume"]
 
     terminated = start_and_wait_for(in_two(train), folder, 10)
@@ -288,10 +291,12 @@ def test_evaluation_by_two_processes_is_that_by_one(
 ) -> None:
     path = tmp_path / "trained"
     brief = [*UNEVEN, "meta.outer_steps=2"]
-    train = command("train_meta.py", "--config", CONFIG, "--out", str(path), overrides=brief)
+    given = ["--config", CONFIG, *ON_CPU, "--out", str(path)]
+    train = command("train_meta.py", *given, overrides=brief)
     assert run_here("train_meta.py", train[2:], tmp_path, monkeypatch) == 0
     evaluate = command(
         "eval_meta.py",
+        *ON_CPU,
         "--checkpoints",
         str(path / "optimizer.safetensors"),
         overrides=[*TINY_EVAL, "tasks=7", "tuning.tasks=3", "dtype=float64"],
@@ -314,7 +319,8 @@ def test_evaluation_by_two_processes_is_that_by_one(
 
 @pytest.mark.slow
 def test_a_mistake_under_torchrun_is_one_line(tmp_path: Path) -> None:
-    train = command("train_meta.py", "--config", CONFIG, overrides=[*TINY, "meta.batch=1"])
+    brief = [*TINY, "meta.batch=1"]
+    train = command("train_meta.py", "--config", CONFIG, *ON_CPU, overrides=brief)
     done = finish(in_two(train), tmp_path)
     (line,) = our_lines(done.stderr)
     assert "meta.batch: found 1, expected at least 2" in line

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from cases import BY_UNITS, FLAT, LAYER, UNITS
 from support import UPDATE, UPDATE_AND_TELEPORT, tiny_config
 from torch import Tensor
 
@@ -46,6 +47,12 @@ CONFIGS = {
     ),
     "frozen": tiny_config({"update": UPDATE, "teleport": UPDATE | {"frozen": True}}, {}),
     "around": tiny_config(UPDATE_AND_TELEPORT, {"order": "around"}, outer_steps=5),
+    "deep": tiny_config(
+        {"update": DIRECTIONS, "teleport": DIRECTIONS}, {}, {"layers": 3}, outer_steps=5, order=2
+    ),
+    "flattened": tiny_config({"update": FLAT, "teleport": FLAT}, {"guard": "shrink"}),
+    "units": tiny_config({"update": LAYER, "teleport": UNITS}, BY_UNITS, outer_steps=5),
+    "cayley": tiny_config(UPDATE_AND_TELEPORT, {"element": "cayley"}),
 }
 every_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
 
@@ -133,6 +140,27 @@ def test_graphs_compute_what_the_steps_compute(config: TrainConfig) -> None:
         assert found.skipped == wanted.skipped
     for one, other in zip(phi(graphs), phi(plain), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+
+
+@needs_cuda
+@pytest.mark.parametrize("name", [*CONFIGS, "pes"])
+def test_a_run_in_float64_has_the_numbers_of_one_on_the_cpu(name: str) -> None:
+    evolution = {"kind": "pes", "pairs": 2, "sigma": 0.1}
+    pes = tiny_config(UPDATE_AND_TELEPORT, {}, estimator=evolution)
+    config = CONFIGS.get(name, pes).model_copy(update={"dtype": "float64"})
+    here, there = (MetaTrainer(config, torch.device(device)) for device in ("cpu", "cuda"))
+    while not here.finished:
+        found, wanted = there.outer_step(), here.outer_step()
+        assert found.meta_loss == pytest.approx(wanted.meta_loss, rel=1e-6)
+        assert found.skipped == wanted.skipped
+        if here.progress.outer_step == 1:
+            # Each goes on from the state of the other.
+            states = there.state(), here.state()
+            here.restore(states[0])
+            there.restore(states[1])
+    for one, other in zip(phi(here), phi(there), strict=True):
+        torch.testing.assert_close(one, other.cpu(), rtol=1e-4, atol=1e-6)
+    assert here.validate().score == pytest.approx(there.validate().score, rel=1e-5)
 
 
 @needs_cuda

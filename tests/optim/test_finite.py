@@ -175,10 +175,10 @@ def test_a_masked_step_changes_nothing_and_is_reported_later(
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("kind", ["layer_units", UPDATES])
+@pytest.mark.parametrize("kind", KINDS)
 def test_on_cuda_no_step_waits(kind: str) -> None:
     problem = models.perceptron().to(torch.float32, "cuda")
-    optimizer = LearnedOptimizer(problem.model, learned_rule(kind))
+    optimizer = LearnedOptimizer(problem.model, learned_rule(kind), lr=0.01)
     take_steps(problem, optimizer, 2)
     problem.backward()
     gradient([*problem.model.parameters()][3]).view(-1)[0].fill_(math.nan)
