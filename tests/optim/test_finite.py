@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import pickle
+import weakref
 from collections.abc import Callable
 
 import models
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 import metaopt
 from metaopt import LearnedOptimizer, NonFiniteError
 from metaopt.optim import finite
+from metaopt.optim.stepper import Advance
 from metaopt.rules.hand_made import GradientDescent
 
 pytestmark = pytest.mark.filterwarnings("ignore:updates only:UserWarning")
@@ -172,6 +174,15 @@ def test_a_masked_step_changes_nothing_and_is_reported_later(
         optimizer.step()
     if "gradient" in name:
         optimizer.step()
+
+
+def test_masking_holds_no_second_copy_of_the_state() -> None:
+    old, states = [torch.zeros(2)], {"update": {"h": torch.zeros(3)}}
+    step = Advance([torch.ones(2)], states, {"update": {"h": torch.ones(3)}})
+    new = [weakref.ref(step.weights[0]), weakref.ref(step.after["update"]["h"])]
+    masked = step.where(torch.tensor(False), old)
+    assert [tensor() for tensor in new] == [None, None]
+    assert equal([*masked.weights, masked.after["update"]["h"]], [*old, states["update"]["h"]])
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
