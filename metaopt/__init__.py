@@ -1,9 +1,9 @@
 """metaopt: learned optimizers that move along the symmetries of a network's parameters.
 
 ``load`` reads a learned optimizer, ``LearnedOptimizer`` trains a model with one, ``symmetries``
-finds the symmetries of a model, ``teleport`` moves a model along them, and ``Family``, ``Task`` and
-``fresh_weights`` describe your own training tasks. ``Rule`` and ``Proposal`` are what a
-learned rule of your own is made of.
+finds the symmetries of a model (``symmetry_rule`` tells it of your own operations), ``teleport``
+moves a model along them, and ``Family``, ``Task`` and ``fresh_weights`` describe your own training
+tasks. ``Rule`` and ``Proposal`` are what a learned rule of your own is made of.
 """
 
 from importlib import import_module
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from metaopt._version import __version__
 from metaopt.base.began import BEGAN as BEGAN
 from metaopt.symmetry.discovery.find import symmetries
+from metaopt.symmetry.discovery.rules.registry import symmetry_rule
 from metaopt.symmetry.groups import Symmetries, Symmetry
 from metaopt.tasks.own import Family, Task, fresh_weights
 from metaopt.teleport.module import teleport
@@ -36,6 +37,7 @@ __all__ = [
     "fresh_weights",
     "load",
     "symmetries",
+    "symmetry_rule",
     "teleport",
 ]
 

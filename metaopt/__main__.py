@@ -116,7 +116,7 @@ def fields(world: World, given: Sequence[str] | None = None, prog: str | None = 
 COMMANDS: dict[str, tuple[Callable[[World, Sequence[str], str], None], str]] = {
     "train": (train, "meta-train a learned optimizer, as train_meta.py does"),
     "eval": (evaluate, "compare optimizers on unseen tasks, as eval_meta.py does"),
-    "show": (show.main, "print what a learned optimizer is"),
+    "show": (show.main, "print what a learned optimizer is, or the symmetries of a model"),
     "fields": (fields, "print the table of all configuration fields"),
 }
 

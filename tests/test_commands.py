@@ -70,6 +70,78 @@ def test_train_and_eval_do_what_the_scripts_do(
     assert (tmp_path / "runs/eval/results.json").is_file()
 
 
+MODEL = """
+from torch import nn, ones
+from beside import WIDTH
+
+def build():
+    return nn.Sequential(nn.Linear(2, WIDTH), nn.ReLU(), nn.Linear(WIDTH, 1))
+
+def with_example():
+    return build(), ones(5, 2)
+
+def missing():
+    return build().nothing
+
+number = 3
+def returns():
+    return number
+"""
+
+
+def _of_a_model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.delitem(sys.modules, "beside", raising=False)
+    (folder / "of_mine.py").write_text(MODEL, encoding="utf-8")
+    (folder / "beside.py").write_text("WIDTH = 7", encoding="utf-8")
+
+
+@pytest.mark.parametrize("function", ["build", "with_example"])
+def test_show_of_a_model_prints_its_symmetries(
+    function: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    _of_a_model(tmp_path, monkeypatch)
+    assert run("show", f"of_mine.py:{function}", monkeypatch=monkeypatch) == 0
+    first, blank, *table = capsys.readouterr().out.splitlines()
+    assert first == f"of_mine.py:{function}: Sequential, 29 parameters"
+    assert not blank
+    assert table[0].startswith("2 symmetries, orbit of dimension 7")
+    assert any("positive scaling" in line and "0 -> 2" in line for line in table)
+    assert any("permutation" in line and "0 -> 2" in line for line in table)
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("nowhere.py:build", ["there is no file nowhere.py"]),
+        ("of_mine.py:other", ["of_mine.py:other", "no function 'other'", "returns a model"]),
+        ("of_mine.py:number", ["no function 'number'"]),
+        ("of_mine.py:missing", ["of_mine.py:missing: line 12, AttributeError", "nothing"]),
+        ("of_mine.py:returns", ["returns 3, expected a torch.nn.Module"]),
+        ("fails.py:build", ["fails.py:build: line 2, ZeroDivisionError: division by zero"]),
+        ("broken.py:build", ["broken.py:build", "SyntaxError", "line 1"]),
+    ],
+)
+def test_mistakes_in_a_model_end_in_one_line(
+    source: str,
+    words: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    _of_a_model(tmp_path, monkeypatch)
+    (tmp_path / "fails.py").write_text("def build(): ...\n1 / 0", encoding="utf-8")
+    (tmp_path / "broken.py").write_text("def build(:", encoding="utf-8")
+    assert run("show", source, monkeypatch=monkeypatch) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    for word in words:
+        assert word in line
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

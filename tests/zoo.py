@@ -79,7 +79,11 @@ class Specimen:
         return torch.randn(self.shape, generator=generator, dtype=torch.float64).to(dtype)
 
 
-ATTENTION = ("general linear: {}: query, key", "general linear: {}: value, output")
+ATTENTION = (
+    "general linear: {}: query, key",
+    "translation: {}: key",
+    "general linear: {}: value, output",
+)
 
 
 def _attention(path: str) -> tuple[str, ...]:
@@ -103,7 +107,7 @@ ZOO: dict[str, Specimen] = {
     "layer norm": Specimen(
         layer_norm,
         (5, 4),
-        ("positive scaling: 1 -> 3",),
+        ("translation: 0", "translation: 0", "positive scaling: 1 -> 3"),
         {"0": "only permutations pass LayerNorm"},
     ),
     "cnn": Specimen(
@@ -156,7 +160,7 @@ ZOO: dict[str, Specimen] = {
         Residual,
         (5, 4),
         ("positive scaling: norm -> fc1", "positive scaling: fc1 -> fc2"),
-        {"inp": "added to another value", "fc2": "added to another value"},
+        {"inp": "only permutations pass LayerNorm", "fc2": "only permutations pass LayerNorm"},
     ),
     "block": Specimen(
         Block,
@@ -175,7 +179,7 @@ ZOO: dict[str, Specimen] = {
         (
             "general linear: query -> attention",
             "general linear: memory -> attention",
-            *_attention("attention"),
+            *_attention("attention")[::2],
         ),
     ),
     "encoder layer, norm first": Specimen(
@@ -183,9 +187,9 @@ ZOO: dict[str, Specimen] = {
         (3, 4, 6),
         (
             "positive scaling: norm1 -> self_attn",
+            *_attention("self_attn"),
             "positive scaling: norm2 -> linear1",
             "positive scaling: linear1 -> linear2",
-            *_attention("self_attn"),
         ),
     ),
     "encoder layers": Specimen(
@@ -195,39 +199,36 @@ ZOO: dict[str, Specimen] = {
             line
             for i in range(2)
             for line in (
-                f"positive scaling: layers.{i}.linear1 -> layers.{i}.linear2",
                 *_attention(f"layers.{i}.self_attn"),
+                f"positive scaling: layers.{i}.linear1 -> layers.{i}.linear2",
             )
         ),
-        {"layers.0.norm1": "added to another value"},
+        {"layers.0.norm1": "only permutations pass LayerNorm"},
     ),
     "decoder": Specimen(
         decoder,
         (3, 4, 6),
         (
             "positive scaling: decoder.layers.0.norm1 -> decoder.layers.0.self_attn",
+            *_attention("decoder.layers.0.self_attn"),
             "positive scaling: decoder.layers.0.norm2 -> decoder.layers.0.multihead_attn",
+            *_attention("decoder.layers.0.multihead_attn"),
             "positive scaling: decoder.layers.0.norm3 -> decoder.layers.0.linear1",
             "positive scaling: decoder.layers.0.linear1 -> decoder.layers.0.linear2",
-            *_attention("decoder.layers.0.self_attn"),
-            *_attention("decoder.layers.0.multihead_attn"),
         ),
     ),
     "tied": Specimen(
         Tied,
         (3, 4),
-        ("positive scaling: fc1 -> fc2",),
-        {
-            "norm": "'head.weight' shares its memory with 'embedding.weight'",
-            "embedding": "Embedding",
-        },
+        ("positive scaling: fc1 -> fc2", "translation: fc2", "translation: fc2"),
+        {"norm": "only permutations pass LayerNorm", "embedding": "looked up by inputs"},
         tokens=11,
     ),
     "reused": Specimen(
         Reused,
         (5, 4),
-        ("positive scaling: mid -> out",),
-        {"inp": "'again' is called 2 times", "again": "'again' is called 2 times"},
+        ("positive scaling: inp, again -> again, mid", "positive scaling: mid -> out"),
+        {"out": "leaves the model"},
     ),
     "custom module": Specimen(
         lambda width: nn.Sequential(
@@ -238,16 +239,20 @@ ZOO: dict[str, Specimen] = {
             nn.Linear(width, 3),
         ),
         (5, 4),
-        ("positive scaling: 2 -> 4",),
-        {"0": "mul", "1": "read by code of its own"},
+        (
+            "positive scaling: 0 -> 1.gain",
+            "positive scaling: 1.gain -> 2",
+            "positive scaling: 2 -> 4",
+        ),
+        {"4": "leaves the model"},
     ),
     "subclass": Specimen(
         lambda width: nn.Sequential(
             nn.Linear(4, width), nn.ReLU(), LinearOnly(width, width), nn.ReLU(), nn.Linear(width, 3)
         ),
         (5, 4),
-        (),
-        {"0": "linear", "2": "LinearOnly"},
+        ("positive scaling: 0 -> 2", "positive scaling: 2 -> 4"),
+        {"4": "leaves the model"},
     ),
     "opaque module": Specimen(
         lambda width: nn.Sequential(
@@ -265,7 +270,7 @@ ZOO: dict[str, Specimen] = {
         {"late": "leaves the model"},
     ),
     "penalty": Specimen(Penalised, (5, 4), (), {"": "computes with parameters"}),
-    "reading": Specimen(Reading, (5, 4), (), {"fc1": "read by code of the model"}),
+    "reading": Specimen(Reading, (5, 4), (), {"fc1": "only permutations pass sum"}),
     "recurrent": Specimen(
         Recurrent,
         (3, 5, 4),

@@ -211,7 +211,7 @@ class Pooled(nn.Module):
 
 
 class LinearOnly(nn.Linear):
-    """A subclass: what it computes is not known."""
+    """A subclass: what it computes is read from its code."""
 
 
 def mlp(width: int) -> nn.Module:

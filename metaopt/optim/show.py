@@ -1,7 +1,8 @@
 """What a learned optimizer is: ``metaopt show FILE_OR_DIR``.
 
 Prints rules, sizes, training, figures and licence. Runs no code from the file, and checks all of
-it: whatever is printed here, ``metaopt.load`` loads.
+it: whatever is printed here, ``metaopt.load`` loads. ``metaopt show MODEL.py:build`` instead prints
+the symmetries of a model, and runs the code of MODEL.py.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Sequence
 from metaopt.base import cli
 from metaopt.base.checkpoint import Checkpoint
 from metaopt.base.process import World
-from metaopt.optim import hub
+from metaopt.optim import hub, show_model
 from metaopt.optim.description import aligned, name_of, rows, shapes
 from metaopt.optim.figures import figures, unseen_sections, validation_section
 from metaopt.optim.learned import restore
@@ -39,21 +40,27 @@ def report(content: Checkpoint, source: str) -> str:
 
 
 def main(world: World, given: Sequence[str] | None = None, prog: str | None = None) -> None:
-    """Read the arguments and the checkpoint, print the report.
+    """Read the arguments, and the checkpoint or the model that they name; print the report.
 
     Args:
         world: the processes; the first one prints.
         given: the arguments; those of the process by default.
         prog: how the command is called, if not by its file.
     """
-    parser = cli.plain_parser("Print what a learned optimizer is.", prog)
+    parser = cli.plain_parser(
+        "Print what a learned optimizer is, or which symmetries a model of yours has.", prog
+    )
     parser.add_argument(
         "source",
         metavar="FILE_OR_DIR",
         help="a checkpoint, the folder of a run, a folder that save_pretrained wrote, the name of "
-        "a shipped optimizer, or the id of one on the hub",
+        "a shipped optimizer, or the id of one on the hub; or MODEL.py:build, a file of yours, "
+        "which is run, and the function in it that returns a model, or a model and an example",
     )
     source = parser.parse_args(given).source
+    if show_model.names_a_function(source):
+        world.say(show_model.report(source))
+        return
     path, content = hub.read(source)
     restore(path, content)
     shipped = hub.origin(source, path) == hub.SHIPPED

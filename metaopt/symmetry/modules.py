@@ -1,4 +1,4 @@
-"""Moves the tensors of a model under a teleport: computed in float64, written all together."""
+"""Moves the tensors of a model under a teleport: all are computed, then all are written."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from metaopt.symmetry.elements import Touch, random_element
-from metaopt.symmetry.groups import Slot, Symmetry
+from metaopt.symmetry.drawing import random_elements
+from metaopt.symmetry.groups import Group, Slot, Symmetry
+from metaopt.symmetry.touch import Touch, gradients, weights
 
 Touches = dict[str, list[Touch]]
 """Path of a tensor -> what is done to it, in order."""
@@ -28,18 +29,30 @@ def _check(model: nn.Module, symmetry: Symmetry, slot: Slot) -> None:
     try:
         shape = tensor_at(model, slot.path).shape
     except AttributeError as error:
-        message = f"symmetry {symmetry.name!r}: the model has no tensor {slot.path!r}"
+        message = f"symmetry {symmetry.short_name!r}: the model has no tensor {slot.path!r}"
         raise ValueError(message) from error
-    stop = slot.start + slot.outer * symmetry.blocks * symmetry.size * slot.inner
+    stop = slot.start + slot.length(symmetry.blocks, symmetry.size)
     if slot.axis >= len(shape) or stop > shape[slot.axis] * slot.groups:
         raise ValueError(
-            f"symmetry {symmetry.name!r} needs {stop} entries on axis {slot.axis} of "
+            f"symmetry {symmetry.short_name!r} needs {stop} entries on axis {slot.axis} of "
             f"{slot.path!r}, found shape {list(shape)}"
         )
+    if slot.factors:
+        wanted = {"block": symmetry.blocks, "unit": symmetry.size}
+        counted = {role: math.prod(n for r, n in slot.factors if r == role) for role in wanted}
+        if counted != wanted:
+            raise ValueError(
+                f"symmetry {symmetry.short_name!r} has {symmetry.blocks} blocks of {symmetry.size} "
+                f"units, found factors {slot.factors} of {slot.path!r}"
+            )
+    if symmetry.group is Group.TRANSLATION and slot in symmetry.outgoing:
+        raise ValueError(f"symmetry {symmetry.short_name!r}: a translation has no outgoing slots")
 
 
 def touches(model: nn.Module, symmetries: Sequence[Symmetry], norm: float, seed: int) -> Touches:
     """What a random element of each symmetry does to the model's tensors, by path.
+
+    Rotations in front of equal gains come first, because another symmetry may move the gains.
 
     Args:
         model: the model in which the symmetries were found.
@@ -48,33 +61,49 @@ def touches(model: nn.Module, symmetries: Sequence[Symmetry], norm: float, seed:
         seed: at least 0.
 
     Raises:
-        ValueError: if the norm is not finite, the seed is negative, or the symmetries belong to
-            another model.
+        ValueError: if the norm is not finite, the seed is negative, the symmetries belong to
+            another model, or a stream would be rotated in front of gains that differ.
     """
     if not math.isfinite(norm):
         raise ValueError(f"norm must be finite, found {norm}")
     if seed < 0:
         raise ValueError(f"seed must not be negative, found {seed}")
-    found: Touches = {}
-    for symmetry in symmetries if norm > 0 else list(reversed(symmetries)):
+    ordered = sorted(symmetries, key=lambda symmetry: not symmetry.blurs)
+    if norm < 0:
+        ordered.reverse()
+    for symmetry in ordered:
         for slot in symmetry.slots:
             _check(model, symmetry, slot)
-        if norm == 0:
-            continue
-        device = tensor_at(model, symmetry.incoming[0].path).device
-        element = random_element(symmetry, norm, seed, device)
+    found: Touches = {}
+    ordered = [symmetry for symmetry in ordered if norm != 0 and symmetry.slots]
+    devices = [tensor_at(model, symmetry.slots[0].path).device for symmetry in ordered]
+    elements = random_elements(ordered, norm, seed, devices)
+    for symmetry, element in zip(ordered, elements, strict=True):
         for is_incoming, slots in ((True, symmetry.incoming), (False, symmetry.outgoing)):
             for slot in slots:
-                touch = Touch(slot, symmetry, element, is_incoming)
+                touch = Touch(slot, symmetry, element.at(slot), is_incoming)
                 found.setdefault(slot.path, []).append(touch)
+    for symmetry in ordered:
+        for path in symmetry.blurs:
+            _require_equal(model, symmetry, path, found.get(path, []) if norm < 0 else [])
     return found
 
 
-def _moved(tensor: Tensor, steps: list[Touch]) -> Tensor:
-    weights = tensor.detach().double()
-    for touch in steps:
-        weights = touch.weights(weights)
-    return weights
+def _require_equal(
+    model: nn.Module, symmetry: Symmetry, path: str, before: Sequence[Touch]
+) -> None:
+    """Raise ``ValueError`` if gains differ by more than rounding, once they have been touched."""
+    gains = tensor_at(model, path)
+    if gains.is_meta:
+        return
+    gains = weights(gains, before).double()
+    spread = gains.max() - gains.min()
+    if bool(spread > 8 * torch.finfo(tensor_at(model, path).dtype).eps * gains.abs().max()):
+        raise ValueError(
+            f"symmetry {symmetry.short_name!r} wants equal entries of {path!r}, found "
+            f"{float(gains.min()):.6g} to {float(gains.max()):.6g}: list the symmetries of the "
+            f"model as it is now"
+        )
 
 
 @torch.no_grad()
@@ -83,19 +112,17 @@ def move(model: nn.Module, found: Touches) -> None:
     new: list[tuple[Tensor, Tensor]] = []
     for path, steps in found.items():
         tensor = tensor_at(model, path)
-        new.append((tensor, _moved(tensor, steps)))
+        new.append((tensor, weights(tensor, steps)))
         if tensor.grad is not None:
-            gradients = tensor.grad.double()
-            for touch in steps:
-                gradients = touch.gradients(gradients)
-            new.append((tensor.grad, gradients))
+            new.append((tensor.grad, gradients(tensor.grad, steps)))
     # If computing one tensor fails, no other has been changed yet.
     for tensor, value in new:
         tensor.copy_(value)
 
 
+@torch.no_grad()
 def move_for_a_trial(model: nn.Module, found: Touches) -> None:
     """Move only the weights, unnoticed by graphs that still wait for their backward pass."""
     new = [(tensor_at(model, path), steps) for path, steps in found.items()]
-    for tensor, value in [(tensor, _moved(tensor, steps)) for tensor, steps in new]:
+    for tensor, value in [(tensor, weights(tensor, steps)) for tensor, steps in new]:
         tensor.data.copy_(value)

@@ -176,7 +176,8 @@ def units_of(
     """The hidden units of those symmetries that allow positive scaling; None if there are none.
 
     Symmetries that also move parameters which are not given, and those that rest on an assumption,
-    are left out. In attention each component of a head's queries and values counts as a unit.
+    are left out, and so are those in which entries move by other powers than 1 of a scale. In
+    attention each component of a head's queries and values counts as a unit.
 
     Args:
         symmetries: the symmetries of the model.
@@ -191,7 +192,8 @@ def units_of(
         for symmetry in symmetries
         if Group.SCALING in symmetry.allows
         and not symmetry.assumes
-        and all(slot.path in places for slot in symmetry.slots)
+        and symmetry.outgoing
+        and all(slot.path in places and slot.power == 1 for slot in symmetry.slots)
     ]
     if not chosen:
         return None

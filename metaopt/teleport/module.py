@@ -12,7 +12,8 @@ from metaopt.symmetry.discovery.find import plain
 from metaopt.symmetry.discovery.find import symmetries as find_symmetries
 from metaopt.symmetry.groups import Skipped, Symmetries, Symmetry
 from metaopt.symmetry.modules import move, touches
-from metaopt.teleport.optimizer_state import POLICIES, require_optimizer_of, unwrapped
+from metaopt.symmetry.names import ranges
+from metaopt.teleport.optimizer_state import POLICIES, forget, require_optimizer_of, unwrapped
 
 
 def teleport(
@@ -30,6 +31,14 @@ def teleport(
     are computed in float64. Gradients that the parameters hold move by the inverse transpose g^-T,
     and so become the gradients at the new weights. A second call with the same seed and ``-norm``
     undoes the first.
+
+    Where a stream is rotated in front of equal gains (``Symmetry.blurs``), the gradients of these
+    gains at the new weights are no known function of the old ones. They are set to None, with the
+    optimizer's state of the gains, and a warning says so. These rotations come first, since others
+    of the symmetries move the gains. After that they are symmetries no longer: list them again.
+
+    The tensors of a symmetry may lie on different devices: each is moved where it lies, by a copy
+    of the same element.
 
     If no list is given, symmetries that rest on an assumption (``Symmetry.assumes``, printed as
     ``[if ...]``) are not applied, and a warning names them: the outputs would change if the
@@ -53,8 +62,8 @@ def teleport(
 
     Raises:
         ValueError: if the norm is not finite, the seed is negative, ``state`` is unknown, the
-            optimizer belongs to another model or is of an unknown kind, or the symmetries belong to
-            another model.
+            optimizer belongs to another model or is of an unknown kind, the symmetries belong to
+            another model, or a stream would be rotated in front of gains that are not equal.
 
     References:
         Zhao, Gower, Walters and Yu, Improving Convergence and Generalization Using Parameter
@@ -80,13 +89,20 @@ def teleport(
     if optimizer is not None:
         POLICIES[state](optimizer, model, touched)
     move(model, touched)
+    blurred = dict.fromkeys(path for symmetry in chosen for path in symmetry.blurs if norm)
+    if forgotten := forget(optimizer, model, blurred):
+        warnings.warn(
+            f"gradients of {ranges(forgotten)} at the new weights are no known function of the old "
+            f"ones, and are forgotten: take the gradient again before the next step",
+            stacklevel=2,
+        )
     return chosen
 
 
 def _left_alone(symmetry: Symmetry) -> Skipped:
     """A symmetry that rests on an assumption, with what the user can do to apply it."""
     reason = (
-        f"{symmetry.name}: holds if {symmetry.assumes}; to move it, pass "
+        f"{symmetry.short_name}: holds if {symmetry.assumes}; to move it, pass "
         f"symmetries=metaopt.symmetries(model, example=x), which tries it on inputs x"
     )
     return Skipped(symmetry.modules[0], reason)

@@ -4,23 +4,27 @@
 
 m stands for momenta, which are linear in gradients, and v for second moments, which are linear in
 the squares of the gradient's entries. The rule for m is exact for every group. The rule for v is
-exact for positive scaling (D^-2 if D scales) and for permutations. Under a general matrix the new
-second moments depend on products of different entries of the gradient, which no optimizer here
-keeps: the state of those parameters is reset, with its step count, so that Adam's bias correction
-starts again. (Coupled weight decay adds weights to the gradient. These move by a, not by a^-T, so
-that the transport of momenta is then inexact, by an error that is small if the decay is small.)
+exact for positive scaling (D^-2 if D scales), sign flips, permutations and translations. Where
+entries are mixed, the new second moments depend on products of different entries of the gradient,
+which no optimizer here keeps: the state of those parameters is reset, with its step count, so that
+Adam's bias correction starts again. (Coupled weight decay adds weights to the gradient. These move
+by a, not by a^-T, so that the transport of momenta is then inexact, by an error that is small if
+the decay is small.)
 
 The optimizer of a learned rule says what each tensor of its state is (``Kept``). Means of gradients
 and of their squares move as above. What a layer-wise LSTM keeps of a whole parameter stays the
 same. The states of a coordinate-wise LSTM are no known function of gradients: a permutation
-relabels them with the hidden units, and any other element resets those of the parameters that
-moved. If part of the state belongs to all parameters together, as that of teleporters and flattened
-rules does, the whole state is reset.
+relabels them with the hidden units, a translation leaves them, and any other element resets those
+of the parameters that moved. If part of the state belongs to all parameters together, as that of
+teleporters and flattened rules does, the whole state is reset.
+
+Gradients of some parameters that stay (``Symmetry.blurs``) are no known function of the old ones.
+They are forgotten, with all state of these parameters.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from enum import Enum
 from functools import partial
 from typing import Protocol, runtime_checkable
@@ -29,8 +33,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer
 
-from metaopt.symmetry.elements import Relabelling, Touch
+from metaopt.symmetry.elements import Relabelling, Translation
 from metaopt.symmetry.modules import Touches, tensor_at
+from metaopt.symmetry.touch import Touch, gradients, squares, weights
 
 DEGREES: dict[type[Optimizer], dict[str, int]] = {
     SGD: {"momentum_buffer": 1},
@@ -84,6 +89,22 @@ def reset(optimizer: Optimizer, model: nn.Module, found: Touches) -> None:
         optimizer.state.pop(tensor_at(model, path), None)
 
 
+def forget(optimizer: Optimizer | None, model: nn.Module, paths: Iterable[str]) -> list[str]:
+    """Forget the gradients of parameters, and what an optimizer keeps of them.
+
+    Returns:
+        The paths of those that had any.
+    """
+    had = []
+    for path in paths:
+        parameter = tensor_at(model, path)
+        state = None if optimizer is None else optimizer.state.pop(parameter, None)
+        if state or parameter.grad is not None:
+            had.append(path)
+        parameter.grad = None
+    return had
+
+
 @torch.no_grad()
 def transport(optimizer: Optimizer, model: nn.Module, found: Touches) -> None:
     """Move the state with the weights; reset it for parameters where no exact rule is known.
@@ -126,7 +147,7 @@ def _by_degree(optimizer: Optimizer) -> OfParameter:
         found: dict[str, Tensor] = {}
         for name, degree in degrees.items():
             if isinstance(state.get(name), Tensor):
-                value = _moved(state[name].double(), steps, degree)
+                value = (gradients if degree == 1 else squares)(state[name], steps)
                 if value is None:
                     return None
                 found[name] = value
@@ -145,7 +166,7 @@ def _by_kind(
         if kept is Kept.TENSORS:
             continue
         parts = []
-        for part in tensor.reshape(-1, *parameter.shape).double().unbind():
+        for part in tensor.reshape(-1, *parameter.shape).unbind():
             moved = _of_kind(part, kept, steps)
             if moved is None:
                 return None
@@ -157,18 +178,17 @@ def _by_kind(
 def _of_kind(part: Tensor, kept: Kept | None, steps: list[Touch]) -> Tensor | None:
     match kept:
         case Kept.GRADIENTS:
-            return _moved(part, steps, 1)
+            return gradients(part, steps)
         case Kept.SQUARES:
-            return _moved(part, steps, 2)
+            return squares(part, steps)
         case Kept.ALL:
             return None
         case Kept.ENTRIES:
-            if not all(isinstance(touch.element, Relabelling) for touch in steps):
+            if not all(isinstance(touch.element, Relabelling | Translation) for touch in steps):
                 return None
-    # Entries that are relabelled, and copies of the weights, move as the weights do.
-    for touch in steps:
-        part = touch.weights(part)
-    return part
+            return gradients(part, steps)
+    # Copies of the weights move as the weights do.
+    return weights(part, steps)
 
 
 def _degrees(optimizer: Optimizer) -> dict[str, int]:
@@ -180,15 +200,6 @@ def _degrees(optimizer: Optimizer) -> dict[str, int]:
             f"state='transport' is known for {known}, found {type(optimizer).__name__}: "
             f"use state='reset'"
         ) from None
-
-
-def _moved(value: Tensor, steps: list[Touch], degree: int) -> Tensor | None:
-    for touch in steps:
-        moved = touch.gradients(value) if degree == 1 else touch.squares(value)
-        if moved is None:
-            return None
-        value = moved
-    return value
 
 
 POLICIES: dict[str, Callable[[Optimizer, nn.Module, Touches], None]] = {

@@ -22,7 +22,7 @@ import metaopt
 from metaopt.meta.build import meta_optimizer
 from metaopt.rules.base import Rule
 from metaopt.rules.hand_made import Momentum
-from metaopt.symmetry.groups import Group
+from metaopt.symmetry.groups import Group, Slot, Symmetry
 
 
 def _loss(model: nn.Module, x: Tensor) -> Tensor:
@@ -189,6 +189,26 @@ def test_learned_states_are_reset_but_for_relabellings(kind: str, state: str) ->
     assert moved
     _steps(model, optimizer, specimen)
     assert all(bool(p.isfinite().all()) for p in model.parameters())
+
+
+def test_a_translation_leaves_learned_states() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(4, 3)).double()
+    optimizer = _learned(model)
+    x = torch.ones(2, 4, dtype=torch.float64)
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(x).softmax(-1)[:, 0].sum().backward()
+        optimizer.step()
+    slots = Slot("0", "weight", 0), Slot("0", "bias", 0)
+    allows = frozenset({Group.TRANSLATION})
+    found = [Symmetry("0", Group.TRANSLATION, 3, slots, (), allows=allows, free=5)]
+    kept = copy.deepcopy([dict(optimizer.state[p]) for p in model.parameters()])
+    before = model(x).softmax(-1)
+    metaopt.teleport(model, symmetries=found, optimizer=optimizer)
+    torch.testing.assert_close(model(x).softmax(-1), before)
+    states = [dict(optimizer.state[p]) for p in model.parameters()]
+    assert all(states)
+    torch.testing.assert_close(states, kept, rtol=0, atol=0)
 
 
 def test_unknown_state_is_refused_before_anything_moves() -> None:

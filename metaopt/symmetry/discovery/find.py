@@ -1,4 +1,4 @@
-"""``symmetries(model)``: the symmetries that every trace of a model shows and nothing rules out."""
+"""``symmetries(model)``: the symmetries that all flows of a model's data show."""
 
 from __future__ import annotations
 
@@ -9,11 +9,18 @@ from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from metaopt.symmetry.discovery.check import Trial
-from metaopt.symmetry.discovery.follow import Finder
-from metaopt.symmetry.discovery.obstacles import Obstacles
-from metaopt.symmetry.discovery.operations import MODULES
-from metaopt.symmetry.discovery.tracing import Trace, traces
-from metaopt.symmetry.discovery.unseen import is_leaf
+from metaopt.symmetry.discovery.explaining import left_alone, named
+from metaopt.symmetry.discovery.flow import Flow
+from metaopt.symmetry.discovery.memory import named_tensors
+from metaopt.symmetry.discovery.obstacles import unmoved
+from metaopt.symmetry.discovery.parameters import Parameters
+from metaopt.symmetry.discovery.reading import Reader
+from metaopt.symmetry.discovery.relations import Relations
+from metaopt.symmetry.discovery.rules.registry import modules_with_rules
+from metaopt.symmetry.discovery.running import AS_ON_EXAMPLE, example_of, run
+from metaopt.symmetry.discovery.solving import Solver
+from metaopt.symmetry.discovery.symbolic import flows as symbolic_flows
+from metaopt.symmetry.discovery.tracing import traces
 from metaopt.symmetry.discovery.watch import UntraceableError
 from metaopt.symmetry.groups import Skipped, Symmetries, Symmetry
 
@@ -38,42 +45,140 @@ def plain(model: nn.Module) -> nn.Module:
 
 
 def symmetries(model: nn.Module, example: Any = None, permutations: bool = False) -> Symmetries:
-    """The symmetries w -> g w of a model: f(x; g w) = f(x; w) for all inputs x.
+    """The symmetries of a model: f(x; g w) = f(x; w) for all inputs x and all g of a group.
 
-    ``torch.fx`` traces of the model, in training and in evaluation mode, show which layer feeds
-    which. A layer is left alone, and listed in ``skipped`` with the reason, if the traces do not
-    show all that reads it, or if it is shared, frozen, hooked or unknown. The model does not
-    change.
-
-    A symmetry that is printed with ``[if ...]`` rests on an assumption that the traces cannot
-    check. An example can check it.
+    The flow of the model's data is read from symbolic traces (``torch.fx``), for all inputs at
+    once. Where these do not show all of it (code that asks for sizes, as most language models do),
+    it is read from a run on an example, in which nothing is computed; that the model does the same
+    with other inputs is then an assumption, which is printed. Rules for operations say what each
+    demands; ``metaopt.symmetry_rule`` adds rules of your own. What is known of no operation is left
+    alone, with the reason, in ``skipped``.
 
     Args:
         model: any module.
         example: inputs of the model: a tensor, a tuple of arguments, or a mapping of keyword
             arguments. Each symmetry is tried on them, in both modes, and the model is restored bit
-            for bit. A symmetry that changes the outputs is skipped. For the others the assumption
-            counts as checked and is no longer printed, with two exceptions: it stays if the outputs
-            on the example do not depend on the hidden units, and an example, being one call, cannot
-            check that ``forward`` is never called with its optional arguments.
-        permutations: whether to list permutations of hidden units too. They only relabel the units.
+            for bit. A symmetry that changes the outputs is skipped. What else it assumed counts as
+            checked, with three exceptions: assumptions stay if the outputs on the example do not
+            depend on the hidden units, and an example, being one call, cannot check that
+            ``forward`` is never called with its optional arguments, nor what it does with other
+            inputs. Models of ``transformers`` bring an example of their own, on which nothing is
+            tried.
+        permutations: whether to list permutations of units, streams and heads too. They only
+            relabel.
 
     Returns:
         A list that can be printed and edited; see ``Symmetry`` and ``teleport``.
     """
     model = plain(model)
     try:
-        seen = traces(model)
+        result = _searched(model, example, permutations)
     except UntraceableError as error:
         reason = f"{type(model).__name__} cannot be traced, so nothing is known: {error}"
         return Symmetries([], [Skipped("", reason)])
-    result = _agreed(model, seen, permutations)
-    result.skipped += _without_calls(model, seen)
-    if example is not None and result:
+    if example is not None and result and not _is_meta(model):
         result = _tried(model, result, example)
-    if any(trace.partial for trace in seen):
-        return Symmetries([_assuming(s, REQUIRED_ALONE) for s in result], result.skipped)
     return result
+
+
+def _is_meta(model: nn.Module) -> bool:
+    return any(parameter.is_meta for parameter in model.parameters())
+
+
+def _searched(model: nn.Module, example: Any, permutations: bool) -> Symmetries:
+    """What traces show; and where they do not show all, what a run on an example shows.
+
+    Raises:
+        UntraceableError: if neither shows anything; the message says why.
+    """
+    always = Symmetries()
+    failed: UntraceableError | None = None
+    try:
+        seen = symbolic_flows(model, modules_with_rules())
+        always, whole = _read(model, seen, permutations)
+        if any(trace.partial for trace in traces(model)):
+            always = Symmetries([_assuming(s, REQUIRED_ALONE) for s in always], always.skipped)
+        if whole:
+            return always
+    except UntraceableError as error:
+        failed = error
+    given = example_of(model) if example is None else example
+    if given is None:
+        if failed is None:
+            return always
+        raise UntraceableError(f"{failed}; give an example of its inputs") from failed
+    try:
+        seen = [run(model, given, training, modules_with_rules()) for training in (True, False)]
+    except UntraceableError:
+        if failed is None:
+            return always
+        raise
+    known = {replace(s, assumes=""): s for s in always}
+    shown, _ = _read(model, seen, permutations)
+    lasting = dict.fromkeys(flow.assumes for flow in seen)
+    found = []
+    for symmetry in shown:
+        if symmetry in known:
+            found.append(known[symmetry])
+            continue
+        for assumption in lasting:
+            symmetry = _assuming(symmetry, assumption)
+        found.append(symmetry)
+    if set(found) <= set(always) and failed is None:
+        return always
+    # What traces prove holds for all inputs, whether or not a run shows it too.
+    proven = [symmetry for symmetry in always if symmetry not in found]
+    return Symmetries([*found, *proven], shown.skipped)
+
+
+def _read(model: nn.Module, seen: list[Flow], permutations: bool) -> tuple[Symmetries, bool]:
+    """The symmetries that satisfy what all flows demand, and whether all calls were clear."""
+    relations = Relations()
+    parameters = Parameters(relations, dict(named_tensors(model)), unmoved(model))
+    reader = Reader(parameters)
+    for flow in seen:
+        reader.read(flow)
+    solver = Solver(relations, parameters.tensors)
+    found = []
+    for one in solver.found(permutations):
+        symmetry = named(model, one)
+        for path in dict.fromkeys(slot.path for slot in symmetry.slots):
+            said = [flow.unseen[path] for flow in seen if path in flow.unseen]
+            symmetry = _assuming(symmetry, said[0]) if said else symmetry
+        found.append(symmetry)
+    return Symmetries(found, left_alone(model, seen, solver, found)), reader.clear
+
+
+def _tried(model: nn.Module, found: Symmetries, example: Any) -> Symmetries:
+    """The symmetries that an example confirms, without the assumptions that it settles."""
+    trial = Trial(model, example)
+    changes = trial.deviations(found)
+    untrue = [
+        Skipped(s.modules[0], f"{s.name}: changes the outputs on the example by {change:.1e}")
+        for s, change in zip(found, changes, strict=True)
+        if change
+    ]
+    kept = [
+        _settled(s, trial) if s.assumes else s
+        for s, change in zip(found, changes, strict=True)
+        if not change
+    ]
+    return Symmetries(kept, found.skipped + untrue)
+
+
+def _settled(symmetry: Symmetry, trial: Trial) -> Symmetry:
+    """The symmetry without what an example has settled, if it could have shown a failure."""
+    lasting = [said for said in (AS_ON_EXAMPLE, REQUIRED_ALONE) if said in symmetry.assumes]
+    if symmetry.assumes == " and ".join(lasting) or not trial.would_show(symmetry):
+        return symmetry
+    return replace(symmetry, assumes=" and ".join(lasting))
+
+
+def _assuming(symmetry: Symmetry, more: str) -> Symmetry:
+    """The symmetry with one more assumption."""
+    if more in symmetry.assumes:
+        return symmetry
+    return replace(symmetry, assumes=" and ".join(filter(None, [symmetry.assumes, more])))
 
 
 def read_beside(model: nn.Module) -> str | None:
@@ -93,62 +198,3 @@ def read_beside(model: nn.Module) -> str | None:
             if path in trace.unseen:
                 return f"it is not known that {trace.unseen[path]}"
     return None
-
-
-def _tried(model: nn.Module, found: Symmetries, example: Any) -> Symmetries:
-    """The symmetries that an example confirms, without the assumptions that it settles."""
-    trial = Trial(model, example)
-    changes = trial.deviations(found)
-    untrue = [
-        Skipped(s.modules[0], f"{s.name}: changes the outputs on the example by {change:.1e}")
-        for s, change in zip(found, changes, strict=True)
-        if change
-    ]
-    kept = [
-        replace(s, assumes="") if s.assumes and trial.would_show(s) else s
-        for s, change in zip(found, changes, strict=True)
-        if not change
-    ]
-    return Symmetries(kept, found.skipped + untrue)
-
-
-def _agreed(model: nn.Module, seen: list[Trace], permutations: bool) -> Symmetries:
-    """The symmetries that every trace which reaches their modules shows."""
-    obstacles = Obstacles(model, seen)
-    views = [list(Finder(model, trace, permutations).found()) for trace in seen]
-    kept: list[Symmetry] = []
-    skipped = [entry for view in views for entry in view if isinstance(entry, Skipped)]
-    for symmetry in dict.fromkeys(s for view in views for s in view if isinstance(s, Symmetry)):
-        is_everywhere = all(
-            symmetry in view or not any(trace.reaches(path) for path in symmetry.modules)
-            for trace, view in zip(seen, views, strict=True)
-        )
-        obstacle = obstacles.of_slots(symmetry.slots)
-        if not is_everywhere:
-            reason = "it is used in another way in training, in evaluation or with other arguments"
-            skipped.append(Skipped(symmetry.modules[0], reason))
-        elif obstacle is not None:
-            skipped.append(Skipped(symmetry.modules[0], obstacle))
-        else:
-            kept.append(_assuming(symmetry, obstacles.open_of_slots(symmetry.slots)))
-    return Symmetries(kept, dict.fromkeys(skipped))
-
-
-def _assuming(symmetry: Symmetry, more: str) -> Symmetry:
-    """The symmetry with one more assumption."""
-    return replace(symmetry, assumes=" and ".join(filter(None, [symmetry.assumes, more])))
-
-
-def _without_calls(model: nn.Module, seen: list[Trace]) -> list[Skipped]:
-    """Modules that have parameters of their own and that no trace shows being called."""
-    found = []
-    for path, module in model.named_modules():
-        has_own = any(True for _ in module.parameters(recurse=False))
-        if not has_own or type(module) in MODULES:
-            continue
-        if not any(trace.reaches(path) for trace in seen):
-            reason = "forward never calls it"
-            if not is_leaf(module):
-                reason = f"the parameters of {type(module).__name__} are read by code of its own"
-            found.append(Skipped(path, reason))
-    return found

@@ -1,64 +1,57 @@
-"""Why a tensor must not be moved, whatever feeds it: sharing, hooks, or of a kind not supported."""
+"""Why a tensor must not be moved, whatever feeds it: sharing, freezing, or a kind not supported."""
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import nn
 
-from metaopt.symmetry.discovery.memory import PLAIN, shared_memory
-from metaopt.symmetry.discovery.tracing import Trace
-from metaopt.symmetry.discovery.unseen import tampered
-from metaopt.symmetry.groups import Slot
+from metaopt.symmetry.discovery.memory import PLAIN, named_tensors, shared_memory
 
 
-class Obstacles:
-    """Says for which reason slots must not be moved.
+def unmoved(model: nn.Module) -> dict[str, str]:
+    """For each tensor of a model that must not be moved, the reason.
 
     Args:
-        model: the model that the slots belong to.
-        traces: the traces of the model.
+        model: the model.
     """
+    shared = shared_memory(model)
+    found: dict[str, str] = {}
+    for path, tensor in named_tensors(model):
+        if isinstance(tensor, nn.Parameter) and not tensor.requires_grad:
+            found[path] = f"'{path}' is frozen"
+        elif type(tensor) not in PLAIN or not tensor.is_floating_point():
+            found[path] = f"'{path}' is no ordinary tensor of real numbers"
+        elif path in shared and _apart(model, path, shared[path]):
+            found[path] = f"'{path}' shares its memory with '{shared[path]}'"
+    return found | _of_adapters(model)
 
-    def __init__(self, model: nn.Module, traces: list[Trace]) -> None:
-        self.model = model
-        self.shared = shared_memory(model)
-        self.read = frozenset().union(*(trace.read for trace in traces))
-        self.places = [trace.places for trace in traces]
-        self.unseen: dict[str, str] = {}
-        for trace in traces:
-            self.unseen |= trace.unseen
 
-    def of_slots(self, slots: tuple[Slot, ...]) -> str | None:
-        """The first reason that is found, or None."""
-        reasons = (self.of_module(slot.module) or self.of_tensor(slot) for slot in slots)
-        return next((reason for reason in reasons if reason is not None), None)
+ADAPTERS = {
+    "lora_magnitude_vector": (
+        ("lora_A", "lora_B", "lora_magnitude_vector"),
+        "DoRA divides by the norm of the sum of its product and a frozen weight",
+    ),
+    "vera_lambda_b": (
+        ("vera_lambda_b", "vera_lambda_d"),
+        "VeRA scales factors that are frozen and shared",
+    ),
+}
+"""A part of adapters of ``peft`` by which a kind is known -> its parts, and why they stay."""
 
-    def open_of_slots(self, slots: tuple[Slot, ...]) -> str:
-        """What is assumed of untraced code that could read the slots; "" if nothing."""
-        return next((self.unseen[slot.path] for slot in slots if slot.path in self.unseen), "")
 
-    def of_module(self, path: str) -> str | None:
-        """Why the tensors of a module must not be moved, or None."""
-        module = self.model.get_submodule(path)
-        if any(places[id(module)] > 1 for places in self.places):
-            return f"'{path}' is used in two places"
-        reason = tampered(module)
-        return None if reason is None else f"'{path}': {reason}"
+def _of_adapters(model: nn.Module) -> dict[str, str]:
+    """The tensors of adapters of kinds that are not supported."""
+    found: dict[str, str] = {}
+    for path, module in model.named_modules():
+        for mark, (parts, reason) in ADAPTERS.items():
+            if not list(getattr(getattr(module, mark, None), "parameters", list)()):
+                continue
+            for name, _ in module.named_parameters():
+                if name.partition(".")[0] in parts:
+                    found[f"{path}.{name}" if path else name] = f"'{path}': {reason}"
+    return found
 
-    def of_tensor(self, slot: Slot) -> str | None:
-        """Why the tensor of a slot must not be moved, or None."""
-        owner, _, name = slot.path.rpartition(".")
-        module = self.model.get_submodule(owner)
-        tensor: Tensor | None = module._parameters.get(name)
-        if tensor is None:
-            tensor = module._buffers.get(name)
-            if tensor is None:
-                return f"'{slot.path}' is computed from other tensors"
-        elif not tensor.requires_grad:
-            return f"'{slot.path}' is frozen"
-        if type(tensor) not in PLAIN or not tensor.is_floating_point() or tensor.is_meta:
-            return f"'{slot.path}' is no ordinary tensor of real numbers"
-        if slot.path in self.shared:
-            return f"'{slot.path}' shares its memory with '{self.shared[slot.path]}'"
-        if slot.path in self.read:
-            return f"'{slot.path}' is read by code of the model itself"
-        return None
+
+def _apart(model: nn.Module, path: str, other: str) -> bool:
+    """Whether two paths name different tensors; one tensor of two names is one parameter."""
+    tensors = dict(named_tensors(model))
+    return tensors[path] is not tensors[other]

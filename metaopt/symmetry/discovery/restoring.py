@@ -12,7 +12,7 @@ import functools
 import random
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import CellType, FunctionType
 from typing import Any
 
@@ -262,11 +262,16 @@ def _of_name(namespace: dict[str, Any], name: str, value: Any) -> Restore:
 
 def _of_slot(thing: Any, name: str, value: Any) -> Restore:
     def restore() -> None:
-        if getattr(thing, name, MISSING) is not value:
+        if getattr(thing, name, MISSING) is value:
+            return
+        # Members of compiled code's classes that cannot be set may give new objects each time.
+        with suppress(AttributeError):
             if value is MISSING:
                 object.__delattr__(thing, name)
             else:
-                object.__setattr__(thing, name, value)
+                # What cannot be written no code has written: it is computed when it is read.
+                with suppress(AttributeError):
+                    object.__setattr__(thing, name, value)
 
     return restore
 

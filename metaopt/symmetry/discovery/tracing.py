@@ -13,24 +13,24 @@ parameters it could reach.
 
 from __future__ import annotations
 
-import dis
 import inspect
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import ExitStack
 from contextvars import copy_context
 from dataclasses import dataclass, replace
 from functools import partial
-from types import CodeType, FrameType
+from types import CodeType
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from metaopt.symmetry.discovery.memory import Owners, named_tensors
-from metaopt.symmetry.discovery.reachable import is_foreign
+from metaopt.symmetry.discovery.proxies import Proxy, is_assertion
+from metaopt.symmetry.discovery.reachable import MISSING, is_foreign
 from metaopt.symmetry.discovery.restoring import Restoring
 from metaopt.symmetry.discovery.unseen import (
     hooks,
@@ -60,6 +60,7 @@ class Trace:
         read: the paths of tensors that code of the model reads directly.
         unseen: path of a tensor -> what is assumed of untraced code that may read it.
         partial: whether only the call with default optional arguments could be traced.
+        training: the mode that it was traced in; None for that of each module.
     """
 
     graph: fx.Graph
@@ -69,6 +70,7 @@ class Trace:
     read: frozenset[str]
     unseen: dict[str, str]
     partial: bool = False
+    training: bool | None = None
 
     def reaches(self, path: str) -> bool:
         """Whether the module at ``path`` is called, or lies in a module that is called."""
@@ -83,18 +85,31 @@ class _Tracer(fx.Tracer):
         opaque: the paths of modules that are not entered, with reasons; tracing adds to it.
         defaults: whether optional arguments keep their defaults.
         watch: what watches the code's computations outside of the trace.
+        leaves: classes of modules that are not entered.
     """
 
     proxy_buffer_attributes = True
 
-    def __init__(self, opaque: dict[str, str], defaults: bool, watch: Watch) -> None:
+    def __init__(
+        self,
+        opaque: dict[str, str],
+        defaults: bool,
+        watch: Watch,
+        leaves: Container[type],
+    ) -> None:
         super().__init__()
         self.opaque = opaque
+        self.leaves = leaves
         self.defaults = defaults
         self.watch = watch
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return is_leaf(m) or module_qualified_name in self.opaque
+        if is_leaf(m) or type(m) in self.leaves:
+            return True
+        return module_qualified_name in self.opaque
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return Proxy(node, self)
 
     def path_of_module(self, mod: nn.Module) -> str:
         try:
@@ -128,7 +143,7 @@ class _Tracer(fx.Tracer):
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         # The frames below: this one, that of ``Proxy.__bool__``, and the code of the model.
-        if _is_assertion(sys._getframe(2)):
+        if is_assertion(sys._getframe(2)):
             return True
         return self._noted(super().to_bool, obj)
 
@@ -161,17 +176,6 @@ class _Tracer(fx.Tracer):
         return function, arguments
 
 
-def _is_assertion(frame: FrameType) -> bool:
-    """Whether a frame is evaluating the condition of an ``assert``.
-
-    The trace takes the condition as true, since the call ends otherwise.
-    """
-    ahead = [i for i in dis.get_instructions(frame.f_code) if i.offset >= frame.f_lasti][:4]
-    names = " ".join(f"{i.opname} {i.argrepr}" for i in ahead)
-    jump, _, then = names.partition("IF_TRUE")
-    return then != "" and jump.count("JUMP") == 1 and "ASSERTION" in then.upper()
-
-
 def _default(parameter: inspect.Parameter, argument: Any) -> Any:
     """The default of a parameter of ``forward``, or the argument if it has none."""
     if parameter.kind is parameter.VAR_POSITIONAL:
@@ -198,10 +202,14 @@ def _first_line(error: Exception) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def _graph_of_leaf() -> fx.Graph:
-    """The graph of a model that is one of torch's own modules: one call of "", the model itself."""
+def _graph_of_leaf(model: nn.Module) -> fx.Graph:
+    """The graph of a model that is not entered: one call of "", the model itself."""
     graph = fx.Graph()
-    graph.output(graph.create_node("call_module", "", (graph.placeholder("x"),)))
+    asked = inspect.signature(model.forward).parameters.values()
+    required = [p for p in asked if _default(p, MISSING) is MISSING]
+    graph.output(
+        graph.create_node("call_module", "", tuple(graph.placeholder(p.name) for p in required))
+    )
     return graph
 
 
@@ -211,6 +219,7 @@ def _trace_once(
     opaque: dict[str, str],
     training: bool | None,
     defaults: bool,
+    leaves: Container[type],
 ) -> tuple[fx.Graph, list[CodeType]]:
     """The graph of one trace, and the user's code that ran for it."""
     ran: dict[int, CodeType] = {}
@@ -234,7 +243,7 @@ def _trace_once(
                 # The user's own ``train`` may change more than the flag.
                 if training is not None and not is_foreign(module.train):
                     module.train(training)
-            graph = copy_context().run(_Tracer(opaque, defaults, watch).trace, model)
+            graph = copy_context().run(_Tracer(opaque, defaults, watch, leaves).trace, model)
         if watch.refused is not None:
             raise UntraceableError(watch.refused)
         if guard.drew():
@@ -244,7 +253,13 @@ def _trace_once(
         guard.restore()
 
 
-def _trace(model: nn.Module, guard: Restoring, training: bool | None, defaults: bool) -> Trace:
+def _trace(
+    model: nn.Module,
+    guard: Restoring,
+    leaves: Container[type],
+    training: bool | None,
+    defaults: bool,
+) -> Trace:
     """One trace; raises ``UntraceableError`` if the model's own ``forward`` cannot be traced."""
     opaque: dict[str, str] = {}
     known = -1
@@ -252,14 +267,14 @@ def _trace(model: nn.Module, guard: Restoring, training: bool | None, defaults: 
     while known < len(opaque):
         known = len(opaque)
         try:
-            graph, ran = _trace_once(model, guard, opaque, training, defaults)
+            graph, ran = _trace_once(model, guard, opaque, training, defaults, leaves)
         except _RetraceError:
             continue
         except Exception as error:
             if known < len(opaque):
                 continue
             raise UntraceableError(_first_line(error)) from error
-    return _record(model, guard.found, ran, graph, opaque)
+    return replace(_record(model, guard.found, ran, graph, opaque), training=training)
 
 
 def _record(
@@ -277,8 +292,12 @@ def _record(
     return Trace(graph, opaque, calls, places, read, unseen(model, found, ran, graph, opaque))
 
 
-def traces(model: nn.Module) -> list[Trace]:
+def traces(model: nn.Module, leaves: Container[type] = ()) -> list[Trace]:
     """The traces of a model: one for each mode, with and without optional arguments.
+
+    Args:
+        model: the model; it is the same afterwards.
+        leaves: classes of modules that are one call, with nothing inside.
 
     Raises:
         UntraceableError: if the model cannot be traced; the message says why.
@@ -287,8 +306,9 @@ def traces(model: nn.Module) -> list[Trace]:
         raise UntraceableError(COMPILED)
     if not all(map(only_observes, hooks_on_all_modules())):
         raise UntraceableError("forward hooks on all modules may change what it computes")
-    if is_leaf(model):
-        return [_record(model, [], [], _graph_of_leaf(), {})]
+    if is_leaf(model) or type(model) in leaves:
+        whole = _record(model, [], [], _graph_of_leaf(model), {})
+        return [replace(whole, training=training) for training in (True, False)]
     if "forward" in model.__dict__:
         raise UntraceableError("its forward is replaced on the instance")
     signature = inspect.signature(type(model).forward).parameters.values()
@@ -297,7 +317,7 @@ def traces(model: nn.Module) -> list[Trace]:
     guard = Restoring(model)
     is_mixed = len({module.training for module in model.modules()}) > 1
     for training in (True, False, None) if is_mixed else (True, False):
-        trace = partial(_trace, model, guard, training)
+        trace = partial(_trace, model, guard, leaves, training)
         found += _with_and_without_options(trace) if has_options else [trace(False)]
     return found
 

@@ -46,6 +46,7 @@ def test_found_and_left_alone(name: str) -> None:
 def test_every_module_with_parameters_is_accounted_for(name: str) -> None:
     model = ZOO[name].model()
     found = metaopt.symmetries(model)
+    first = dict(model.named_parameters())
     named = [path for s in found for path in s.modules] + [entry.module for entry in found.skipped]
     untold = [
         path
@@ -54,6 +55,8 @@ def test_every_module_with_parameters_is_accounted_for(name: str) -> None:
         # A slope belongs to the activation between two layers, which are told.
         and not isinstance(module, nn.PReLU)
         and not any(path == known or path.startswith(f"{known}.") for known in named)
+        # A tensor of two names is told of under the first.
+        and any(f"{path}.{name}" in first for name, _ in module.named_parameters(recurse=False))
     ]
     if untold:
         # All of a model that cannot be traced is left alone at once.
@@ -89,7 +92,14 @@ def test_example_confirms_what_was_found(name: str) -> None:
     specimen = ZOO[name]
     model = specimen.model()
     without, within = metaopt.symmetries(model), metaopt.symmetries(model, specimen.inputs())
-    assert [replace(s, assumes="") for s in without] == list(within)
+    plain = [replace(s, assumes="") for s in without]
+    # Of modules that traces do not enter a run shows more.
+    if any(
+        "cannot be traced" in entry.reason or "LSTM" in entry.reason for entry in without.skipped
+    ):
+        assert set(plain) <= {replace(s, assumes="") for s in within}
+        return
+    assert plain == list(within)
     assert without.skipped == within.skipped
 
 

@@ -270,7 +270,7 @@ def test_a_module_under_two_names_is_one_module(
     model, x = make(), torch.randn(5, 2)
     before = outputs(model, x)
     found = metaopt.symmetries(model)
-    assert [s.name for s in found] == names
+    assert [s.name for s in found if s.group != "translation"] == names
     assert not any(tensor.is_meta for tensor in model.state_dict().values())
     metaopt.teleport(model, symmetries=found)
     assert change(before, outputs(model, x)) < 1e-5

@@ -102,8 +102,12 @@ def test_exchanged_parts_of_a_transformer_layer() -> None:
     model = nn.TransformerEncoderLayer(6, 2, 8)
     model.linear2 = LinearOnly(8, 6)
     found = metaopt.symmetries(model)
-    assert [s.name for s in found] == ["self_attn: query, key", "self_attn: value, output"]
-    assert "its linear2 is a LinearOnly" in reason_for(found, "")
+    assert [s.name for s in found] == [
+        "self_attn: query, key",
+        "self_attn: key",
+        "self_attn: value, output",
+    ]
+    assert "LinearOnly" in reason_for(found, "linear2")
 
 
 def test_parameters_in_one_vector_are_not_tied() -> None:
@@ -225,21 +229,24 @@ def test_user_mistakes() -> None:
 
 def test_list_prints_and_edits() -> None:
     found = metaopt.symmetries(ZOO["block"].model())
-    assert str(found).startswith("5 symmetries\n")
+    assert str(found).startswith("6 symmetries, orbit of dimension 62\n")
     assert "2 x 3  attention: query, key" in str(found)
-    assert "  output of fc2  is added to another value" in repr(found).splitlines()
+    rows = [row.split("  ")[-1] for row in repr(found).splitlines() if "output of fc2" in row]
+    assert [row.strip() for row in rows] == ["is added to another value"]
     found.pop(0)
     assert isinstance(found, list)
-    assert len(metaopt.teleport(ZOO["block"].model(), symmetries=found)) == 4
+    assert len(metaopt.teleport(ZOO["block"].model(), symmetries=found)) == 5
 
 
 @pytest.mark.parametrize("permutations", [False, True])
 @pytest.mark.parametrize("name", list(ZOO))
 def test_nothing_stands_both_as_found_and_as_left_alone(name: str, permutations: bool) -> None:
     found = metaopt.symmetries(ZOO[name].model(), permutations=permutations)
-    makers = {slot.module for symmetry in found for slot in symmetry.incoming}
+    # Of what is only shifted it is said why it does not scale.
+    moving = [symmetry for symmetry in found if symmetry.group != "translation"]
+    makers = {slot.module for symmetry in moving for slot in symmetry.incoming}
     assert not makers & {skipped.module for skipped in found.skipped}
-    moved = {path for symmetry in found for path in symmetry.modules}
+    moved = {path for symmetry in moving for path in symmetry.modules}
     _, heads, *rows = str(found).splitlines()
     if not found:
         assert heads.split() == ["left", "alone", "why"]
