@@ -45,6 +45,7 @@ class Specimen:
         found: "group: name" of each symmetry, in order.
         skipped: module -> part of the reason why it is left alone.
         tokens: of the vocabulary, where inputs are integers.
+        shown: "group: name" of what only a run on an example shows, in order.
     """
 
     build: Callable[[int], nn.Module]
@@ -52,6 +53,7 @@ class Specimen:
     found: tuple[str, ...] = ()
     skipped: dict[str, str] = field(default_factory=dict)
     tokens: int = 0
+    shown: tuple[str, ...] = ()
 
     def model(self, width: int = 8, seed: int = 0) -> nn.Module:
         """In training mode, with normalisations that are not at their start."""
@@ -107,7 +109,7 @@ ZOO: dict[str, Specimen] = {
     "layer norm": Specimen(
         layer_norm,
         (5, 4),
-        ("translation: 0", "translation: 0", "positive scaling: 1 -> 3"),
+        ("translation: 0.weight", "translation: 0.bias", "positive scaling: 1 -> 3"),
         {"0": "only permutations pass LayerNorm"},
     ),
     "cnn": Specimen(
@@ -220,7 +222,7 @@ ZOO: dict[str, Specimen] = {
     "tied": Specimen(
         Tied,
         (3, 4),
-        ("positive scaling: fc1 -> fc2", "translation: fc2", "translation: fc2"),
+        ("positive scaling: fc1 -> fc2", "translation: fc2.weight", "translation: fc2.bias"),
         {"norm": "only permutations pass LayerNorm", "embedding": "looked up by inputs"},
         tokens=11,
     ),
@@ -261,6 +263,7 @@ ZOO: dict[str, Specimen] = {
         (5, 4),
         ("positive scaling: 0 -> 2",),
         {"2": "Branching '4'", "4": "cannot be traced"},
+        shown=("positive scaling: 2 -> 4.fc1",),
     ),
     "opaque": Specimen(lambda width: Branching(8), (5, 8), (), {"": "cannot be traced"}),
     "heads": Specimen(

@@ -43,6 +43,9 @@ def _name(model: nn.Module, found: Found) -> str:
         attention = model.get_submodule(path)
         roles = dict.fromkeys(_role(attention, slot) for slot in slots)
         return f"{path or 'attention'}: {', '.join(roles)}"
+    if found.group is Group.TRANSLATION and len(slots) == 1:
+        # The weight and the bias of a layer move each by a translation of its own.
+        return slots[0].path
     makers = [slot for slot in found.incoming if tensor_at(model, slot.path).dim() > 1]
     if found.group is not Group.PERMUTATION or not makers:
         makers = list(found.incoming)
