@@ -12,6 +12,7 @@ from zoo_models import (
     Branching,
     CrossAttention,
     FunctionalCNN,
+    Gated,
     Heads,
     LinearOnly,
     Penalised,
@@ -21,6 +22,7 @@ from zoo_models import (
     Residual,
     Reused,
     Scaled,
+    Stream,
     Tied,
     autoencoder,
     batch_norm,
@@ -285,6 +287,15 @@ ZOO: dict[str, Specimen] = {
         (5, 4),
         (),
         {"0": "only permutations pass GELU"},
+    ),
+    "gated": Specimen(
+        Gated, (5, 4), ("positive scaling: up -> down",), {"gate": "only permutations pass silu"}
+    ),
+    "stream": Specimen(
+        Stream,
+        (5, 4),
+        ("orthogonal: inp, fc2 -> fc1, head", "sign flips: fc1 -> fc2"),
+        {"fc1": "only changes of sign and permutations pass tanh"},
     ),
     "one layer": Specimen(lambda width: nn.Linear(4, width), (5, 4), (), {"": "leaves the model"}),
 }

@@ -210,6 +210,37 @@ class Pooled(nn.Module):
         return self.fc(x.mean(dim=(2, 3)))
 
 
+class Gated(nn.Module):
+    """A gated unit: one branch is linear."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.gate = nn.Linear(4, width)
+        self.up = nn.Linear(4, width)
+        self.down = nn.Linear(width, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(functional.silu(self.gate(x)) * self.up(x))
+
+
+class Stream(nn.Module):
+    """x + fc2(tanh(fc1(norm(x)))), read through norms that have no gains."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.inp = nn.Linear(4, 6)
+        self.norm1 = nn.RMSNorm(6, elementwise_affine=False)
+        self.fc1 = nn.Linear(6, width)
+        self.fc2 = nn.Linear(width, 6)
+        self.norm2 = nn.RMSNorm(6, elementwise_affine=False)
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.inp(x)
+        x = x + self.fc2(torch.tanh(self.fc1(self.norm1(x))))
+        return self.head(self.norm2(x))
+
+
 class LinearOnly(nn.Linear):
     """A subclass: what it computes is read from its code."""
 

@@ -269,6 +269,8 @@ PERMUTED = {
     "reading": 1,
     "recurrent": 1,
     "gelu": 1,
+    "gated": 1,
+    "stream": 2,
 }
 """The number of permutations of units, streams and heads; none pass dropout, whose masks stay."""
 
