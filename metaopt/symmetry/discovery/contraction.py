@@ -122,7 +122,7 @@ def _summed(
             relations.mix(part.labels, [i for i, n in enumerate(part.names) if n not in summed])
         why = f"only permutations pass {relations.said}"
     else:
-        why = f"'{relations.said}' sums over it with something that does not move"
+        why = f"{relations.said} sums over it with something that does not move"
         for part in parts:
             relations.stop(part.labels, why)
             relations.alone(part.labels)

@@ -136,7 +136,7 @@ NAMES = {
     "mm": "matmul", "bmm": "matmul", "view": "reshape", "view_as": "reshape_as",
     "swapaxes": "transpose", "swapdims": "transpose", "moveaxis": "movedim", "concat": "cat",
     "concatenate": "cat", "tensor_split": "split", "split_with_sizes": "split", "clip": "clamp",
-    "amax": "max", "amin": "min", "_softmax": "softmax", "special_softmax": "softmax",
+    "_softmax": "softmax", "special_softmax": "softmax",
     "contiguous": "identity", "clone": "identity", "detach": "identity", "data": "identity",
     "alias": "identity", "requires_grad": "identity", "cuda": "identity", "cpu": "identity",
 }  # fmt: skip

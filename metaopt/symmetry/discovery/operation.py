@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from metaopt.symmetry.discovery import algebra, contraction, movement
-from metaopt.symmetry.discovery.flow import Call, Unknown, Variable, mapped
+from metaopt.symmetry.discovery.flow import Call, Unknown, Variable, mapped, variables
 from metaopt.symmetry.discovery.parameters import Parameters
 from metaopt.symmetry.discovery.relations import Relations
 from metaopt.symmetry.discovery.shifts import scales
@@ -56,7 +56,11 @@ class Operation:
     def value(self, place: int | Any, name: str = "input") -> Value:
         """The value of an argument: of a tensor, or of a number."""
         found = self.given(place, name) if isinstance(place, int) else place
-        return self.reader(found) if isinstance(found, Variable) else number()
+        if isinstance(found, Variable):
+            return self.reader(found)
+        if variables(found):
+            raise movement.UnclearError
+        return number()
 
     def optional(self, place: int, name: str) -> Value | None:
         """The value of a tensor that may be left out."""

@@ -259,6 +259,7 @@ PERMUTED = {
     "autoencoder": 2,
     "image autoencoder": 2,
     "residual": 2,
+    "cross attention": 3,
     "decoder": 3,
     "tied": 2,
     "reused": 2,

@@ -114,6 +114,7 @@ def _split(op: Operation, role: int, heads: int, width: int) -> Value | None:
         own = op.parameters.value(extra.path)
         for part, other in zip(made.parts, own.parts, strict=False):
             op.relations.equal(part.labels, other.labels)
+            op.relations.record([(part.labels, ("i",)), (other.labels, ("i",))])
     parts: tuple[Part, ...] = ()
     if made.parts:
         labels = made.parts[0].labels

@@ -69,6 +69,12 @@ def prelu(op: Operation) -> Result:
         op.relations.stop(slope.labels, "slopes keep their scale")
         if part is None or len(x.parts) > 1:
             return None
+        if not x.open and part.dims != (1 - len(x.shape),):
+            # The slopes are those of another axis.
+            op.relations.fix(slope.labels, f"{op.relations.said} has them on another axis")
+            continue
+        if x.open and part.dims == (-1,):
+            op.assume(slopes, f"'{op.call.module}' reads [batch, features]")
         op.relations.record([(part.labels, part.dims), (slope.labels, part.dims)])
     return found
 
@@ -76,9 +82,7 @@ def prelu(op: Operation) -> Result:
 @register(*ODD)
 def odd(op: Operation) -> Result:
     """f(-x) = -f(x)."""
-    if op.relations.said == "hardtanh" and op.given(1, "min_val", -1.0) != -op.given(
-        2, "max_val", 1.0
-    ):
+    if op.call.name == "hardtanh" and op.given(1, "min_val", -1.0) != -op.given(2, "max_val", 1.0):
         return op.curved(op.value(0))
     return op.odd(op.value(0))
 

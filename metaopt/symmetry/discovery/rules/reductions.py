@@ -10,6 +10,11 @@ from metaopt.symmetry.discovery.rules.registry import register
 from metaopt.symmetry.discovery.shifts import NONE, scales
 from metaopt.symmetry.discovery.values import Value
 
+KEEPING_SCALE = ("max", "min", "amax", "amin", "median", "std", "norm", "vector_norm")
+"""Functions of entries along axes with f(a x) = a f(x) for a > 0."""
+TINY = 1e-12
+"""The bound below which ``normalize`` leaves a norm: torch's default, which no input meets."""
+
 
 def axes(op: Operation, value: Value, given: Any) -> list[int] | None:
     """Axes counted from the end, of one number or several; all of them for None."""
@@ -52,6 +57,8 @@ def mean(op: Operation) -> Result:
 @register(
     "max",
     "min",
+    "amax",
+    "amin",
     "median",
     "std",
     "var",
@@ -76,7 +83,7 @@ def extremes(op: Operation) -> Result:
         dims = _spatial(x, op.given(place, "dim"))
     if dims is None:
         return None
-    keeps_scale = op.call.name in ("max", "min", "median", "std", "norm", "vector_norm")
+    keeps_scale = op.call.name in KEEPING_SCALE
     x = op.homogeneous(x) if keeps_scale else op.curved(x)
     found = op.total(x, dims, bool(op.given(place + 1, "keepdim", False)))
     several = len(op.call.outputs) == 2
@@ -110,7 +117,8 @@ def normalize(op: Operation) -> Result:
     dim = op.dim(x, op.given(2, "dim", 1))
     if dim is None:
         return None
-    op.relations.ending |= scales(x.shifts)
+    if op.given(3, "eps", TINY) <= TINY:
+        op.relations.ending |= scales(x.shifts)
     return unit_norm(op, x, (dim,))
 
 

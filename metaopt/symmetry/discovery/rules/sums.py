@@ -138,6 +138,9 @@ def _letters(term: str, rank: int) -> list[Hashable]:
 def embedding(op: Operation) -> Result:
     """Rows of a table, which inputs choose: the rows cannot move."""
     table = op.value(1, "weight")
+    if op.given(3, "max_norm") is not None:
+        op.fix(table, f"{op.relations.said} bounds the norms of its rows")
+        return Value((table.shape[-1],), True).with_shape(op.shape)
     rows = table.part_on(-2)
     if rows is not None:
         op.relations.fix(rows.labels, "its rows are looked up by inputs")
@@ -173,12 +176,10 @@ def convolution(op: Operation) -> Result:
         x = replace(x, shape=(None,) * (dims + 1))
     if groups == 1:
         found = _dense(op, x, weight, dims, flipped)
-    elif flipped:
-        return None
     elif groups == weight.shape[0] and weight.shape[1] == 1:
         found = _depthwise(op, x, weight, dims)
     else:
-        found = _grouped(op, x, weight, dims, groups)
+        found = _grouped(op, x, weight, dims, groups, flipped)
     bias = op.optional(2, "bias")
     if bias is not None:
         parts = tuple(Part((-dims - 1,), p.labels) for p in bias.parts)
@@ -192,7 +193,7 @@ def convolution(op: Operation) -> Result:
 def _matrix(weight: Value, dims: int) -> Value:
     """The weight without the positions of its kernel."""
     parts = tuple(replace(p, dims=(p.dims[0] + dims,)) for p in weight.parts if p.dims[0] < -dims)
-    return Value(weight.shape[:2], parts=parts)
+    return Value(weight.shape[:2], parts=parts, weight=weight.weight)
 
 
 def _dense(op: Operation, x: Value, weight: Value, dims: int, flipped: bool) -> Value:
@@ -213,11 +214,16 @@ def _depthwise(op: Operation, x: Value, weight: Value, dims: int) -> Value:
     return op.multiply(replace(x, shape=(*x.shape[:-dims], *(None,) * dims)), kernel)
 
 
-def _grouped(op: Operation, x: Value, weight: Value, dims: int, groups: int) -> Value:
-    """Each group of channels reads its own: the columns of a row are those of its group."""
+def _grouped(
+    op: Operation, x: Value, weight: Value, dims: int, groups: int, flipped: bool
+) -> Value:
+    """Each group of channels reads its own: the columns of a row are those of its group.
+
+    The rows make channels and the columns read them; flipped, rows read and columns make.
+    """
     relations = op.relations
     filters = _matrix(weight, dims)
-    made = next((p.labels for p in filters.parts if p.dims == (-2,)), None)
+    rows = next((p.labels for p in filters.parts if p.dims == (-2,)), None)
     inner = filters.part_on(-1)
     if inner is not None:
         relations.fix(inner.labels, "its columns belong to groups of channels")
@@ -225,21 +231,21 @@ def _grouped(op: Operation, x: Value, weight: Value, dims: int, groups: int) -> 
     part = x.part_on(-dims - 1)
     width = weight.shape[1]
     why = f"only scales pass {relations.said}"
-    if (
-        part is not None
-        and made is not None
-        and isinstance(variable, Variable)
-        and variable.path
-        and width
-    ):
+    columns = None
+    if rows is not None and isinstance(variable, Variable) and variable.path and width:
         columns = op.parameters.columns(variable.path, groups)
-        relations.equal(part.labels, columns, -1, why)
-        for labels in (part.labels, columns):
+    made, read = (columns, rows) if flipped else (rows, columns)
+    if part is not None and read is not None and columns is not None:
+        relations.equal(part.labels, read, -1, why)
+        for labels in (part.labels, read):
             relations.alone(labels)
             relations.record([(labels, ("i",))], ["i"], why)
-    elif part is not None:
+    else:
         op.fix(x)
-    shape = (*x.shape[: -dims - 1], weight.shape[0], *(None,) * dims)
+        if read is not None:
+            relations.fix(read, f"{relations.said} reads with it what does not move")
+    length = width and groups * width if flipped else weight.shape[0]
+    shape = (*x.shape[: -dims - 1], length, *(None,) * dims)
     if made is None:
         return Value(shape, x.open)
     relations.alone(made)
