@@ -96,7 +96,7 @@ def _searched(model: nn.Module, example: Any, permutations: bool) -> Symmetries:
     try:
         seen = symbolic_flows(model, modules_with_rules())
         always, whole = _read(model, seen, permutations)
-        if any(trace.partial for trace in traces(model)):
+        if any(trace.partial for trace in traces(model, modules_with_rules())):
             always = Symmetries([_assuming(s, REQUIRED_ALONE) for s in always], always.skipped)
         if whole:
             return always
