@@ -9,7 +9,7 @@ from types import FunctionType
 from typing import Any
 
 from torch import nn
-from torch.library import CustomOpDef
+from torch._library.custom_ops import CustomOpDef
 
 from metaopt.symmetry.discovery.flow import Call, Variable, canonical
 from metaopt.symmetry.discovery.names import KNOWN_HOMES, function_name
