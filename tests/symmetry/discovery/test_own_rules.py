@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-
 import pytest
 import torch
-from places import ROOT
+from around import Around, seen
 from teleports import change, outputs, teleported
 from torch import Tensor, nn
 
 import metaopt
 from metaopt.symmetry.discovery.operation import Operation, Result
-from metaopt.symmetry.discovery.rules.registry import RULES
 from metaopt.symmetry.discovery.running import AS_ON_EXAMPLE
 
-
-@pytest.fixture(autouse=True)
-def _only_here() -> Iterator[None]:
-    before = dict(RULES)
-    yield
-    RULES.clear()
-    RULES.update(before)
+pytestmark = pytest.mark.usefixtures("rules_of_metaopt")
 
 
 class _Half(nn.Module):
@@ -99,44 +90,16 @@ def _(x: Tensor) -> Tensor:
     return torch.empty_like(x)
 
 
-class _Around(nn.Module):
-    """A layer, something, and a layer.
-
-    Args:
-        inside: what is between the layers.
-        asks: whether the code asks for the size of the batch, which no trace knows.
-    """
-
-    def __init__(self, inside: Callable[[Tensor], Tensor], asks: bool = False) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 3)
-        self.inside = inside
-        self.asks = asks
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.asks:
-            _ = list(x)
-        return self.b(self.inside(self.a(x)))
-
-
-def _seen(model: nn.Module, permutations: bool = False) -> list[str]:
-    """What is found without an example if the model can be traced, and else with one."""
-    example = torch.randn(5, 4) if getattr(model, "asks", False) else None
-    found = metaopt.symmetries(model, example, permutations=permutations)
-    return [f"{symmetry.group}: {symmetry.name}" for symmetry in found]
-
-
 @pytest.mark.parametrize("asks", [False, True])
 def test_a_rule_for_a_custom_operation(asks: bool) -> None:
-    model = _Around(_halved, asks)
-    assert _seen(model) == []
+    model = Around(_halved, asks)
+    assert seen(model) == []
 
     @metaopt.symmetry_rule(_halved)
     def halved(op: Operation) -> Result:
         return op.homogeneous(op.value(0))
 
-    assert _seen(model) == ["positive scaling: a -> b"]
+    assert seen(model) == ["positive scaling: a -> b"]
 
 
 class _LowRank(nn.Module):
@@ -159,7 +122,7 @@ def _low_rank(op: Operation) -> Result:
 
 @pytest.mark.parametrize("asks", [False, True])
 def test_a_rule_for_a_layer_with_parameters(asks: bool) -> None:
-    model = _Around(_LowRank(2, 6), asks)
+    model = Around(_LowRank(2, 6), asks)
     metaopt.symmetry_rule(_LowRank)(_low_rank)
     x = torch.randn(5, 4)
     found = metaopt.symmetries(model, x if asks else None)
@@ -184,17 +147,17 @@ class _Ungated(_LowRank):
 
 def test_a_rule_does_not_speak_for_subclasses() -> None:
     metaopt.symmetry_rule(_LowRank)(_low_rank)
-    assert _seen(_Around(_Ungated(2, 6))) == []
+    assert seen(Around(_Ungated(2, 6))) == []
 
 
 @pytest.mark.parametrize("asks", [False, True])
 def test_a_rule_does_not_speak_for_hooks(asks: bool) -> None:
     metaopt.symmetry_rule(_Half)(lambda op: op.homogeneous(op.value(0)))
     half = _Half()
-    model = _Around(half, asks)
-    assert _seen(model) == ["positive scaling: a -> b"]
+    model = Around(half, asks)
+    assert seen(model) == ["positive scaling: a -> b"]
     half.register_forward_hook(lambda module, given, output: output.sigmoid())
-    assert _seen(model) == []
+    assert seen(model) == []
 
 
 class _Sloped(nn.Module):
@@ -211,11 +174,11 @@ class _Sloped(nn.Module):
 @pytest.mark.parametrize("asks", [False, True])
 def test_what_a_rule_does_not_ask_for_does_not_move(asks: bool) -> None:
     metaopt.symmetry_rule(_Sloped)(lambda op: op.homogeneous(op.value(0)))
-    free = _Around(_Sloped(nn.Parameter(torch.randn(6))), asks)
-    assert _seen(free) == ["positive scaling: a -> b"]
-    tied = _Around(nn.Identity(), asks)
+    free = Around(_Sloped(nn.Parameter(torch.randn(6))), asks)
+    assert seen(free) == ["positive scaling: a -> b"]
+    tied = Around(nn.Identity(), asks)
     tied.inside = _Sloped(tied.a.bias)
-    assert _seen(tied) == []
+    assert seen(tied) == []
     reasons = [skipped.reason for skipped in metaopt.symmetries(tied, torch.randn(5, 4)).skipped]
     assert reasons[0] == "the rule for _Sloped 'inside' does not ask for it"
 
@@ -231,12 +194,14 @@ class _Bent(nn.Module):
 def test_a_rule_of_several_operations_passes_no_translation(asks: bool) -> None:
     metaopt.symmetry_rule(_Bent)(lambda op: op.add(op.value(0), op.curved(op.value(0))))
     norm = nn.LayerNorm(6, elementwise_affine=False)
-    assert any("translation" in said for said in _seen(_Around(norm, asks)))
-    assert _seen(_Around(nn.Sequential(_Bent(), norm), asks)) == []
+    assert any("translation" in said for said in seen(Around(norm, asks)))
+    assert seen(Around(nn.Sequential(_Bent(), norm), asks)) == []
 
 
 class _Turned(nn.Module):
     """A rotation of pairs, after an odd function of one entry."""
+
+    angles: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -259,8 +224,8 @@ def test_a_rule_of_several_operations_passes_no_rotation(asks: bool) -> None:
         return op.add(*parts)
 
     with pytest.raises(ValueError, match="3 coordinates on axis -1: its output has shape"):
-        metaopt.symmetries(_Around(_Turned(), asks=True), torch.randn(5, 4))
-    assert all("rotation" not in said for said in _seen(_Around(_Turned())))
+        metaopt.symmetries(Around(_Turned(), asks=True), torch.randn(5, 4))
+    assert all("rotation" not in said for said in seen(Around(_Turned())))
 
 
 class _Two(nn.Module):
@@ -270,7 +235,7 @@ class _Two(nn.Module):
         return (x.relu(), x.abs()) if x.sum() < 1e9 else (x, x)
 
 
-class _Pair(_Around):
+class _Pair(Around):
     def forward(self, x: Tensor) -> Tensor:
         if self.asks:
             _ = list(x)
@@ -284,9 +249,9 @@ def test_a_rule_for_several_results() -> None:
         return [op.homogeneous(op.value(0)), op.homogeneous(op.value(0))]
 
     x = torch.randn(5, 4)
-    assert _seen(_Pair(_Two(), asks=True)) == ["positive scaling: a -> b"]
+    assert seen(_Pair(_Two(), asks=True)) == ["positive scaling: a -> b"]
     # A trace does not show that there are two: the example's run does.
-    assert _seen(_Pair(_Two())) == []
+    assert seen(_Pair(_Two())) == []
     assert [s.name for s in metaopt.symmetries(_Pair(_Two()), x)] == ["a -> b"]
 
     @metaopt.symmetry_rule(_Two)
@@ -300,26 +265,19 @@ def test_a_rule_for_several_results() -> None:
 def test_mistakes_in_a_rule_are_named() -> None:
     metaopt.symmetry_rule(_LowRank)(lambda op: op.module)
     with pytest.raises(TypeError, match="'inside' returned a _LowRank: expected a Value, a list"):
-        metaopt.symmetries(_Around(_LowRank(2, 6)))
+        metaopt.symmetries(Around(_LowRank(2, 6)))
     metaopt.symmetry_rule(_LowRank)(lambda op: op.own("weight"))
     with pytest.raises(KeyError, match="holds no tensor 'weight'; it holds: down, up, bias"):
-        metaopt.symmetries(_Around(_LowRank(2, 6)))
+        metaopt.symmetries(Around(_LowRank(2, 6)))
 
 
 def test_a_rule_that_does_not_know_leaves_alone() -> None:
     metaopt.symmetry_rule(_LowRank)(lambda op: None)
-    assert _seen(_Around(_LowRank(2, 6))) == []
+    assert seen(Around(_LowRank(2, 6))) == []
 
 
 def test_a_model_may_be_one_module_with_a_rule() -> None:
     metaopt.symmetry_rule(_LowRank)(_low_rank)
-    assert _seen(_LowRank(2, 4)) == ["general linear: down -> up"]
+    assert seen(_LowRank(2, 4)) == ["general linear: down -> up"]
     shown = metaopt.symmetries(_LowRank(2, 4), torch.randn(5, 4))
     assert [s.name for s in shown] == ["down -> up"]
-
-
-def test_the_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    page = (ROOT / "docs" / "extending" / "symmetry_rule.md").read_text(encoding="utf-8")
-    code = page.split("```python\n")[1].split("```")[0]
-    exec(compile(code, "symmetry_rule.md", "exec"), {})
-    assert "positive scaling" in capsys.readouterr().out
