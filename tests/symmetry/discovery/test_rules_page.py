@@ -93,3 +93,25 @@ def test_the_page_prints_what_it_says(capsys: pytest.CaptureFixture[str]) -> Non
 def test_a_rule_of_the_page_takes_ten_lines() -> None:
     rules = re.findall(r"^@metaopt.symmetry_rule.*?(?=\n\n)", PAGE, flags=re.M | re.S)
     assert [len(rule.splitlines()) <= 10 for rule in rules] == [True] * 3
+
+
+class _Reversed(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, [5, 4, 3, 2, 1, 0]]
+
+
+class _Recurrent(nn.Module):
+    def __init__(self, kind: type[nn.Module]) -> None:
+        super().__init__()
+        self.inside = kind(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.inside(x)[0]
+        return found
+
+
+@pytest.mark.parametrize("inside", [_Reversed(), *map(_Recurrent, (nn.RNN, nn.LSTM, nn.GRU))])
+def test_what_the_theory_says_is_not_found(inside: nn.Module) -> None:
+    found = metaopt.symmetries(Around(inside), torch.randn(5, 4), permutations=True)
+    assert not found
+    assert {skipped.module for skipped in found.skipped} >= {"b"}
