@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from teleports import change, outputs
 from torch import Tensor, nn
 
 import metaopt
+from metaopt.optim.show_model import report
 from metaopt.symmetry.discovery.operation import Operation, Result
 
 pytestmark = pytest.mark.usefixtures("rules_of_metaopt")
@@ -93,6 +95,15 @@ def test_the_page_prints_what_it_says(capsys: pytest.CaptureFixture[str]) -> Non
 def test_a_rule_of_the_page_takes_ten_lines() -> None:
     rules = re.findall(r"^@metaopt.symmetry_rule.*?(?=\n\n)", PAGE, flags=re.M | re.S)
     assert [len(rule.splitlines()) <= 10 for rule in rules] == [True] * 3
+
+
+def test_a_model_is_shown_as_the_page_about_commands_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (ROOT / "docs" / "guide" / "commands.md").read_text(encoding="utf-8")
+    (tmp_path / "net.py").write_text(page.split("```python\n")[1].split("```")[0])
+    monkeypatch.chdir(tmp_path)
+    assert f"```text\n{report('net.py:build')}\n```" in page
 
 
 class _Reversed(nn.Module):
