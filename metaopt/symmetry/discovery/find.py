@@ -62,8 +62,8 @@ def symmetries(model: nn.Module, example: Any = None, permutations: bool = False
             checked, with three exceptions: assumptions stay if the outputs on the example do not
             depend on the hidden units, and an example, being one call, cannot check that
             ``forward`` is never called with its optional arguments, nor what it does with other
-            inputs. Models of ``transformers`` bring an example of their own, on which nothing is
-            tried.
+            inputs. Models of ``transformers``, with adapters of ``peft`` too, bring an example of
+            their own, on which nothing is tried.
         permutations: whether to list permutations of units, streams and heads too. They only
             relabel.
 
