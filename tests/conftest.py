@@ -3,7 +3,21 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+
+import pytest
 
 # Before torch is imported, which reads it once.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture
+def rules_of_metaopt() -> Iterator[None]:
+    """Rules for symmetries that a test adds are gone after it."""
+    from metaopt.symmetry.discovery.rules.registry import RULES
+
+    before = dict(RULES)
+    yield
+    RULES.clear()
+    RULES.update(before)

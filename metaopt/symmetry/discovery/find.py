@@ -62,8 +62,8 @@ def symmetries(model: nn.Module, example: Any = None, permutations: bool = False
             checked, with three exceptions: assumptions stay if the outputs on the example do not
             depend on the hidden units, and an example, being one call, cannot check that
             ``forward`` is never called with its optional arguments, nor what it does with other
-            inputs. Models of ``transformers`` bring an example of their own, on which nothing is
-            tried.
+            inputs. Models of ``transformers``, with adapters of ``peft`` too, bring an example of
+            their own, on which nothing is tried.
         permutations: whether to list permutations of units, streams and heads too. They only
             relabel.
 
@@ -96,7 +96,7 @@ def _searched(model: nn.Module, example: Any, permutations: bool) -> Symmetries:
     try:
         seen = symbolic_flows(model, modules_with_rules())
         always, whole = _read(model, seen, permutations)
-        if any(trace.partial for trace in traces(model)):
+        if any(trace.partial for trace in traces(model, modules_with_rules())):
             always = Symmetries([_assuming(s, REQUIRED_ALONE) for s in always], always.skipped)
         if whole:
             return always

@@ -53,6 +53,7 @@ class Call:
         module: the path of the innermost module that was running; "" is the model itself.
         said: how messages name the operation: ``ReLU '1'`` for a module, else its name.
         of: the module that it is, if a whole module is one call; else None.
+        held: the parameters and buffers of that module, by their names in it.
     """
 
     name: str | type
@@ -62,11 +63,17 @@ class Call:
     module: str
     said: str
     of: Any = None
+    held: dict[str, Variable] = field(default_factory=dict)
 
     @property
     def inputs(self) -> list[Variable]:
         """The tensors among the arguments, in order, each as often as it stands there."""
         return variables((self.args, self.kwargs))
+
+    @property
+    def read(self) -> list[Variable]:
+        """The tensors among the arguments, and those that the module holds."""
+        return [*self.inputs, *self.held.values()]
 
     @property
     def outputs(self) -> list[Variable]:

@@ -10,7 +10,7 @@ several tensors), or None if it does not know what this call does:
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -36,6 +36,7 @@ class Operation:
         parameters: gives the value of a buffer, which has coordinates where a rule says so.
         users: the calls that take each variable.
         training: whether the model was in training mode.
+        asked: the names of the module's own tensors that the rule has asked for.
     """
 
     call: Call
@@ -44,6 +45,7 @@ class Operation:
     parameters: Parameters
     users: dict[Variable, list[Call]]
     training: bool | None
+    asked: set[str] = field(default_factory=set)
 
     # What the call was given.
 
@@ -73,6 +75,28 @@ class Operation:
         if not isinstance(found, Variable) or not found.path:
             return None
         return self.parameters.value(found.path)
+
+    @property
+    def module(self) -> Any:
+        """The module that the call is, with its settings; None if a function was called."""
+        return self.call.of
+
+    def own(self, name: str) -> Value:
+        """The value of a parameter or buffer that the module holds.
+
+        What a rule does not ask for does not move.
+
+        Args:
+            name: its name within the module: ``"weight"``, ``"inner.bias"``.
+
+        Raises:
+            KeyError: if the module holds no tensor of this name.
+        """
+        if name not in self.call.held:
+            held = ", ".join(self.call.held) or "none"
+            raise KeyError(f"{self.call.said} holds no tensor '{name}'; it holds: {held}")
+        self.asked.add(name)
+        return self.reader(self.call.held[name])
 
     def lists(self, place: int, name: str) -> list[Value]:
         """The values of a list of tensors."""

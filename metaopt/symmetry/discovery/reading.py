@@ -58,15 +58,18 @@ class Reader:
             found = _applied(op, [value(v) for v in call.inputs if not v.path])
             outputs = call.outputs
             if found is None:
-                self.clear &= not any(given.parts for given in op.inputs)
+                given_to_it = [value(variable) for variable in call.read]
+                self.clear &= not any(given.parts for given in given_to_it)
                 why = ""
                 if call.module in flow.opaque and flow.opaque[call.module].startswith("its "):
                     why = f"'{call.module}' reads it, and {flow.opaque[call.module]}"
-                for given in op.inputs:
+                for given in given_to_it:
                     op.fix(given, why)
                 found = [op.like(variable.shape) for variable in outputs]
+            else:
+                self._fix_unasked(op)
             results = found if isinstance(found, list) else [found]
-            self._spoil([values[v] for v in call.inputs if v in values], call, results)
+            self._spoil([values[v] for v in call.read if v in values], call, results)
             for variable, result in zip(outputs, results, strict=False):
                 values[variable] = result.with_shape(variable.shape)
             for variable in outputs[len(results) :]:
@@ -80,6 +83,12 @@ class Reader:
                 why = "its output leaves the model"
                 self.relations.record([(part.labels, part.dims)], part.dims, why)
 
+    def _fix_unasked(self, op: Operation) -> None:
+        """Fix the tensors of a module that its rule says nothing about."""
+        for name, variable in op.call.held.items():
+            if name not in op.asked:
+                op.fix(op.reader(variable), f"the rule for {op.call.said} does not ask for it")
+
     def _spoil(self, inputs: list[Value], call: Call, results: list[Value]) -> None:
         """Note the translations that end in this call without being passed on."""
         relations = self.relations
@@ -91,7 +100,7 @@ class Reader:
         # A parameter that is used in another way is seen by what uses it.
         begun = {shift.path for result in results for shift in result.shifts}
         begun |= {shift.path for shift in relations.ending}
-        for variable in call.inputs:
+        for variable in call.read:
             if variable.path and variable.path not in begun:
                 relations.used.add(variable.path)
 
@@ -102,7 +111,7 @@ class Reader:
         relations.module = call.module
         relations.ending = set()
         stuck = self.parameters.unmoved
-        reasons = [stuck[v.path] for v in call.inputs if v.path in stuck]
+        reasons = [stuck[v.path] for v in call.read if v.path in stuck]
         relations.because = reasons[0] if reasons else ""
 
     def _given(self, variable: Variable) -> Value:

@@ -20,8 +20,9 @@ from torch.utils import _pytree as pytree
 from metaopt.symmetry.discovery.flow import REVERSED, Call, Variable, canonical
 from metaopt.symmetry.discovery.known import Known, version
 from metaopt.symmetry.discovery.lifting import Lifting
+from metaopt.symmetry.discovery.memory import named_tensors
 from metaopt.symmetry.discovery.names import CASTS, OVERWRITTEN, READS, function_name
-from metaopt.symmetry.discovery.unseen import is_leaf
+from metaopt.symmetry.discovery.unseen import is_leaf, tampered
 from metaopt.symmetry.discovery.watch import METADATA
 
 SILENT = METADATA | frozenset({
@@ -109,7 +110,8 @@ class Recorder(TorchFunctionMode):
         path = self._paths.get(id(module), self._running[-1][0])
         self._running.append((path, module))
         try:
-            if self._is_muted or type(module) not in self._leaves:
+            is_leaf_here = type(module) in self._leaves and tampered(module) is None
+            if self._is_muted or not is_leaf_here:
                 return module._call_impl(*args, **kwargs)
             return self._leaf(module, args, kwargs)
         finally:
@@ -124,9 +126,8 @@ class Recorder(TorchFunctionMode):
         """Run a module as one call."""
         with torch._C.DisableTorchFunction():
             taken = self._variables((args, kwargs))
+            held = {name: self.known.of(tensor) for name, tensor in named_tensors(module)}
             own = [*module.parameters(), *module.buffers()]
-            for tensor in own:
-                self.known.of(tensor)
         self._is_muted = True
         try:
             result = module._call_impl(*args, **kwargs)
@@ -134,7 +135,7 @@ class Recorder(TorchFunctionMode):
             self._is_muted = False
         with torch._C.DisableTorchFunction():
             self.known.look(own)
-            self._append(type(module), taken, self._results(result), module)
+            self._append(type(module), taken, self._results(result), module, held)
         return result
 
     def _record(
@@ -172,7 +173,7 @@ class Recorder(TorchFunctionMode):
             output: Any = next(iter(new.values())) if len(new) == 1 else tuple(new.values())
         else:
             output = self._results(result, new)
-        self._append(name, (args, kwargs), output, None)
+        self._append(name, (args, kwargs), output)
         call = self.calls[-1]
         for variable in new.values():
             if variable not in call.outputs:
@@ -198,13 +199,20 @@ class Recorder(TorchFunctionMode):
     ) -> None:
         self.calls.append(Call(name, args, {}, output, self._running[-1][0], said))
 
-    def _append(self, name: str | type, taken: Any, output: Any, module: nn.Module | None) -> None:
+    def _append(
+        self,
+        name: str | type,
+        taken: Any,
+        output: Any,
+        module: nn.Module | None = None,
+        held: dict[str, Variable] | None = None,
+    ) -> None:
         args, kwargs = taken
         path, running = self._running[-1]
         said = str(name)
         if module is not None or is_leaf(running):
             said = f"{type(running).__name__} '{path}'"
-        self.calls.append(Call(name, args, kwargs, output, path, said, module))
+        self.calls.append(Call(name, args, kwargs, output, path, said, module, held or {}))
 
 
 @contextmanager

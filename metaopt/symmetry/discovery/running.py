@@ -83,9 +83,14 @@ def run(
 
 
 def example_of(model: nn.Module) -> Any:
-    """Inputs that a model of ``transformers`` brings along, on its device; None for others."""
+    """Inputs that a model of ``transformers`` brings along, on its device; None for others.
+
+    Those of a model with adapters of ``peft`` are its base model's.
+    """
     if "transformers" not in sys.modules:
         return None
+    if "peft" in sys.modules and isinstance(model, sys.modules["peft"].PeftModel):
+        model = model.get_base_model()
     if not isinstance(model, sys.modules["transformers"].PreTrainedModel):
         return None
     device = next(iter(model.parameters())).device

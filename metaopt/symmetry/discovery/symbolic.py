@@ -27,6 +27,7 @@ from metaopt.symmetry.discovery.flow import (
 )
 from metaopt.symmetry.discovery.lowering import Lowered
 from metaopt.symmetry.discovery.lowering_attention import ALL_LOWERED
+from metaopt.symmetry.discovery.memory import named_tensors
 from metaopt.symmetry.discovery.names import CASTS, MODULE, function_name
 from metaopt.symmetry.discovery.sharing import Sharing
 from metaopt.symmetry.discovery.tracing import Trace, traces
@@ -130,7 +131,9 @@ class _Reader:
         """
         args, kwargs = (self.sharing.current(one, path) for one in taken)
         output: Any = tuple(Variable() for _ in range(count)) if count else Variable()
-        call = Call(name, args, kwargs, output, path, said, of)
+        own = [] if of is None else named_tensors(of)
+        held = {name: self.variable(tensor) for name, tensor in own}
+        call = Call(name, args, kwargs, output, path, said, of, held)
         self.calls.append(call)
         if writes is None:
             self.sharing.note(call)
@@ -156,10 +159,7 @@ class _Reader:
         if path in self.trace.opaque or tampered(module) is not None:
             return self.unknown_module(module, path, args, kwargs)
         if type(module) in self.leaves:
-            for tensor in _tensors(module):
-                self.variable(tensor)
-            taken = (args, kwargs)
-            return self.call(type(module), _said(module, path), path, taken, of=module)
+            return self.call(type(module), _said(module, path), path, (args, kwargs), of=module)
         lowered: Lowered | None = ALL_LOWERED.get(type(module))
         if lowered is None or not _fits(lowered, args, kwargs):
             return self.unknown_module(module, path, args, kwargs)

@@ -274,11 +274,17 @@ def _trace(
             if known < len(opaque):
                 continue
             raise UntraceableError(_first_line(error)) from error
-    return replace(_record(model, guard.found, ran, graph, opaque), training=training)
+    record = _record(model, guard.found, ran, graph, opaque, leaves)
+    return replace(record, training=training)
 
 
 def _record(
-    model: nn.Module, found: list[Any], ran: list[CodeType], graph: fx.Graph, opaque: dict[str, str]
+    model: nn.Module,
+    found: list[Any],
+    ran: list[CodeType],
+    graph: fx.Graph,
+    opaque: dict[str, str],
+    leaves: Container[type],
 ) -> Trace:
     """The trace that a graph gives; for the arguments see ``unseen``."""
     called = [str(node.target) for node in graph.nodes if node.op == "call_module"]
@@ -289,7 +295,8 @@ def _record(
         for _, module in model.get_submodule(path).named_modules(remove_duplicate=False)
     )
     read = frozenset(str(node.target) for node in graph.nodes if node.op == "get_attr")
-    return Trace(graph, opaque, calls, places, read, unseen(model, found, ran, graph, opaque))
+    not_seen = unseen(model, found, ran, graph, opaque, leaves)
+    return Trace(graph, opaque, calls, places, read, not_seen)
 
 
 def traces(model: nn.Module, leaves: Container[type] = ()) -> list[Trace]:
@@ -307,7 +314,7 @@ def traces(model: nn.Module, leaves: Container[type] = ()) -> list[Trace]:
     if not all(map(only_observes, hooks_on_all_modules())):
         raise UntraceableError("forward hooks on all modules may change what it computes")
     if is_leaf(model) or type(model) in leaves:
-        whole = _record(model, [], [], _graph_of_leaf(model), {})
+        whole = _record(model, [], [], _graph_of_leaf(model), {}, leaves)
         return [replace(whole, training=training) for training in (True, False)]
     if "forward" in model.__dict__:
         raise UntraceableError("its forward is replaced on the instance")

@@ -6,7 +6,7 @@ of them is then an assumption, which an example can check.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from functools import partial
 from types import CodeType, FunctionType
 from typing import Any
@@ -61,6 +61,7 @@ def unseen(
     ran: Iterable[CodeType],
     graph: fx.Graph,
     opaque: dict[str, str],
+    leaves: Container[type] = (),
 ) -> dict[str, str]:
     """For each tensor that untraced code could reach, what is assumed of that code.
 
@@ -70,6 +71,7 @@ def unseen(
         ran: the user's code that ran during the trace.
         graph: the graph of the trace.
         opaque: for the paths of modules that could not be traced, the reason.
+        leaves: classes of modules that are one call, of whose own tensors all is known.
 
     Returns:
         Path of a tensor -> the assumption.
@@ -89,6 +91,8 @@ def unseen(
             module = model.get_submodule(path)
             of_torch = [] if path in opaque else [m for m in module.modules() if is_leaf(m)]
             known = {id(tensor) for m in of_torch for tensor in m._parameters.values()}
+            if path not in opaque and type(module) in leaves:
+                known = {id(tensor) for _, tensor in named_tensors(module)}
             add([module], f"code of '{path}'", known)
         elif node.op == "call_function" and isinstance(node.target, FunctionType):
             add([node.target], f"'{node.target.__name__}'", set())

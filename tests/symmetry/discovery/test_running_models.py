@@ -10,6 +10,7 @@ import torch
 from flows import PLAIN, WITH_RELU, Forward, Odd, recorded, state, written
 from torch import Tensor, nn
 
+import metaopt
 from metaopt.symmetry.discovery.flow import Flow
 from metaopt.symmetry.discovery.running import example_of, run
 from metaopt.symmetry.discovery.watch import UntraceableError
@@ -218,3 +219,11 @@ def test_a_cache_among_the_inputs_stays_as_it_is() -> None:
 
 def test_other_models_bring_no_example() -> None:
     assert example_of(nn.Linear(2, 2)) is None
+
+
+def test_a_model_with_adapters_brings_the_example_of_its_base_model() -> None:
+    peft = pytest.importorskip("peft")
+    model = peft.get_peft_model(tiny("llama"), peft.LoraConfig(r=3, target_modules=["q_proj"]))
+    assert "input_ids" in example_of(model)
+    found = metaopt.symmetries(model)
+    assert {(str(s.group), s.size) for s in found} == {("general linear", 3)}
