@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from odd_forwards import Call, Odd
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
 import metaopt
@@ -79,16 +80,23 @@ def state(model: nn.Module) -> list[Any]:
     found += [str(np.random.get_state()), torch.get_default_dtype()]  # noqa: NPY002
     for path, module in model.named_modules():
         found += [path, type(module), module.training]
+        if isinstance(module, torch.jit.ScriptModule):
+            continue  # Its attributes are made anew each time.
         for key, value in vars(module).items():
             found += [key, id(value), _plain(value)]
     for path, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        found += [path, id(tensor), tensor.data_ptr(), tensor.requires_grad, _plain(tensor)]
-        found += [tensor.grad is None, tensor.dtype, tensor.stride()]
+        found += [path, type(tensor), tensor.requires_grad]
+        if is_lazy(tensor):
+            continue
+        found += [tensor.data_ptr(), tensor.dtype, tensor.stride(), _plain(tensor)]
+        found += [tensor.grad is None] if tensor.is_leaf else []
     return found
 
 
 def _plain(value: Any) -> Any:
     """The bits of a value, as far as it can be told."""
+    if is_lazy(value):
+        return id(value)
     if isinstance(value, Tensor):
         return value.detach().cpu().reshape(-1).tolist() if not value.is_quantized else None
     if isinstance(value, dict):
@@ -131,6 +139,8 @@ def changed(odd: Odd, chosen: Sequence[Symmetry], calls: Iterable[Call], where: 
     plain, other = odd.make(), odd.make()
     for seed, training in zip(SEEDS, (True, False, True), strict=True):
         moved(other, chosen, seed)
+        # After it has moved, a stream in front of equal gains is another model: see ``teleport``.
+        chosen = [s for s in chosen if not s.blurs]
         for i, call in enumerate(calls):
             by = change(called(plain, call, training), called(other, call, training))
             if not by < TOLERANCE:
