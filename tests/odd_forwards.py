@@ -7,7 +7,7 @@ tried on each of them is in ``odd_trials``.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -33,11 +33,13 @@ class Odd:
         make: builds it, always with the same weights.
         example: the arguments of the example.
         others: other calls that a user may make.
+        tolerance: the relative change that counts as rounding.
     """
 
     make: Callable[[], nn.Module]
     example: tuple[Any, ...]
     others: tuple[Call, ...]
+    tolerance: float = 1e-8
 
 
 ODD: dict[str, Odd] = {}
@@ -220,7 +222,9 @@ class Lora(Core):
         return self.base(x) + self.up(self.mid(self.down(x)))
 
 
-def odd(*cores: type[Core], prepare: Any = None) -> Callable[[Hidden], Hidden]:
+def odd(
+    *cores: type[Core], prepare: Any = None, tolerance: float = 1e-8
+) -> Callable[[Hidden], Hidden]:
     """Register cores whose hidden units pass a function."""
 
     def register(mid: Hidden) -> Hidden:
@@ -229,7 +233,9 @@ def odd(*cores: type[Core], prepare: Any = None) -> Callable[[Hidden], Hidden]:
             if prepare is not None:
                 body["prepare"] = prepare
             kind = type(f"{core.__name__}_{mid.__name__}", (core,), body)
-            enter(f"{core.__name__.lower()}-{mid.__name__}", kind, core.inputs)
+            name = f"{core.__name__.lower()}-{mid.__name__}"
+            enter(name, kind, core.inputs)
+            ODD[name] = replace(ODD[name], tolerance=tolerance)
         return mid
 
     return register

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -37,8 +38,11 @@ def scores(q: Tensor, k: Tensor) -> Tensor:
     return q @ k.mT / 2
 
 
-def attending(prepare: Any = None) -> Any:
-    def register(attend: Any) -> Any:
+Attend = Callable[[Any, Tensor, Tensor, Tensor], Tensor]
+
+
+def attending(prepare: Any = None) -> Callable[[Attend], Attend]:
+    def register(attend: Attend) -> Attend:
         body = {"attend": attend} | ({} if prepare is None else {"prepare": prepare})
         model("positions")(type(attend.__name__, (Heads,), body))
         return attend
@@ -329,5 +333,3 @@ class Grouped(nn.Module):
         q, k, v = (m(x).unflatten(-1, (-1, 3)).transpose(1, 2) for m in (self.q, self.k, self.v))
         k, v = k.repeat(1, 2, 1, 1), v.repeat_interleave(2, 1)
         return self.o(functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
-
-
