@@ -130,9 +130,8 @@ class Masked(TwoLayers):
         self.register_buffer("mask", torch.ones(6, 4).tril())
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(
-            functional.relu(functional.linear(x, self.fc1.weight * self.get_buffer("mask")))
-        )
+        w = self.fc1.weight * self.get_buffer("mask")
+        return self.fc2(functional.relu(functional.linear(x, w)))
 
 
 @model("features")
