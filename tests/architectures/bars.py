@@ -199,7 +199,7 @@ def stretch(slot: Slot, tensor: Tensor, symmetry: Symmetry) -> Tensor:
 
 
 def charge(symmetry: Symmetry, weights: dict[str, Tensor], G: dict[str, Tensor]) -> float:
-    """(d) what must vanish on every mini-batch, relative to the terms that it is made of.
+    """(d) what must vanish on every mini-batch, relative to the sum of ||W|| ||G||.
 
         sum_in W G^T - sum_out G W^T,  [size, size] for each block
 
@@ -222,7 +222,7 @@ def charge(symmetry: Symmetry, weights: dict[str, Tensor], G: dict[str, Tensor])
             term = torch.einsum("cbia,cbja->bij", W, own)
             term = slot.power * (term if sign > 0 else term.mT)
             difference = difference + sign * term
-            scale = scale + term.norm()
+            scale = scale + W.norm() * own.norm()
     left = {
         "general linear": lambda: difference,
         "orthogonal": lambda: difference - difference.mT,

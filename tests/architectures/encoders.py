@@ -1,4 +1,4 @@
-"""BERT, RoBERTa, DistilBERT, ViT and CLIP of ``transformers``: LayerNorm streams, no cache."""
+"""BERT, RoBERTa, DistilBERT and ViT of ``transformers``: LayerNorm streams, no cache."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from architectures.base import NON_ZERO, Architecture, Inputs, Refused, Row, wake
+from architectures.base import NON_ZERO, Architecture, Inputs, Row, wake
 
 TEXT: dict[str, Any] = {
     "hidden_size": 16,
@@ -127,16 +127,6 @@ def vit() -> nn.Module:
     return wake(ViTForImageClassification(ViTConfig(**{**IMAGE, "num_labels": 5})))
 
 
-def clip() -> nn.Module:
-    """Both towers, their projections and the temperature."""
-    from transformers import CLIPConfig, CLIPModel
-
-    text = {**TEXT, "projection_dim": 12, "bos_token_id": 1, "eos_token_id": 2}
-    vision = {**IMAGE, "projection_dim": 12}
-    config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=12)
-    return wake(CLIPModel(config))
-
-
 B = "{0}.encoder.layer.#."
 ALL_B = "{0}.encoder.layer.{{0,1}}."
 
@@ -184,35 +174,6 @@ _V = "vit.layers."
 def _images(dtype: torch.dtype) -> dict[str, Any]:
     return {"pixel_values": Inputs(dtype).normal(2, 3, 8, 8)}
 
-
-def _clip_inputs(given: Inputs) -> dict[str, Any]:
-    tokens = given.tokens()
-    tokens[:, -1] = 2  # what the text is pooled at
-    return {
-        "input_ids": tokens,
-        "pixel_values": given.normal(given.batch, 3, 8, 8),
-        "attention_mask": torch.ones_like(tokens),
-    }
-
-
-def _tower(path: str) -> tuple[Row, ...]:
-    layer = f"{path}.encoder.layers.#."
-    qkv = f"{layer}self_attn.{{q,k,v}}_proj.weight"
-    return (
-        *attention(f"{layer}self_attn.", "q_proj", "k_proj", "v_proj", "out_proj"),
-        Row("norm, attention", NON_ZERO, 16, f"{layer}layer_norm1.{{weight,bias}} {qkv}", layers=2),
-        Row(
-            "norm, MLP",
-            NON_ZERO,
-            16,
-            f"{layer}layer_norm2.{{weight,bias}} {layer}mlp.fc1.weight",
-            layers=2,
-        ),
-        hidden(f"{layer}mlp.fc1.{{weight,bias}} {layer}mlp.fc2.weight"),
-    )
-
-
-_texts = "text_model.encoder.layers.{0,1}."
 
 ENCODERS = (
     Architecture("BERT", bert, _tokens, MASKED, _bert, needs="transformers"),
@@ -317,30 +278,5 @@ ENCODERS = (
             ),
         ),
         needs="transformers",
-    ),
-    Architecture(
-        "CLIP",
-        clip,
-        lambda dtype: _clip_inputs(Inputs(dtype)),
-        {"plain": lambda model, given: model(**_clip_inputs(given))},
-        (
-            *_tower("text_model"),
-            *_tower("vision_model"),
-            before_norm(
-                "text_model.embeddings.{token,position}_embedding.weight "
-                f"{_texts}self_attn.out_proj.{{weight,bias}} {_texts}mlp.fc2.{{weight,bias}} "
-                "vision_model.embeddings.class_embedding "
-                "vision_model.embeddings.{patch,position}_embedding.weight"
-            ),
-            Row(
-                "last norm, image projection",
-                NON_ZERO,
-                16,
-                "vision_model.post_layernorm.{weight,bias} visual_projection.weight",
-            ),
-        ),
-        (Refused("streams", "(text|vision)_model", "leaves? the model"),),
-        needs="transformers",
-        says="last hidden states and projections are outputs too",
     ),
 )

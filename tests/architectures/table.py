@@ -16,6 +16,7 @@ import metaopt
 from architectures.adapters import ADAPTERS
 from architectures.attention import ATTENTION
 from architectures.base import Architecture, Row
+from architectures.clip import CLIP
 from architectures.decoders import DECODERS
 from architectures.encoders import ENCODERS
 from architectures.llamas import LLAMAS
@@ -27,7 +28,7 @@ from architectures.vision import VISION
 PAGE = ROOT / "docs" / "guide" / "architectures.md"
 NAME = "architectures"
 """Of the markers around the table."""
-TRANSFORMERS = (*ENCODERS, *DECODERS, *PAIRS)
+TRANSFORMERS = (*ENCODERS, *CLIP, *DECODERS, *PAIRS)
 """Of ``transformers``, but for those with rotary embeddings."""
 ROTARY_AND_ADAPTERS = (*LLAMAS, *ADAPTERS)
 """Of ``transformers`` with rotary embeddings, and of ``peft``."""
