@@ -47,6 +47,23 @@ DEPTH = 5
 """How deep tensors are looked for in what a model returns or keeps."""
 
 
+def runs(model: nn.Module, example: Any, leaves: Container[type] = ()) -> list[Flow]:
+    """The flows of runs in training and in evaluation mode, and as it is if its modules differ.
+
+    Args:
+        model: see ``run``.
+        example: see ``run``.
+        leaves: see ``run``.
+
+    Raises:
+        UntraceableError: if the model cannot run on the example; the message says why.
+    """
+    guard = _guard(model)
+    is_mixed = len({module.training for module in model.modules()}) > 1
+    modes = (True, False, None) if is_mixed else (True, False)
+    return [_recorded(model, example, training, leaves, guard) for training in modes]
+
+
 def run(
     model: nn.Module, example: Any, training: bool | None = None, leaves: Container[type] = ()
 ) -> Flow:
@@ -62,9 +79,23 @@ def run(
     Raises:
         UntraceableError: if the model cannot run on the example; the message says why.
     """
+    return _recorded(model, example, training, leaves, _guard(model))
+
+
+def _guard(model: nn.Module) -> Restoring:
     if any(map(is_lazy, model.parameters())):
         raise UntraceableError("it has parameters without a shape; run it once before")
-    guard = Restoring(model)
+    return Restoring(model)
+
+
+def _recorded(
+    model: nn.Module,
+    example: Any,
+    training: bool | None,
+    leaves: Container[type],
+    guard: Restoring,
+) -> Flow:
+    """The flow of a run without numbers if that is possible, else with them."""
     preferred = training is not False
     for with_gradients in (preferred, not preferred):
         # Code that needs numbers fails on stand-ins, in any way; so does code that always fails.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import metaopt
 from metaopt.symmetry.discovery.flow import Flow
-from metaopt.symmetry.discovery.running import example_of, run
+from metaopt.symmetry.discovery.running import example_of, run, runs
 from metaopt.symmetry.discovery.watch import UntraceableError
 
 
@@ -215,6 +215,16 @@ def test_a_cache_among_the_inputs_stays_as_it_is() -> None:
     shapes = [[v.shape for v in call.inputs] for call in flow.calls if call.name == "cat"]
     assert [(1, 2, 3, 4), (1, 2, 1, 4)] in shapes
     assert all(call.name != "unseen" for call in flow.calls)
+
+
+def test_runs_in_all_modes() -> None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.Dropout(0.5))
+    assert [flow.training for flow in runs(model, torch.randn(3, 4))] == [True, False]
+    model[1].eval()
+    found = runs(model, torch.randn(3, 4))
+    assert [flow.training for flow in found] == [True, False, None]
+    assert [flow.calls[1].kwargs["training"] for flow in found] == [True, False, False]
+    assert (model.training, model[1].training) == (True, False)
 
 
 def test_other_models_bring_no_example() -> None:
