@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from metaopt.symmetry.discovery.flow import Flow, Variable
-from metaopt.symmetry.discovery.running import AS_ON_EXAMPLE, run
+from metaopt.symmetry.discovery.flow import AS_ON_EXAMPLE, Flow, Variable
+from metaopt.symmetry.discovery.running import run
 
 Forward = Callable[[Any, Tensor], Any]
 PLAIN = "linear(0 wa ba)1; linear(1 wb bb)2 -> 2"

@@ -16,7 +16,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
 import metaopt
-from metaopt.symmetry.discovery.running import AS_ON_EXAMPLE
+from metaopt.symmetry.discovery.flow import AS_ON_EXAMPLE
 from metaopt.symmetry.groups import Symmetries, Symmetry
 
 COARSE = 1e-3

@@ -117,8 +117,8 @@ def _element(symmetry: Symmetry, norm: float, seed: int, device: torch.device) -
 
 
 def _permutation(numbers: np.random.Generator, size: int) -> npt.NDArray[np.int64]:
-    """A random permutation that moves something, if there is one."""
-    while True:
-        order = numbers.permutation(size)
-        if size < 2 or (order != np.arange(size)).any():
-            return order
+    """A random cycle of all units: none stays where it is, so that a trial sees each move."""
+    around = numbers.permutation(size)
+    order = np.empty(size, np.int64)
+    order[around] = np.roll(around, 1)
+    return order

@@ -44,7 +44,9 @@ def _outputs(model: nn.Module, example: Any) -> list[Tensor]:
         with torch.random.fork_rng():
             torch.manual_seed(0)
             leaves = pytree.tree_leaves(model(*arguments, **keywords))
-        tensors = [x for x in leaves if isinstance(x, Tensor) and x.is_floating_point()]
+        tensors = [x for x in leaves if isinstance(x, Tensor)]
+        # Places and flags are outputs as well as numbers are.
+        tensors = [torch.view_as_real(x) if x.is_complex() else x for x in tensors]
         found += [x.to(torch.float64, copy=True) for x in tensors]
     return found
 

@@ -141,7 +141,7 @@ def _reasons(solver: Solver) -> dict[str, str]:
     first = np.full(len(of), len(order))
     for i, stop in reversed([*enumerate(order)]):
         first[of[stop.labels]] = i
-    read = {int(x[0]) for x in relations.read if x.size}
+    read = {int(x.flat[0]) for x in relations.read if x.size}
     found: dict[str, str] = {}
     for source in relations.sources:
         labels = source.labels[source.labels != FIXED]

@@ -7,24 +7,23 @@ from typing import Any
 
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.nn.parameter import is_lazy
 
 from metaopt.symmetry.discovery.check import Trial
 from metaopt.symmetry.discovery.explaining import left_alone, named
-from metaopt.symmetry.discovery.flow import Flow
+from metaopt.symmetry.discovery.flow import LASTING, Flow
 from metaopt.symmetry.discovery.memory import named_tensors
 from metaopt.symmetry.discovery.obstacles import unmoved
 from metaopt.symmetry.discovery.parameters import Parameters
 from metaopt.symmetry.discovery.reading import Reader
 from metaopt.symmetry.discovery.relations import Relations
 from metaopt.symmetry.discovery.rules.registry import modules_with_rules
-from metaopt.symmetry.discovery.running import AS_ON_EXAMPLE, example_of, run
+from metaopt.symmetry.discovery.running import example_of, runs
 from metaopt.symmetry.discovery.solving import Solver
 from metaopt.symmetry.discovery.symbolic import flows as symbolic_flows
 from metaopt.symmetry.discovery.tracing import traces
 from metaopt.symmetry.discovery.watch import UntraceableError
 from metaopt.symmetry.groups import Skipped, Symmetries, Symmetry
-
-REQUIRED_ALONE = "forward is called with its required arguments alone"
 
 
 def wrappers(model: nn.Module) -> list[nn.Module]:
@@ -72,6 +71,7 @@ def symmetries(model: nn.Module, example: Any = None, permutations: bool = False
     """
     model = plain(model)
     try:
+        _require_shapes(model)
         result = _searched(model, example, permutations)
     except UntraceableError as error:
         reason = f"{type(model).__name__} cannot be traced, so nothing is known: {error}"
@@ -79,6 +79,12 @@ def symmetries(model: nn.Module, example: Any = None, permutations: bool = False
     if example is not None and result and not _is_meta(model):
         result = _tried(model, result, example)
     return result
+
+
+def _require_shapes(model: nn.Module) -> None:
+    for path, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if is_lazy(tensor):
+            raise UntraceableError(f"'{path}' has no shape yet: call the model once")
 
 
 def _is_meta(model: nn.Module) -> bool:
@@ -94,10 +100,7 @@ def _searched(model: nn.Module, example: Any, permutations: bool) -> Symmetries:
     always = Symmetries()
     failed: UntraceableError | None = None
     try:
-        seen = symbolic_flows(model, modules_with_rules())
-        always, whole = _read(model, seen, permutations)
-        if any(trace.partial for trace in traces(model, modules_with_rules())):
-            always = Symmetries([_assuming(s, REQUIRED_ALONE) for s in always], always.skipped)
+        always, whole = _read(model, symbolic_flows(model, modules_with_rules()), permutations)
         if whole:
             return always
     except UntraceableError as error:
@@ -108,25 +111,16 @@ def _searched(model: nn.Module, example: Any, permutations: bool) -> Symmetries:
             return always
         raise UntraceableError(f"{failed}; give an example of its inputs") from failed
     try:
-        seen = [run(model, given, training, modules_with_rules()) for training in (True, False)]
+        shown, _ = _read(model, runs(model, given, modules_with_rules()), permutations)
     except UntraceableError:
         if failed is None:
             return always
         raise
-    known = {replace(s, assumes=""): s for s in always}
-    shown, _ = _read(model, seen, permutations)
-    lasting = dict.fromkeys(flow.assumes for flow in seen)
-    found = []
-    for symmetry in shown:
-        if symmetry in known:
-            found.append(known[symmetry])
-            continue
-        for assumption in lasting:
-            symmetry = _assuming(symmetry, assumption)
-        found.append(symmetry)
+    # What traces prove holds for all inputs, whether or not a run shows it too.
+    known = {replace(symmetry, assumes=""): symmetry for symmetry in always}
+    found = [known.get(replace(symmetry, assumes=""), symmetry) for symmetry in shown]
     if set(found) <= set(always) and failed is None:
         return always
-    # What traces prove holds for all inputs, whether or not a run shows it too.
     proven = [symmetry for symmetry in always if symmetry not in found]
     return Symmetries([*found, *proven], shown.skipped)
 
@@ -139,19 +133,26 @@ def _read(model: nn.Module, seen: list[Flow], permutations: bool) -> tuple[Symme
     for flow in seen:
         reader.read(flow)
     solver = Solver(relations, parameters.tensors)
+    of_all = [flow.assumes for flow in seen if flow.assumes]
     found = []
     for one in solver.found(permutations):
         symmetry = named(model, one)
-        for path in dict.fromkeys(slot.path for slot in symmetry.slots):
-            said = [flow.unseen[path] for flow in seen if path in flow.unseen]
-            symmetry = _assuming(symmetry, said[0]) if said else symmetry
+        paths = dict.fromkeys(slot.path for slot in symmetry.slots)
+        unseen = [flow.unseen[path] for path in paths for flow in seen if path in flow.unseen]
+        for said in dict.fromkeys([*unseen, *of_all]):
+            symmetry = _assuming(symmetry, said)
         found.append(symmetry)
     return Symmetries(found, left_alone(model, seen, solver, found)), reader.clear
 
 
 def _tried(model: nn.Module, found: Symmetries, example: Any) -> Symmetries:
     """The symmetries that an example confirms, without the assumptions that it settles."""
-    trial = Trial(model, example)
+    try:
+        trial = Trial(model, example)
+    except Exception as error:
+        # The model's code may raise anything: in one of both modes, say.
+        reason = f"it does not run on the example in training and in evaluation mode: {error}"
+        return Symmetries([], [*found.skipped, Skipped("", reason.splitlines()[0])])
     changes = trial.deviations(found)
     untrue = [
         Skipped(s.modules[0], f"{s.name}: changes the outputs on the example by {change:.1e}")
@@ -168,7 +169,7 @@ def _tried(model: nn.Module, found: Symmetries, example: Any) -> Symmetries:
 
 def _settled(symmetry: Symmetry, trial: Trial) -> Symmetry:
     """The symmetry without what an example has settled, if it could have shown a failure."""
-    lasting = [said for said in (AS_ON_EXAMPLE, REQUIRED_ALONE) if said in symmetry.assumes]
+    lasting = [said for said in LASTING if said in symmetry.assumes]
     if symmetry.assumes == " and ".join(lasting) or not trial.would_show(symmetry):
         return symmetry
     return replace(symmetry, assumes=" and ".join(lasting))

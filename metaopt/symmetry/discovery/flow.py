@@ -15,6 +15,12 @@ from typing import Any
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+AS_ON_EXAMPLE = "its forward does with other inputs what it did with the example"
+REQUIRED_ALONE = "forward is called with its required arguments alone"
+AS_AT_FIRST = "its forward does in later calls what it did in the first"
+LASTING = (AS_ON_EXAMPLE, REQUIRED_ALONE, AS_AT_FIRST)
+"""What flows assume and one example, being one call, cannot settle."""
+
 
 @dataclass(frozen=True, eq=False)
 class Variable:
@@ -142,7 +148,7 @@ NAMES = {
     "ipow": "pow", "negative": "neg", "absolute": "abs", "imatmul": "matmul",
     "mm": "matmul", "bmm": "matmul", "view": "reshape", "view_as": "reshape_as",
     "swapaxes": "transpose", "swapdims": "transpose", "moveaxis": "movedim", "concat": "cat",
-    "concatenate": "cat", "tensor_split": "split", "split_with_sizes": "split", "clip": "clamp",
+    "concatenate": "cat", "split_with_sizes": "split", "clip": "clamp",
     "_softmax": "softmax", "special_softmax": "softmax",
     "contiguous": "identity", "clone": "identity", "detach": "identity", "data": "identity",
     "alias": "identity", "requires_grad": "identity", "cuda": "identity", "cpu": "identity",

@@ -174,6 +174,8 @@ class Relations:
     records: list[Record] = field(default_factory=list)
     rotations: list[Rotation] = field(default_factory=list)
     halves: dict[frozenset[bytes], Half] = field(default_factory=dict)
+    indexed: bool = False
+    """Whether an axis of an input was taken away, so that images may not come in batches."""
     read: list[Labels] = field(default_factory=list)
     """Coordinates of parameters that were summed over: such a parameter reads a hidden space."""
     factors: list[Labels] = field(default_factory=list)

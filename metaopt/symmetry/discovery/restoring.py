@@ -31,6 +31,7 @@ from metaopt.symmetry.discovery.reachable import (
 )
 from metaopt.symmetry.discovery.watch import UntraceableError
 
+PLAIN = (bool, int, float, str)
 Restore = Callable[[], None]
 Source = tuple[Callable[[], Any], Callable[[Any], Any]]
 """How to read and how to set the state of a source of random numbers."""
@@ -64,6 +65,13 @@ class Restoring:
             restore()
         for (_, put), state in zip(self._sources, self._draws, strict=True):
             put(state)
+
+    def plain(self) -> list[Any]:
+        """The numbers, flags and texts that the code holds, and how long its lists are.
+
+        Two of these differ if code that ran in between changed what may decide its way next time.
+        """
+        return [kept for thing in self.found if (kept := _plain(thing)) is not None]
 
     @contextmanager
     def holding_tensors(self) -> Iterator[None]:
@@ -102,6 +110,20 @@ class Restoring:
 
     def _states(self) -> list[Any]:
         return [get() for get, _ in self._sources]
+
+
+def _plain(thing: Any) -> Any:
+    """What of an object decides ways of code: numbers, flags, texts, lengths; None if nothing."""
+    if isinstance(thing, dict):
+        return {key: value for key, value in dict.items(thing) if isinstance(value, PLAIN)}
+    if isinstance(thing, list | deque):
+        return [value if isinstance(value, PLAIN) else None for value in thing]
+    if isinstance(thing, CellType):
+        held = contents(thing)
+        return held if isinstance(held, PLAIN) else None
+    if isinstance(thing, FunctionType) and not is_foreign(thing):
+        return [value for _, _, value in named_globals(thing) if isinstance(value, PLAIN)]
+    return None
 
 
 class _Hidden(Iterator[Any]):

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
-from metaopt.symmetry.discovery.flow import Flow
+from metaopt.symmetry.discovery.flow import AS_ON_EXAMPLE, Flow
 from metaopt.symmetry.discovery.lifting import Lifting, WithNumbers, WithoutNumbers
 from metaopt.symmetry.discovery.reachable import (
     ATOMS,
@@ -40,7 +40,6 @@ from metaopt.symmetry.discovery.recorder import Recorder, recording
 from metaopt.symmetry.discovery.restoring import Restoring
 from metaopt.symmetry.discovery.watch import UntraceableError
 
-AS_ON_EXAMPLE = "its forward does with other inputs what it did with the example"
 CACHES = "transformers.cache_utils"
 STORE_GLOBAL = dis.opmap["STORE_GLOBAL"]
 DEPTH = 5

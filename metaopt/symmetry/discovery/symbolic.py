@@ -16,6 +16,8 @@ from torch import Tensor, dtype, fx, nn
 
 from metaopt.symmetry.discovery import arguments
 from metaopt.symmetry.discovery.flow import (
+    AS_AT_FIRST,
+    REQUIRED_ALONE,
     REVERSED,
     Call,
     Flow,
@@ -88,13 +90,15 @@ class _Reader:
             else:
                 self._values[node] = self._read(node)
         outputs += self.sharing.changed(self._of_tensors.values())
+        assumes = [REQUIRED_ALONE] * self.trace.partial + [AS_AT_FIRST] * self.trace.turned
         return Flow(
             self.calls,
             list(dict.fromkeys(outputs)),
             self.parameters,
             self.trace.training,
             self.trace.unseen,
-            opaque=self.opaque,
+            " and ".join(assumes),
+            self.opaque,
         )
 
     def variable(self, tensor: Tensor) -> Variable:

@@ -61,6 +61,8 @@ class Trace:
         unseen: path of a tensor -> what is assumed of untraced code that may read it.
         partial: whether only the call with default optional arguments could be traced.
         training: the mode that it was traced in; None for that of each module.
+        turned: whether the code changed numbers, flags or lists of its own, so that a later call
+            may take another way.
     """
 
     graph: fx.Graph
@@ -71,6 +73,7 @@ class Trace:
     unseen: dict[str, str]
     partial: bool = False
     training: bool | None = None
+    turned: bool = False
 
     def reaches(self, path: str) -> bool:
         """Whether the module at ``path`` is called, or lies in a module that is called."""
@@ -220,8 +223,8 @@ def _trace_once(
     training: bool | None,
     defaults: bool,
     leaves: Container[type],
-) -> tuple[fx.Graph, list[CodeType]]:
-    """The graph of one trace, and the user's code that ran for it."""
+) -> tuple[fx.Graph, list[CodeType], bool]:
+    """The graph of one trace, the user's code that ran for it, and whether that changed state."""
     ran: dict[int, CodeType] = {}
     named = ((path, t) for path, t in named_tensors(model) if isinstance(t, nn.Parameter))
     watch = Watch(Owners(named), guard.tensors)
@@ -243,12 +246,14 @@ def _trace_once(
                 # The user's own ``train`` may change more than the flag.
                 if training is not None and not is_foreign(module.train):
                     module.train(training)
+            before = guard.plain()
             graph = copy_context().run(_Tracer(opaque, defaults, watch, leaves).trace, model)
+            turned = guard.plain() != before
         if watch.refused is not None:
             raise UntraceableError(watch.refused)
         if guard.drew():
             raise UntraceableError("it draws random numbers outside of the trace")
-        return graph, list(ran.values())
+        return graph, list(ran.values()), turned
     finally:
         guard.restore()
 
@@ -267,7 +272,7 @@ def _trace(
     while known < len(opaque):
         known = len(opaque)
         try:
-            graph, ran = _trace_once(model, guard, opaque, training, defaults, leaves)
+            graph, ran, turned = _trace_once(model, guard, opaque, training, defaults, leaves)
         except _RetraceError:
             continue
         except Exception as error:
@@ -275,7 +280,7 @@ def _trace(
                 continue
             raise UntraceableError(_first_line(error)) from error
     record = _record(model, guard.found, ran, graph, opaque, leaves)
-    return replace(record, training=training)
+    return replace(record, training=training, turned=turned)
 
 
 def _record(

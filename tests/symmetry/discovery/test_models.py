@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from zoo import ZOO
 
 import metaopt
-from metaopt.symmetry.discovery.running import AS_ON_EXAMPLE
+from metaopt.symmetry.discovery.flow import AS_ON_EXAMPLE
 from metaopt.symmetry.groups import Group, Slot, Symmetry
 from metaopt.symmetry.modules import tensor_at
 

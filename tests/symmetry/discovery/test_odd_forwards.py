@@ -39,69 +39,7 @@ FILES = (
 """Importing these files has registered their models."""
 
 FAULTS: dict[str, tuple[str, ...]] = {
-    "an example tries one permutation, which may leave a unit where it is": (
-        "mlp-of_an_array",
-        "hook of the model",
-    ),
-    "rounding_mode of div is ignored": (
-        "plain-divided_and_floored",
-        "mlp-divided_and_floored",
-        "plain-divided_and_cut",
-        "mlp-divided_and_cut",
-    ),
-    "error for weights that are views of one vector": ("Flat",),
-    "uneven hardtanh of a module counts as odd": (
-        "hardtanh uneven",
-        "relu6",
-    ),
-    "error where channels of a norm are another axis": (
-        "instance norm",
-        "batch norm of positions",
-    ),
-    "heads whose weights are returned are permuted": ("weights of heads",),
-    "heads are permuted without bias_k and bias_v": ("with added keys",),
-    "max_norm of an embedding is ignored": (
-        "table of bounded rows",
-        "table of wide bounds",
-        "table bounded in L1",
-        "BoundedByHand",
-    ),
-    "units on an axis that is resized": ("Resized",),
-    "error of a model that runs in one mode alone": ("batch norm without eps",),
-    "masks of single heads are ignored": ("MaskOfHeads",),
-    "the place of the largest unit counts as its value": (
-        "returns the largest place",
-        "Largest",
-        "plain-places_added",
-        "mlp-places_added",
-        "plain-places_of_max",
-        "mlp-places_of_max",
-    ),
-    "Python state that a forward changes": (
-        "plain-by_a_counter",
-        "mlp-by_a_counter",
-        "FlagTurns",
-        "ExponentGrows",
-        "Anneals",
-    ),
-    "tensor_split counts as split": (
-        "plain-halves_compared",
-        "mlp-halves_compared",
-        "plain-pieces_of_nine",
-        "mlp-pieces_of_nine",
-    ),
-    "eps of normalize is ignored": (
-        "UnitRowsWithEps",
-        "plain-normalized_coarsely",
-        "mlp-normalized_coarsely",
-    ),
-    "images without a batch axis": ("Unbatched",),
-    "keepdim of std is read from the wrong place": (
-        "plain-deviation_by_place",
-        "mlp-deviation_by_place",
-    ),
     "error of an own __getattr__": ("OwnGetattr",),
-    "error for lazy layers": ("lazy",),
 }
 """What the finder does wrong today -> models that show it."""
 WRONG = {name: why for why, names in FAULTS.items() for name in names}

@@ -9,8 +9,8 @@ from teleports import change, outputs, teleported
 from torch import Tensor, nn
 
 import metaopt
+from metaopt.symmetry.discovery.flow import AS_ON_EXAMPLE
 from metaopt.symmetry.discovery.operation import Operation, Result
-from metaopt.symmetry.discovery.running import AS_ON_EXAMPLE
 
 pytestmark = pytest.mark.usefixtures("rules_of_metaopt")
 

@@ -16,9 +16,25 @@ from metaopt.symmetry.discovery.values import Part, Value
 
 
 def attention(
-    op: Operation, q: Value, k: Value, v: Value, mask: Value | None, masked: bool
+    op: Operation,
+    q: Value,
+    k: Value,
+    v: Value,
+    mask: Value | None,
+    masked: bool,
+    alike: bool = True,
 ) -> Value:
-    """The attention of queries [.., t, i], keys [.., s, i] and values [.., s, j]: [.., t, j]."""
+    """The attention of queries [.., t, i], keys [.., s, i] and values [.., s, j]: [.., t, j].
+
+    Args:
+        op: the operation.
+        q: the queries.
+        k: the keys.
+        v: the values.
+        mask: what is added to the scores.
+        masked: whether some scores are dropped at random.
+        alike: whether nothing tells one head from another.
+    """
     outer = [[*range(-len(x.shape), -2)] for x in (q, k, v)]
     both = max(outer[:2], key=len)
     is_open = q.open or k.open or v.open
@@ -33,7 +49,7 @@ def attention(
         scores = op.add(scores, mask)
     for part in scores.parts:
         op.relations.curved(part.labels)
-        op.relations.record([(part.labels, part.dims)])
+        op.relations.record([(part.labels, part.dims)], () if alike else part.dims)
     if masked:
         scores = op.masked(scores)
     rows = [*range(-len(scores.shape), -2), "t", "s"]
@@ -70,7 +86,10 @@ def multi_head(op: Operation) -> Result:
         return None
     q, k, v = (x for x in split if x is not None)
     masked = bool(op.given(10, "dropout_p", 0.0)) and op.given(13, "training", True) is not False
-    out = attention(op, q, k, v, None, masked and op.training is not False)
+    mask = op.given(16, "attn_mask")
+    single = op.given(15, "need_weights", True) and not op.given(23, "average_attn_weights", True)
+    alike = not single and not (isinstance(mask, Variable) and _may_differ(mask))
+    out = attention(op, q, k, v, None, masked and op.training is not False, alike)
     found = out.part_on(-1)
     merged: tuple[Part, ...] = ()
     if found is not None and found.dims == (-3, -1):
@@ -82,6 +101,11 @@ def multi_head(op: Operation) -> Result:
     shapes = [variable.shape for variable in op.call.outputs]
     results = [result.with_shape(shapes[0] if shapes else None)]
     return [*results, *(Value(()) if s is None else Value(s) for s in shapes[1:])]
+
+
+def _may_differ(mask: Variable) -> bool:
+    """Whether a mask may be another for each head: [batch heads, T, S], not [T, S]."""
+    return mask.shape is None or len(mask.shape) == 3
 
 
 def _split(op: Operation, role: int, heads: int, width: int) -> Value | None:

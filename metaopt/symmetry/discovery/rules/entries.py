@@ -225,10 +225,13 @@ def real_pairs(op: Operation) -> Result:
 
 @register("div")
 def div(op: Operation) -> Result:
-    """x / y."""
-    if not isinstance(op.given(1, "other"), Variable):
-        return replace(op.value(0), gains="")
-    return op.multiply(op.value(0), op.power(op.value(1, "other"), -1))
+    """x / y, which may be rounded."""
+    x = op.value(0)
+    if isinstance(op.given(1, "other"), Variable):
+        x = op.multiply(x, op.power(op.value(1, "other"), -1))
+    else:
+        x = replace(x, gains="")
+    return x if op.given(2, "rounding_mode") is None else op.curved(x)
 
 
 @register("reciprocal")

@@ -16,8 +16,8 @@ from metaopt.symmetry.discovery.values import Value
 
 METHODS = (
     "permute", "transpose", "movedim", "t", "unsqueeze", "squeeze", "expand", "broadcast_to",
-    "repeat", "repeat_interleave", "tile", "chunk", "split", "unbind", "narrow", "select",
-    "unflatten", "flip", "roll", "unfold", "as_strided", "swapdims", "ravel",
+    "repeat", "repeat_interleave", "tile", "chunk", "split", "tensor_split", "unbind", "narrow",
+    "select", "unflatten", "flip", "roll", "unfold", "as_strided", "swapdims", "ravel",
     "diagonal", "hsplit", "vsplit", "dsplit", "take_along_dim", "T", "mT", "adjoint", "rot90",
 )  # fmt: skip
 FUNCTIONS: dict[str, Any] = {
@@ -37,6 +37,7 @@ def moving(op: Operation) -> Result:
     """The operation itself, applied to labels."""
     name = str(op.call.name)
     if not op.inputs[0].parts and op.inputs[0].open:
+        op.relations.indexed |= name in ("select", "unbind", "squeeze")
         return [op.like(v.shape, v.shape is None) for v in op.call.outputs]
     method = FUNCTIONS.get(name) or getattr(torch.Tensor, name)
     return _result(op.replayed(method), op)
@@ -46,6 +47,8 @@ def moving(op: Operation) -> Result:
 def getitem(op: Operation) -> Result:
     """x[i] for numbers, slices and constants; for integers that are computed, rows of a table."""
     index = op.given(1, "index")
+    first = index[0] if isinstance(index, tuple) and index else index
+    op.relations.indexed |= isinstance(first, int) and op.inputs[0].open
     if not isinstance(index, Variable) or index.constant is not None:
         return moving_by(op, lambda x, i: x[i])
     x, shape = op.value(0), op.shape
@@ -92,7 +95,14 @@ def flatten(op: Operation) -> Result:
     if op.shape is not None:
         return moving_by(op, torch.Tensor.flatten)
     bounds = (op.given(1, "start_dim", 0), op.given(2, "end_dim", -1))
-    return flattened(x) if bounds == (1, -1) else None
+    return _batched(op, x) if bounds == (1, -1) else None
+
+
+def _batched(op: Operation, x: Value) -> Value:
+    """All axes but the first become one; images come in batches."""
+    if op.relations.indexed:
+        op.assume(x, f"what '{op.call.module}' reads comes in batches")
+    return flattened(x)
 
 
 def moving_by(op: Operation, method: Any) -> Result:
@@ -128,7 +138,7 @@ def reshape(op: Operation) -> Result:
     if given[0] == -1 and x.parts[0].dims != (-1,):
         # Entries of a row are then taken from one image only if a row is as long as an image.
         op.assume(x, f"an image has {given[1]} entries")
-    return flattened(x)
+    return _batched(op, x)
 
 
 @register("cat")
@@ -213,7 +223,8 @@ def interpolate(op: Operation) -> Result:
     x = op.value(0)
     if op.call.name == "grid_sample" and op.value(1, "grid").parts:
         return None
-    if any(part.dims == (-1,) or len(part.dims) > 1 for part in x.parts):
+    images = -1 if x.open else 2 - len(x.shape)
+    if any(max(part.dims) >= images or len(part.dims) > 1 for part in x.parts):
         return None
     dims = {d for part in x.parts for d in part.dims}
     shape = tuple(

@@ -81,6 +81,9 @@ def batch_norm(op: Operation) -> Result:
     if after is None:
         return None
     part = x.part_on(-after - 1)
+    if part is not None and part.labels.shape[-1] != known[0].shape[0]:
+        # Its channels are another axis than the coordinates: which, a trace cannot know.
+        return None
     for other in x.parts:
         if other is not part:
             op.fix(replace(x, parts=(other,)))

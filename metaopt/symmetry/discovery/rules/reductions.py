@@ -77,17 +77,29 @@ def extremes(op: Operation) -> Result:
     if len(op.call.inputs) > 1:
         return op.curved(op.multiply(*(op.curved(value) for value in op.inputs)))
     x = op.value(0)
-    place = 2 if op.call.name in ("norm", "vector_norm") else 1
-    dims = axes(op, x, op.given(place, "dim"))
+    name = str(op.call.name)
+    place = 2 if name in ("norm", "vector_norm") else 1
+    given = op.given(place, "dim")
+    # std(True) and var(True) say how to divide; so does what follows their axes.
+    given = None if isinstance(given, bool) else given
+    dims = axes(op, x, given)
     if dims is None:
-        dims = _spatial(x, op.given(place, "dim"))
+        dims = _spatial(x, given)
     if dims is None:
         return None
-    keeps_scale = op.call.name in KEEPING_SCALE
-    x = op.homogeneous(x) if keeps_scale else op.curved(x)
-    found = op.total(x, dims, bool(op.given(place + 1, "keepdim", False)))
-    several = len(op.call.outputs) == 2
-    return [found, replace(op.curved(found), parts=())] if several else found
+    names_places = name in ("argmax", "argmin") or len(op.call.outputs) == 2
+    if names_places:
+        for part in x.parts:
+            if set(part.dims) & set(dims):
+                why = f"{op.relations.said} tells the places of its output"
+                op.fix(replace(x, parts=(part,)), why)
+    x = op.homogeneous(x) if name in KEEPING_SCALE else op.curved(x)
+    kept = op.given(place + (2 if name in ("std", "var") else 1), "keepdim", False)
+    found = op.total(x, dims, bool(kept))
+    if not names_places:
+        return found
+    places = replace(op.curved(found), parts=())
+    return [found, places] if len(op.call.outputs) == 2 else places
 
 
 @register("cumsum")
