@@ -241,9 +241,3 @@ def _reduced(value: Value, parts: tuple[Part, ...], dims: Sequence[int], keep: b
     place = {d: i - len(left) for i, d in enumerate(left)}
     moved = tuple(Part(tuple(place[d] for d in p.dims), p.labels, p.signs) for p in parts)
     return replace(value, shape=tuple(shape[d] for d in left), parts=moved)
-
-
-def fix(relations: Relations, values: Sequence[Value], why: str) -> None:
-    """No coordinate of the values may move."""
-    for value in values:
-        relations.fix(value.labels, why)

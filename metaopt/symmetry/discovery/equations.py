@@ -81,8 +81,7 @@ def solved(relations: Relations, kind: str, modulus: int = 0) -> Components:
         modulus: 2 for signs.
     """
     count = relations.count
-    own = [e for e in relations.equals if not (e.sign < 0 and e.a is e.b)]
-    mirrored = [e.a for e in relations.equals if e.sign < 0 and e.a is e.b]
+    own = relations.equals
     a, b = (np.concatenate([np.empty(0, np.int64), *(getattr(e, n) for e in own)]) for n in "ab")
     sign = np.concatenate([np.empty(0, np.int64), *(np.full(len(e.a), e.sign) for e in own)])
     stopped = np.zeros(count, bool)
@@ -90,8 +89,8 @@ def solved(relations: Relations, kind: str, modulus: int = 0) -> Components:
         if getattr(stop, kind):
             stopped[stop.labels] = True
     selfs = np.zeros(count, bool)
-    for labels in mirrored:
-        selfs[labels] = True
+    for mirror in relations.mirrors:
+        selfs[mirror.labels] = True
     products = _flat(relations.products)
     while True:
         of, signs, twisted = _signed(count, a, b, sign)
@@ -100,14 +99,14 @@ def solved(relations: Relations, kind: str, modulus: int = 0) -> Components:
         np.logical_or.at(odd, of, selfs | twisted)
         zero, odd = zero[of], odd[of]
         nought = zero if modulus else zero | odd
-        more = _simplified(products, of, signs, nought, modulus)
+        more = _simplified(products, nought, modulus)
         if more is None:
             break
         products, new_a, new_b, new_sign, new_zero = more
         a, b = np.concatenate([a, new_a]), np.concatenate([b, new_b])
         sign = np.concatenate([sign, new_sign])
         stopped[new_zero] = True
-    return Components(of, signs, nought, odd & ~zero, _named(products, of, signs, modulus))
+    return Components(of, signs, nought, odd & ~zero, _named(products, of, signs))
 
 
 _Flat = tuple[Labels, Labels, Labels, Labels, Labels]
@@ -125,7 +124,7 @@ def _flat(products: list[Product]) -> _Flat:
 
 
 def _simplified(
-    products: _Flat, of: Labels, sign: Labels, zero: Flags, modulus: int
+    products: _Flat, zero: Flags, modulus: int
 ) -> tuple[_Flat, Labels, Labels, Labels, Labels] | None:
     """Products with at most two exponents that are not 0, as equations; None if there are none."""
     c, a, b, p, q = products
@@ -160,7 +159,7 @@ def _simplified(
     return rest, first, second, signs, lone
 
 
-def _named(products: _Flat, of: Labels, sign: Labels, modulus: int) -> list[Product]:
+def _named(products: _Flat, of: Labels, sign: Labels) -> list[Product]:
     """What is left, in terms of components."""
     c, a, b, p, q = products
     found = []

@@ -10,7 +10,6 @@ from torch import nn
 from metaopt.symmetry.discovery.flow import Flow
 from metaopt.symmetry.discovery.found import Found
 from metaopt.symmetry.discovery.obstacles import unmoved
-from metaopt.symmetry.discovery.orthogonal import refused
 from metaopt.symmetry.discovery.solving import Solver
 from metaopt.symmetry.discovery.values import FIXED
 from metaopt.symmetry.groups import Group, Skipped, Slot, Symmetry
@@ -89,8 +88,11 @@ def left_alone(
         if symmetry.group not in (Group.SIGNS, Group.TRANSLATION)
         for slot in symmetry.incoming
     }
-    rotations = refused(solver.relations, solver.scales)
-    streams = [_unequal(path, gains) for path, gains in rotations.items()]
+    equal = solver.relations.equal_gains
+    streams = [
+        _unequal(one.slots[0].path, tuple(gain for gain in one.blurs if gain not in equal))
+        for one in solver.rotated(equal=False)
+    ]
     return list(dict.fromkeys([*_left_alone(model, seen, solver, makers), *streams]))
 
 

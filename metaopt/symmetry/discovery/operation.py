@@ -123,10 +123,6 @@ class Operation:
 
     # What it demands.
 
-    def linear_in(self, value: Value) -> Value:
-        """Every group passes: x, c x for a number c, means over positions."""
-        return value
-
     def homogeneous(self, value: Value) -> Value:
         """f(a x) = a f(x) for a > 0, entry by entry: positive scaling and permutations pass."""
         return algebra.homogeneous(self.relations, value)

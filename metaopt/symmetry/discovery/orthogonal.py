@@ -14,24 +14,8 @@ from metaopt.symmetry.groups import Group
 ROTATIONS = frozenset({Group.ORTHOGONAL, Group.SIGNS})
 
 
-def orthogonal(relations: Relations, scales: Components) -> list[Found]:
-    """O(n) on every stream whose norms have equal gains, or none."""
-    return [
-        one for one in _streams(relations, scales) if relations.equal_gains.issuperset(one.blurs)
-    ]
-
-
-def refused(relations: Relations, scales: Components) -> dict[str, tuple[str, ...]]:
-    """For the first tensor of each stream that cannot be rotated, the gains that are not equal."""
-    return {
-        one.slots[0].path: tuple(p for p in one.blurs if p not in relations.equal_gains)
-        for one in _streams(relations, scales)
-        if not relations.equal_gains.issuperset(one.blurs)
-    }
-
-
-def _streams(relations: Relations, scales: Components) -> list[Found]:
-    """O(n) where it would act if all gains were equal; ``blurs`` names these."""
+def streams(relations: Relations, scales: Components) -> list[Found]:
+    """O(n) on every stream, where it acts if all gains that ``blurs`` names are equal."""
     count = relations.count
     if not scales.odd.any():
         return []

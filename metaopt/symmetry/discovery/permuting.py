@@ -28,13 +28,13 @@ class Seed:
     """A first numbering of units: by an index of an array, or by a part of that index.
 
     Attributes:
-        classes: the classes that are numbered.
+        labels: the coordinates that are numbered.
         unit: their numbers, or -1.
         count: the number of units.
         whole: the seed that numbers by the whole index, if this one does by a part of it.
     """
 
-    classes: Labels
+    labels: Labels
     unit: Labels
     count: int
     whole: Seed | None = None
@@ -45,7 +45,7 @@ class Seed:
             return []
         number = self.whole.unit // self.count
         return [
-            Seed(self.classes, np.where(number == i, self.unit, -1), self.count)
+            Seed(self.labels, np.where(number == i, self.unit, -1), self.count)
             for i in range(self.whole.count // self.count)
         ]
 
@@ -55,63 +55,55 @@ class Permuting:
 
     Args:
         relations: the relations.
-        of: for each label its class: coordinates that are equal are one.
     """
 
-    def __init__(self, relations: Relations, of: Labels) -> None:
-        self.of = of
+    def __init__(self, relations: Relations) -> None:
+        self.count = relations.count
         self.records = relations.records
         self.reasons = [stop.why for stop in relations.stops]
-        self.pins = np.full(len(of), -1)
+        self.pins = np.full(self.count, -1)
         for i, stop in reversed([*enumerate(relations.stops)]):
             if stop.fixed:
-                self.pins[of[stop.labels]] = i
+                self.pins[stop.labels] = i
         self._places = self._index()
 
     def _index(self) -> tuple[Labels, Labels]:
-        """Class and number of the record for all that stands in a record, sorted by class."""
-        classes, numbers = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+        """Label and number of the record for all that stands in a record, sorted by label."""
+        labels, numbers = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
         for i, record in enumerate(self.records):
-            inside = np.unique(
-                np.concatenate([self.classes(x).ravel() for x, _ in record.operands])
-            )
+            inside = np.unique(np.concatenate([x.ravel() for x, _ in record.operands]))
             inside = inside[inside != FIXED]
-            classes.append(inside)
+            labels.append(inside)
             numbers.append(np.full(len(inside), i))
-        flat, record_of = np.concatenate(classes), np.concatenate(numbers)
+        flat, record_of = np.concatenate(labels), np.concatenate(numbers)
         order = np.argsort(flat, kind="stable")
         return flat[order], record_of[order]
 
-    def classes(self, labels: Labels) -> Labels:
-        """The classes of labels; ``FIXED`` where there is none."""
-        return np.where(labels == FIXED, FIXED, self.of[np.maximum(labels, 0)])
-
-    def touching(self, classes: Labels) -> Labels:
-        """The numbers of the records in which some classes stand."""
+    def touching(self, labels: Labels) -> Labels:
+        """The numbers of the records in which some coordinates stand."""
         flat, record_of = self._places
-        low, high = np.searchsorted(flat, classes), np.searchsorted(flat, classes, "right")
+        low, high = np.searchsorted(flat, labels), np.searchsorted(flat, labels, "right")
         places = [record_of[i:j] for i, j in zip(low, high, strict=True)]
         return np.unique(np.concatenate(places)) if places else np.empty(0, np.int64)
 
     def seeds(self, labels: Labels) -> Iterator[Seed]:
         """The ways in which the coordinates of an axis may be numbered, finest structure first."""
-        own = np.unique(self.classes(labels))
+        own = np.unique(labels)
         own = own[own != FIXED]
         if not len(own):
             return
         arrays = [
-            (self.classes(array), names)
+            array
             for i in self.touching(own[:1])
-            for array, names in self.records[i].operands
-            if own[0] in self.classes(array)
+            for array, _ in self.records[i].operands
+            if own[0] in array
         ]
-        if arrays and all(array.ndim == 1 for array, _ in arrays):
-            flat = self.classes(labels)
-            flat = flat[flat != FIXED]
+        if arrays and all(array.ndim == 1 for array in arrays):
+            flat = labels[labels != FIXED]
             yield Seed(flat, np.arange(len(flat)), len(flat))
             return
         seen: set[tuple[int, ...]] = set()
-        for array, _ in sorted(arrays, key=lambda x: -x[0].ndim):
+        for array in sorted(arrays, key=lambda x: -x.ndim):
             if array.shape in seen:
                 continue
             seen.add(array.shape)
@@ -126,14 +118,14 @@ class Permuting:
                     yield Seed(array, part, inner, whole)
 
     def follow(self, seed: Seed) -> Labels:
-        """For each class its unit, or -1: all coordinates that move with a first numbering.
+        """For each label its unit, or -1: all coordinates that move with a first numbering.
 
         Raises:
             StuckError: if some operation does not allow it.
         """
-        units = np.full(len(self.of), -1)
+        units = np.full(self.count, -1)
         queue: deque[int] = deque()
-        self._assign(units, queue, seed, seed.classes, seed.unit, "")
+        self._assign(units, queue, seed, seed.labels, seed.unit, "")
         while queue:
             record = self.records[queue.popleft()]
             for name, profile in self._profiles(record, units, seed.count).items():
@@ -141,8 +133,7 @@ class Permuting:
                     if name in names:
                         shape = [-1 if n == name else 1 for n in names]
                         whole = np.broadcast_to(profile.reshape(shape), array.shape)
-                        classes = self.classes(array)
-                        self._assign(units, queue, seed, classes, whole, record.why)
+                        self._assign(units, queue, seed, array, whole, record.why)
         return units
 
     def _assign(
@@ -150,12 +141,12 @@ class Permuting:
         units: Labels,
         queue: deque[int],
         seed: Seed,
-        classes: Labels,
+        labels: Labels,
         unit: Labels,
         why: str,
     ) -> None:
         """Number coordinates, and queue the records in which new ones stand."""
-        c, u = np.unique(np.stack([classes.ravel(), unit.ravel()]), axis=1)
+        c, u = np.unique(np.stack([labels.ravel(), unit.ravel()]), axis=1)
         _, place, counts = np.unique(c, return_inverse=True, return_counts=True)
         times = counts[place]
         if ((times != 1) & (times != seed.count)).any():
@@ -180,8 +171,7 @@ class Permuting:
         """For each index of a record that the units number, the unit at each of its values."""
         found: dict[Hashable, Labels] = {}
         for array, names in record.operands:
-            classes = self.classes(array)
-            unit = np.where(classes == FIXED, -1, units[np.maximum(classes, 0)])
+            unit = np.where(array == FIXED, -1, units[np.maximum(array, 0)])
             if (unit < 0).all():
                 continue
             varying = [i for i in range(unit.ndim) if (unit != unit.take([0], axis=i)).any()]

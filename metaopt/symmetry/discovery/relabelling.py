@@ -16,7 +16,7 @@ def permutations(relations: Relations) -> list[Found]:
     """Permutations of units, of streams, of heads, and of the queries of one key."""
     of = np.arange(relations.count)
     where = standing(relations, of, by_role(relations), relative=False)
-    permuting = Permuting(relations, of)
+    permuting = Permuting(relations)
     result: list[Found] = []
     seen: set[tuple[int, int]] = set()
     for source in where.sources:
@@ -38,7 +38,7 @@ def permutations(relations: Relations) -> list[Found]:
 
 
 def _followed(permuting: Permuting, seed: Seed) -> tuple[Labels, Labels, int] | None:
-    """For each class its block and its unit, and the number of blocks; None if it is stuck."""
+    """For each label its block and its unit, and the number of blocks; None if it is stuck."""
     parts = seed.blocks()
     try:
         alone = [permuting.follow(part) for part in parts[:1]]

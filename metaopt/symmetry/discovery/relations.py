@@ -92,7 +92,6 @@ class Fibers:
         labels: the coordinates.
         fiber: the number of each one's fibre.
         call: the number of the call that demands it.
-        orthogonal: whether only orthogonal matrices may mix them.
         gains: the path of the parameter that would have to have equal entries for any mixing; ""
             if it is none.
     """
@@ -100,7 +99,6 @@ class Fibers:
     labels: Labels
     fiber: Labels
     call: int
-    orthogonal: bool = False
     gains: str = ""
 
 
@@ -115,7 +113,6 @@ class Record:
     operands: tuple[Operand, ...]
     fixed: frozenset[Hashable]
     why: str
-    call: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -213,7 +210,6 @@ class Relations:
     def mirror(self, labels: Labels) -> None:
         """s_a = -s_a, as in a norm: no scale passes, but rotations do."""
         flat = labels[labels != FIXED].ravel()
-        self.equals.append(Equal(flat, flat, -1, self.call))
         place = f"the norm '{self.module}'" if self.module else self.said
         self.mirrors.append(Stop(flat, f"only signs and rotations pass {place}"))
 
@@ -247,15 +243,13 @@ class Relations:
         """No coordinate is mixed with another."""
         self.mix(labels, tuple(range(labels.ndim)))
 
-    def mix(
-        self, labels: Labels, apart: Sequence[int], orthogonal: bool = False, gains: str = ""
-    ) -> None:
+    def mix(self, labels: Labels, apart: Sequence[int], gains: str = "") -> None:
         """Coordinates are mixed along all axes of an array but those in ``apart``."""
         shape = [n if i in apart else 1 for i, n in enumerate(labels.shape)]
         fiber = np.arange(int(np.prod(shape, dtype=np.int64))).reshape(shape)
         fiber = np.broadcast_to(fiber, labels.shape)
         kept = labels != FIXED
-        self.fibers.append(Fibers(labels[kept], fiber[kept], self.call, orthogonal, gains))
+        self.fibers.append(Fibers(labels[kept], fiber[kept], self.call, gains))
 
     def record(
         self, operands: Sequence[Operand], fixed: Sequence[Hashable] = (), why: str = ""
@@ -264,4 +258,4 @@ class Relations:
         kept = tuple((labels, names) for labels, names in operands if labels.size)
         if kept:
             why = why or f"what {self.said} does with its output depends on the place"
-            self.records.append(Record(kept, frozenset(fixed), why, self.call))
+            self.records.append(Record(kept, frozenset(fixed), why))

@@ -51,13 +51,14 @@ def _innermost(block: Labels, unit: Labels, strides: dict[str, int]) -> tuple[st
         stops = np.flatnonzero(~runs)
         size = int(stops[0]) + 1 if len(stops) else n
         # A run may go on over the end of a chunk by chance: the largest divisor that fits.
-        while size > 1 and not _fits(runs, n, size, role, block, unit):
+        while size > 1 and not _fits(runs, n, size):
             size -= 1
         return role, size
     return "", 1
 
 
-def _fits(runs: Labels, n: int, size: int, role: str, block: Labels, unit: Labels) -> bool:
+def _fits(runs: Labels, n: int, size: int) -> bool:
+    """Whether all chunks of a size are runs."""
     if n % size:
         return False
     inside = np.ones(n - 1, bool)

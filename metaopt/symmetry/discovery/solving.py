@@ -14,7 +14,7 @@ from metaopt.symmetry.discovery.bundles import bound, bundles, move_of
 from metaopt.symmetry.discovery.equations import solved
 from metaopt.symmetry.discovery.families import Family, Moves, families, fibers_of, moves, standing
 from metaopt.symmetry.discovery.found import Found, found_of
-from metaopt.symmetry.discovery.orthogonal import orthogonal
+from metaopt.symmetry.discovery.orthogonal import streams
 from metaopt.symmetry.discovery.relabelling import permutations as all_permutations
 from metaopt.symmetry.discovery.relations import Relations
 from metaopt.symmetry.discovery.rotating import rotary
@@ -36,12 +36,13 @@ class Solver:
         self.tensors = tensors
         self.scales = solved(relations, "scale")
         self.where = standing(relations, self.scales.of, self.scales.sign)
+        self.streams = streams(relations, self.scales) if relations.sources else []
 
     def found(self, permutations: bool) -> list[Found]:
         """All symmetries, in order of the first use of what they move."""
         if not self.relations.sources:
             return []
-        result = [*self._continuous(), *orthogonal(self.relations, self.scales)]
+        result = [*self._continuous(), *self.rotated()]
         turning = {one.entries: one for one in rotary(self.relations, self.scales)}
         result = [turning.get(one.entries, one) for one in result]
         result = with_signs(self.relations, result)
@@ -61,13 +62,18 @@ class Solver:
             ]
         return sorted(result, key=lambda one: (one.first, one.group is Group.PERMUTATION))
 
+    def rotated(self, equal: bool = True) -> list[Found]:
+        """The streams in front of equal gains, or of gains that are not known to be equal."""
+        gains = self.relations.equal_gains
+        return [one for one in self.streams if gains.issuperset(one.blurs) is equal]
+
     # Scales and matrices.
 
     def _continuous(self) -> list[Found]:
         """Scalings, one for each unit, or matrices where every operation mixes."""
         scales = self.scales
         free = ~scales.zero & ~bound(scales)
-        mixing = fibers_of((f for f in self.relations.fibers), scales.of)
+        mixing = fibers_of(self.relations.fibers, scales.of)
         every = families(self.where, scales.of, free, mixing)
         result = []
         for family, move in zip(every.members, moves(self.where, every), strict=True):

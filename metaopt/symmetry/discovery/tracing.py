@@ -16,7 +16,6 @@ from __future__ import annotations
 import inspect
 import sys
 import warnings
-from collections import Counter
 from collections.abc import Callable, Container, Iterator
 from contextlib import ExitStack
 from contextvars import copy_context
@@ -55,8 +54,6 @@ class Trace:
     Attributes:
         graph: the graph of calls; the targets of module calls are paths.
         opaque: for the paths of modules that could not be traced, the reason.
-        calls: how often each module is called, by its ``id``.
-        places: in how many called modules each module lies, by its ``id``.
         read: the paths of tensors that code of the model reads directly.
         unseen: path of a tensor -> what is assumed of untraced code that may read it.
         partial: whether only the call with default optional arguments could be traced.
@@ -67,18 +64,11 @@ class Trace:
 
     graph: fx.Graph
     opaque: dict[str, str]
-    calls: Counter[int]
-    places: Counter[int]
     read: frozenset[str]
     unseen: dict[str, str]
     partial: bool = False
     training: bool | None = None
     turned: bool = False
-
-    def reaches(self, path: str) -> bool:
-        """Whether the module at ``path`` is called, or lies in a module that is called."""
-        called = [str(node.target) for node in self.graph.nodes if node.op == "call_module"]
-        return any(path == leaf or not leaf or path.startswith(f"{leaf}.") for leaf in called)
 
 
 class _Tracer(fx.Tracer):
@@ -292,16 +282,9 @@ def _record(
     leaves: Container[type],
 ) -> Trace:
     """The trace that a graph gives; for the arguments see ``unseen``."""
-    called = [str(node.target) for node in graph.nodes if node.op == "call_module"]
-    calls = Counter(id(model.get_submodule(path)) for path in called)
-    places = Counter(
-        id(module)
-        for path in dict.fromkeys(called)
-        for _, module in model.get_submodule(path).named_modules(remove_duplicate=False)
-    )
     read = frozenset(str(node.target) for node in graph.nodes if node.op == "get_attr")
     not_seen = unseen(model, found, ran, graph, opaque, leaves)
-    return Trace(graph, opaque, calls, places, read, not_seen)
+    return Trace(graph, opaque, read, not_seen)
 
 
 def traces(model: nn.Module, leaves: Container[type] = ()) -> list[Trace]:

@@ -43,12 +43,10 @@ class Part:
     table: int = 0
     imaginary: Labels | None = None
 
-    def over(self, dims: Sequence[int], labels: Labels | None = None) -> Labels:
+    def over(self, dims: Sequence[int]) -> Labels:
         """The labels with an axis for each of ``dims``, of length 1 where the part has none."""
-        array = self.labels if labels is None else labels
-        return array.reshape(
-            [array.shape[self.dims.index(d)] if d in self.dims else 1 for d in dims]
-        )
+        sizes = dict(zip(self.dims, self.labels.shape, strict=True))
+        return self.labels.reshape([sizes.get(d, 1) for d in dims])
 
 
 @dataclass(frozen=True, eq=False)

@@ -146,7 +146,7 @@ def _power(op: Operation, x: Value, exponent: int) -> Value:
         # No scale passes, but for another reason than in curved functions, so that O(n) stays.
         relations.mirror(part.labels)
         apart = [i for i, d in enumerate(part.dims) if d != -1]
-        relations.mix(part.labels, apart, orthogonal=True)
+        relations.mix(part.labels, apart)
         relations.stop(labels, f"only permutations pass {relations.said}")
         relations.record([(part.labels, part.dims), (labels, part.dims)])
         parts.append(replace(part, labels=labels, signs=None))

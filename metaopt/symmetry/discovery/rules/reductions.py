@@ -141,7 +141,7 @@ def unit_norm(op: Operation, x: Value, dims: tuple[int, ...]) -> Value:
         if inside:
             op.relations.mirror(part.labels)
             apart = [i for i in range(len(part.dims)) if i not in inside]
-            op.relations.mix(part.labels, apart, orthogonal=True)
+            op.relations.mix(part.labels, apart)
         else:
             op.relations.stop(
                 part.labels, f"only permutations pass {op.relations.said}", sign=False
