@@ -6,8 +6,9 @@ for inputs with any number of leading axes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from metaopt.symmetry.discovery.rotations import rotated
 from metaopt.symmetry.discovery.shifts import NONE, Labels, Stage, scales, scales_of_product
 from metaopt.symmetry.discovery.values import Part, Value
 
+T = TypeVar("T")
 ADDED = "its output is added to another value"
 
 
@@ -30,13 +32,26 @@ def shape_of(values: Sequence[Value]) -> tuple[tuple[int | None, ...], bool]:
     return tuple(sizes), any(value.open for value in values)
 
 
+def together(items: Sequence[T], held: Callable[[T], set[Any]]) -> list[list[T]]:
+    """The items in groups: those that hold something in common, directly or by way of others."""
+    found: list[tuple[set[Any], list[T]]] = []
+    for item in items:
+        own, group = set(held(item)), [item]
+        apart = []
+        for other, members in found:
+            if other & own:
+                own, group = own | other, group + members
+            else:
+                apart.append((other, members))
+        found = [*apart, (own, group)]
+    return [members for _, members in found]
+
+
 def groups(values: Sequence[Value]) -> list[tuple[int, ...]]:
     """Sets of axes: those that parts of the values tie together, each ascending."""
-    sets: list[set[int]] = []
-    for dims in (set(part.dims) for value in values for part in value.parts):
-        touching = [other for other in sets if other & dims]
-        sets = [other for other in sets if not other & dims] + [dims.union(*touching)]
-    return sorted(tuple(sorted(dims)) for dims in sets)
+    parts = [part for value in values for part in value.parts]
+    tied = together(parts, lambda part: set(part.dims))
+    return sorted(tuple(sorted({d for part in group for d in part.dims})) for group in tied)
 
 
 def even_in(values: Sequence[Value], shape: Sequence[int | None]) -> frozenset[int]:
@@ -136,9 +151,10 @@ def multiply(relations: Relations, values: Sequence[Value]) -> Value:
         gains = [v.gains for v in values if v.gains and _within(v, dims)]
         if any(not v.weight for v in values):
             relations.factors += [p.labels for v in values if v.weight for p in _within(v, dims)]
-        product = _product(relations, dims, inside, [shape[d] for d in dims], gains)
-        _recorded(relations, values, dims, product)
-        parts.append(Part(dims, product))
+        alone = gains[0] if len(gains) == 1 and len(inside) == 2 else ""
+        made = product(relations, dims, inside, [shape[d] or 1 for d in dims], alone)
+        _recorded(relations, values, dims, made)
+        parts.append(Part(dims, made))
     repeats = "".join({value.repeats for value in values})
     kept, cancelled = scales_of_product(value.shifts for value in values)
     relations.ending |= cancelled
@@ -146,27 +162,50 @@ def multiply(relations: Relations, values: Sequence[Value]) -> Value:
     return Value(shape, is_open, tuple(parts), repeats, shifts=kept, even=even)
 
 
-def _product(
+class Placed(Protocol):
+    """Coordinates along axes that have names: numbers of axes, or indices of a sum."""
+
+    @property
+    def names(self) -> tuple[Any, ...]:
+        """The names of the axes."""
+
+    @property
+    def labels(self) -> Labels:
+        """The coordinates."""
+
+    def over(self, names: Sequence[Any]) -> Labels:
+        """The labels with an axis for each name, of length 1 where they have none."""
+
+
+def product(
     relations: Relations,
-    dims: tuple[int, ...],
-    inside: list[Part],
-    sizes: list[int | None],
-    gains: list[str],
+    names: Sequence[Any],
+    factors: Sequence[Placed],
+    sizes: Sequence[int] = (),
+    gains: str = "",
 ) -> Labels:
-    """New coordinates whose scales are the products of those of several parts, equal gains last."""
-    arrays = [part.over(dims) for part in inside]
-    whole = np.broadcast_shapes(*(a.shape for a in arrays), [n or 1 for n in sizes])
-    equal = gains[0] if len(gains) == 1 and len(inside) == 2 else ""
+    """New coordinates whose scales are the products of those of several factors.
+
+    Args:
+        relations: where the demands are written.
+        names: the axes of the result.
+        factors: the factors, equal gains last.
+        sizes: the least sizes of the result's axes, if factors are broadcast.
+        gains: the path of the gains that the last factor is.
+    """
+    arrays = [factor.over(names) for factor in factors]
+    whole = np.broadcast_shapes(*(a.shape for a in arrays), tuple(sizes))
     total = arrays[0]
     for other in arrays[1:]:
-        product = relations.new(whole)
-        relations.product(product, total, other, gains=equal)
-        total = product
+        made = relations.new(whole)
+        relations.product(made, total, other, gains=gains)
+        total = made
     # A factor of each coordinate keeps them apart; one for all along an axis does not.
-    shared = {d for d in dims if sum(d in part.dims for part in inside) > 1}
-    for part in inside:
-        relations.mix(part.labels, [i for i, d in enumerate(part.dims) if d in shared], gains=equal)
-    relations.mix(total, [i for i, d in enumerate(dims) if d in shared], gains=equal)
+    shared = [sum(name in factor.names for factor in factors) > 1 for name in names]
+    for factor in factors:
+        apart = [i for i, name in enumerate(factor.names) if shared[names.index(name)]]
+        relations.mix(factor.labels, apart, gains=gains)
+    relations.mix(total, [i for i, is_shared in enumerate(shared) if is_shared], gains=gains)
     return total
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from metaopt.symmetry.discovery.algebra import product, together
 from metaopt.symmetry.discovery.relations import Relations
 from metaopt.symmetry.discovery.shifts import Labels, scales_of_product
 from metaopt.symmetry.discovery.values import Part, Value
@@ -66,7 +67,8 @@ def contract(
     for value, parts in zip(values, named, strict=True):
         if value.weight:
             relations.read += [part.labels for part in parts if summed & set(part.names)]
-    for pair in _pairs(named, summed):
+    over = [part for parts in named for part in parts if summed & set(part.names)]
+    for pair in together(over, lambda part: summed & set(part.names)):
         left += _summed(relations, pair, summed, varying)
     left += [p for parts in named for p in parts if not summed & set(p.names)]
     results = _joined(relations, left, out, sizes, varying)
@@ -92,18 +94,6 @@ def _sizes(values: Sequence[Value], names: Sequence[Names]) -> dict[Hashable, in
             if sizes.get(name, 1) == 1:
                 sizes[name] = n
     return sizes
-
-
-def _pairs(named: list[list[_Named]], summed: set[Hashable]) -> list[list[_Named]]:
-    """The parts that are summed over, grouped by the indices that they share."""
-    found: list[list[_Named]] = []
-    for part in (p for parts in named for p in parts if summed & set(p.names)):
-        own = summed & set(part.names)
-        touching = [g for g in found if any(own & set(p.names) for p in g)]
-        found = [g for g in found if g not in touching] + [
-            [part, *(p for g in touching for p in g)]
-        ]
-    return found
 
 
 def _summed(
@@ -143,14 +133,8 @@ def _joined(
     varying: set[Hashable],
 ) -> list[_Named]:
     """The parts of the result: products of those parts that share an index."""
-    found: list[list[_Named]] = []
-    for part in left:
-        touching = [g for g in found if any(set(part.names) & set(p.names) for p in g)]
-        found = [g for g in found if g not in touching] + [
-            [part, *(p for g in touching for p in g)]
-        ]
     results = []
-    for group in found:
+    for group in together(left, lambda part: set(part.names)):
         if len(group) == 1:
             (part,) = group
             fixed = [i for i, n in enumerate(part.names) if n in varying]
@@ -161,16 +145,5 @@ def _joined(
             results.append(_Named(part.names, labels))
             continue
         names = tuple(n for n in out if any(n in part.names for part in group))
-        arrays = [part.over(names) for part in group]
-        product = arrays[0]
-        for other in arrays[1:]:
-            labels = relations.new(np.broadcast_shapes(product.shape, other.shape))
-            relations.product(labels, product, other)
-            product = labels
-        # A factor of each coordinate keeps them apart; one for all along an axis does not.
-        shared = {n for n in names if sum(n in part.names for part in group) > 1}
-        for part in group:
-            relations.mix(part.labels, [i for i, n in enumerate(part.names) if n in shared])
-        relations.mix(product, [i for i, n in enumerate(names) if n in shared])
-        results.append(_Named(names, product))
+        results.append(_Named(names, product(relations, names, group)))
     return results

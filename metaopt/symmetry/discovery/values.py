@@ -43,6 +43,11 @@ class Part:
     table: int = 0
     imaginary: Labels | None = None
 
+    @property
+    def names(self) -> tuple[int, ...]:
+        """What its axes are called: their numbers."""
+        return self.dims
+
     def over(self, dims: Sequence[int]) -> Labels:
         """The labels with an axis for each of ``dims``, of length 1 where the part has none."""
         sizes = dict(zip(self.dims, self.labels.shape, strict=True))
