@@ -14,8 +14,8 @@ import numpy as np
 
 from metaopt.symmetry.discovery.relations import Relations
 from metaopt.symmetry.discovery.rotations import rotated
-from metaopt.symmetry.discovery.shifts import NONE, Labels, Stage, scales, scales_of_product
-from metaopt.symmetry.discovery.values import Part, Value
+from metaopt.symmetry.discovery.shifts import NONE, Stage, scales, scales_of_product
+from metaopt.symmetry.discovery.values import Labels, Part, Value
 
 T = TypeVar("T")
 ADDED = "its output is added to another value"

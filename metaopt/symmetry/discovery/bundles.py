@@ -10,8 +10,7 @@ import numpy.typing as npt
 
 from metaopt.symmetry.discovery.equations import Components, components, null_space
 from metaopt.symmetry.discovery.families import Families, Family, Moves, Standing, moves
-from metaopt.symmetry.discovery.shifts import Labels
-from metaopt.symmetry.discovery.values import FIXED
+from metaopt.symmetry.discovery.values import FIXED, Labels
 
 
 @dataclass(frozen=True, eq=False)

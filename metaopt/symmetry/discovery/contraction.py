@@ -12,8 +12,8 @@ import numpy as np
 
 from metaopt.symmetry.discovery.algebra import product, together
 from metaopt.symmetry.discovery.relations import Relations
-from metaopt.symmetry.discovery.shifts import Labels, scales_of_product
-from metaopt.symmetry.discovery.values import Part, Value
+from metaopt.symmetry.discovery.shifts import scales_of_product
+from metaopt.symmetry.discovery.values import Labels, Part, Value
 
 Names = tuple[Hashable, ...]
 """The name of the index along each axis of a tensor."""

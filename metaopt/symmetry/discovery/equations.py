@@ -15,8 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from metaopt.symmetry.discovery.relations import Product, Relations
-from metaopt.symmetry.discovery.shifts import Labels
-from metaopt.symmetry.discovery.values import FIXED
+from metaopt.symmetry.discovery.values import FIXED, Labels
 
 Flags = npt.NDArray[np.bool_]
 

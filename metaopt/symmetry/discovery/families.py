@@ -15,9 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from metaopt.symmetry.discovery.relations import Fibers, Relations, Source
-from metaopt.symmetry.discovery.shifts import Labels
 from metaopt.symmetry.discovery.slots import slots
-from metaopt.symmetry.discovery.values import FIXED
+from metaopt.symmetry.discovery.values import FIXED, Labels
 from metaopt.symmetry.groups import Slot
 
 Hashes = npt.NDArray[np.uint64]

@@ -8,8 +8,7 @@ import numpy as np
 
 from metaopt.symmetry.discovery.families import Family, Moves
 from metaopt.symmetry.discovery.relations import Relations
-from metaopt.symmetry.discovery.shifts import Labels
-from metaopt.symmetry.discovery.values import FIXED
+from metaopt.symmetry.discovery.values import FIXED, Labels
 from metaopt.symmetry.groups import Group, Slot
 
 

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from metaopt.symmetry.discovery.algebra import groups, shape_of
 from metaopt.symmetry.discovery.relations import Relations
-from metaopt.symmetry.discovery.shifts import Labels, Shift, Stage
-from metaopt.symmetry.discovery.values import FIXED, Part, Value
+from metaopt.symmetry.discovery.shifts import Shift, Stage
+from metaopt.symmetry.discovery.values import FIXED, Labels, Part, Value
 
 LARGE = 1 << 20
 """From this many numbers on it is not looked up which of them are equal."""
@@ -78,7 +78,8 @@ def _carried(value: Value, before: Part, after: Part) -> frozenset[Shift]:
     for shift in value.shifts:
         if shift.stage is Stage.KEYS:
             if same or shift.origin >= 0:
-                found.add(shift if same else shift.piece(after.labels))
+                places = (np.unique(after.labels) - shift.origin).tolist()
+                found.add(shift if same else replace(shift, places=tuple(places)))
         elif shift.stage is Stage.COMMON and same and flat and shift.dims == before.dims:
             found.add(shift.common_along(after.dims))
     return frozenset(found)

@@ -135,6 +135,10 @@ class Operation:
         """Any function of single entries: permutations pass."""
         return algebra.curved(self.relations, value)
 
+    def joined(self) -> Value:
+        """Any function of the entries at one place in all inputs: permutations of all pass."""
+        return self.curved(self.multiply(*(self.curved(value) for value in self.inputs)))
+
     def power(self, value: Value, exponent: int) -> Value:
         """x^k, entry by entry: scales pass, raised to k."""
         return algebra.power(self.relations, value, exponent)

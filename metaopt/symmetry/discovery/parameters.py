@@ -8,8 +8,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from metaopt.symmetry.discovery.relations import Relations, Source
-from metaopt.symmetry.discovery.shifts import Labels
-from metaopt.symmetry.discovery.values import FIXED, Part, Value
+from metaopt.symmetry.discovery.values import FIXED, Labels, Part, Value
 
 Rows = tuple[int, int]
 

@@ -15,8 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from metaopt.symmetry.discovery.relations import Record, Relations
-from metaopt.symmetry.discovery.shifts import Labels
-from metaopt.symmetry.discovery.values import FIXED
+from metaopt.symmetry.discovery.values import FIXED, Labels
 
 
 class StuckError(Exception):

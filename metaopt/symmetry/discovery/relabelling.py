@@ -8,7 +8,7 @@ from metaopt.symmetry.discovery.families import Families, Family, Standing, by_r
 from metaopt.symmetry.discovery.found import Found, found_of
 from metaopt.symmetry.discovery.permuting import Permuting, Seed, StuckError
 from metaopt.symmetry.discovery.relations import Relations
-from metaopt.symmetry.discovery.shifts import Labels
+from metaopt.symmetry.discovery.values import Labels
 from metaopt.symmetry.groups import Group
 
 

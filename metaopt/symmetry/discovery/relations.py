@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from metaopt.symmetry.discovery.shifts import Labels, Shift
-from metaopt.symmetry.discovery.values import FIXED
+from metaopt.symmetry.discovery.shifts import Shift
+from metaopt.symmetry.discovery.values import FIXED, Labels
 
 Operand = tuple[Labels, tuple[Hashable, ...]]
 """An array of labels, and the name of the index along each of its axes."""

@@ -25,11 +25,6 @@ from dataclasses import dataclass, replace
 from enum import Enum, auto
 from fractions import Fraction
 
-import numpy as np
-import numpy.typing as npt
-
-Labels = npt.NDArray[np.int64]
-
 
 class Stage(Enum):
     """What a shift does to the value that carries it."""
@@ -78,11 +73,6 @@ class Shift:
     def is_unseen(self, dim: int) -> bool:
         """Whether a softmax along an axis does not see it."""
         return self.stage is Stage.TABLE or (self.stage is Stage.COMMON and dim in self.dims)
-
-    def piece(self, labels: Labels) -> Shift:
-        """The shift of the keys that stand in a part of a tensor."""
-        places = np.unique(labels) - self.origin
-        return replace(self, places=tuple(places.tolist()))
 
     @property
     def kind(self) -> tuple[str, Stage, int]:

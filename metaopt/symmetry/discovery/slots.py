@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from metaopt.symmetry.discovery.relations import Source
-from metaopt.symmetry.discovery.shifts import Labels
+from metaopt.symmetry.discovery.values import Labels
 from metaopt.symmetry.groups import Slot
 
 Factors = tuple[tuple[str, int], ...]

@@ -16,9 +16,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 
-from metaopt.symmetry.discovery.shifts import NONE, Labels, Shifts
+from metaopt.symmetry.discovery.shifts import NONE, Shifts
 
+Labels = npt.NDArray[np.int64]
 FIXED = -1
 """The label of an entry that no group may move."""
 

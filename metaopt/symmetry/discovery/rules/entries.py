@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from fractions import Fraction
+from typing import TypeGuard
 
 from metaopt.symmetry.discovery.flow import Unknown, Variable
 from metaopt.symmetry.discovery.movement import negated
@@ -37,7 +38,7 @@ NUMBERS = (int, float)
 LARGE = 1e4
 
 
-def _is_number(argument: object) -> bool:
+def _is_number(argument: object) -> TypeGuard[float]:
     return isinstance(argument, NUMBERS) and not isinstance(argument, bool)
 
 
@@ -91,7 +92,7 @@ def odd(op: Operation) -> Result:
 def curved(op: Operation) -> Result:
     """Any function of single entries."""
     if len(op.call.inputs) != 1:
-        return _several(op)
+        return op.joined()
     if op.call.name == "clamp" and op.given(1, "min") == 0 and op.given(2, "max") is None:
         return op.homogeneous(op.value(0))
     degree = ROOTS.get(str(op.call.name))
@@ -102,9 +103,9 @@ def curved(op: Operation) -> Result:
 
 
 @register("maximum", "minimum", "logical_and", "logical_or", "logical_xor", "atan2", "fmod")
-def _several(op: Operation) -> Result:
-    """A function of the entries at one place in several tensors: as their product, but curved."""
-    return op.curved(op.multiply(*(op.curved(value) for value in op.inputs)))
+def several(op: Operation) -> Result:
+    """A function of the entries at one place in several tensors."""
+    return op.joined()
 
 
 @register("square")
@@ -264,7 +265,7 @@ def where(op: Operation) -> Result:
         op.value(i, name) for i, name in enumerate(("condition", "input", "other"))
     )
     if condition.parts:
-        return op.curved(_several(op))  # type: ignore[arg-type]
+        return op.joined()
     given = [op.given(1, "input"), op.given(2, "other")]
     found = _chosen(op, condition, [first, second], given)
     return _still_shifted(found, [first, second], given)
@@ -286,7 +287,7 @@ def _still_shifted(found: Value, values: list[Value], given: list[object]) -> Va
 
     The exponentials of such numbers are 0, whatever is added to the others.
     """
-    if not any(_is_number(g) and g < -LARGE for g in given):  # type: ignore[operator]
+    if not any(_is_number(g) and g < -LARGE for g in given):
         return found
     passed = (Stage.COMMON, Stage.TABLE)
     shifts = frozenset(s for v in values for s in v.shifts if s.stage in passed)
