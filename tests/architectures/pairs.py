@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
 
-from architectures.base import NON_ZERO, Architecture, Inputs, Only, Refused, Row, wake
+from architectures.base import NON_ZERO, Architecture, Call, Inputs, Only, Refused, Row, wake
 from architectures.decoders import norm_row
 from architectures.encoders import attention, before_norm, hidden, stream
 
@@ -63,13 +64,18 @@ def _sound(given: Inputs) -> dict[str, Any]:
     }
 
 
-def _cached_sound(model: nn.Module, given: Inputs) -> list[Tensor]:
-    inputs = _sound(given) | {"use_cache": True}
-    words = inputs.pop("decoder_input_ids")
-    first = model(**inputs, decoder_input_ids=words[:, :-2])
-    cache = first.past_key_values
-    last = model(**inputs, decoder_input_ids=words[:, -2:], past_key_values=cache)
-    return [first.logits, last.logits]
+def _in_two_calls(make: Callable[[Inputs], dict[str, Any]]) -> Call:
+    """Logits of the first words, then of the last two with the cache of the first call."""
+
+    def called(model: nn.Module, given: Inputs) -> list[Tensor]:
+        inputs = make(given) | {"use_cache": True}
+        words = inputs.pop("decoder_input_ids")
+        first = model(**inputs, decoder_input_ids=words[:, :-2])
+        cache = first.past_key_values
+        last = model(**inputs, decoder_input_ids=words[:, -2:], past_key_values=cache)
+        return [first.logits, last.logits]
+
+    return called
 
 
 _names = ("q_proj", "k_proj", "v_proj", "out_proj")
@@ -119,15 +125,6 @@ def _pair(given: Inputs) -> dict[str, Any]:
         "decoder_input_ids": given.tokens(length=4),
         "use_cache": False,
     }
-
-
-def _cached_pair(model: nn.Module, given: Inputs) -> list[Tensor]:
-    inputs = _pair(given) | {"use_cache": True}
-    words = inputs.pop("decoder_input_ids")
-    first = model(**inputs, decoder_input_ids=words[:, :-2])
-    cache = first.past_key_values
-    last = model(**inputs, decoder_input_ids=words[:, -2:], past_key_values=cache)
-    return [first.logits, last.logits]
 
 
 def _t5_rows(root: str, alone: bool) -> tuple[Row, ...]:
@@ -220,7 +217,7 @@ PAIRS = (
         "T5",
         lambda: t5(gains=False),
         lambda dtype: _pair(Inputs(dtype)),
-        {**_PAIRS, "cache": _cached_pair},
+        {**_PAIRS, "cache": _in_two_calls(_pair)},
         _t5_rows("", alone=False),
         needs="transformers",
         doubled=True,
@@ -240,7 +237,7 @@ PAIRS = (
         "Whisper",
         whisper,
         lambda dtype: _sound(Inputs(dtype)),
-        {"plain": lambda model, given: model(**_sound(given)), "cache": _cached_sound},
+        {"plain": lambda model, given: model(**_sound(given)), "cache": _in_two_calls(_sound)},
         _whisper,
         (
             Refused("stream of the encoder", "model.encoder", "leaves? the model|frozen"),
