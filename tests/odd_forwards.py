@@ -222,6 +222,24 @@ class Lora(Core):
         return self.base(x) + self.up(self.mid(self.down(x)))
 
 
+class Two(nn.Module):
+    """Two layers; others change what they hold or how they run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(4, 6), nn.Linear(6, 3)
+        self.prepare()
+
+    def prepare(self) -> None:
+        """Make what the forward needs."""
+
+    def hidden(self, x: Tensor) -> Tensor:
+        return functional.relu(self.fc1(x))
+
+    def forward(self, x: Tensor) -> Any:
+        return self.fc2(self.hidden(x))
+
+
 def odd(
     *cores: type[Core], prepare: Any = None, tolerance: float = 1e-8
 ) -> Callable[[Hidden], Hidden]:

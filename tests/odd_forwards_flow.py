@@ -13,6 +13,7 @@ from odd_forwards import (
     Mlp,
     Plain,
     Residual,
+    Two,
     enter,
     model,
     numbers,
@@ -21,23 +22,6 @@ from odd_forwards import (
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
-
-
-class Two(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.fc1, self.fc2 = nn.Linear(4, 6), nn.Linear(6, 3)
-        self.prepare()
-
-    def prepare(self) -> None:
-        """Make what the forward needs."""
-
-    def hidden(self, x: Tensor) -> Tensor:
-        return functional.relu(self.fc1(x))
-
-    def forward(self, x: Tensor) -> Any:
-        return self.fc2(self.hidden(x))
-
 
 # Control flow.
 

@@ -8,24 +8,9 @@ from functools import partial
 from typing import Any
 
 import torch
-from odd_forwards import Lora, Plain, enter, model, odd
+from odd_forwards import Lora, Plain, Two, enter, model, odd
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.nn.utils import parametrizations, parametrize, prune
-
-
-class Two(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.fc1, self.fc2 = nn.Linear(4, 6), nn.Linear(6, 3)
-        self.prepare()
-
-    def prepare(self) -> None:
-        """Make what the forward needs."""
-
-    def forward(self, x: Tensor) -> Any:
-        return self.fc2(functional.relu(self.fc1(x)))
-
 
 # Hooks and replaced methods.
 

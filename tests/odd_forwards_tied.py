@@ -6,75 +6,62 @@ import copy
 from typing import Any
 
 import torch
-from odd_forwards import Call, enter, model, numbers
+from odd_forwards import Call, Two, enter, model, numbers
 from torch import Tensor, nn
 from torch.nn import functional
 
 
-class TwoLayers(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.fc1, self.fc2 = nn.Linear(4, 6), nn.Linear(6, 3)
-        self.prepare()
-
-    def prepare(self) -> None:
-        """Make what the forward needs."""
-
-    def hidden(self, x: Tensor) -> Tensor:
-        return functional.relu(self.fc1(x))
-
-
 @model("features")
-class TiedTransposed(TwoLayers):
+class TiedTransposed(Two):
     def forward(self, x: Tensor) -> Tensor:
         return functional.linear(self.hidden(x), self.fc1.weight.t())
 
 
 @model("features")
-class TiedByMatmul(TwoLayers):
+class TiedByMatmul(Two):
     def forward(self, x: Tensor) -> Tensor:
         return self.hidden(x) @ self.fc1.weight + x
 
 
 @model("features")
-class UsedTwice(TwoLayers):
+class UsedTwice(Two):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return self.fc2(self.hidden(x)), self.fc2(self.hidden(x.flip(0)))
 
 
 @model("features")
-class Penalised(TwoLayers):
+class Penalised(Two):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return self.fc2(self.hidden(x)), sum((p**2).sum() for p in self.parameters())  # type: ignore[return-value]
 
 
 @model("features")
-class NormReturned(TwoLayers):
+class NormReturned(Two):
     def forward(self, x: Tensor) -> dict[str, Any]:
         return {"y": self.fc2(self.hidden(x)), "norm": self.fc1.weight.norm().item()}
 
 
 @model("features")
-class OrthogonalPenalty(TwoLayers):
+class OrthogonalPenalty(Two):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         w = self.fc1.weight
         return self.fc2(self.hidden(x)), (w @ w.T - torch.eye(6, dtype=w.dtype)).pow(2).sum()
 
 
 @model("features")
-class SecondNorm(TwoLayers):
+class SecondNorm(Two):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return self.fc2(self.hidden(x)), self.fc1.weight.norm(dim=1) * self.fc2.weight.norm(dim=0)
 
 
 @model("features")
-class ProductReturned(TwoLayers):
+class ProductReturned(Two):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return self.fc2(self.fc1(x)), self.fc2.weight @ self.fc1.weight
 
 
 @model("features")
-class Standardised(TwoLayers):
+class Standardised(Two):
     def forward(self, x: Tensor) -> Tensor:
         w = self.fc1.weight
         w = (w - w.mean(1, keepdim=True)) / (w.std(1, keepdim=True) + 1e-6)
@@ -82,14 +69,14 @@ class Standardised(TwoLayers):
 
 
 @model("features")
-class Clipped(TwoLayers):
+class Clipped(Two):
     def forward(self, x: Tensor) -> Tensor:
         w = self.fc1.weight.clamp(-0.3, 0.3)
         return self.fc2(functional.relu(functional.linear(x, w, self.fc1.bias)))
 
 
 @model("features")
-class ClippedInPlace(TwoLayers):
+class ClippedInPlace(Two):
     def forward(self, x: Tensor) -> Tensor:
         with torch.no_grad():
             self.fc1.weight.clamp_(-0.3, 0.3)
@@ -97,14 +84,14 @@ class ClippedInPlace(TwoLayers):
 
 
 @model("features")
-class Renormalised(TwoLayers):
+class Renormalised(Two):
     def forward(self, x: Tensor) -> Tensor:
         self.fc1.weight.data.div_(self.fc1.weight.data.norm(dim=1, keepdim=True))
         return self.fc2(self.hidden(x))
 
 
 @model("features")
-class Fast(TwoLayers):
+class Fast(Two):
     """Averages its weights as it runs (a target network)."""
 
     def prepare(self) -> None:
@@ -117,7 +104,7 @@ class Fast(TwoLayers):
 
 
 @model("features")
-class Ternary(TwoLayers):
+class Ternary(Two):
     def forward(self, x: Tensor) -> Tensor:
         w = self.fc1.weight
         w = w + (w.sign() - w).detach()
@@ -125,7 +112,7 @@ class Ternary(TwoLayers):
 
 
 @model("features")
-class Masked(TwoLayers):
+class Masked(Two):
     def prepare(self) -> None:
         self.register_buffer("mask", torch.ones(6, 4).tril())
 
@@ -135,14 +122,14 @@ class Masked(TwoLayers):
 
 
 @model("features")
-class Functional(TwoLayers):
+class Functional(Two):
     def forward(self, x: Tensor) -> Tensor:
         doubled = {k: 2 * v for k, v in self.fc1.named_parameters()}
         return self.fc2(functional.relu(torch.func.functional_call(self.fc1, doubled, (x,))))
 
 
 @model("features")
-class Swapped(TwoLayers):
+class Swapped(Two):
     """Calls a layer with the weights of another."""
 
     def prepare(self) -> None:
@@ -154,14 +141,14 @@ class Swapped(TwoLayers):
 
 
 @model("features")
-class Detached(TwoLayers):
+class Detached(Two):
     def forward(self, x: Tensor) -> Tensor:
         w = self.fc1.weight.detach()
         return self.fc2(functional.relu(functional.linear(x, w, self.fc1.bias.data)))
 
 
 @model("features")
-class Unfolded(TwoLayers):
+class Unfolded(Two):
     """Reads rows of its weight one by one."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -170,7 +157,7 @@ class Unfolded(TwoLayers):
 
 
 @model("features")
-class Chunked(TwoLayers):
+class Chunked(Two):
     def forward(self, x: Tensor) -> Tensor:
         a, b = self.fc1.weight.chunk(2)
         return self.fc2(torch.cat([torch.tanh(x @ a.T), functional.relu(x @ b.T)], -1))
@@ -190,7 +177,7 @@ class Flat(nn.Module):
 
 
 @model("features")
-class Shared(TwoLayers):
+class Shared(Two):
     def prepare(self) -> None:
         self.again = self.fc1
         self.fc3 = nn.Linear(6, 2)
@@ -200,7 +187,7 @@ class Shared(TwoLayers):
 
 
 @model("features")
-class SharedWeight(TwoLayers):
+class SharedWeight(Two):
     def prepare(self) -> None:
         self.other, self.fc3 = nn.Linear(4, 6), nn.Linear(6, 3)
         self.other.weight = self.fc1.weight
@@ -210,7 +197,7 @@ class SharedWeight(TwoLayers):
 
 
 @model("features")
-class SharedBias(TwoLayers):
+class SharedBias(Two):
     def prepare(self) -> None:
         self.other = nn.Linear(4, 6)
         self.other.bias = self.fc1.bias
@@ -220,7 +207,7 @@ class SharedBias(TwoLayers):
 
 
 @model("features")
-class SharedMemory(TwoLayers):
+class SharedMemory(Two):
     """Two parameters of one memory."""
 
     def prepare(self) -> None:
@@ -254,7 +241,7 @@ enter("recurrent", lambda: nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4
 
 
 @model("features", Call((numbers(4, 4), 3)))
-class SameLayerManyTimes(TwoLayers):
+class SameLayerManyTimes(Two):
     def prepare(self) -> None:
         self.mix = nn.Linear(6, 6)
 
