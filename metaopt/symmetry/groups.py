@@ -97,14 +97,21 @@ class Slot:
         self.change(result, blocks, size, action)
         return result
 
+    def entries(self, tensor: Tensor, blocks: int, size: int) -> Tensor:
+        """The entries of the slot, [copies, blocks, size, any]; arguments as of ``apply``."""
+        if self.groups > 1:
+            tensor = self._joined(tensor).flatten(1, 2)
+        _, apart, order = self._apart(tensor, blocks, size)
+        ordered = apart.permute(*order, len(order))
+        return ordered.reshape(-1, blocks, size, ordered.shape[-1])
+
     def change(
         self, tensor: Tensor, blocks: int, size: int, action: Callable[[Tensor], Tensor]
     ) -> None:
         """Replace the entries of the slot in place; arguments as of ``apply``."""
         if self.groups == 1:
             return self._change(tensor, blocks, size, action)
-        # [groups O', I', ...] -> [O', groups I', ...], where all channels lie on axis 1.
-        apart = tensor.unflatten(0, (self.groups, -1)).transpose(0, 1)
+        apart = self._joined(tensor)
         joined = apart.flatten(1, 2).clone()
         self._change(joined, blocks, size, action)
         apart.copy_(joined.reshape(apart.shape))
@@ -113,22 +120,8 @@ class Slot:
     def _change(
         self, tensor: Tensor, blocks: int, size: int, action: Callable[[Tensor], Tensor]
     ) -> None:
-        region = tensor if self.rows is None else tensor.narrow(0, *self.rows)
-        factors = self.factors or (("block", blocks), ("unit", size))
-        roles = [role for role, _ in factors]
-        stretch = region.narrow(self.axis, self.start, self.length(blocks, size)).movedim(
-            self.axis, 0
-        )
-        # [factors .., any] -> [copies .., blocks .., units .., any]
-        whole = stretch.reshape(*(n for _, n in factors), -1)
-        picked = tuple(
-            int(role.partition(":")[2]) if role.startswith("pick") else slice(None)
-            for role in roles
-        )
-        apart = whole[picked]
-        kept = [role for role in roles if not role.startswith("pick")]
-        order = [i for kind in ("copy", "block", "unit") for i, r in enumerate(kept) if r == kind]
-        last = len(kept)
+        (whole, stretch), apart, order = self._apart(tensor, blocks, size)
+        last = len(order)
         ordered = apart.permute(*order, last)
         given = ordered.reshape(-1, blocks, size, ordered.shape[-1])
         moved = action(given)
@@ -138,6 +131,35 @@ class Slot:
         apart.copy_(moved.reshape(ordered.shape).permute(*back, last))
         if whole.data_ptr() != stretch.data_ptr():
             stretch.copy_(whole.reshape(stretch.shape))
+
+    def _joined(self, tensor: Tensor) -> Tensor:
+        """[groups O', I', ...] -> [O', groups, I', ...]: all channels, on axes 1 and 2."""
+        return tensor.unflatten(0, (self.groups, -1)).transpose(0, 1)
+
+    def _apart(
+        self, tensor: Tensor, blocks: int, size: int
+    ) -> tuple[tuple[Tensor, Tensor], Tensor, list[int]]:
+        """The entries by their factors.
+
+        Returns:
+            All entries [factors .., any], which may be a copy, with the part of the tensor that
+            they are; of them those that are picked; and the order of the factors' axes in which
+            copies come first, then blocks, then units.
+        """
+        region = tensor if self.rows is None else tensor.narrow(0, *self.rows)
+        factors = self.factors or (("block", blocks), ("unit", size))
+        roles = [role for role, _ in factors]
+        stretch = region.narrow(self.axis, self.start, self.length(blocks, size)).movedim(
+            self.axis, 0
+        )
+        whole = stretch.reshape(*(n for _, n in factors), -1)
+        picked = tuple(
+            int(role.partition(":")[2]) if role.startswith("pick") else slice(None)
+            for role in roles
+        )
+        kept = [role for role in roles if not role.startswith("pick")]
+        order = [i for kind in ("copy", "block", "unit") for i, r in enumerate(kept) if r == kind]
+        return (whole, stretch), whole[picked], order
 
 
 @dataclass(frozen=True)
@@ -244,6 +266,11 @@ class Symmetries(list[Symmetry]):
     def __init__(self, found: Iterable[Symmetry] = (), skipped: Iterable[Skipped] = ()) -> None:
         super().__init__(found)
         self.skipped = list(skipped)
+
+    @property
+    def dimension(self) -> int:
+        """The dimension of the orbit along all of them together; an upper bound if some overlap."""
+        return sum(symmetry.dimension for symmetry in self)
 
     def rows(self) -> list[dict[str, Any]]:
         """One plain dictionary for each symmetry, e.g. for ``pandas.DataFrame``.

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from metaopt.symmetry.drawing import random_elements
+from metaopt.symmetry.elements import Element
 from metaopt.symmetry.groups import Group, Slot, Symmetry
 from metaopt.symmetry.touch import Touch, gradients, weights
 
@@ -25,7 +26,8 @@ def tensor_at(model: nn.Module, path: str) -> Tensor:
     return tensor
 
 
-def _check(model: nn.Module, symmetry: Symmetry, slot: Slot) -> None:
+def require(model: nn.Module, symmetry: Symmetry, slot: Slot) -> None:
+    """Raise ``ValueError`` if a model has no such slot."""
     try:
         shape = tensor_at(model, slot.path).shape
     except AttributeError as error:
@@ -73,19 +75,24 @@ def touches(model: nn.Module, symmetries: Sequence[Symmetry], norm: float, seed:
         ordered.reverse()
     for symmetry in ordered:
         for slot in symmetry.slots:
-            _check(model, symmetry, slot)
-    found: Touches = {}
+            require(model, symmetry, slot)
     ordered = [symmetry for symmetry in ordered if norm != 0 and symmetry.slots]
     devices = [tensor_at(model, symmetry.slots[0].path).device for symmetry in ordered]
-    elements = random_elements(ordered, norm, seed, devices)
-    for symmetry, element in zip(ordered, elements, strict=True):
+    found = touches_of(zip(ordered, random_elements(ordered, norm, seed, devices), strict=True))
+    for symmetry in ordered:
+        for path in symmetry.blurs:
+            _require_equal(model, symmetry, path, found.get(path, []) if norm < 0 else [])
+    return found
+
+
+def touches_of(elements: Iterable[tuple[Symmetry, Element]]) -> Touches:
+    """What given elements do to a model's tensors, by path, in the order in which they come."""
+    found: Touches = {}
+    for symmetry, element in elements:
         for is_incoming, slots in ((True, symmetry.incoming), (False, symmetry.outgoing)):
             for slot in slots:
                 touch = Touch(slot, symmetry, element.at(slot), is_incoming)
                 found.setdefault(slot.path, []).append(touch)
-    for symmetry in ordered:
-        for path in symmetry.blurs:
-            _require_equal(model, symmetry, path, found.get(path, []) if norm < 0 else [])
     return found
 
 
