@@ -15,10 +15,12 @@ OVERWRITTEN = "overwritten"
 MODULE = "module"
 """A module of which nothing is known; the arguments end with the tensors that it holds."""
 
-CASTS = frozenset({
-    "to", "type", "type_as", "float", "double", "half", "bfloat16", "int", "long", "short", "char",
-    "byte", "bool", "cfloat", "cdouble", "chalf", "_to_copy",
-})  # fmt: skip
+TO_INTEGERS = frozenset({"int", "long", "short", "char", "byte", "bool"})
+"""Operations that cut numbers off."""
+CASTS = TO_INTEGERS | {
+    "to", "type", "type_as", "float", "double", "half", "bfloat16", "cfloat", "cdouble", "chalf",
+    "_to_copy",
+}  # fmt: skip
 """Operations that may change the dtype: ``identity`` between floating dtypes, else ``cast``."""
 REAL = frozenset({
     "linear", "matmul", "einsum", "addmm", "baddbmm", "embedding", "scaled_dot_product_attention",

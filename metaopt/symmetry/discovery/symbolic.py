@@ -225,7 +225,7 @@ class _Reader:
         writes = arguments.written(name, function, args, kwargs)
         name = canonical(name)
         if name in CASTS:
-            name = arguments.cast(*self._with_dtypes(args, kwargs))
+            name = arguments.cast(name, *self._with_dtypes(args, kwargs))
         if name in REVERSED and len(args) == 2:
             name, args = REVERSED[name], args[::-1]
         if name in WITH_DIM and (len(args) > 1 or "dim" in kwargs or name in ("sort", "topk")):
