@@ -211,6 +211,36 @@ def integers(s: Any, h: Tensor) -> Tensor:
     return (h * 3).long().to(h.dtype)
 
 
+@odd(Plain, Mlp)
+def integers_by_method(s: Any, h: Tensor) -> Tensor:
+    return (h * 3).long().double()
+
+
+@odd(Plain)
+def bytes_by_method(s: Any, h: Tensor) -> Tensor:
+    return (h * 3).byte().double()
+
+
+@odd(Plain)
+def flags(s: Any, h: Tensor) -> Tensor:
+    return h.bool().double()
+
+
+@odd(Plain)
+def integers_by_name(s: Any, h: Tensor) -> Tensor:
+    return (h * 3).type("torch.IntTensor").double()
+
+
+@odd(Plain)
+def integers_like_a_buffer(s: Any, h: Tensor) -> Tensor:
+    return (h * 3).to(torch.zeros(1, dtype=torch.long)).double()
+
+
+@odd(Plain, Mlp)
+def real_like_another(s: Any, h: Tensor) -> Tensor:
+    return h.double().type_as(h).to(h.dtype).to(h)
+
+
 @odd(Plain)
 def bits(s: Any, h: Tensor) -> Tensor:
     return h.view(torch.int64).bitwise_and(-(2**40)).view(torch.float64)

@@ -11,6 +11,7 @@ from typing import Any
 from torch import dtype, fx
 
 from metaopt.symmetry.discovery.flow import Unknown, Variable, mapped
+from metaopt.symmetry.discovery.names import TO_INTEGERS
 
 INPLACE = frozenset(
     f"i{name}" for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul")
@@ -73,10 +74,18 @@ def written(name: str, function: Any, args: Any, kwargs: Any) -> Variable | None
     return target if isinstance(target, Variable) else None
 
 
-def cast(args: Any, kwargs: Any) -> str:
-    """``identity`` if a tensor becomes one of real numbers, ``cast`` if that is not known."""
+def cast(name: str, args: Any, kwargs: Any) -> str:
+    """``identity`` if a tensor becomes one of real numbers, ``cast`` if that is not known.
+
+    Args:
+        name: how the operation is called: ``to``, ``long``.
+        args: its arguments, the tensor first.
+        kwargs: by name.
+    """
     given = [*args[1:], *kwargs.values()]
     dtypes = [one for one in given if isinstance(one, dtype)]
     if dtypes:
         return "identity" if dtypes[0].is_floating_point else "cast"
-    return "cast" if any(isinstance(one, Unknown | Variable) for one in given) else "identity"
+    # ``type`` also takes the name of a dtype.
+    unknown = name == "type" or any(isinstance(one, Unknown | Variable) for one in given)
+    return "cast" if unknown or name in TO_INTEGERS else "identity"

@@ -8,8 +8,20 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from metaopt.symmetry.discovery.equations import Components, components, null_space
-from metaopt.symmetry.discovery.families import Families, Family, Moves, Standing, moves
+from metaopt.symmetry.discovery.equations import (
+    Components,
+    ProductArrays,
+    components,
+    null_space,
+)
+from metaopt.symmetry.discovery.families import (
+    Families,
+    Family,
+    Moves,
+    Standing,
+    mixed,
+    moves,
+)
 from metaopt.symmetry.discovery.values import FIXED, Labels
 
 
@@ -31,9 +43,8 @@ class Bundle:
 def bound(system: Components) -> npt.NDArray[np.bool_]:
     """For each label whether its component stands in a product that is left."""
     found = np.zeros(len(system.of), bool)
-    for product in system.left:
-        for labels in (product.c, product.a, product.b):
-            found[labels[labels != FIXED]] = True
+    for labels in (system.left.c, system.left.a, system.left.b):
+        found[labels[labels != FIXED]] = True
     return found[system.of]
 
 
@@ -46,34 +57,59 @@ def bundles(system: Components, where: Standing, last: set[int], modulus: int = 
         last: components that are expressed by the others where that is possible.
         modulus: 2 for changes of sign.
     """
-    if not system.left:
+    c, a, b, p, q = system.left
+    if not len(c):
         return []
-    a = np.concatenate([x for p in system.left for x in (p.c, p.c)])
-    b = np.concatenate([x for p in system.left for x in (p.a, p.b)])
-    known = b != FIXED
-    joined = components(len(system.of), a[known], b[known])
-    rows: dict[int, list[dict[int, int]]] = defaultdict(list)
-    for product in system.left:
-        c, x, y = (int(labels[0]) for labels in (product.c, product.a, product.b))
+    terms = np.stack([c, a, b])
+    known = terms != FIXED
+    ends = [
+        np.concatenate([x[k] for x, k in zip(part, known, strict=True)])
+        for part in ((c, c, c), terms)
+    ]
+    joined = components(len(system.of), *ends)[c]
+    # The columns of each system, system by system, and the place of each within its system.
+    pairs = np.unique(np.stack([np.broadcast_to(joined, terms.shape)[known], terms[known]]), axis=1)
+    root, column = pairs
+    late = np.isin(column, np.fromiter(last, np.int64, len(last)))
+    order = np.lexsort([column, where.first[column], late, root])
+    root, column = root[order], column[order]
+    begins = np.flatnonzero(np.diff(root, prepend=-1))
+    length = np.diff(begins, append=len(root))
+    place = np.arange(len(root)) - np.repeat(begins, length)
+    place_of = np.full(len(system.of) + 1, -1)
+    place_of[column] = place
+    # Two systems are of one kind if columns stand alike, and products join the same places.
+    kind = np.zeros(len(system.of), np.uint64)
+    with np.errstate(over="ignore"):
+        np.add.at(kind, root, mixed(where.key[column] + mixed(place.astype(np.uint64))))
+        shape = np.zeros(len(c), np.uint64)
+        for number in (*place_of[terms], p, q):
+            shape = mixed(shape + number.astype(np.uint64))
+        np.add.at(kind, joined, shape)
+    roots = root[begins]
+    found = []
+    for number in dict.fromkeys(kind[roots].tolist()):
+        members = np.flatnonzero(kind[roots] == number)
+        size = int(length[members[0]])
+        rows = column[begins[members][:, None] + np.arange(size)]
+        own = joined == roots[members[0]]
+        columns = rows[0].tolist()
+        found.append(
+            Bundle(columns, null_space(_equations(system.left, own), columns, modulus), rows)
+        )
+    return found
+
+
+def _equations(left: ProductArrays, own: npt.NDArray[np.bool_]) -> list[dict[int, int]]:
+    """For some of the products the coefficient of each component."""
+    rows = []
+    for c, a, b, p, q in zip(*(x[own].tolist() for x in left), strict=True):
         row: dict[int, int] = defaultdict(int)
-        for column, coefficient in ((c, 1), (x, -product.p), (y, -product.q)):
+        for column, coefficient in ((c, 1), (a, -p), (b, -q)):
             if column != FIXED:
                 row[column] += coefficient
-        rows[int(joined[c])].append(dict(row))
-    kinds: dict[tuple[object, ...], list[list[int]]] = defaultdict(list)
-    systems: dict[tuple[object, ...], list[dict[int, int]]] = {}
-    for found in rows.values():
-        columns = {c for row in found for c in row}
-        order = sorted(columns, key=lambda c: (c in last, int(where.first[c]), c))
-        place = {c: i for i, c in enumerate(order)}
-        shape = tuple(sorted(tuple(sorted((place[c], k) for c, k in r.items())) for r in found))
-        kind = (*(int(where.key[c]) for c in order), shape)
-        kinds[kind].append(order)
-        systems.setdefault(kind, found)
-    return [
-        Bundle(several[0], null_space(systems[kind], several[0], modulus), np.array(several))
-        for kind, several in kinds.items()
-    ]
+        rows.append(dict(row))
+    return rows
 
 
 def move_of(where: Standing, bundle: Bundle, vector: dict[int, int]) -> tuple[Family, Moves]:

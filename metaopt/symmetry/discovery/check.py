@@ -9,13 +9,14 @@ decides nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextvars import copy_context
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from metaopt.symmetry.discovery.restoring import Restoring
@@ -68,6 +69,7 @@ class Trial:
         self._example = example
         self._guard = Restoring(model)
         self._before = self._outputs([])
+        self._tolerance = _rounding(parameter.dtype for parameter in model.parameters())
 
     def _outputs(self, chosen: Sequence[Symmetry]) -> list[Tensor]:
         """The outputs after a random element of each of these symmetries."""
@@ -89,20 +91,41 @@ class Trial:
 
         Returns:
             One relative change for each symmetry; 0 if it is at most the square root of the machine
-            precision of the parameters.
+            precision of the parameters, or of what the model computes in a coarser one.
         """
-        tolerance = _tolerance(self._model)
-        if self._deviation(symmetries) <= tolerance:
+        if self._deviation(symmetries) <= self._tolerance:
             return [0.0] * len(symmetries)
+        self._tolerance = max(self._tolerance, self._computed())
         each = [self._deviation([symmetry]) for symmetry in symmetries]
-        return [change if change > tolerance else 0.0 for change in each]
+        return [change if change > self._tolerance else 0.0 for change in each]
+
+    def _computed(self) -> float:
+        """The rounding of what the model's code computes, which may be coarser than its weights."""
+        with _Watching() as watching:
+            self._outputs([])
+        return _rounding(watching.seen)
 
     def would_show(self, symmetry: Symmetry) -> bool:
         """Whether half of the symmetry changes the outputs, so that the example can decide."""
         half = replace(symmetry, outgoing=())
-        return self._deviation([half]) > _tolerance(self._model)
+        return self._deviation([half]) > self._tolerance
 
 
-def _tolerance(model: nn.Module) -> float:
-    """The relative change that counts as rounding: sqrt of the parameters' machine precision."""
-    return max(torch.finfo(p.dtype).eps for p in model.parameters() if p.is_floating_point()) ** 0.5
+class _Watching(TorchFunctionMode):
+    """Keeps the dtypes of what functions return."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[torch.dtype] = set()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call it, and look at what it returns."""
+        result = func(*args, **(kwargs or {}))
+        self.seen |= {x.dtype for x in pytree.tree_leaves(result) if isinstance(x, Tensor)}
+        return result
+
+
+def _rounding(dtypes: Iterable[torch.dtype]) -> float:
+    """The relative change that counts as rounding: sqrt of the coarsest machine precision."""
+    floating = [dtype for dtype in dtypes if dtype.is_floating_point]
+    return max((torch.finfo(dtype).eps for dtype in floating), default=0.0) ** 0.5

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,21 +24,26 @@ Flags = npt.NDArray[np.bool_]
 def components(count: int, a: Labels, b: Labels) -> Labels:
     """For each of ``count`` nodes the smallest node that edges a - b connect it with."""
     root = np.arange(count)
-    while len(a):
-        low = np.minimum(root[a], root[b])
-        before = root.copy()
-        np.minimum.at(root, root[a], low)
-        np.minimum.at(root, root[b], low)
-        np.minimum.at(root, a, low)
-        np.minimum.at(root, b, low)
-        while True:
-            shorter = root[root]
-            if np.array_equal(shorter, root):
-                break
+    first, second = root[a], root[b]
+    while (apart := first != second).any():
+        a, b, first, second = a[apart], b[apart], first[apart], second[apart]
+        low = np.minimum(first, second)
+        np.minimum.at(root, first, low)
+        np.minimum.at(root, second, low)
+        while not np.array_equal(shorter := root[root], root):
             root = shorter
-        if np.array_equal(before, root):
-            break
+        first, second = root[a], root[b]
     return root
+
+
+class ProductArrays(NamedTuple):
+    """Products as arrays: s_c = p s_a + q s_b for each entry."""
+
+    c: Labels
+    a: Labels
+    b: Labels
+    p: Labels
+    q: Labels
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,14 +56,14 @@ class Components:
         zero: for each label whether its exponent must be 0.
         odd: for each label whether it is equal to its own negative, so that its scale is 1, but
             not for a reason that rotations would share.
-        left: the products that involve several free exponents, as arrays of components.
+        left: the products that involve several free exponents, in terms of components.
     """
 
     of: Labels
     sign: Labels
     zero: Flags
     odd: Flags
-    left: list[Product]
+    left: ProductArrays
 
 
 def _signed(count: int, a: Labels, b: Labels, sign: Labels) -> tuple[Labels, Labels, Flags]:
@@ -108,23 +114,20 @@ def solved(relations: Relations, kind: str, modulus: int = 0) -> Components:
     return Components(of, signs, nought, odd & ~zero, _named(products, of, signs))
 
 
-_Flat = tuple[Labels, Labels, Labels, Labels, Labels]
-
-
-def _flat(products: list[Product]) -> _Flat:
-    """All products as arrays c, a, b, p, q."""
+def _flat(products: list[Product]) -> ProductArrays:
+    """All products in one."""
     empty = np.empty(0, np.int64)
     columns = [np.concatenate([empty, *(getattr(x, n) for x in products)]) for n in ("c", "a", "b")]
     powers = [
         np.concatenate([empty, *(np.full(len(x.c), getattr(x, n)) for x in products)])
         for n in ("p", "q")
     ]
-    return columns[0], columns[1], columns[2], powers[0], powers[1]
+    return ProductArrays(*columns, *powers)
 
 
 def _simplified(
-    products: _Flat, zero: Flags, modulus: int
-) -> tuple[_Flat, Labels, Labels, Labels, Labels] | None:
+    products: ProductArrays, zero: Flags, modulus: int
+) -> tuple[ProductArrays, Labels, Labels, Labels, Labels] | None:
     """Products with at most two exponents that are not 0, as equations; None if there are none."""
     c, a, b, p, q = products
     if not len(c):
@@ -154,26 +157,16 @@ def _simplified(
     if parity:
         signs = np.ones_like(signs)
     kept = ~used
-    rest = (c[kept], a[kept], b[kept], p[kept], q[kept])
+    rest = ProductArrays(c[kept], a[kept], b[kept], p[kept], q[kept])
     return rest, first, second, signs, lone
 
 
-def _named(products: _Flat, of: Labels, sign: Labels) -> list[Product]:
+def _named(products: ProductArrays, of: Labels, sign: Labels) -> ProductArrays:
     """What is left, in terms of components."""
     c, a, b, p, q = products
-    found = []
-    for i in range(len(c)):
-        s = sign[c[i]]
-        found.append(
-            Product(
-                of[c[i : i + 1]],
-                of[a[i : i + 1]] if a[i] != FIXED else a[i : i + 1],
-                of[b[i : i + 1]] if b[i] != FIXED else b[i : i + 1],
-                int(p[i] * s * sign[a[i]]),
-                int(q[i] * s * sign[b[i]]),
-            )
-        )
-    return found
+    turn = sign[c]
+    named_a, named_b = (np.where(x == FIXED, FIXED, of[np.maximum(x, 0)]) for x in (a, b))
+    return ProductArrays(of[c], named_a, named_b, p * turn * sign[a], q * turn * sign[b])
 
 
 def null_space(

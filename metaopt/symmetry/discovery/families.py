@@ -7,7 +7,6 @@ matrices act.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -153,19 +152,29 @@ def families(
     own = own[np.argsort(where.first[own], kind="stable")]
     if mixing is None:
         mixing = mixed(np.arange(len(of), dtype=np.uint64))
-    blocks: dict[tuple[int, int], list[int]] = defaultdict(list)
-    for c, k, m in zip(own.tolist(), where.key[own].tolist(), mixing[own].tolist(), strict=True):
-        blocks[k, m].append(c)
-    sized: dict[tuple[int, int], list[list[int]]] = defaultdict(list)
-    for (k, _), found in blocks.items():
-        sized[k, len(found)].append(found)
-    return numbered(
-        where, [b if n > 1 else [[c for one in b for c in one]] for (_, n), b in sized.items()]
-    )
+    with np.errstate(over="ignore"):
+        block = _groups(mixed(where.key[own]) + mixing[own])
+        size = np.bincount(block)[block] if len(own) else block
+        kind = _groups(mixed(where.key[own]) + size.astype(np.uint64))
+    # Components kind by kind, and within a kind block by block, otherwise as they are.
+    order = np.lexsort([block, kind])
+    ends = np.flatnonzero(np.diff(kind[order])) + 1
+    several = [
+        own[at].reshape(-1, size[at[0]] if size[at[0]] > 1 else len(at))
+        for at in np.split(order, ends)
+        if len(at)
+    ]
+    return numbered(where, several)
 
 
-def numbered(where: Standing, several: Sequence[Sequence[Sequence[int]]]) -> Families:
-    """Families given as lists of blocks of components."""
+def _groups(keys: Hashes) -> Labels:
+    """For each entry the number of its key, by the first place of each key."""
+    _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
+    return first.argsort().argsort()[inverse]
+
+
+def numbered(where: Standing, several: Sequence[npt.ArrayLike]) -> Families:
+    """Families given by their components, each [blocks, size]."""
     count = len(where.key)
     number, block, unit = np.full(count, -1), np.zeros(count, int), np.zeros(count, int)
     members = []

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metaopt.symmetry.discovery.algebra import groups, shape_of
+from metaopt.symmetry.discovery.algebra import groups, product, shape_of
 from metaopt.symmetry.discovery.relations import Relations
 from metaopt.symmetry.discovery.shifts import Shift, Stage
 from metaopt.symmetry.discovery.values import FIXED, Labels, Part, Value
@@ -63,10 +63,26 @@ def moved(relations: Relations, value: Value, operation: Callable[[Tensor], Any]
                     relations.fix(new.labels, f"{relations.said} takes one coordinate alone")
                     continue
                 if any(set(new.dims) & set(other.dims) for other in results[i].parts):
-                    raise UnclearError
+                    # Axes of their own become one, as heads and their units before a projection.
+                    return moved(relations, _joined(relations, value), operation)
                 shifts = results[i].shifts | _carried(value, part, new)
                 results[i] = replace(results[i], parts=(*results[i].parts, new), shifts=shifts)
     return results
+
+
+def _joined(relations: Relations, value: Value) -> Value:
+    """The value with one array of coordinates along all axes on which it has any.
+
+    Raises:
+        UnclearError: if it has one already, or changes of sign.
+    """
+    if len(value.parts) < 2 or any(part.signs is not None for part in value.parts):
+        raise UnclearError
+    dims = tuple(sorted(d for part in value.parts for d in part.dims))
+    labels = product(relations, dims, value.parts)
+    operands = [(part.labels, part.dims) for part in value.parts]
+    relations.record([*operands, (labels, dims)])
+    return replace(value, parts=(Part(dims, labels),))
 
 
 def _carried(value: Value, before: Part, after: Part) -> frozenset[Shift]:

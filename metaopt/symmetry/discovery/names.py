@@ -15,11 +15,24 @@ OVERWRITTEN = "overwritten"
 MODULE = "module"
 """A module of which nothing is known; the arguments end with the tensors that it holds."""
 
-CASTS = frozenset({
-    "to", "type", "type_as", "float", "double", "half", "bfloat16", "int", "long", "short", "char",
-    "byte", "bool", "cfloat", "cdouble", "chalf", "_to_copy",
-})  # fmt: skip
+TO_INTEGERS = frozenset({"int", "long", "short", "char", "byte", "bool"})
+"""Operations that cut numbers off."""
+CASTS = TO_INTEGERS | {
+    "to", "type", "type_as", "float", "double", "half", "bfloat16", "cfloat", "cdouble", "chalf",
+    "_to_copy",
+}  # fmt: skip
 """Operations that may change the dtype: ``identity`` between floating dtypes, else ``cast``."""
+REAL = frozenset({
+    "linear", "matmul", "einsum", "addmm", "baddbmm", "embedding", "scaled_dot_product_attention",
+    "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
+    "add", "sub", "mul", "div", "neg", "pow", "square", "sqrt", "rsqrt", "reciprocal", "lerp",
+    "sum", "mean", "var", "std", "norm", "vector_norm", "normalize", "layer_norm", "rms_norm",
+    "batch_norm", "group_norm", "instance_norm", "softmax", "log_softmax", "relu", "leaky_relu",
+    "prelu", "elu", "gelu", "silu", "sigmoid", "softplus", "tanh", "sin", "cos", "exp", "log",
+    "identity", "dropout", "reshape", "flatten", "unflatten", "permute", "transpose", "movedim",
+    "unsqueeze", "squeeze", "expand", "getitem", "select", "narrow", "cat", "stack",
+})  # fmt: skip
+"""Operations that return real numbers if one of their tensors has real numbers."""
 READS = frozenset({
     "item", "tolist", "__bool__", "__int__", "__float__", "__index__", "__complex__", "is_nonzero",
     "equal", "allclose", "__contains__", "__format__", "__repr__",

@@ -65,6 +65,8 @@ class Permuting:
             if stop.fixed:
                 self.pins[stop.labels] = i
         self._places = self._index()
+        # Of the walk that is under way: for each label its unit, or -1.
+        self._units = np.full(self.count, -1)
 
     def _index(self) -> tuple[Labels, Labels]:
         """Label and number of the record for all that stands in a record, sorted by label."""
@@ -82,8 +84,11 @@ class Permuting:
         """The numbers of the records in which some coordinates stand."""
         flat, record_of = self._places
         low, high = np.searchsorted(flat, labels), np.searchsorted(flat, labels, "right")
-        places = [record_of[i:j] for i, j in zip(low, high, strict=True)]
-        return np.unique(np.concatenate(places)) if places else np.empty(0, np.int64)
+        length = high - low
+        start = np.repeat(low - np.cumsum(length) + length, length)
+        found = np.zeros(len(self.records), bool)
+        found[record_of[start + np.arange(len(start))]] = True
+        return np.flatnonzero(found)
 
     def seeds(self, labels: Labels) -> Iterator[Seed]:
         """The ways in which the coordinates of an axis may be numbered, finest structure first."""
@@ -116,28 +121,37 @@ class Permuting:
                     part = np.broadcast_to(index % inner, array.shape)
                     yield Seed(array, part, inner, whole)
 
-    def follow(self, seed: Seed) -> Labels:
-        """For each label its unit, or -1: all coordinates that move with a first numbering.
+    def follow(self, seed: Seed) -> tuple[Labels, Labels]:
+        """All coordinates that move with a first numbering, and the unit of each.
 
         Raises:
             StuckError: if some operation does not allow it.
         """
-        units = np.full(self.count, -1)
+        found: list[Labels] = []
+        try:
+            self._walk(seed, found)
+            moved = np.concatenate([np.empty(0, np.int64), *found])
+            return moved, self._units[moved]
+        finally:
+            for labels in found:
+                self._units[labels] = -1
+
+    def _walk(self, seed: Seed, found: list[Labels]) -> None:
+        """Number coordinates from array to array, and note those that are numbered."""
         queue: deque[int] = deque()
-        self._assign(units, queue, seed, seed.labels, seed.unit, "")
+        self._assign(found, queue, seed, seed.labels, seed.unit, "")
         while queue:
             record = self.records[queue.popleft()]
-            for name, profile in self._profiles(record, units, seed.count).items():
+            for name, profile in self._profiles(record, seed.count).items():
                 for array, names in record.operands:
                     if name in names:
                         shape = [-1 if n == name else 1 for n in names]
                         whole = np.broadcast_to(profile.reshape(shape), array.shape)
-                        self._assign(units, queue, seed, array, whole, record.why)
-        return units
+                        self._assign(found, queue, seed, array, whole, record.why)
 
     def _assign(
         self,
-        units: Labels,
+        found: list[Labels],
         queue: deque[int],
         seed: Seed,
         labels: Labels,
@@ -145,9 +159,17 @@ class Permuting:
         why: str,
     ) -> None:
         """Number coordinates, and queue the records in which new ones stand."""
-        c, u = np.unique(np.stack([labels.ravel(), unit.ravel()]), axis=1)
-        _, place, counts = np.unique(c, return_inverse=True, return_counts=True)
-        times = counts[place]
+        units = self._units
+        known = np.where(labels == FIXED, -1, units[np.maximum(labels, 0)])
+        if (known == unit).all() and (unit >= 0).all():
+            return
+        # Pairs of a coordinate and a unit, each once, by the coordinate.
+        pairs = np.unique((labels * (seed.count + 1) + unit + 1).ravel())
+        c, u = np.divmod(pairs, seed.count + 1)
+        u -= 1
+        begins = np.flatnonzero(np.diff(c, prepend=c[0] - 1))
+        counts = np.diff(begins, append=len(c))
+        times = np.repeat(counts, counts)
         if ((times != 1) & (times != seed.count)).any():
             raise StuckError(why)
         # A coordinate that stands with every unit stays where it is.
@@ -162,15 +184,16 @@ class Permuting:
             raise StuckError(why)
         fresh = c[units[c] < 0]
         units[c] = u
+        found.append(fresh)
         for i in self.touching(fresh).tolist():
             if i not in queue:
                 queue.append(i)
 
-    def _profiles(self, record: Record, units: Labels, count: int) -> dict[Hashable, Labels]:
+    def _profiles(self, record: Record, count: int) -> dict[Hashable, Labels]:
         """For each index of a record that the units number, the unit at each of its values."""
         found: dict[Hashable, Labels] = {}
         for array, names in record.operands:
-            unit = np.where(array == FIXED, -1, units[np.maximum(array, 0)])
+            unit = np.where(array == FIXED, -1, self._units[np.maximum(array, 0)])
             if (unit < 0).all():
                 continue
             varying = [i for i in range(unit.ndim) if (unit != unit.take([0], axis=i)).any()]

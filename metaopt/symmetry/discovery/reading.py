@@ -56,6 +56,9 @@ class Reader:
             self._announce(call)
             op = Operation(call, self.relations, value, self.parameters, users, flow.training)
             found = _applied(op, [value(v) for v in call.inputs if not v.path])
+            if call.name == "cast":
+                # A run on an example knows the dtype.
+                self.clear &= not any(value(variable).parts for variable in call.read)
             outputs = call.outputs
             if found is None:
                 given_to_it = [value(variable) for variable in call.read]

@@ -30,7 +30,7 @@ from metaopt.symmetry.discovery.flow import (
 from metaopt.symmetry.discovery.lowering import Lowered
 from metaopt.symmetry.discovery.lowering_attention import ALL_LOWERED
 from metaopt.symmetry.discovery.memory import named_tensors
-from metaopt.symmetry.discovery.names import CASTS, MODULE, function_name
+from metaopt.symmetry.discovery.names import CASTS, MODULE, REAL, function_name
 from metaopt.symmetry.discovery.sharing import Sharing
 from metaopt.symmetry.discovery.tracing import Trace, traces
 from metaopt.symmetry.discovery.unseen import tampered
@@ -139,11 +139,20 @@ class _Reader:
         held = {name: self.variable(tensor) for name, tensor in own}
         call = Call(name, args, kwargs, output, path, said, of, held)
         self.calls.append(call)
+        self._note_dtype(call, output)
         if writes is None:
             self.sharing.note(call)
         else:
             self.sharing.write(writes, output)
         return output
+
+    def _note_dtype(self, call: Call, output: Any) -> None:
+        """What is made of real numbers stays real, whichever of their dtypes it has."""
+        # An index may be real where what it takes from is not.
+        read = call.read[:1] if call.name == "getitem" else call.read
+        real = [d for v in read if (d := self._dtypes.get(v)) is not None and d.is_floating_point]
+        if call.name in REAL and real and "dtype" not in call.kwargs:
+            self._dtypes.update((one, real[0]) for one in variables(output))
 
     def unknown_module(self, module: nn.Module, path: str, args: Any, kwargs: Any) -> Any:
         """A call of a module of which nothing is known but the tensors that it holds."""
@@ -216,7 +225,7 @@ class _Reader:
         writes = arguments.written(name, function, args, kwargs)
         name = canonical(name)
         if name in CASTS:
-            name = arguments.cast(args, kwargs)
+            name = arguments.cast(name, *self._with_dtypes(args, kwargs))
         if name in REVERSED and len(args) == 2:
             name, args = REVERSED[name], args[::-1]
         if name in WITH_DIM and (len(args) > 1 or "dim" in kwargs or name in ("sort", "topk")):
@@ -226,6 +235,14 @@ class _Reader:
             if not count and name in SEVERAL:
                 count = arguments.taken(node)
         return self.call(name, name, path, (args, kwargs), count, writes)
+
+    def _with_dtypes(self, args: Any, kwargs: Any) -> tuple[list[Any], dict[str, Any]]:
+        """Arguments of a cast, with the dtypes of tensors whose dtype is asked for."""
+
+        def known(one: Any) -> Any:
+            return self._dtypes.get(one, one) if isinstance(one, Variable) else one
+
+        return [*args[:1], *map(known, args[1:])], {name: known(x) for name, x in kwargs.items()}
 
     def _form(self, thing: Any, name: str, *more: Any, **kwargs: Any) -> Any:
         """What a tensor's form says: its sizes, their number, its dtype."""
