@@ -189,9 +189,9 @@ class Samples:
         if difference > eps * size:
             relative = (difference / max(difference, size)) ** 0.5
             raise ValueError(
-                f"the mean of the samples' gradients is not the gradient of the mean loss (relative "
-                f"difference {relative:.1e}): the model mixes samples or draws random numbers (call "
-                f"model.eval()), or the loss is no mean over the samples"
+                f"the mean of the samples' gradients is not the gradient of the mean loss, relative "
+                f"difference {relative:.1e}: the model mixes samples or draws random numbers, so "
+                f"call model.eval(), or the loss is no mean over the samples"
             )
         return vectorised
 
