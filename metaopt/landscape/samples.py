@@ -120,18 +120,27 @@ class Samples:
                 normalisation in training), draws random numbers (dropout in training), or the loss
                 is no mean over the samples.
         """
-        values = self.values(paths)
-        entries = sum(value.numel() for value in values.values())
-        size = max(1, ENTRIES // max(1, entries)) if most is None else most
-        with _plain_attention():
-            vectorised = self._can_vectorise(paths)
+        if most is None:
+            most = self.fitting(paths)
+        for inputs, targets in self.parts(most):
+            yield self.each(paths, inputs, targets)
+
+    def fitting(self, paths: Sequence[str]) -> int:
+        """How many samples have 2^24 entries of gradients together, at least 1."""
+        entries = sum(value.numel() for value in self.values(paths).values())
+        return max(1, ENTRIES // max(1, entries))
+
+    def parts(self, most: int) -> Iterator[tuple[Any, Tensor]]:
+        """The batches, in parts of at most so many samples."""
         for inputs, targets in self.batches():
-            for start in range(0, len(targets), size):
-                part = slice(start, start + size)
-                # A generator must not leave a global switch thrown while its caller works.
-                with _plain_attention():
-                    found = self._of_each(paths, rows(inputs, part), targets[part], vectorised)
-                yield found
+            for start in range(0, len(targets), most):
+                part = slice(start, start + most)
+                yield rows(inputs, part), targets[part]
+
+    def each(self, paths: Sequence[str], inputs: Any, targets: Tensor) -> dict[str, Tensor]:
+        """g_n of the samples of one batch; arguments and errors as of ``per_sample``."""
+        with plain_attention():
+            return self._of_each(paths, inputs, targets, self._can_vectorise(paths))
 
     def _gradient(self, paths: Sequence[str], inputs: Any, targets: Tensor) -> dict[str, Tensor]:
         """The gradient of the loss of one batch."""
@@ -189,8 +198,8 @@ class Samples:
         if difference > eps * size:
             relative = (difference / max(difference, size)) ** 0.5
             raise ValueError(
-                f"the mean of the samples' gradients is not the gradient of the mean loss, relative "
-                f"difference {relative:.1e}: the model mixes samples or draws random numbers, so "
+                f"the mean of the samples' gradients is not the gradient of the mean loss, but off "
+                f"by {relative:.1e} of it: the model mixes samples or draws random numbers, so "
                 f"call model.eval(), or the loss is no mean over the samples"
             )
         return vectorised
@@ -294,7 +303,7 @@ def _refuse(model: nn.Module) -> None:
 
 
 @contextmanager
-def _plain_attention() -> Iterator[None]:
+def plain_attention() -> Iterator[None]:
     """Attention by operations that vmap knows, none of them fused."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
