@@ -140,7 +140,7 @@ class Samples:
     def each(self, paths: Sequence[str], inputs: Any, targets: Tensor) -> dict[str, Tensor]:
         """g_n of the samples of one batch; arguments and errors as of ``per_sample``."""
         with plain_attention():
-            return self._of_each(paths, inputs, targets, self._can_vectorise(paths))
+            return self._of_each(paths, inputs, targets, self.can_vectorise(paths))
 
     def _gradient(self, paths: Sequence[str], inputs: Any, targets: Tensor) -> dict[str, Tensor]:
         """The gradient of the loss of one batch."""
@@ -170,7 +170,7 @@ class Samples:
         found: dict[str, Tensor] = each(self.values(paths), list(tensors_of(inputs)), targets)
         return {path: gradient.detach() for path, gradient in found.items()}
 
-    def _can_vectorise(self, paths: Sequence[str]) -> bool:
+    def can_vectorise(self, paths: Sequence[str]) -> bool:
         """Whether vmap runs the model; raises ``ValueError`` if samples have no gradients."""
         if tuple(paths) not in self._tried:
             self._tried[tuple(paths)] = self._try(paths)
