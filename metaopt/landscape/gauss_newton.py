@@ -18,6 +18,8 @@ from torch import Tensor
 from torch.func import grad, jacrev, vjp, vmap
 
 from metaopt.base.streams import Stream, generator
+from metaopt.landscape.gradients import Full, Gradients
+from metaopt.landscape.plain_layers import PerSample
 from metaopt.landscape.samples import ENTRIES, Samples, plain_attention, tensors_of, with_tensors
 from metaopt.landscape.stacks import Stack
 from metaopt.symmetry.conserved import parameters_of
@@ -52,67 +54,77 @@ def sharpness_stack(
     """
     symmetries = list(symmetries)
     values = samples.values(list(parameters_of(samples.model, symmetries)))
+    if not values:
+        return {}
     outputs = _count_outputs(samples)
     each = outputs if outputs <= EXACT else DRAWS
     stacks = {
         path: Stack(path, value, symmetries, samples.count * each) for path, value in values.items()
     }
     numbers = generator(Stream.SHARPNESS, seed)
-    entries = each * sum(value.numel() for value in values.values()) + outputs**2
-    for inputs, targets in samples.parts(max(1, ENTRIES // entries)):
+    source = PerSample(samples, list(values))
+    entries = each * sum(v.numel() for p, v in values.items() if p not in source.layers.thin)
+    for inputs, targets in samples.parts(max(1, ENTRIES // (entries + outputs**2))):
         mixtures: Tensor | None = None
         if outputs > EXACT:
             signs = 2 * numbers.integers(0, 2, (len(targets), each, outputs)) - 1
-            like = next(iter(values.values()))
-            mixtures = torch.from_numpy(signs).to(like) / each**0.5
+            mixtures = torch.from_numpy(signs).to(targets.device).double() / each**0.5
+        plain = source.layers.each(inputs, targets)
         with plain_attention():
-            rows = _rows(samples, values, inputs, targets, mixtures)
-        for path, found in rows.items():
-            stacks[path].add(found.flatten(0, 1).double() / samples.count**0.5)
-    return {path: stack.rows() for path, stack in stacks.items()}
+            roots = _roots(_hessians(samples, inputs, targets), mixtures)
+            left = {path: value for path, value in values.items() if path not in plain}
+            for path, rows in (_rows(samples, left, inputs, roots) if left else {}).items():
+                stacks[path].add(Full(rows.flatten(0, 1)))
+
+        def sums(outputs: Tensor, roots: Tensor = roots) -> Iterable[Tensor]:
+            return ((outputs.flatten(1) * row).sum() for row in roots.unbind(1))
+
+        def take(
+            found: dict[str, Gradients], _: dict[str, Tensor], paths: Iterable[str] = plain
+        ) -> None:
+            for path in paths:
+                stacks[path].add(found[path])
+
+        source.layers.pull(inputs, len(targets), sums, take)
+    return {path: stack.rows() / samples.count**0.5 for path, stack in stacks.items()}
 
 
-def _rows(
-    samples: Samples,
-    values: dict[str, Tensor],
-    inputs: Any,
-    targets: Tensor,
-    mixtures: Tensor | None,
-) -> dict[str, Tensor]:
-    """J_n^T L_n, or J_n^T L_n z, of the samples of a batch: {path: [n, rows, *shape]}."""
-    leaves = list(tensors_of(inputs))
+def _hessians(samples: Samples, inputs: Any, targets: Tensor) -> Tensor:
+    """The second derivatives of the losses of a batch's samples in their outputs, [n, o, o]."""
 
-    def curvature(outputs: Tensor, target: Tensor) -> Tensor:
+    def of_one(outputs: Tensor, target: Tensor) -> Tensor:
         def loss(flat: Tensor) -> Tensor:
             return samples.loss(flat.view(1, *outputs.shape), target[None])
 
         found: Tensor = jacrev(grad(loss))(outputs.flatten())
         return found
 
-    def of_one(leaves: list[Tensor], target: Tensor, cotangents: Tensor) -> dict[str, Tensor]:
+    with torch.no_grad():
+        outputs = samples.outputs({}, inputs)
+    if samples.can_vectorise([]):
+        return vmap(of_one)(outputs, targets).detach()
+    singles = [of_one(outputs[n], targets[n]) for n in range(len(targets))]
+    return torch.stack(singles).detach()
+
+
+def _rows(
+    samples: Samples, values: dict[str, Tensor], inputs: Any, roots: Tensor
+) -> dict[str, Tensor]:
+    """J_n^T y for the rows y [n, rows, outputs] of each sample: {path: [n, rows, *shape]}."""
+
+    def of_one(leaves: list[Tensor], cotangents: Tensor) -> dict[str, Tensor]:
         one = with_tensors(inputs, (leaf[None] for leaf in leaves))
         outputs, pull = vjp(lambda given: samples.outputs(given, one), values)[:2]
         rows: dict[str, Tensor] = vmap(lambda y: pull(y.view(outputs.shape))[0])(cotangents)
         return rows
 
+    leaves = list(tensors_of(inputs))
     if samples.can_vectorise(list(values)):
-
-        def output(leaves: list[Tensor]) -> Tensor:
-            one = with_tensors(inputs, (leaf[None] for leaf in leaves))
-            found: Tensor = samples.outputs(values, one)[0]
-            return found
-
-        hessians = vmap(curvature)(vmap(output)(leaves), targets)
-        rows: dict[str, Tensor] = vmap(of_one)(leaves, targets, _roots(hessians, mixtures))
-        return {path: found.detach() for path, found in rows.items()}
-    singles = []
-    for n in range(len(targets)):
-        leaf = [x[n] for x in leaves]
-        one = with_tensors(inputs, (x[None] for x in leaf))
-        hessian = curvature(samples.outputs(values, one)[0], targets[n])
-        root = _roots(hessian[None], None if mixtures is None else mixtures[n : n + 1])[0]
-        singles.append(of_one(leaf, targets[n], root))
-    return {path: torch.stack([one[path] for one in singles]).detach() for path in values}
+        found: dict[str, Tensor] = vmap(of_one)(leaves, roots)
+    else:
+        singles = [of_one([x[n] for x in leaves], roots[n]) for n in range(len(roots))]
+        found = {path: torch.stack([one[path] for one in singles]) for path in values}
+    return {path: rows.detach() for path, rows in found.items()}
 
 
 def _roots(hessians: Tensor, mixtures: Tensor | None) -> Tensor:
@@ -121,7 +133,7 @@ def _roots(hessians: Tensor, mixtures: Tensor | None) -> Tensor:
     Raises:
         ValueError: if some H has a negative eigenvalue.
     """
-    eigenvalues, vectors = torch.linalg.eigh(hessians.detach().double())
+    eigenvalues, vectors = torch.linalg.eigh(hessians.double())
     largest = eigenvalues.abs().amax()
     if bool(eigenvalues.amin() < -(torch.finfo(hessians.dtype).eps ** 0.5) * largest):
         raise ValueError(
@@ -129,8 +141,7 @@ def _roots(hessians: Tensor, mixtures: Tensor | None) -> Tensor:
             f"found a second derivative of {float(eigenvalues.amin()):.3g}"
         )
     roots = eigenvalues.clamp(min=0).sqrt()[..., None] * vectors.mT
-    roots = roots.to(hessians.dtype)
-    return roots if mixtures is None else mixtures @ roots
+    return (roots if mixtures is None else mixtures @ roots).to(hessians.dtype)
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from metaopt.landscape.plain_layers import Gradients
+from metaopt.landscape.gradients import Gradients
 from metaopt.symmetry.conserved import Tensors, form, halves
 from metaopt.symmetry.groups import Slot, Symmetry
 
@@ -42,7 +42,7 @@ class Moments:
 
     def add(self, path: str, gradients: Gradients) -> None:
         """Add the gradients of some samples by one parameter."""
-        self.total[path] = self.total.get(path, 0) + gradients.sum().double()
+        self.total[path] = self.total.get(path, 0) + gradients.sum()
         for name, is_incoming, slot in self._slots[path]:
             found = _squares(self._symmetries[name], *gradients.along(slot))
             self._sums[name, is_incoming] = self._sums.get((name, is_incoming), 0) + found
@@ -58,7 +58,7 @@ class Moments:
 def _squares(symmetry: Symmetry, slot: Slot, tensors: Tensor) -> Tensor:
     """sum_n p g_n g_n^T of one slot, from tensors [n, *shape]."""
     blocks, size = symmetry.blocks, symmetry.size
-    entries = vmap(lambda one: slot.entries(one, blocks, size))(tensors.double())
+    entries = vmap(lambda one: slot.entries(one, blocks, size))(tensors)
     # [n, copies, blocks, size, any]: samples and copies are more columns of one matrix.
     columns = entries.permute(2, 3, 0, 1, 4).reshape(blocks * size, -1)
     whole = replace(slot, axis=0, start=0, factors=(), rows=None, groups=1)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from metaopt.base.tables import markdown_table
 from metaopt.landscape.moments import Moments, require_per_sample
-from metaopt.landscape.plain_layers import Full, PlainLayers
+from metaopt.landscape.plain_layers import PerSample
 from metaopt.landscape.samples import CHECKED, Data, Loss, Samples
 from metaopt.landscape.stacks import Stack
 from metaopt.symmetry.conserved import QUADRATIC, halves, named, parameters_of
@@ -165,19 +165,12 @@ def seen_noise(samples: Samples, symmetries: dict[str, Symmetry]) -> Noise:
     paths = list(weights)
     if not paths:
         return Noise({}, samples.count)
-    inputs, targets = next(samples.parts(CHECKED))
-    few = samples.each(paths, inputs, targets)
+    source = PerSample(samples, paths)
     wide = {path: weight.detach().double() for path, weight in weights.items()}
     for symmetry in symmetries.values():
-        require_per_sample(symmetry, wide, few)
-    layers = PlainLayers(samples, inputs, targets, few)
+        require_per_sample(symmetry, wide, source.few)
     moments = Moments(symmetries)
-    large = [path for path in paths if path not in layers.thin]
-    for inputs, targets in samples.parts(samples.fitting(large)):
-        each = layers.each(inputs, targets)
-        rest = [path for path in paths if path not in each]
-        if rest:
-            each |= {path: Full(g) for path, g in samples.each(rest, inputs, targets).items()}
+    for each in source.parts():
         for path, gradients in each.items():
             moments.add(path, gradients)
     mean = {path: total / samples.count for path, total in moments.total.items()}
@@ -218,13 +211,12 @@ def noise_stack(samples: Samples, symmetries: Iterable[Symmetry]) -> dict[str, T
     _require_two(samples)
     symmetries = list(symmetries)
     paths = list(parameters_of(samples.model, symmetries))
-    mean = samples.mean_gradient(paths)
-    count = samples.count
-    stacks = {path: Stack(path, mean[path], symmetries, count) for path in paths}
-    for each in samples.per_sample(paths):
+    weights = samples.values(paths)
+    stacks = {path: Stack(path, w, symmetries, samples.count) for path, w in weights.items()}
+    for each in PerSample(samples, paths).parts() if paths else ():
         for path, gradients in each.items():
-            stacks[path].add((gradients - mean[path]).double() / count**0.5)
-    return {path: stack.rows() for path, stack in stacks.items()}
+            stacks[path].add(gradients)
+    return {path: stack.centred() / samples.count**0.5 for path, stack in stacks.items()}
 
 
 def without_block(symmetry: Symmetry, half: Tensor) -> Tensor:

@@ -13,87 +13,19 @@ returned.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import unfold
 
-from metaopt.landscape.samples import Samples
-from metaopt.symmetry.groups import Slot
+from metaopt.landscape.gradients import Full, Gradients, Outer
+from metaopt.landscape.samples import CHECKED, Samples
 
 Layer = nn.Linear | nn.Conv1d | nn.Conv2d
-
-
-class Gradients(Protocol):
-    """The gradients of n samples by one parameter."""
-
-    def full(self) -> Tensor:
-        """G, [n, *shape]."""
-
-    def sum(self) -> Tensor:
-        """sum_n G_n, [*shape]."""
-
-    def along(self, slot: Slot) -> tuple[Slot, Tensor]:
-        """Tensors [n, ...] with the same moments along the axis of a slot; the slot in them."""
-
-
-@dataclass(frozen=True)
-class Full:
-    """Gradients that are held as they are.
-
-    Attributes:
-        values: G, [n, *shape].
-    """
-
-    values: Tensor
-
-    def full(self) -> Tensor:
-        """G, [n, *shape]."""
-        return self.values
-
-    def sum(self) -> Tensor:
-        """sum_n G_n."""
-        return self.values.sum(0)
-
-    def along(self, slot: Slot) -> tuple[Slot, Tensor]:
-        """The gradients."""
-        return slot, self.values
-
-
-@dataclass(frozen=True)
-class Outer:
-    """Gradients that are outer products, G_n = d_n a_n^T.
-
-    Attributes:
-        back: d, [n, out].
-        seen: a, [n, in].
-    """
-
-    back: Tensor
-    seen: Tensor
-
-    def full(self) -> Tensor:
-        """G, [n, out, in]."""
-        return self.back[:, :, None] * self.seen[:, None]
-
-    def sum(self) -> Tensor:
-        """sum_n d_n a_n^T."""
-        return self.back.mT @ self.seen
-
-    def along(self, slot: Slot) -> tuple[Slot, Tensor]:
-        """Thin matrices, by two identities of outer products.
-
-        G G^T = |a|^2 d d^T, [n, out, 1] of |a| d;   G^T G = |d|^2 a a^T, [n, 1, in] of |d| a
-        """
-        if slot.axis == 0:
-            return slot, (self.seen.norm(dim=1, keepdim=True) * self.back)[:, :, None]
-        back = self.back if slot.rows is None else self.back.narrow(1, *slot.rows)
-        thin = (back.norm(dim=1, keepdim=True) * self.seen)[:, None]
-        return replace(slot, rows=None), thin
 
 
 @dataclass
@@ -136,33 +68,67 @@ class PlainLayers:
         }
         self._layers = {path: self._layers[path] for path in gradients if path in self._layers}
         found = self.each(inputs, targets)
+        whole = _norm(gradients)
         self._layers = {
             path: self._layers[path]
             for path, one in found.items()
-            if _agree(one.full(), gradients[path])
+            if _agree(one.full(), gradients[path], whole)
         }
         self.thin = {path for path in self._layers if isinstance(found[path], Outer)}
 
     def each(self, inputs: Any, targets: Tensor) -> dict[str, Gradients]:
         """Per-sample gradients of a batch, without those of layers that were not plain in it."""
-        if not self._layers:
-            return {}
-        values = {
-            path: v.requires_grad_() for path, v in self._samples.values(list(self._layers)).items()
-        }
-        with torch.enable_grad(), self._watched() as calls:
-            loss = self._samples.loss(self._samples.outputs(values, inputs), targets)
-            sums = torch.autograd.grad(
-                len(targets) * loss, list(values.values()), allow_unused=True
+        found: dict[str, Gradients] = {}
+
+        def sums(outputs: Any) -> Iterable[Tensor]:
+            yield len(targets) * self._samples.loss(outputs, targets)
+
+        def take(given: dict[str, Gradients], wanted: dict[str, Tensor]) -> None:
+            whole = _norm(wanted)
+            found.update(
+                {p: one for p, one in given.items() if _agree(one.sum(), wanted[p], whole)}
             )
-        found = {}
-        for (path, (module, name)), wanted in zip(self._layers.items(), sums, strict=True):
-            one = _gradients(module, name, calls[id(module)], len(targets))
-            if one is None or wanted is None:
-                continue
-            if _agree(one.sum(), wanted.detach()):
-                found[path] = one
+
+        self.pull(inputs, len(targets), sums, take)
         return found
+
+    def pull(
+        self,
+        inputs: Any,
+        count: int,
+        sums: Callable[[Any], Iterable[Tensor]],
+        take: Callable[[dict[str, Gradients], dict[str, Tensor]], None],
+    ) -> None:
+        """Gradients of several functions of a batch's outputs, one after the other.
+
+        Args:
+            inputs: those of the batch.
+            count: its samples.
+            sums: outputs -> the sum over samples of each function.
+            take: is given for each function the gradients of all samples, which are right if the
+                layer was plain in this batch, and the gradient of their sum.
+        """
+        if not self._layers:
+            return
+        paths = list(self._layers)
+        values = {path: v.requires_grad_() for path, v in self._samples.values(paths).items()}
+        with torch.enable_grad(), self._watched() as calls:
+            for total in sums(self._samples.outputs(values, inputs)):
+                wanted = torch.autograd.grad(
+                    total,
+                    list(values.values()),
+                    allow_unused=True,
+                    materialize_grads=True,
+                    retain_graph=True,
+                )
+                found = {
+                    path: _gradients(layer, name, calls[id(layer)], count)
+                    for path, (layer, name) in self._layers.items()
+                }
+                take(
+                    {path: one for path, one in found.items() if one is not None},
+                    {p: gradient.detach() for p, gradient in zip(paths, wanted, strict=True)},
+                )
 
     @contextmanager
     def _watched(self) -> Iterator[dict[int, list[_Call]]]:
@@ -192,10 +158,17 @@ def _plain(module: nn.Module) -> list[Layer]:
     return [module] if isinstance(module, nn.Linear) and type(module) is nn.Linear else []
 
 
-def _agree(found: Tensor, wanted: Tensor) -> bool:
-    return found.shape == wanted.shape and bool(
-        (found - wanted).norm() <= torch.finfo(wanted.dtype).eps ** 0.5 * wanted.norm()
-    )
+def _norm(gradients: Mapping[str, Tensor]) -> float:
+    return sum(float(g.double().square().sum()) for g in gradients.values()) ** 0.5
+
+
+def _agree(found: Tensor, wanted: Tensor, whole: float) -> bool:
+    """Whether a gradient is the one that is wanted, up to rounding of the whole gradient."""
+    if found.shape != wanted.shape:
+        return False
+    eps = torch.finfo(wanted.dtype).eps
+    off = float((found - wanted).norm())
+    return off <= eps**0.5 * float(wanted.norm()) or off <= 100 * eps * whole
 
 
 def _gradients(layer: Layer, name: str, calls: list[_Call], count: int) -> Gradients | None:
@@ -209,7 +182,7 @@ def _gradients(layer: Layer, name: str, calls: list[_Call], count: int) -> Gradi
         if seen.dim() == 1:
             return None
         if seen.dim() == 2:
-            return Outer(back, seen) if name == "weight" else Full(back)
+            return Outer(back.double(), seen.double()) if name == "weight" else Full(back)
         seen, back = seen.flatten(1, -2), back.flatten(1, -2)
         return Full(back.mT @ seen if name == "weight" else back.sum(1))
     if seen.dim() != layer.weight.dim():
@@ -236,3 +209,36 @@ def _pair(sizes: tuple[int, ...] | str, first: int) -> tuple[int, ...]:
     """The sizes along two axes; a convolution along one has ``first`` in front."""
     assert not isinstance(sizes, str)
     return sizes if len(sizes) == 2 else (first, *sizes)
+
+
+class PerSample:
+    """Per-sample gradients by hooks where layers are plain, and by ``torch.func`` elsewhere.
+
+    Args:
+        samples: model, loss and data.
+        paths: the parameters to differentiate by, at least one.
+
+    Attributes:
+        few: the gradients of the first few samples by ``torch.func``, {path: [n, *shape]}.
+        layers: the plain layers.
+
+    Raises:
+        ValueError: if a sample has no gradient of its own.
+    """
+
+    def __init__(self, samples: Samples, paths: Sequence[str]) -> None:
+        self._samples, self._paths = samples, paths
+        inputs, targets = next(samples.parts(CHECKED))
+        self.few = samples.each(paths, inputs, targets)
+        self.layers = PlainLayers(samples, inputs, targets, self.few)
+
+    def parts(self) -> Iterator[dict[str, Gradients]]:
+        """The gradients of all samples, some at a time: few enough for memory."""
+        large = [path for path in self._paths if path not in self.layers.thin]
+        for inputs, targets in self._samples.parts(self._samples.fitting(large)):
+            each = self.layers.each(inputs, targets)
+            left = [path for path in self._paths if path not in each]
+            if left:
+                found = self._samples.each(left, inputs, targets)
+                each |= {path: Full(gradients) for path, gradients in found.items()}
+            yield each

@@ -137,7 +137,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Sequence[int], int]] = {
     ),
     "sequence": (_Sequence, (4, 6), 4),
     # The gradient by the bias of keys is 0, and in floating point nothing but rounding.
-    "heads": (_Heads, (4, 6), 1),
+    "heads": (_Heads, (4, 6), 0),
     "outside": (_Outside, (6,), 2),
     "twice": (_Twice, (6,), 2),
     "tied": (_Tied, (6,), 2),
