@@ -109,7 +109,8 @@ class Noether(dict[str, Flow]):
         Returns:
             Of each: ``symmetry`` (its name), ``group``, ``blocks``, ``size``, the Frobenius norms
             ``charge``, ``gradient``, ``noise``, ``decay`` and ``drift``, ``distance`` (the largest
-            modulus of an eigenvalue of t*), ``steps`` (the most) and ``remark``.
+            modulus of an eigenvalue of t*), ``steps`` (the most of what moves at all) and
+            ``remark``.
         """
         return [
             {
@@ -122,24 +123,25 @@ class Noether(dict[str, Flow]):
                     for key in ("charge", "gradient", "noise", "decay", "drift")
                 },
                 "distance": _farthest(flow),
-                "steps": float(flow.steps.max()),
+                "steps": _slowest(flow),
                 "remark": flow.remark,
             }
             for name, flow in self.items()
         ]
 
     def __str__(self) -> str:
-        shown = ("charge", "gradient", "noise", "decay", "distance", "steps")
+        keys = ("charge", "gradient", "noise", "decay", "distance", "steps")
         rows = self.rows()
         table = markdown_table(
-            ["symmetry", "group", *("|t*|" if key == "distance" else key for key in shown)],
-            [
-                [row["symmetry"], row["group"], *(f"{row[key]:.3g}" for key in shown)]
-                for row in rows
-            ],
+            ["symmetry", "group", *("t*" if key == "distance" else key for key in keys)],
+            [[row["symmetry"], row["group"], *(f"{row[key]:.3g}" for key in keys)] for row in rows],
         )
         remarks = [f"{row['symmetry']}: {row['remark']}" for row in rows if row["remark"]]
-        head = f"SGD on {self.samples} samples, {self.setting}; changes of charges a step, norms"
+        head = (
+            f"SGD on {self.samples} samples, {self.setting}\n"
+            f"norms of charges and of their changes in a step, distance to the noise equilibrium, "
+            f"steps in which it shrinks e times"
+        )
         return "\n".join([head, table, *remarks])
 
     __repr__ = __str__
@@ -231,6 +233,11 @@ def _farthest(flow: Flow) -> float:
     if flow.symmetry.group is Group.LINEAR and bool(flow.distance.isfinite().all()):
         return float(torch.linalg.eigvalsh(flow.distance).abs().max())
     return float(flow.distance.abs().max())
+
+
+def _slowest(flow: Flow) -> float:
+    moving = flow.rate[flow.rate > 0]
+    return float(1 / moving.min()) if len(moving) else math.inf
 
 
 def _step(count: int, batch_size: int, lr: float, weight_decay: float, replacement: bool) -> Step:

@@ -34,6 +34,8 @@ from metaopt.symmetry.groups import Group, Symmetry
 SWEEPS = 2000
 ENOUGH = 1e-13
 """The largest change of t in a sweep that ends it."""
+ROUNDING = 1e-8
+"""Below this it also ends if it has not become less."""
 RANK = 1e-11
 """Eigenvalues below this share of the largest count as 0."""
 
@@ -72,7 +74,7 @@ def balanced(
     # With rows on the last axis, a stack is one tensor to slots, and halves are sums over rows.
     now = {path: rows.movedim(0, -1) for path, rows in stacks.items()}
     for _ in range(SWEEPS):
-        found.residual = 0.0
+        last, found.residual = found.residual, 0.0
         for symmetry in chosen:
             # Sums are small; what is computed of them is needed by elements on any device.
             incoming, outgoing = (half.cpu() for half in halves(symmetry, now, now))
@@ -95,7 +97,8 @@ def balanced(
                 found[symmetry] = _scales(symmetry, moved)
             _move(symmetry, now, step, like)
             found.residual = max(found.residual, size)
-        if found.residual < ENOUGH:
+        # Near the minimum rounding may keep it from going on.
+        if found.residual < ENOUGH or last <= found.residual < ROUNDING:
             break
     for symmetry, lost in found.limits.items():
         count = int((lost != 0).sum())
@@ -125,14 +128,18 @@ def metric(A: Tensor, B: Tensor) -> Tensor | None:
     kept = values > RANK * values[-1]
     L = vectors[:, kept] * values[kept].sqrt()
     squares, basis = torch.linalg.eigh(L.mT @ B @ L)
-    of_B = torch.linalg.eigvalsh(B)
-    rank = int((of_B > RANK * of_B[-1]).sum())
-    if rank != L.shape[1] or rank != int((squares > RANK**2 * squares[-1]).sum()):
+    common = int((squares > RANK**2 * squares[-1]).sum())
+    if not _rank(B) == L.shape[1] == common:
         return None
     # With M = L^T B L: P L = B L M^(-1/2), and L^T P L = M^(1/2).
     N = B @ L @ (basis * squares ** (-0.75)) @ basis.mT
     rest = vectors[:, ~kept]
     return N @ N.mT + rest @ rest.mT
+
+
+def _rank(A: Tensor) -> int:
+    values = torch.linalg.eigvalsh(A)
+    return int((values > RANK * values[-1]).sum())
 
 
 def _matrix_step(
@@ -144,7 +151,10 @@ def _matrix_step(
     for A, B in zip(made, read, strict=True):
         P = metric(A, B) if bool(A.any()) or bool(B.any()) else one
         if P is None:
-            found.reasons[symmetry] = "the two sides are singular, and in different directions"
+            found.reasons[symmetry] = (
+                f"its two sides do not meet in all directions: ranks {_rank(A)} and {_rank(B)} of "
+                f"{symmetry.size}"
+            )
         metrics.append(one if P is None else P)
     values, vectors = torch.linalg.eigh(torch.stack(metrics))
     g = (vectors * values.sqrt()[:, None]) @ vectors.mT
