@@ -18,18 +18,14 @@ References:
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from metaopt.symmetry.balancing_parts import Like, Part, Tensors, part
 from metaopt.symmetry.conserved import QUADRATIC
-from metaopt.symmetry.elements import Diagonal, Element, Matrix, ScaledRotation
-from metaopt.symmetry.geometric_mean import least
-from metaopt.symmetry.groups import Group, Slot, Symmetry
-
-Like = Literal["weights", "gradients"]
+from metaopt.symmetry.elements import Element
+from metaopt.symmetry.groups import Group, Symmetry
 
 DONE = 1e-14
 """The relative gradient along the orbit at which the search ends."""
@@ -41,9 +37,6 @@ PATIENCE = 40
 PLAIN = 6
 """Sweeps after which steps are lengthened."""
 LONGEST = 1.95
-NEWTON = 30
-NOTHING = 1e-20
-"""Below this share of the other side, a unit has nothing on one side."""
 
 
 class Balanced(dict[Symmetry, Element]):
@@ -53,12 +46,18 @@ class Balanced(dict[Symmetry, Element]):
         before: the squared norm of the stack.
         after: the same at the minimum.
         residual: the largest gradient along the orbit that is left, relative to its scale.
+        limits: where t would run to, inf or -inf, for units without a minimum, and 0 for others:
+            [blocks, size] for positive scaling, [blocks] for a scale and rotation. Only symmetries
+            that have such units are in it.
+        moments: sum_r x_r x_r^T of what moves by g of each general linear group, [blocks, k, k].
         reasons: for symmetries that stay, or some of whose units stay, why.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.before = self.after = self.residual = 0.0
+        self.limits: dict[Symmetry, Tensor] = {}
+        self.moments: dict[Symmetry, Tensor] = {}
         self.reasons: dict[Symmetry, str] = {}
 
 
@@ -74,25 +73,47 @@ def balanced(symmetries: Iterable[Symmetry], stacks: Mapping[str, Tensor], like:
         ValueError: if a stack is missing, or its numbers are not finite.
     """
     chosen = [symmetry for symmetry in symmetries if symmetry.group in QUADRATIC]
-    tensors = _Tensors(chosen, stacks)
-    parts = [_part(symmetry, tensors, like) for symmetry in chosen]
+    tensors = Tensors(chosen, stacks)
+    parts = [part(symmetry, tensors, like) for symmetry in chosen]
     found = Balanced()
     found.before = tensors.norm()
     found.residual = _searched(parts)
     found.after = tensors.norm()
-    for part in parts:
-        found[part.symmetry] = part.element()
-        if part.reason:
-            found.reasons[part.symmetry] = part.reason
+    for one in parts:
+        found[one.symmetry] = one.element()
+        if one.limit is not None:
+            found.limits[one.symmetry] = one.limit
+        if one.moments is not None:
+            found.moments[one.symmetry] = one.moments
+        if one.reason:
+            found.reasons[one.symmetry] = one.reason
     return found
 
 
-def _searched(parts: list[_Part]) -> float:
+def logarithm(symmetry: Symmetry, element: Element) -> Tensor:
+    """t = 1/2 log(g^T g) of an element g, [blocks, k], [blocks, k, k] or [blocks]."""
+    g = matrix(symmetry, element)
+    if symmetry.group is Group.SCALING:
+        return g.diagonal(dim1=1, dim2=2).log()
+    if symmetry.group is Group.ROTARY:
+        return g[:, :, 0].norm(dim=1).log()
+    values, vectors = torch.linalg.eigh(g.mT @ g)
+    return (vectors * (values.log() / 2)[:, None]) @ vectors.mT
+
+
+def matrix(symmetry: Symmetry, element: Element) -> Tensor:
+    """g as a matrix, [blocks, k, k]."""
+    size = symmetry.size
+    eye = torch.eye(size, dtype=torch.float64)
+    return element.act(eye.expand(1, symmetry.blocks, size, size))[0]
+
+
+def _searched(parts: list[Part]) -> float:
     """Take the groups in turn until nothing moves; the residual that is left."""
     longer, best, since = 1.0, float("inf"), 0
     history: list[float] = []
     for sweep in range(MOST):
-        worst = max((part.step(longer) for part in parts), default=0.0)
+        worst = max((one.step(longer) for one in parts), default=0.0)
         history.append(worst)
         since = 0 if worst < 0.9 * best else since + 1
         best = min(best, worst)
@@ -103,224 +124,4 @@ def _searched(parts: list[_Part]) -> float:
             longer = min(LONGEST, 2 / (1 + max(0.0, 1 - shrinks) ** 0.5))
         elif since > PATIENCE:
             longer, since = 1 + (longer - 1) / 2, 0
-    return max((part.residual() for part in parts), default=0.0)
-
-
-class _Tensors:
-    """The stacks as they move, with rows on the last axis.
-
-    Where only scalings touch a tensor, the sum of its squares over rows, and over axes along which
-    nothing acts, stands for it.
-    """
-
-    def __init__(self, symmetries: Iterable[Symmetry], stacks: Mapping[str, Tensor]) -> None:
-        mixed: set[str] = set()
-        axes: dict[str, set[int]] = {}
-        for symmetry in symmetries:
-            for slot in symmetry.slots:
-                if slot.path not in stacks:
-                    raise ValueError(f"no stack is given for {slot.path!r}")
-                own = axes.setdefault(slot.path, set())
-                own.add(slot.axis)
-                if slot.rows is not None or slot.groups > 1:
-                    own |= {0, 1} if slot.groups > 1 else {0}
-                if symmetry.group is Group.LINEAR:
-                    mixed.add(slot.path)
-        self.squares = {path: path not in mixed for path in axes}
-        self.now: dict[str, Tensor] = {}
-        for path, touched in axes.items():
-            value = stacks[path].detach().double()
-            if not bool(torch.isfinite(value).all()):
-                raise ValueError(f"the numbers for {path!r} are not finite")
-            value = value.movedim(0, -1)
-            if self.squares[path]:
-                others = [axis for axis in range(value.dim()) if axis not in touched]
-                value = value.square().sum(others, keepdim=True)
-            # Slots change it in place.
-            self.now[path] = value.clone(memory_format=torch.contiguous_format)
-
-    def norm(self) -> float:
-        """The sum of all squares."""
-        return sum(
-            float(value.sum() if self.squares[path] else value.square().sum())
-            for path, value in self.now.items()
-        )
-
-
-@dataclass
-class _Part:
-    """One symmetry, as it acts on the tensors.
-
-    Attributes:
-        symmetry: the symmetry.
-        tensors: the tensors.
-        sides: each slot with 1 if its entries grow with t, else -1.
-        coupled: whether it acts on two axes of one tensor.
-        reason: why it stays, or some of its units.
-    """
-
-    symmetry: Symmetry
-    tensors: _Tensors
-    sides: list[tuple[Slot, int]]
-    coupled: bool
-    reason: str = ""
-
-    def step(self, longer: float) -> float:
-        """Go to the minimum of this group, or a little farther; the residual before."""
-        raise NotImplementedError
-
-    def residual(self) -> float:
-        """The gradient along this group, relative to its scale."""
-        raise NotImplementedError
-
-    def element(self) -> Element:
-        """Where the steps have led."""
-        raise NotImplementedError
-
-
-def _part(symmetry: Symmetry, tensors: _Tensors, like: Like) -> _Part:
-    sign = 1 if like == "weights" else -1
-    sides = [(slot, sign) for slot in symmetry.incoming]
-    sides += [(slot, -sign) for slot in symmetry.outgoing]
-    paths = [slot.path for slot in symmetry.slots]
-    kind = _Matrices if symmetry.group is Group.LINEAR else _Scales
-    axes = {(slot.path, slot.axis) for slot in symmetry.slots}
-    return kind(symmetry, tensors, sides, len({*paths}) < len(axes))
-
-
-class _Scales(_Part):
-    """Units, or pairs of coordinates, each with a t of its own."""
-
-    def __init__(self, *given: Any) -> None:
-        super().__init__(*given)
-        self.t = torch.zeros((), dtype=torch.float64)
-
-    def _sums(self) -> dict[int, Tensor]:
-        """Exponent e -> the sum of squares of what grows as exp(e t), [blocks, size or 1]."""
-        blocks, size = self.symmetry.blocks, self.symmetry.size
-        found: dict[int, Tensor] = {}
-        for slot, sign in self.sides:
-            x = slot.entries(self.tensors.now[slot.path], blocks, size)
-            total = (x if self.tensors.squares[slot.path] else x.square()).sum((0, 3))
-            if self.symmetry.group is Group.ROTARY:
-                total = total.sum(1, keepdim=True)
-            found[sign * slot.power] = found.get(sign * slot.power, 0) + total
-        return found
-
-    def step(self, longer: float) -> float:
-        """t += 1/4 log(out / in), with Newton's method where there are several powers."""
-        sums = self._sums()
-        worst, idle = self._gradient(sums)
-        t = torch.zeros_like(idle, dtype=torch.float64)
-        for _ in range(NEWTON if len(sums) > 2 else 1):
-            logs, slopes = [], []
-            for side in (1, -1):
-                terms = [side * e * c * (2 * e * t).exp() for e, c in sums.items() if side * e > 0]
-                total = torch.stack(terms).sum(0)
-                powers = [abs(e) for e in sums if side * e > 0]
-                mean = sum(p * term for p, term in zip(powers, terms, strict=True)) / total
-                logs.append(total.log())
-                slopes.append(2 * mean)
-            change = (logs[0] - logs[1]) / (slopes[0] + slopes[1])
-            t = torch.where(idle, 0, t - change)
-        # Units that pull at each other in one tensor would all go too far.
-        self._move(t * (longer / 2 if self.coupled else longer))
-        return worst
-
-    def residual(self) -> float:
-        """|sum of e c_e| / sum of |e| c_e, the largest of all units that can move."""
-        return self._gradient(self._sums())[0]
-
-    def _gradient(self, sums: dict[int, Tensor]) -> tuple[float, Tensor]:
-        """The residual, and which units have nothing on one side."""
-        plus, minus = (
-            sum((side * e * c for e, c in sums.items() if side * e > 0), torch.zeros(()))
-            for side in (1, -1)
-        )
-        least_of, most = torch.minimum(plus, minus), torch.maximum(plus, minus)
-        idle = (least_of <= NOTHING * most).expand(next(iter(sums.values())).shape)
-        lost = int((idle & (most > 0)).sum())
-        if lost:
-            self.reason = f"{lost} of {idle.numel()} units have nothing on one side, and stay"
-        relative = ((plus - minus).abs() / (plus + minus)).masked_fill(idle, 0)
-        return float(relative.max()), idle
-
-    def _move(self, t: Tensor) -> None:
-        blocks, size = self.symmetry.blocks, self.symmetry.size
-        self.t = self.t + t
-        for slot, sign in self.sides:
-            squared = 2 if self.tensors.squares[slot.path] else 1
-            factor = (squared * sign * slot.power * t).exp()[..., None]
-
-            def scaled(x: Tensor, factor: Tensor = factor) -> Tensor:
-                return factor * x
-
-            slot.change(self.tensors.now[slot.path], blocks, size, scaled)
-
-    def element(self) -> Element:
-        """exp(t)."""
-        shape = (self.symmetry.blocks, self.symmetry.size)
-        if self.symmetry.group is Group.ROTARY:
-            t = self.t.expand(shape[0], 1)[:, 0].clone()
-            return ScaledRotation(t, torch.zeros_like(t))
-        return Diagonal(self.t.expand(shape).clone())
-
-
-class _Matrices(_Part):
-    """A matrix for each block."""
-
-    def __init__(self, *given: Any) -> None:
-        super().__init__(*given)
-        eye = torch.eye(self.symmetry.size, dtype=torch.float64)
-        self.g = self.inverse = eye.expand(self.symmetry.blocks, -1, -1)
-
-    def _moments(self) -> list[Tensor]:
-        """x x^T of what moves by g, and of what moves by g^-T, [blocks, k, k]."""
-        blocks, size = self.symmetry.blocks, self.symmetry.size
-        found = []
-        for side in (1, -1):
-            total = torch.zeros(blocks, size, size, dtype=torch.float64, device=self._device())
-            for slot, sign in self.sides:
-                if sign == side:
-                    x = slot.entries(self.tensors.now[slot.path], blocks, size)
-                    x = x.permute(1, 2, 0, 3).flatten(2)
-                    total = total + x @ x.mT
-            found.append(total)
-        return found
-
-    def _device(self) -> torch.device:
-        return self.tensors.now[self.sides[0][0].path].device
-
-    def step(self, longer: float) -> float:
-        """g = P^(1/2) g, P the geometric mean."""
-        a, b = self._moments()
-        g, inverse, exists = least(a, b, longer / 2 if self.coupled else longer)
-        lost = int((~exists).sum())
-        if lost:
-            of = f" in {lost} of {len(exists)} blocks" if len(exists) > 1 else ""
-            self.reason = f"one side has directions that the other does not have{of}, and it stays"
-        self.g, self.inverse = g @ self.g.to(g), self.inverse.to(g) @ inverse
-        for slot, sign in self.sides:
-            by = g if sign > 0 else inverse.mT
-
-            def mixed(x: Tensor, by: Tensor = by) -> Tensor:
-                return by @ x
-
-            slot.change(
-                self.tensors.now[slot.path], self.symmetry.blocks, self.symmetry.size, mixed
-            )
-        return _difference(a, b, exists)
-
-    def residual(self) -> float:
-        """||A - B|| / ||A + B||, the largest of all blocks that can move."""
-        a, b = self._moments()
-        return _difference(a, b, least(a, b)[2])
-
-    def element(self) -> Element:
-        """g."""
-        return Matrix(self.g, self.inverse)
-
-
-def _difference(a: Tensor, b: Tensor, exists: Tensor) -> float:
-    size = torch.linalg.matrix_norm(a + b).clamp(min=torch.finfo(a.dtype).tiny)
-    return float((torch.linalg.matrix_norm(a - b) / size).masked_fill(~exists, 0).max())
+    return max((one.residual() for one in parts), default=0.0)

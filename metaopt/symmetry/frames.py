@@ -13,55 +13,76 @@ such frame and is not rotated.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from itertools import chain
 
 import torch
 from torch import Tensor
 
+from metaopt.symmetry.balancing import logarithm, matrix
 from metaopt.symmetry.elements import Element, Matrix, ScaledRotation
 from metaopt.symmetry.groups import Group, Slot, Symmetry
+from metaopt.symmetry.modules import touches_of
+from metaopt.symmetry.touch import weights as moved
 
 APART = 1e-6
 """Eigenvalues that differ by less than this share of the largest are as good as equal."""
 
 
-def rotation(symmetry: Symmetry, moments: Tensor | None, weights: Mapping[str, Tensor]) -> Element:
-    """The rotation into the frame of a symmetry.
+def framed(
+    elements: Mapping[Symmetry, Element],
+    moments: Mapping[Symmetry, Tensor],
+    weights: Mapping[str, Tensor],
+) -> dict[Symmetry, Element]:
+    """The same elements, followed by the rotations into the frame of each symmetry.
 
     Args:
-        symmetry: general linear, or scale and rotation.
-        moments: A at the minimum, [blocks, k, k], for a general linear group.
-        weights: w at the minimum, by path, in the frames of the symmetries before.
+        elements: g of each symmetry, which leads to a minimum.
+        moments: A there, [blocks, k, k], of those whose blocks may be rotated.
+        weights: w before anything moves, float64, by path.
     """
-    if symmetry.group is Group.ROTARY:
-        x = _columns(symmetry, symmetry.slots[:1], weights)
-        column = x.square().sum(1).argmax(1)
-        first, second = x[torch.arange(len(x)), :, column].unbind(1)
-        u = -torch.atan2(second, first)
-        return ScaledRotation(torch.zeros_like(u), u)
-    assert moments is not None
+    touches = touches_of(elements.items())
+    there = {path: moved(weight, touches.get(path, [])) for path, weight in weights.items()}
+    found = dict(elements)
+    for symmetry, element in elements.items():
+        if symmetry.group is Group.ROTARY:
+            u = _phases(symmetry, there)
+            turn: Element = ScaledRotation(torch.zeros_like(u), u)
+            found[symmetry] = ScaledRotation(logarithm(symmetry, element).to(u), u)
+        elif symmetry in moments:
+            q = _axes(symmetry, moments[symmetry], there)
+            turn = Matrix(q, q.mT)
+            g = matrix(symmetry, element).to(q)
+            found[symmetry] = Matrix(q @ g, torch.linalg.inv(g) @ q.mT)
+        else:
+            continue
+        for path, steps in touches_of([(symmetry, turn)]).items():
+            there[path] = moved(there[path], steps)
+    return found
+
+
+def _phases(symmetry: Symmetry, weights: Mapping[str, Tensor]) -> Tensor:
+    """The angles that turn the largest column of each pair to the first axis, [blocks]."""
+    x = _columns(symmetry, symmetry.incoming, weights)
+    column = x.square().sum(1).argmax(1)
+    first, second = x[torch.arange(len(x), device=x.device), :, column].unbind(1)
+    return -torch.atan2(second, first)
+
+
+def _axes(symmetry: Symmetry, moments: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+    """The eigenvectors of the moments as rows, with signs, [blocks, k, k]; 1 if unclear."""
     values, vectors = torch.linalg.eigh(moments)
-    values, frame = values.flip(1), vectors.flip(2)
+    values, frame = values.flip(1), vectors.flip(2).mT
     # Directions without weights may point anywhere.
     held = values > APART * values[:, :1]
-    gaps = values[:, :-1] - values[:, 1:]
-    is_clear = ((gaps > APART * values[:, :1]) | ~held[:, 1:]).all(1)
+    apart = values[:, :-1] - values[:, 1:] > APART * values[:, :1]
+    is_clear = (apart | ~held[:, 1:]).all(1)[:, None, None]
     eye = torch.eye(symmetry.size, dtype=frame.dtype, device=frame.device)
-    q = torch.where(is_clear[:, None, None], frame.mT, eye)
+    q = torch.where(is_clear, frame, eye)
     rows = q @ _columns(symmetry, symmetry.incoming, weights)
-    other = q @ _columns(symmetry, symmetry.outgoing, weights)
-    rows = torch.where((rows == 0).all(2, keepdim=True), other[:, :, :1].expand_as(rows), rows)
-    largest = rows.abs().argmax(2, keepdim=True)
-    signs = torch.where(rows.gather(2, largest) < 0, -1.0, 1.0).to(q)
-    q = torch.where(is_clear[:, None, None], signs * q, q)
-    return Matrix(q, q.mT)
+    largest = rows.gather(2, rows.abs().argmax(2, keepdim=True))
+    return torch.where(is_clear & (largest < 0), -q, q)
 
 
 def _columns(symmetry: Symmetry, slots: Iterable[Slot], weights: Mapping[str, Tensor]) -> Tensor:
     """The entries of some slots side by side, [blocks, k, any]."""
-    entries = (
-        slot.entries(weights[slot.path], symmetry.blocks, symmetry.size)
-        for slot in chain(slots)
-        if slot.path in weights
-    )
+    entries = (slot.entries(weights[slot.path], symmetry.blocks, symmetry.size) for slot in slots)
     return torch.cat([x.permute(1, 2, 0, 3).flatten(2) for x in entries], 2)

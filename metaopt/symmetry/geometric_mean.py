@@ -53,14 +53,14 @@ def least(a: Tensor, b: Tensor, share: float = 1.0) -> tuple[Tensor, Tensor, Ten
         g and its inverse, [n, k, k], and for each of n whether it has a minimum; g = 1 if not.
     """
     size = a.shape[-1]
-    ranks = torch.stack([_ranks(a), _ranks(b)])
-    if bool((ranks == size).all()):
+    both = torch.stack([ranks(a), ranks(b)])
+    if bool((both == size).all()):
         p = geometric_mean(a, b)
-        return power(p, share / 2), power(p, -share / 2), ranks[0] == size
+        return power(p, share / 2), power(p, -share / 2), both[0] == size
     eye = torch.eye(size, dtype=a.dtype, device=a.device)
     several = [
         _of_rank(*one, share) if first == second else None
-        for *one, first, second in zip(a, b, *ranks.tolist(), strict=True)
+        for one, (first, second) in zip(zip(a, b, strict=True), both.mT.tolist(), strict=True)
     ]
     found = [(eye, eye) if one is None else one for one in several]
     exists = torch.tensor([one is not None for one in several], device=a.device)
@@ -70,7 +70,7 @@ def least(a: Tensor, b: Tensor, share: float = 1.0) -> tuple[Tensor, Tensor, Ten
 
 def _of_rank(a: Tensor, b: Tensor, share: float) -> tuple[Tensor, Tensor] | None:
     """g and its inverse for one A and B of one rank."""
-    size, rank = len(a), int(_ranks(a))
+    size, rank = len(a), int(ranks(a))
     eye = torch.eye(size, dtype=a.dtype, device=a.device)
     if rank == 0:
         return eye, eye
@@ -90,7 +90,8 @@ def _of_rank(a: Tensor, b: Tensor, share: float) -> tuple[Tensor, Tensor] | None
     return back @ inner @ torch.linalg.inv(basis), basis @ outer @ back.mT
 
 
-def _ranks(a: Tensor) -> Tensor:
+def ranks(a: Tensor) -> Tensor:
+    """The rank of symmetric matrices that are not negative, [.., k, k]."""
     values = torch.linalg.eigvalsh(a)
     largest = values[..., -1:].clamp(min=torch.finfo(a.dtype).tiny)
     return (values > RANK * largest).sum(-1)
