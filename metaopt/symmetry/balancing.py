@@ -22,7 +22,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from metaopt.symmetry.balancing_parts import Like, Part, Tensors, part
+from metaopt.symmetry.balancing_parts import Like, Part, RunsOffError, Scales, Tensors, part
 from metaopt.symmetry.conserved import QUADRATIC
 from metaopt.symmetry.elements import Element
 from metaopt.symmetry.groups import Group, Symmetry
@@ -49,6 +49,8 @@ class Balanced(dict[Symmetry, Element]):
         limits: where t would run to, inf or -inf, for units without a minimum, and 0 for others:
             [blocks, size] for positive scaling, [blocks] for a scale and rotation. Only symmetries
             that have such units are in it.
+        unseen: which units have nothing on both sides, so that every t is as good: [blocks, size],
+            or [blocks, 1] for a scale and rotation. Only symmetries that have such units are in it.
         moments: sum_r x_r x_r^T of what moves by g of each general linear group, [blocks, k, k].
         reasons: for symmetries that stay, or some of whose units stay, why.
     """
@@ -57,36 +59,64 @@ class Balanced(dict[Symmetry, Element]):
         super().__init__()
         self.before = self.after = self.residual = 0.0
         self.limits: dict[Symmetry, Tensor] = {}
+        self.unseen: dict[Symmetry, Tensor] = {}
         self.moments: dict[Symmetry, Tensor] = {}
         self.reasons: dict[Symmetry, str] = {}
 
 
-def balanced(symmetries: Iterable[Symmetry], stacks: Mapping[str, Tensor], like: Like) -> Balanced:
+def balanced(
+    symmetries: Iterable[Symmetry],
+    stacks: Mapping[str, Tensor],
+    like: Like,
+    only: Mapping[Symmetry, Tensor] | None = None,
+) -> Balanced:
     """The elements g at which sum_r ||g x_r||^2 is least, for all symmetries together.
 
     Args:
         symmetries: those that are quadratic (``conserved.QUADRATIC``) are used, others ignored.
         stacks: {path: [rows, *shape of the parameter]}, for all parameters that they move.
         like: whether the stack moves as weights do, or as gradients, by the inverse transpose.
+        only: the units that may move, as ``unseen`` names them; None: all. Symmetries that are
+            not in it stay.
 
     Raises:
         ValueError: if a stack is missing, or its numbers are not finite.
     """
     chosen = [symmetry for symmetry in symmetries if symmetry.group in QUADRATIC]
-    tensors = Tensors(chosen, stacks)
-    parts = [part(symmetry, tensors, like) for symmetry in chosen]
-    found = Balanced()
-    found.before = tensors.norm()
-    found.residual = _searched(parts)
-    found.after = tensors.norm()
+    if only is not None:
+        chosen = [symmetry for symmetry in chosen if symmetry in only]
+    gone: list[Symmetry] = []
+    while True:
+        tensors = Tensors(chosen, stacks)
+        parts = [part(symmetry, tensors, like) for symmetry in chosen]
+        for one in parts:
+            one.only = None if only is None else only[one.symmetry]
+        moving = [one for one in parts if one.symmetry not in gone]
+        found = Balanced()
+        found.before = tensors.norm()
+        try:
+            found.residual = _searched(moving)
+        except RunsOffError as error:
+            gone.append(error.args[0])
+            continue
+        found.after = tensors.norm()
+        return _with_elements(found, parts, gone)
+
+
+def _with_elements(found: Balanced, parts: Iterable[Part], gone: Iterable[Symmetry]) -> Balanced:
+    """What was found, with what each part says."""
     for one in parts:
         found[one.symmetry] = one.element()
         if one.limit is not None:
             found.limits[one.symmetry] = one.limit
+        if isinstance(one, Scales) and bool(one.unseen.any()):
+            found.unseen[one.symmetry] = one.unseen
         if one.moments is not None:
             found.moments[one.symmetry] = one.moments
         if one.reason:
             found.reasons[one.symmetry] = one.reason
+    for symmetry in gone:
+        found.reasons[symmetry] = "there is no minimum: its elements leave for infinity"
     return found
 
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -20,8 +21,14 @@ Like = Literal["weights", "gradients"]
 
 NEWTON = 30
 """Steps of Newton's method where a unit's weights move by several powers."""
+FAR = 1e12
+"""Scales beyond it, and matrices whose norm times that of the inverse is, leave for infinity."""
 NOTHING = 1e-20
 """Below this share of the other side, a unit has nothing on one side."""
+
+
+class RunsOffError(Exception):
+    """The sum falls without end as elements of a symmetry, the argument, leave for infinity."""
 
 
 class Tensors:
@@ -77,6 +84,7 @@ class Part:
         reason: why it stays, or some of its units.
         limit: where the t of units without a minimum would run to; None if there are none.
         moments: x x^T of what moves by g, [blocks, k, k], once the residual has been taken.
+        only: which units may move, [blocks, size] or [blocks, 1]; None if all.
     """
 
     symmetry: Symmetry
@@ -86,6 +94,7 @@ class Part:
     reason: str = ""
     limit: Tensor | None = None
     moments: Tensor | None = None
+    only: Tensor | None = None
 
     def step(self, longer: float) -> float:
         """Go to the minimum of this group, or a little farther; the residual before."""
@@ -106,6 +115,7 @@ class Scales(Part):
     def __init__(self, *given: Any) -> None:
         super().__init__(*given)
         self.t = torch.zeros((), dtype=torch.float64)
+        self.unseen = torch.zeros((), dtype=torch.bool)
 
     def _sums(self) -> dict[int, Tensor]:
         """Exponent e -> the sum of squares of what grows as exp(e t), [blocks, size or 1]."""
@@ -153,18 +163,23 @@ class Scales(Part):
         )
         least_of, most = torch.minimum(plus, minus), torch.maximum(plus, minus)
         idle = (least_of <= NOTHING * most).expand(next(iter(sums.values())).shape)
+        self.unseen = idle & (most == 0)
         lost = int((idle & (most > 0)).sum())
         if lost:
             runs = torch.where(plus > minus, -torch.inf, torch.inf).expand(idle.shape)
             runs = torch.where(idle & (most > 0), runs, 0)
             self.limit = runs[:, 0] if self.symmetry.group is Group.ROTARY else runs
             self.reason = f"{lost} of {idle.numel()} units have nothing on one side, and stay"
+        if self.only is not None:
+            idle = idle | ~self.only
         relative = ((plus - minus).abs() / (plus + minus)).masked_fill(idle, 0)
         return float(relative.max()), idle
 
     def _move(self, t: Tensor) -> None:
         blocks, size = self.symmetry.blocks, self.symmetry.size
         self.t = self.t + t
+        if not bool((self.t.abs() < math.log(FAR)).all()):
+            raise RunsOffError(self.symmetry)
         for slot, sign in self.sides:
             squared = 2 if self.tensors.squares[slot.path] else 1
             factor = (squared * sign * slot.power * t).exp()[..., None]
@@ -212,6 +227,10 @@ class Matrices(Part):
         """g = P^(1/2) g, P the geometric mean."""
         a, b = self._moments()
         g, inverse, exists = least(a, b, longer / 2 if self.coupled else longer)
+        after = g @ self.g.to(g), self.inverse.to(g) @ inverse
+        far = torch.linalg.matrix_norm(after[0]) * torch.linalg.matrix_norm(after[1])
+        if not bool((far < FAR).all()):
+            raise RunsOffError(self.symmetry)
         lost = int((~exists).sum())
         if lost:
             first, second = (ranks(one)[~exists][0] for one in (a, b))
@@ -219,7 +238,7 @@ class Matrices(Part):
                 f"its two sides do not meet in all directions: ranks {first} and {second} of "
                 f"{self.symmetry.size}{f', in {lost} of {len(exists)} blocks' if lost > 1 else ''}"
             )
-        self.g, self.inverse = g @ self.g.to(g), self.inverse.to(g) @ inverse
+        self.g, self.inverse = after
         for slot, sign in self.sides:
             by = g if sign > 0 else inverse.mT
 

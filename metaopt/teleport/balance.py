@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,10 +19,12 @@ from metaopt.symmetry.balancing import Balanced, balanced, logarithm
 from metaopt.symmetry.conserved import QUADRATIC, named, parameters_of
 from metaopt.symmetry.discovery.find import plain
 from metaopt.symmetry.discovery.find import symmetries as find_symmetries
+from metaopt.symmetry.elements import Diagonal, ScaledRotation
 from metaopt.symmetry.frames import framed
-from metaopt.symmetry.groups import Symmetry
+from metaopt.symmetry.groups import Group, Symmetry
 from metaopt.symmetry.modules import move, touches_of
 from metaopt.symmetry.names import short
+from metaopt.symmetry.touch import weights as moved
 from metaopt.teleport.optimizer_state import POLICIES, require_optimizer_of, unwrapped
 
 Stacks = dict[str, Tensor]
@@ -96,8 +98,9 @@ def balance(
     outputs stay, and so do what the loss and its gradient flow make of the model. All scaled units
     and all matrices are balanced together (``symmetry.balancing``). Of the points that only
     rotations tell apart, a fixed one is taken (``symmetry.frames``), so that every point of the
-    orbit is led to the same weights. Signs of units stay, also where a symmetry would allow them to
-    change.
+    orbit is led to the same weights, as far as they are seen: units without gradients go to their
+    least norm, and directions of matrices without gradients stay. Signs of units stay, also where
+    a symmetry would allow them to change.
 
     New weights are computed in float64. Gradients that parameters hold, and the optimizer's state,
     move along as ``teleport`` moves them.
@@ -145,6 +148,8 @@ def balance(
         assert loss is not None
         stacks = _OF_DATA[by](Samples(model, loss, data), chosen)
     found = balanced(chosen, stacks, "weights" if by == "norm" else "gradients")
+    if found.unseen:
+        _unseen_by_norm(found, chosen, wide)
     clear = {one: moments for one, moments in found.moments.items() if one not in found.reasons}
     elements = framed(found, clear, wide)
     touched = touches_of(elements.items())
@@ -152,6 +157,18 @@ def balance(
         POLICIES[state](optimizer, model, touched)
     move(model, touched)
     return _report(by, found)
+
+
+def _unseen_by_norm(
+    found: Balanced, symmetries: Sequence[Symmetry], weights: Mapping[str, Tensor]
+) -> None:
+    """Units without gradients go to their least norm: nothing else says where they should be."""
+    touched = touches_of(found.items())
+    there = {path: moved(weight, touched.get(path, []))[None] for path, weight in weights.items()}
+    for symmetry, element in balanced(symmetries, there, "weights", found.unseen).items():
+        t = logarithm(symmetry, element) + logarithm(symmetry, found[symmetry])
+        is_scaling = symmetry.group is Group.SCALING
+        found[symmetry] = Diagonal(t) if is_scaling else ScaledRotation(t, torch.zeros_like(t))
 
 
 def _chosen(
@@ -175,9 +192,9 @@ def _chosen(
 
 def _report(by: str, found: Balanced) -> Balance:
     names = named(found)
-    moved = {name: _distance(logarithm(one, found[one])) for name, one in names.items()}
+    far = {name: _distance(logarithm(one, found[one])) for name, one in names.items()}
     left = {name: found.reasons[one] for name, one in names.items() if one in found.reasons}
-    return Balance(by, found.before, found.after, found.residual, moved, left)
+    return Balance(by, found.before, found.after, found.residual, far, left)
 
 
 def _distance(t: Tensor) -> float:
