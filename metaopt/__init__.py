@@ -2,7 +2,8 @@
 
 ``load`` reads a learned optimizer, ``LearnedOptimizer`` trains a model with one, ``symmetries``
 finds the symmetries of a model (``symmetry_rule`` tells it of your own operations), ``teleport``
-moves a model along them, and ``Family``, ``Task`` and ``fresh_weights`` describe your own training
+moves a model along them, ``charges``, ``noise``, ``noether`` and ``orbit`` say where on its orbit it
+stands, ``balance`` moves it to a chosen point there, ``Ledger`` follows its charges in training, and ``Family``, ``Task`` and ``fresh_weights`` describe your own training
 tasks. ``Rule`` and ``Proposal`` are what a learned rule of your own is made of.
 """
 
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from metaopt._version import __version__
 from metaopt.base.began import BEGAN as BEGAN
+from metaopt.symmetry.conserved import charges
 from metaopt.symmetry.discovery.find import symmetries
 from metaopt.symmetry.discovery.rules.registry import symmetry_rule
 from metaopt.symmetry.groups import Symmetries, Symmetry
@@ -18,15 +20,21 @@ from metaopt.tasks.own import Family, Task, fresh_weights
 from metaopt.teleport.module import teleport
 
 if TYPE_CHECKING:
+    from metaopt.landscape.noether import noether
+    from metaopt.landscape.noise import noise
+    from metaopt.landscape.orbit import orbit
     from metaopt.optim.finite import NonFiniteError
     from metaopt.optim.learned import LearnedRule, load
+    from metaopt.optim.ledger import Ledger
     from metaopt.optim.optimizer import LearnedOptimizer
     from metaopt.rules.base import Proposal, Rule
+    from metaopt.teleport.balance import balance
 
 __all__ = [
     "Family",
     "LearnedOptimizer",
     "LearnedRule",
+    "Ledger",
     "NonFiniteError",
     "Proposal",
     "Rule",
@@ -34,8 +42,13 @@ __all__ = [
     "Symmetry",
     "Task",
     "__version__",
+    "balance",
+    "charges",
     "fresh_weights",
     "load",
+    "noether",
+    "noise",
+    "orbit",
     "symmetries",
     "symmetry_rule",
     "teleport",
@@ -46,10 +59,15 @@ __all__ = [
 _WHEN_USED = {
     "LearnedOptimizer": "metaopt.optim.optimizer",
     "LearnedRule": "metaopt.optim.learned",
+    "Ledger": "metaopt.optim.ledger",
     "NonFiniteError": "metaopt.optim.finite",
     "Proposal": "metaopt.rules.base",
     "Rule": "metaopt.rules.base",
+    "balance": "metaopt.teleport.balance",
     "load": "metaopt.optim.learned",
+    "noether": "metaopt.landscape.noether",
+    "noise": "metaopt.landscape.noise",
+    "orbit": "metaopt.landscape.orbit",
 }
 
 

@@ -85,25 +85,29 @@ def balanced(
     chosen = [symmetry for symmetry in symmetries if symmetry.group in QUADRATIC]
     if only is not None:
         chosen = [symmetry for symmetry in chosen if symmetry in only]
-    gone: list[Symmetry] = []
+    free, reasons = dict(only or {}), dict[Symmetry, str]()
     while True:
         tensors = Tensors(chosen, stacks)
-        parts = [part(symmetry, tensors, like) for symmetry in chosen]
-        for one in parts:
-            one.only = None if only is None else only[one.symmetry]
-        moving = [one for one in parts if one.symmetry not in gone]
+        parts = [part(symmetry, tensors, like, free.get(symmetry)) for symmetry in chosen]
         found = Balanced()
         found.before = tensors.norm()
         try:
-            found.residual = _searched(moving)
+            found.residual = _searched(parts)
         except RunsOffError as error:
-            gone.append(error.args[0])
+            # It stays, and the others begin again.
+            which = error.which[:, None, None] if error.which.dim() == 1 else error.which
+            one, before = error.symmetry, free.get(error.symmetry)
+            free[one] = ~which if before is None else before & ~which
+            count = int((~free[one]).sum())
+            units = f" ({count} of {free[one].numel()})" if free[one].numel() > 1 else ""
+            reasons[one] = f"{error.reason}{units}"
             continue
         found.after = tensors.norm()
-        return _with_elements(found, parts, gone)
+        found.reasons |= reasons
+        return _with_elements(found, parts)
 
 
-def _with_elements(found: Balanced, parts: Iterable[Part], gone: Iterable[Symmetry]) -> Balanced:
+def _with_elements(found: Balanced, parts: Iterable[Part]) -> Balanced:
     """What was found, with what each part says."""
     for one in parts:
         found[one.symmetry] = one.element()
@@ -115,8 +119,6 @@ def _with_elements(found: Balanced, parts: Iterable[Part], gone: Iterable[Symmet
             found.moments[one.symmetry] = one.moments
         if one.reason:
             found.reasons[one.symmetry] = one.reason
-    for symmetry in gone:
-        found.reasons[symmetry] = "there is no minimum: its elements leave for infinity"
     return found
 
 

@@ -21,14 +21,26 @@ Like = Literal["weights", "gradients"]
 
 NEWTON = 30
 """Steps of Newton's method where a unit's weights move by several powers."""
-FAR = 1e12
+LEAVES = "there is no minimum, as its elements would leave for infinity"
+MEET = "its two sides do not meet in all directions"
+FAR = 1e8
 """Scales beyond it, and matrices whose norm times that of the inverse is, leave for infinity."""
 NOTHING = 1e-20
 """Below this share of the other side, a unit has nothing on one side."""
 
 
 class RunsOffError(Exception):
-    """The sum falls without end as elements of a symmetry, the argument, leave for infinity."""
+    """There is no minimum for some units or blocks of a symmetry.
+
+    Args:
+        symmetry: the symmetry.
+        which: the units that have none, [blocks, size] or [blocks, 1], or the blocks, [blocks].
+        reason: why.
+    """
+
+    def __init__(self, symmetry: Symmetry, which: Tensor, reason: str) -> None:
+        super().__init__(symmetry, which, reason)
+        self.symmetry, self.which, self.reason = symmetry, which, reason
 
 
 class Tensors:
@@ -84,17 +96,18 @@ class Part:
         reason: why it stays, or some of its units.
         limit: where the t of units without a minimum would run to; None if there are none.
         moments: x x^T of what moves by g, [blocks, k, k], once the residual has been taken.
-        only: which units may move, [blocks, size] or [blocks, 1]; None if all.
+        only: which units may move, [blocks, size] or [blocks, 1], or which blocks, [blocks, 1, 1];
+            None if all.
     """
 
     symmetry: Symmetry
     tensors: Tensors
     sides: list[tuple[Slot, int]]
     coupled: bool
+    only: Tensor | None
     reason: str = ""
     limit: Tensor | None = None
     moments: Tensor | None = None
-    only: Tensor | None = None
 
     def step(self, longer: float) -> float:
         """Go to the minimum of this group, or a little farther; the residual before."""
@@ -179,7 +192,7 @@ class Scales(Part):
         blocks, size = self.symmetry.blocks, self.symmetry.size
         self.t = self.t + t
         if not bool((self.t.abs() < math.log(FAR)).all()):
-            raise RunsOffError(self.symmetry)
+            raise RunsOffError(self.symmetry, ~(self.t.abs() < math.log(FAR)), LEAVES)
         for slot, sign in self.sides:
             squared = 2 if self.tensors.squares[slot.path] else 1
             factor = (squared * sign * slot.power * t).exp()[..., None]
@@ -209,6 +222,7 @@ class Matrices(Part):
     def _moments(self) -> list[Tensor]:
         """x x^T of what moves by g, and of what moves by g^-T, [blocks, k, k]."""
         blocks, size = self.symmetry.blocks, self.symmetry.size
+        eye = torch.eye(size, dtype=torch.float64, device=self._device())
         found = []
         for side in (1, -1):
             total = torch.zeros(blocks, size, size, dtype=torch.float64, device=self._device())
@@ -217,7 +231,8 @@ class Matrices(Part):
                     x = slot.entries(self.tensors.now[slot.path], blocks, size)
                     x = x.permute(1, 2, 0, 3).flatten(2)
                     total = total + x @ x.mT
-            found.append(total)
+            # Blocks that stay count as balanced.
+            found.append(total if self.only is None else torch.where(self.only, total, eye))
         return found
 
     def _device(self) -> torch.device:
@@ -227,17 +242,14 @@ class Matrices(Part):
         """g = P^(1/2) g, P the geometric mean."""
         a, b = self._moments()
         g, inverse, exists = least(a, b, longer / 2 if self.coupled else longer)
+        if not bool(exists.all()):
+            first, second = (ranks(one)[~exists][0] for one in (a, b))
+            reason = f"ranks {first} and {second} of {self.symmetry.size}"
+            raise RunsOffError(self.symmetry, ~exists, f"{MEET}: {reason}")
         after = g @ self.g.to(g), self.inverse.to(g) @ inverse
         far = torch.linalg.matrix_norm(after[0]) * torch.linalg.matrix_norm(after[1])
-        if not bool((far < FAR).all()):
-            raise RunsOffError(self.symmetry)
-        lost = int((~exists).sum())
-        if lost:
-            first, second = (ranks(one)[~exists][0] for one in (a, b))
-            self.reason = (
-                f"its two sides do not meet in all directions: ranks {first} and {second} of "
-                f"{self.symmetry.size}{f', in {lost} of {len(exists)} blocks' if lost > 1 else ''}"
-            )
+        if not bool((far < FAR * self.symmetry.size).all()):
+            raise RunsOffError(self.symmetry, ~(far < FAR * self.symmetry.size), LEAVES)
         self.g, self.inverse = after
         for slot, sign in self.sides:
             by = g if sign > 0 else inverse.mT
@@ -248,30 +260,30 @@ class Matrices(Part):
             slot.change(
                 self.tensors.now[slot.path], self.symmetry.blocks, self.symmetry.size, mixed
             )
-        return _difference(a, b, exists)
+        return _difference(a, b)
 
     def residual(self) -> float:
         """||A - B|| / ||A + B||, the largest of all blocks that can move."""
         a, b = self._moments()
         self.moments = a
-        return _difference(a, b, least(a, b)[2])
+        return _difference(a, b)
 
     def element(self) -> Element:
         """g."""
         return Matrix(self.g, self.inverse)
 
 
-def _difference(a: Tensor, b: Tensor, exists: Tensor) -> float:
+def _difference(a: Tensor, b: Tensor) -> float:
     size = torch.linalg.matrix_norm(a + b).clamp(min=torch.finfo(a.dtype).tiny)
-    return float((torch.linalg.matrix_norm(a - b) / size).masked_fill(~exists, 0).max())
+    return float((torch.linalg.matrix_norm(a - b) / size).max())
 
 
-def part(symmetry: Symmetry, tensors: Tensors, like: Like) -> Part:
-    """A symmetry with a quadratic charge, as it acts on tensors that move like these."""
+def part(symmetry: Symmetry, tensors: Tensors, like: Like, only: Tensor | None) -> Part:
+    """A symmetry with a quadratic charge, as it acts on tensors; arguments as of ``Part``."""
     sign = 1 if like == "weights" else -1
     sides = [(slot, sign) for slot in symmetry.incoming]
     sides += [(slot, -sign) for slot in symmetry.outgoing]
     paths = [slot.path for slot in symmetry.slots]
     kind = Matrices if symmetry.group is Group.LINEAR else Scales
     axes = {(slot.path, slot.axis) for slot in symmetry.slots}
-    return kind(symmetry, tensors, sides, len({*paths}) < len(axes))
+    return kind(symmetry, tensors, sides, len({*paths}) < len(axes), only)
