@@ -1,0 +1,260 @@
+"""Products <x, y> of the charges of many symmetries together, as one flat vector.
+
+    <x, y> = sum over incoming slots p x_s y_s^T  -  the same over outgoing slots
+
+as in ``symmetry.conserved``, for all symmetries at once. What a symmetry moves may be trained with
+several settings (weight decay on weights alone, say). The parameters with one setting are a *cell*:
+a charge is the sum of its cells, and each cell has entries of its own.
+
+Along scaled units no entries are brought in order: x y is summed over the axes that the group does
+not act on, one vector for each axis of a parameter, and one index map sends the entries of all
+vectors to the units.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from metaopt.symmetry.conserved import Tensors
+from metaopt.symmetry.groups import Group, Slot, Symmetry
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What one setting of the optimizer moves of one symmetry.
+
+    Attributes:
+        name: of the symmetry.
+        paths: the parameters, each once.
+        start: the first of its entries in the flat vector.
+        shape: of its entries: [blocks, k, k], [blocks, k], [blocks], or [n] for a translation.
+    """
+
+    name: str
+    paths: tuple[str, ...]
+    start: int
+    shape: tuple[int, ...]
+
+    @property
+    def stop(self) -> int:
+        """One after the last of its entries."""
+        return self.start + torch.Size(self.shape).numel()
+
+
+Part = Callable[[str], Hashable]
+"""The setting with which the parameter at a path is trained."""
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A part of the flat vector in between: what ``read`` makes of one parameter.
+
+    Attributes:
+        path: the parameter.
+        length: how many entries the part has.
+        read: from x * y to the part, or from x and y if it is a matrix.
+    """
+
+    path: str
+    length: int
+    read: Callable[[Tensor], Tensor] | None
+    matrix: Callable[[Tensor, Tensor], Tensor] | None = None
+
+
+class Forms:
+    """Products of the quadratic charges of some symmetries.
+
+    Args:
+        symmetries: by name; no translations.
+        like: the parameters, by path.
+        part: parameters of a symmetry with equal settings are one cell.
+    """
+
+    def __init__(
+        self, symmetries: Mapping[str, Symmetry], like: Tensors, part: Part, device: torch.device
+    ) -> None:
+        self._like = like
+        self._pieces: dict[Hashable, tuple[int, _Piece]] = {}
+        self._length = 0
+        self.cells: list[Cell] = []
+        empty = torch.zeros(0, dtype=torch.long)
+        maps: list[tuple[Tensor, Tensor, Tensor]] = [(empty, empty, empty)]
+        for name, symmetry in symmetries.items():
+            parts: dict[Hashable, list[tuple[int, Slot]]] = {}
+            for sign, slots in ((1, symmetry.incoming), (-1, symmetry.outgoing)):
+                for slot in slots:
+                    parts.setdefault(part(slot.path), []).append((sign, slot))
+            for signed in parts.values():
+                paths = tuple(dict.fromkeys(slot.path for _, slot in signed))
+                cell = Cell(name, paths, self.size, _shape(symmetry))
+                self.cells.append(cell)
+                for sign, slot in signed:
+                    source, target = self._maps(symmetry, slot)
+                    maps.append(
+                        (
+                            source,
+                            cell.start + target,
+                            source.new_full((), sign * slot.power).expand_as(source),
+                        )
+                    )
+        source, target, factor = (torch.cat(one).to(device) for one in zip(*maps, strict=True))
+        self._source, self._target, self._factor = source, target, factor.double()
+
+    @property
+    def size(self) -> int:
+        """How many entries all cells have."""
+        return self.cells[-1].stop if self.cells else 0
+
+    def products(
+        self, lefts: Sequence[Tensors], right: Tensors, *, absolute: bool = False
+    ) -> Tensor:
+        """<x, y> of each x among ``lefts`` and y = ``right``.
+
+        Args:
+            lefts: tensors by path; slots whose path is missing there, or in ``right``, count as
+                zero.
+            right: the same.
+            absolute: outgoing slots are added, not taken away.
+
+        Returns:
+            [x, entries], float64.
+        """
+        device = self._factor.device
+        result = torch.zeros(len(lefts), self.size, dtype=torch.float64, device=device)
+        if not self.cells:
+            return result
+        flat = torch.stack([self._between(left, right) for left in lefts])
+        factor = self._factor.abs() if absolute else self._factor
+        return result.index_add_(1, self._target, flat.index_select(1, self._source) * factor)
+
+    def _between(self, left: Tensors, right: Tensors) -> Tensor:
+        """The parts of all pieces, float64."""
+        device = self._factor.device
+        products: dict[str, Tensor] = {}
+        parts = []
+        for _, piece in self._pieces.values():
+            x, y = left.get(piece.path), right.get(piece.path)
+            if x is None or y is None:
+                parts.append(torch.zeros(piece.length, device=device))
+            elif piece.matrix is not None:
+                parts.append(piece.matrix(x, y).to(device))
+            else:
+                assert piece.read is not None
+                if piece.path not in products:
+                    products[piece.path] = x * y
+                parts.append(piece.read(products[piece.path]).to(device))
+        return torch.cat(parts).double()
+
+    def _maps(self, symmetry: Symmetry, slot: Slot) -> tuple[Tensor, Tensor]:
+        """Which entries in between count for a slot, and for which entries of its cell."""
+        blocks, size, path = symmetry.blocks, symmetry.size, slot.path
+        key: Hashable = slot, blocks, size
+        if symmetry.group is Group.LINEAR:
+            length = blocks * size * size
+            start = self._piece(key, _Piece(path, length, None, _matrix(slot, blocks, size)))
+            return start + torch.arange(length), torch.arange(length)
+        if slot.groups > 1:
+            piece = _Piece(path, blocks * size, _ordered(slot, blocks, size))
+            start = self._piece(key, piece)
+            positions = torch.arange(blocks * size).view(1, blocks, size)
+        else:
+            length = _region(slot, self._like[path]).shape[slot.axis]
+            key = path, slot.axis, slot.rows
+            start = self._piece(key, _Piece(path, length, _vector(slot)))
+            along = replace(slot, axis=0, rows=None)
+            positions = along.entries(torch.arange(length), blocks, size)[..., 0]
+        units = torch.arange(blocks * size).view(blocks, size)
+        if symmetry.group is Group.ROTARY:
+            units = torch.arange(blocks)[:, None].expand(blocks, size)
+        return start + positions.flatten(), units.expand_as(positions).flatten()
+
+    def _piece(self, key: Hashable, piece: _Piece) -> int:
+        """Where the piece starts; it is added if there is none like it."""
+        if key not in self._pieces:
+            self._pieces[key] = self._length, piece
+            self._length += piece.length
+        return self._pieces[key][0]
+
+
+class Sums:
+    """Sums over the units along translations, as one flat vector; each slot is a cell.
+
+    Args:
+        symmetries: translations, by name.
+        like: the parameters, by path.
+        device: of the result.
+    """
+
+    def __init__(
+        self, symmetries: Mapping[str, Symmetry], like: Tensors, device: torch.device
+    ) -> None:
+        self._device = device
+        self._slots = [(one, slot) for one in symmetries.values() for slot in one.slots]
+        self.cells: list[Cell] = []
+        for name, symmetry in symmetries.items():
+            for slot in symmetry.slots:
+                length = _sums(symmetry, slot, like[slot.path]).numel()
+                self.cells.append(Cell(name, (slot.path,), self.size, (length,)))
+
+    @property
+    def size(self) -> int:
+        """How many entries all cells have."""
+        return self.cells[-1].stop if self.cells else 0
+
+    def of(self, tensors: Tensors) -> Tensor:
+        """The sums [entries], float64; zero where a path is missing."""
+        parts = [torch.zeros(0, device=self._device)]
+        for (symmetry, slot), cell in zip(self._slots, self.cells, strict=True):
+            tensor = tensors.get(slot.path)
+            if tensor is None:
+                parts.append(torch.zeros(cell.shape, device=self._device))
+            else:
+                parts.append(_sums(symmetry, slot, tensor).to(self._device))
+        return torch.cat(parts).double()
+
+
+def _shape(symmetry: Symmetry) -> tuple[int, ...]:
+    """Of the entries of a quadratic charge."""
+    blocks, size = symmetry.blocks, symmetry.size
+    if symmetry.group is Group.LINEAR:
+        return blocks, size, size
+    return (blocks,) if symmetry.group is Group.ROTARY else (blocks, size)
+
+
+def _region(slot: Slot, tensor: Tensor) -> Tensor:
+    return tensor if slot.rows is None else tensor.narrow(0, *slot.rows)
+
+
+def _vector(slot: Slot) -> Callable[[Tensor], Tensor]:
+    """Sums over all axes but the slot's."""
+
+    def read(product: Tensor) -> Tensor:
+        region = _region(slot, product)
+        others = [axis for axis in range(region.dim()) if axis != slot.axis]
+        return region.sum(others) if others else region
+
+    return read
+
+
+def _ordered(slot: Slot, blocks: int, size: int) -> Callable[[Tensor], Tensor]:
+    """Sums of the entries of each unit."""
+    return lambda product: slot.entries(product, blocks, size).sum((0, 3)).flatten()
+
+
+def _matrix(slot: Slot, blocks: int, size: int) -> Callable[[Tensor, Tensor], Tensor]:
+    """(x y^T + y x^T) / 2."""
+
+    def read(x: Tensor, y: Tensor) -> Tensor:
+        x, y = (slot.entries(z, blocks, size).permute(1, 2, 0, 3).flatten(2) for z in (x, y))
+        product = x @ y.mT
+        return ((product + product.mT) / 2).flatten()
+
+    return read
+
+
+def _sums(symmetry: Symmetry, slot: Slot, tensor: Tensor) -> Tensor:
+    return slot.entries(tensor, symmetry.blocks, symmetry.size).sum((0, 2)).flatten()
