@@ -3,74 +3,22 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
-from metaopt.base.tables import markdown_table
-from metaopt.optim.ledger_books import (
-    Book,
-    Flat,
-    MeasuredBook,
-    PredictedBook,
-    settings_of,
-)
-from metaopt.symmetry.conserved import named, parameters_of
+from metaopt.optim.ledger_books import Book, MeasuredBook, PredictedBook, settings_of
+from metaopt.optim.ledger_chosen import followed
+from metaopt.optim.ledger_flat import Flat
+from metaopt.optim.ledger_report import Rows, Span, Writer, fault, log, rows_of, span_of, table
+from metaopt.symmetry.conserved import parameters_of
 from metaopt.symmetry.discovery.find import plain
-from metaopt.symmetry.discovery.find import symmetries as find_symmetries
-from metaopt.symmetry.groups import Group, Skipped, Symmetry
-from metaopt.symmetry.modules import tensor_at
+from metaopt.symmetry.groups import Symmetry
 from metaopt.teleport.optimizer_state import require_optimizer_of, unwrapped
-
-REMEDY = (
-    "clip with torch.nn.utils.clip_grad_norm_ over all parameters, or read only what is measured"
-)
-
-
-class Writer(Protocol):
-    """What is asked of ``torch.utils.tensorboard.SummaryWriter``."""
-
-    def add_scalar(self, tag: str, value: float, step: int) -> None:
-        """Log a number."""
-
-
-@dataclass(frozen=True)
-class _Span:
-    """What some steps did to the charges [charges].
-
-    Attributes:
-        first: the part of the change linear in each step.
-        second: the quadratic part.
-        measured: the change, as measured.
-        predicted: the change, as predicted; None if nothing is.
-        error: |predicted - measured| in units of the size of the halves; None if nothing is.
-    """
-
-    first: Tensor
-    second: Tensor
-    measured: Tensor
-    predicted: Tensor | None
-    error: Tensor | None
-
-    def then(self, other: _Span) -> _Span:
-        """Both."""
-        predicted, error = other.predicted, other.error
-        if self.predicted is not None and predicted is not None:
-            predicted = self.predicted + predicted
-        if self.error is not None and error is not None:
-            error = torch.maximum(self.error, error)
-        return _Span(
-            self.first + other.first,
-            self.second + other.second,
-            self.measured + other.measured,
-            predicted,
-            error,
-        )
 
 
 class Ledger:
@@ -81,8 +29,8 @@ class Ledger:
     With torch's SGD (any momentum, dampening, Nesterov, coupled weight decay, groups of different
     settings, gradients clipped by their norm) the triple (<w, w>, <w, v>, <v, v>) of weights and
     momentum v has a closed recursion, which needs <v, g> and <g, g> of each gradient g alone. The
-    charge is predicted by it from the first step on, without looking at the weights again, and holds
-    to rounding. With any other optimizer nothing is predicted: what its steps change is taken
+    charge is predicted by it from the first step on, without looking at the weights again, and it
+    holds to rounding. With any other optimizer nothing is predicted: what its steps change is taken
     apart into the first-order part, which would be zero along the gradient, and the second-order
     part.
 
@@ -138,24 +86,17 @@ class Ledger:
         self._model = plain(model)
         self._optimizer = unwrapped(optimizer)
         require_optimizer_of(self._optimizer, self._model)
-        self.skipped: list[Skipped] = []
-        if symmetries is None:
-            symmetries = self._safe(find_symmetries(model, example))
-        self._symmetries = self._trained(named(symmetries))
-        if not self._symmetries:
-            reasons = "; ".join(map(str, self.skipped)) or "no symmetry of this model has any"
-            raise ValueError(f"there are no charges to follow: {reasons}")
+        self._symmetries, self.skipped = followed(self._model, self._optimizer, symmetries, example)
         self._parameters = parameters_of(self._model, self._symmetries.values())
         self._writer, self._every, self._log_every = writer, every, log_every
         self.steps = self.restarts = 0
         self._sampled = self._due = self._warned = False
         self._checked = -log_every
-        self._sum: _Span | None = None
-        self._rows: list[dict[str, Any]] | None = None
+        self._sum: Span | None = None
+        self._rows: Rows | None = None
         self._identity: tuple[Tensor, Tensor] | None = None
         self._parts: dict[str, Any] = dict.fromkeys(self._parameters)
         self._keys: dict[str, Any] = {}
-        self._regroup()
         self._book = self._new_book()
         self._begin()
         self._handles = [
@@ -189,39 +130,20 @@ class Ledger:
         """Whether changes are predicted: whether the optimizer is torch's SGD."""
         return isinstance(self._book, PredictedBook)
 
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> Rows:
         """One plain dictionary for each symmetry, e.g. for ``pandas.DataFrame``.
 
         Returns:
             Of each: ``name``, ``group``, ``charges`` (how many), and means over the units (the
             diagonal of a matrix): ``charge`` now, its ``predicted`` and ``measured`` change since
-            the ledger started (anew), with ``first_order`` and ``second_order`` part; ``error``, the
-            largest difference of prediction and measurement, in units of |w_in|^2 + |w_out|^2.
+            the ledger started (anew), with ``first_order`` and ``second_order`` part; ``error``,
+            the largest difference of prediction and measurement, in units of |w_in|^2 + |w_out|^2
+            (of the sum of |w| for a translation).
             ``predicted`` and ``error`` are None if nothing is predicted.
         """
         if self._rows is not None:
             return self._rows
-        flat, span = self._book.flat, self._total()
-        charge = flat.by_name(flat.total(flat.charges(flat.wide())))
-        parts = {
-            "predicted": span.predicted,
-            "measured": span.measured,
-            "first_order": span.first,
-            "second_order": span.second,
-        }
-        means = {key: {} if value is None else flat.by_name(value) for key, value in parts.items()}
-        errors = {} if span.error is None else flat.by_name(span.error)
-        return [
-            {
-                "name": name,
-                "group": str(symmetry.group),
-                "charges": charge[name].numel(),
-                "charge": _mean(charge[name]),
-                **{key: _mean(of[name]) if of else None for key, of in means.items()},
-                "error": float(errors[name].max()) if errors else None,
-            }
-            for name, symmetry in self._symmetries.items()
-        ]
+        return rows_of(self._book.flat, self._total())
 
     def charges(self) -> dict[str, Tensor]:
         """The charges now, measured, in float64, on the CPU; shaped [blocks, ..] as they act."""
@@ -236,65 +158,13 @@ class Ledger:
         )
 
     def __str__(self) -> str:
-        header = ["symmetry", "charges", "charge", "predicted", "measured", "error"]
-        header += ["first order", "second order"]
-        keys = ["charge", "predicted", "measured", "error", "first_order", "second_order"]
-        rows = [
-            [
-                self._symmetries[row["name"]].short_name,
-                str(row["charges"]),
-                *("-" if row[key] is None else f"{row[key]:.3g}" for key in keys),
-            ]
-            for row in self.rows()
-        ]
-        steps = "1 step" if self.steps == 1 else f"{self.steps} steps"
-        about = (
-            f"{steps}, of which each {self._every}-th was looked at" * (self._every > 1) or steps
-        )
+        about = "1 step" if self.steps == 1 else f"{self.steps} steps"
+        if self._every > 1:
+            about += f", every {self._every} of which one was looked at"
         if self.restarts:
-            about += f"; started anew {self.restarts} times, since weights changed between steps"
+            about += f"; started anew {self.restarts} times, since something changed between steps"
         left = [f"left alone: {one}" for one in self.skipped]
-        return "\n".join([about, markdown_table(header, rows), *left])
-
-    def _safe(self, found: Iterable[Symmetry]) -> list[Symmetry]:
-        """Those that assume nothing and move parameters alone."""
-        chosen = []
-        for symmetry in found:
-            buffers = [
-                slot.path
-                for slot in symmetry.slots
-                if not isinstance(tensor_at(self._model, slot.path), nn.Parameter)
-            ]
-            if symmetry.assumes:
-                self._skip(symmetry, f"holds if {symmetry.assumes}; pass example= or symmetries=")
-            elif buffers:
-                self._skip(symmetry, f"moves {buffers[0]}, which no gradient moves")
-            else:
-                chosen.append(symmetry)
-        return chosen
-
-    def _trained(self, chosen: Mapping[str, Symmetry]) -> dict[str, Symmetry]:
-        """Those of whose parameters all are trained by the optimizer."""
-        held = {id(p) for group in self._optimizer.param_groups for p in group["params"]}
-        kept = {}
-        for name, symmetry in chosen.items():
-            parameters = parameters_of(self._model, [symmetry])
-            idle = [
-                path for path, p in parameters.items() if not p.requires_grad or id(p) not in held
-            ]
-            if idle:
-                why = "is no parameter of the optimizer"
-                if not parameters[idle[0]].requires_grad:
-                    why = "is frozen"
-                self._skip(symmetry, f"{idle[0]} {why}")
-            else:
-                kept[name] = symmetry
-        return kept
-
-    def _skip(self, symmetry: Symmetry, reason: str) -> None:
-        if symmetry.group in {Group.ORTHOGONAL, Group.SIGNS, Group.PERMUTATION}:
-            return
-        self.skipped.append(Skipped(symmetry.modules[0], f"{symmetry.short_name}: {reason}"))
+        return "\n".join([about, table(self.rows(), self._book.flat.symmetries), *left])
 
     def _new_book(self) -> Book:
         flat = Flat(self._symmetries, self._parameters, self._parts.__getitem__)
@@ -401,77 +271,25 @@ class Ledger:
         self._book.after()
         self._stamps = self._stamp()
         if self._every > 1:
-            span = self._span()
+            span = span_of(self._book, self._start)
             self._sum = span if self._sum is None else self._sum.then(span)
         if self._due:
             self._checked = self.steps - 1
             rows = self.rows()
             self._judge(rows)
-            self._log(rows)
+            if self._writer is not None:
+                log(self._writer, rows, self.steps)
 
-    def _total(self) -> _Span:
-        return self._span() if self._every == 1 or self._sum is None else self._sum
+    def _total(self) -> Span:
+        return (
+            span_of(self._book, self._start) if self._every == 1 or self._sum is None else self._sum
+        )
 
-    @torch.no_grad()
-    def _span(self) -> _Span:
-        """From where the book began."""
-        flat, predicted = self._book.flat, self._book.predicted()
-        weights = flat.wide()
-        now = flat.total(flat.charges(weights))
-        error = None
-        if predicted is not None:
-            predicted = flat.total(predicted)
-            error = (predicted - now).abs() / flat.total(flat.scales(weights))
-            predicted = predicted - self._start
-        first, second = flat.total(self._book.first), flat.total(self._book.second)
-        return _Span(first, second, now - self._start, predicted, error)
-
-    def _judge(self, rows: list[dict[str, Any]]) -> None:
+    def _judge(self, rows: Rows) -> None:
         """Warn, once, if a prediction failed."""
+        identity, self._identity = self._identity, None
         if self._warned or not self.predicts:
             return
-        self._identity, identity = None, self._identity
-        dtypes = {p.dtype for p in self._parameters.values()}
-        least = max(torch.finfo(dtype).eps for dtype in dtypes) ** 0.5
-        if identity is not None:
-            products, sizes = (self._book.flat.by_name(one) for one in identity)
-            cosines = {
-                name: float(product.norm() / sizes[name].norm())
-                for name, product in products.items()
-            }
-            name = max(cosines, key=lambda one: cosines[one])
-            if cosines[name] > least:
-                return self._warn(
-                    f"the gradients of step {self.steps} break <w, grad> = 0 along {name!r} "
-                    f"(cosine {cosines[name]:.1g}): they are no batch's gradient times one factor "
-                    f"(clipped by value or layer by layer, noise, half precision)"
-                )
-        worst = max(rows, key=lambda row: float(row["error"]))
-        if worst["error"] > least:
-            self._warn(
-                f"after step {self.steps} prediction and measurement along {worst['name']!r} differ "
-                f"by {worst['error']:.1g} of |w|^2: gradients were changed by more than one factor "
-                f"(clipped by value or layer by layer), or weights were written through .data"
-            )
-        return None
-
-    def _warn(self, what: str) -> None:
-        self._warned = True
-        warnings.warn(f"ledger: {what}; {REMEDY}", stacklevel=5)
-
-    def _log(self, rows: list[dict[str, Any]]) -> None:
-        if self._writer is None:
-            return
-        for row in rows:
-            for key in ("measured", "predicted"):
-                if row[key] is not None:
-                    self._writer.add_scalar(f"ledger/{row['name']}/{key}", row[key], self.steps)
-        if self.predicts:
-            worst = max(row["error"] for row in rows)
-            self._writer.add_scalar("ledger/error", worst, self.steps)
-
-
-def _mean(charge: Tensor) -> float:
-    """Over the units."""
-    units = charge.diagonal(dim1=1, dim2=2) if charge.dim() == 3 else charge
-    return float(units.mean())
+        if (why := fault(self._book.flat, rows, identity, self.steps)) is not None:
+            self._warned = True
+            warnings.warn(f"ledger: {why}", stacklevel=5)
