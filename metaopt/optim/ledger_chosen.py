@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from metaopt.symmetry.conserved import named, parameters_of
 from metaopt.symmetry.discovery.find import symmetries as find_symmetries
-from metaopt.symmetry.groups import Skipped, Symmetry
+from metaopt.symmetry.groups import Skipped, Symmetries, Symmetry
 from metaopt.symmetry.modules import tensor_at
 
 
@@ -41,7 +41,8 @@ def followed(
         else:
             kept[name] = symmetry
     if not kept:
-        reasons = "; ".join(map(str, skipped)) or "no symmetry of this model has any"
+        untraced = found.skipped if isinstance(found, Symmetries) else []
+        reasons = "; ".join(map(str, [*skipped, *untraced])) or "no symmetry of this model has any"
         raise ValueError(f"there are no charges to follow: {reasons}")
     return kept, skipped
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -60,7 +61,7 @@ def test_a_change_between_two_looks_is_noticed_in_the_charges() -> None:
     ledger = Ledger(model, optimizer)
     train(model, optimizer, 3)
     train(model, optimizer, 3, change=by_value)
-    with pytest.warns(UserWarning, match=r"after step 6 .* along .* differ by .* clipped by value"):
+    with pytest.warns(UserWarning, match=r"after step 6 .* along .* differ by .*clipped by value"):
         ledger.close()
 
 
@@ -86,7 +87,7 @@ def test_loading_weights_or_momenta_starts_it_anew() -> None:
     optimizer = SGD(model.parameters(), **RATES)
     ledger = Ledger(model, optimizer)
     train(model, optimizer, 5)
-    saved = optimizer.state_dict()
+    saved = copy.deepcopy(optimizer.state_dict())
     train(model, optimizer, 5)
     model.load_state_dict(other.state_dict())
     train(model, optimizer, 5)
@@ -108,32 +109,31 @@ def test_a_ledger_may_begin_with_momenta() -> None:
 
 def test_a_symmetry_with_a_frozen_parameter_is_left_alone() -> None:
     model = model_of()
+    found = symmetries(model)
     model.get_submodule("4").weight.requires_grad_(False)
     optimizer = SGD([p for p in model.parameters() if p.requires_grad], **RATES)
-    with Ledger(model, optimizer) as ledger:
+    with Ledger(model, optimizer, found) as ledger:
         train(model, optimizer, 50)
     assert [row["name"] for row in ledger.rows()] == ["0 -> 2"]
     assert [str(one) for one in ledger.skipped] == [
         "2: 2 -> 4: 4.weight is frozen",
         "4: 4 -> 5: 4.weight is frozen",
     ]
-    assert "4.weight is frozen" in str(ledger)
+    assert "left alone: 2: 2 -> 4: 4.weight is frozen" in str(ledger)
     assert worst(ledger) < 1e-13
 
 
 def test_a_symmetry_that_is_trained_in_part_is_left_alone() -> None:
     model = model_of()
-    with Ledger(model, SGD(list(model.parameters())[:5], **RATES)) as ledger:
-        pass
+    ledger = Ledger(model, SGD(list(model.parameters())[:6], **RATES))
     assert [row["name"] for row in ledger.rows()] == ["0 -> 2", "2 -> 4"]
-    assert "5.weight is no parameter of the optimizer" in {
-        str(one).split(": ", 2)[2] for one in ledger.skipped
-    }
+    reasons = [str(one) for one in ledger.skipped]
+    assert reasons == ["4: 4 -> 5: 5.weight is no parameter of the optimizer"]
 
 
 def test_nothing_to_follow_is_refused() -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.GELU(), nn.Linear(4, 2))
-    with pytest.raises(ValueError, match="no charges to follow: no symmetry of this model has any"):
+    with pytest.raises(ValueError, match="no charges to follow: .*pass GELU"):
         Ledger(model, SGD(model.parameters(), lr=0.1))
     model = mlp()
     for p in model.parameters():
