@@ -133,7 +133,7 @@ def test_a_symmetry_that_is_trained_in_part_is_left_alone() -> None:
 
 def test_nothing_to_follow_is_refused() -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.GELU(), nn.Linear(4, 2))
-    with pytest.raises(ValueError, match="no charges to follow: .*pass GELU"):
+    with pytest.raises(ValueError, match=r"no charges to follow: .*pass GELU"):
         Ledger(model, SGD(model.parameters(), lr=0.1))
     model = mlp()
     for p in model.parameters():
