@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from torch.optim import Optimizer
 
 from metaopt.optim.ledger import Ledger
 
-RATES = {"lr": 0.05, "momentum": 0.9, "weight_decay": 1e-2}
+RATES: dict[str, Any] = {"lr": 0.05, "momentum": 0.9, "weight_decay": 1e-2}
 Change = Callable[[nn.Module], object]
 
 

@@ -6,6 +6,7 @@ import copy
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -132,7 +133,7 @@ def test_a_symmetry_that_is_trained_in_part_is_left_alone() -> None:
 
 
 def test_nothing_to_follow_is_refused() -> None:
-    model = nn.Sequential(nn.Linear(3, 4), nn.GELU(), nn.Linear(4, 2))
+    model: nn.Module = nn.Sequential(nn.Linear(3, 4), nn.GELU(), nn.Linear(4, 2))
     with pytest.raises(ValueError, match=r"no charges to follow: .*pass GELU"):
         Ledger(model, SGD(model.parameters(), lr=0.1))
     model = mlp()
@@ -145,7 +146,7 @@ def test_nothing_to_follow_is_refused() -> None:
 
 
 @pytest.mark.parametrize("settings", [{"every": 0}, {"log_every": 0}], ids=str)
-def test_counts_are_at_least_one(settings: dict[str, int]) -> None:
+def test_counts_are_at_least_one(settings: dict[str, Any]) -> None:
     model = mlp()
     with pytest.raises(ValueError, match="must be at least 1, found 0"):
         Ledger(model, SGD(model.parameters(), lr=0.1), **settings)

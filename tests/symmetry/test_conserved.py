@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -61,7 +62,7 @@ def squares(tensor: Tensor, *axes: int) -> Tensor:
     return tensor.detach().square().sum(axes)
 
 
-def rows(layer: nn.Module) -> Tensor:
+def rows(layer: Any) -> Tensor:
     """Weight and bias, [out, in + 1]."""
     return torch.cat([layer.weight, layer.bias[:, None]], 1).detach()
 

@@ -19,7 +19,7 @@ from conserving import (
     linear_layers,
     made,
 )
-from scipy.integrate import solve_ivp
+from scipy.integrate import solve_ivp  # type: ignore[import-untyped]
 from torch import Tensor, nn
 from torch.func import functional_call, grad
 from torch.nn import functional
@@ -91,9 +91,9 @@ def test_charges_stay(make: Callable[[], nn.Module], names: set[str]) -> None:
 
 def norms(model: nn.Module) -> Tensor:
     """|w_in|^2 + b^2 - |w_out|^2 of units between a and b."""
-    a, b = model.get_submodule("a"), model.get_submodule("b")
-    w = torch.cat([a.weight, a.bias[:, None]], 1)
-    return (w.square().sum(1) - b.weight.square().sum(0)).detach()
+    p = {path: one.detach() for path, one in model.named_parameters()}
+    w = torch.cat([p["a.weight"], p["a.bias"][:, None]], 1)
+    return w.square().sum(1) - p["b.weight"].square().sum(0)
 
 
 @pytest.mark.parametrize("act", [functional.gelu, torch.tanh, torch.sigmoid])
