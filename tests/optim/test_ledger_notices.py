@@ -141,7 +141,7 @@ def test_nothing_to_follow_is_refused() -> None:
         p.requires_grad_(False)
     extra = nn.Parameter(torch.ones(1))
     model.register_parameter("extra", extra)
-    with pytest.raises(ValueError, match=r"no charges to follow: .*0.weight is frozen"):
+    with pytest.raises(ValueError, match=r"no charges to follow: .*'0.weight' is frozen"):
         Ledger(model, SGD([extra], lr=0.1))
 
 
