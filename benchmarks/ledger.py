@@ -84,6 +84,7 @@ class Basic(nn.Module):
             self.shortcut = nn.Sequential(layer, nn.BatchNorm2d(channels))
 
     def forward(self, x: Tensor) -> Tensor:
+        """[N, C, H, W] -> [N, C', H', W']."""
         h = self.bn2(self.conv2(functional.relu(self.bn1(self.conv1(x)))))
         return functional.relu(h + self.shortcut(x))
 

@@ -17,7 +17,8 @@ last, which has minus the rest.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -27,6 +28,9 @@ from torch.optim import SGD, Optimizer
 
 from metaopt.optim.ledger_flat import Flat, Tensors
 from metaopt.optim.ledger_forms import Cell
+
+Combination = tuple[float, float, float]
+"""a w + b v + c g of weights, momentum and gradient."""
 
 
 @dataclass(frozen=True)
@@ -59,26 +63,59 @@ class Setting:
             bool(group["maximize"]),
         )
 
-    def rows(self) -> tuple[float, ...]:
-        """w, w' - w and v' in terms of w, v and g: three rows of three."""
-        stay = (1.0, 0.0, 0.0)
+    @property
+    def towards(self) -> Combination:
+        """s g + l w."""
+        return self.weight_decay, 0.0, -1.0 if self.maximize else 1.0
+
+    @property
+    def momenta(self) -> Combination:
+        """v' after the step."""
+        if not self.moves or self.momentum == 0:
+            return 0.0, 1.0, 0.0
+        if not self.buffered:
+            return self.towards
+        return _add(_times(1 - self.dampening, self.towards), (0.0, self.momentum, 0.0))
+
+    @property
+    def step(self) -> Combination:
+        """w' - w."""
         if not self.moves:
-            return *stay, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0
-        towards = (self.weight_decay, 0.0, -1.0 if self.maximize else 1.0)
-        step, after = towards, (0.0, 1.0, 0.0)
-        if self.momentum != 0:
-            kept = 1 - self.dampening
-            after = towards
-            if self.buffered:
-                after = _add(tuple(kept * x for x in towards), (0.0, self.momentum, 0.0))
-            step = _add(towards, tuple(self.momentum * x for x in after))
-            step = step if self.nesterov else after
-        return *stay, *(-self.lr * x for x in step), *after
+            return 0.0, 0.0, 0.0
+        if self.momentum == 0:
+            return _times(-self.lr, self.towards)
+        if self.nesterov:
+            return _times(-self.lr, _add(self.towards, _times(self.momentum, self.momenta)))
+        return _times(-self.lr, self.momenta)
+
+    def matrix(self) -> list[Sequence[float]]:
+        """2 <w, d>, <d, d>, <w', w'>, <w', v'> and <v', v'> for the step d, [5, 6].
+
+        In terms of <w, w>, <w, v>, <v, v>, <w, g>, <v, g> and <g, g>.
+        """
+        w: Combination = (1.0, 0.0, 0.0)
+        after = _add(w, self.step)
+        return [
+            [2 * x for x in _product(w, self.step)],
+            _product(self.step, self.step),
+            _product(after, after),
+            _product(after, self.momenta),
+            _product(self.momenta, self.momenta),
+        ]
 
 
-def _add(x: Iterable[float], y: Iterable[float]) -> tuple[float, float, float]:
-    one, two, three = (a + b for a, b in zip(x, y, strict=True))
-    return one, two, three
+def _times(number: float, x: Combination) -> Combination:
+    return number * x[0], number * x[1], number * x[2]
+
+
+def _add(x: Combination, y: Combination) -> Combination:
+    return x[0] + y[0], x[1] + y[1], x[2] + y[2]
+
+
+def _product(x: Combination, y: Combination) -> Sequence[float]:
+    """<x, y> in terms of <w, w>, <w, v>, <v, v>, <w, g>, <v, g> and <g, g>."""
+    mixed = [x[i] * y[j] + x[j] * y[i] for i, j in ((0, 1), (0, 2), (1, 2))]
+    return x[0] * y[0], mixed[0], x[1] * y[1], mixed[1], mixed[2], x[2] * y[2]
 
 
 class Book(Protocol):
@@ -116,31 +153,34 @@ class MeasuredBook:
     def __init__(self, flat: Flat, optimizer: Optimizer) -> None:
         del optimizer
         self.flat = flat
+        self._copies: Tensors = {}
         self.begin()
 
     def begin(self) -> None:
         """Nothing happened yet."""
-        size = self.flat.forms.size + self.flat.sums.size
-        self.first = torch.zeros(size, dtype=torch.float64, device=self.flat.device)
+        self.first = torch.zeros(self.flat.size, dtype=torch.float64, device=self.flat.device)
         self.second = torch.zeros_like(self.first)
-        self._from: Tensors = {}
 
     def before(self) -> None:
         """Keep a copy of the weights."""
-        self._from = {path: p.detach().clone() for path, p in self.flat.parameters.items()}
+        for path, p in self.flat.parameters.items():
+            if path not in self._copies:
+                self._copies[path] = torch.empty_like(p)
+            self._copies[path].copy_(p.detach())
 
     def graded(self) -> None:
         """The step is all that counts."""
 
     def after(self) -> None:
-        """Add what the step changed."""
-        weights = self.flat.working(self._from)
-        ends = self.flat.working(self.flat.parameters)
-        steps = {path: ends[path] - x for path, x in weights.items()}
-        first, second = self.flat.forms.products([weights, steps], steps)
-        self.first += torch.cat([2 * first, self.flat.sums.of(steps)])
+        """Add what the step changed: with e = -d, <w, d> = -<w', e> - <e, e>."""
+        for path, p in self.flat.parameters.items():
+            self._copies[path].sub_(p.detach())
+        back = self.flat.working(self._copies)
+        products, second = self.flat.forms.products(
+            [self.flat.working(self.flat.parameters), back], back
+        )
+        self.first += torch.cat([-2 * (products + second), -self.flat.sums.of(back)])
         self.second[: len(second)] += second
-        self._from = {}
 
     def predicted(self) -> None:
         """Nothing is."""
@@ -156,9 +196,9 @@ class PredictedBook:
 
     def __init__(self, flat: Flat, optimizer: SGD) -> None:
         self.flat, self._optimizer = flat, optimizer
-        self._wanted: list[tuple[float, ...]] = []
-        self._rows = torch.zeros(0)
-        self._entries = _entries(flat)
+        self._wanted: list[Setting] = []
+        self._quadratic: list[tuple[Tensor, int, int]] = []
+        self._linear = torch.zeros(0)
         self._several = _Several(flat.forms.cells, flat.device)
         self.begin()
 
@@ -171,7 +211,7 @@ class PredictedBook:
         ww, wv = flat.forms.products([w, v], w)
         self._triple = torch.stack([ww, wv, flat.forms.products([v], v)[0]])
         self._pair = torch.stack([flat.sums.of(w), flat.sums.of(v)])
-        self.first = torch.zeros(len(self._entries), dtype=torch.float64, device=flat.device)
+        self.first = torch.zeros(flat.size, dtype=torch.float64, device=flat.device)
         self.second = torch.zeros_like(self.first)
 
     def before(self) -> None:
@@ -189,14 +229,11 @@ class PredictedBook:
         if scaler is not None:
             # A fused SGD is given gradients that a GradScaler has not divided yet.
             vg, wg, gg = vg / scaler, wg / scaler, gg / scaler.square()
-        ww, wv, vv = self._triple
-        rows = self._coefficients()
-        quadratic, linear = rows[..., : flat.forms.size], rows[..., flat.forms.size :]
-        gram = torch.stack([ww, wv, wg, wv, vv, vg, wg, vg, gg]).view(3, 3, -1)
-        gram = torch.einsum("ian,abn,jbn->ijn", quadratic, gram, quadratic)
-        first, second = 2 * gram[0, 1], gram[1, 1]
-        triple = torch.stack([ww + first + second, gram[0, 2] + gram[1, 2], gram[2, 2]])
-        _, step, momentum = torch.einsum("ian,an->in", linear[:, :2], self._pair)
+        forms = torch.cat([self._triple, torch.stack([wg, vg, gg])])
+        quadratic, linear = self._coefficients()
+        moved = [forms[:5, :0], *(of @ forms[:, start:stop] for of, start, stop in quadratic)]
+        (first, second), triple = torch.cat(moved, 1).split([2, 3])
+        step, momentum = (linear * self._pair).sum(1)
         pair = torch.stack([self._pair[0] + step, momentum])
         changed = torch.cat([first, step])
         if (skipped := getattr(self._optimizer, "found_inf", None)) is not None:
@@ -222,18 +259,36 @@ class PredictedBook:
             for path, p in self.flat.parameters.items()
         }
 
-    def _coefficients(self) -> Tensor:
-        """[row, w v g, entries]; sent to the device only when a setting has changed."""
+    def _coefficients(self) -> tuple[list[tuple[Tensor, int, int]], Tensor]:
+        """Matrices of ``Setting.matrix`` for stretches of entries, and of translations' entries.
+
+        They are sent to the device only when a setting has changed.
+        """
         settings = settings_of(self._optimizer, self.flat.parameters)
-        wanted = [settings[cell.paths[0]].rows() for cell in self.flat.cells]
-        if wanted != self._wanted:
-            rows = torch.tensor(wanted, dtype=torch.float64).T.contiguous()
-            if self.flat.device.type == "cuda":
-                rows = rows.pin_memory()
-            rows = rows.to(self.flat.device, non_blocking=True)
-            self._rows = rows.index_select(1, self._entries).view(3, 3, -1)
-            self._wanted = wanted
-        return self._rows
+        wanted = [settings[cell.paths[0]] for cell in self.flat.cells]
+        if wanted == self._wanted:
+            return self._quadratic, self._linear
+        self._wanted = wanted
+        cells = self.flat.forms.cells
+        alike = itertools.groupby(zip(wanted, cells, strict=False), key=lambda pair: pair[0])
+        stretches = [(setting, [cell for _, cell in pairs]) for setting, pairs in alike]
+        self._quadratic = [
+            (self._sent(setting.matrix()), few[0].start, few[-1].stop) for setting, few in stretches
+        ]
+        shifts = [
+            row
+            for setting, cell in zip(wanted[len(cells) :], self.flat.sums.cells, strict=True)
+            for row in [(setting.step[:2], setting.momenta[:2])] * (cell.stop - cell.start)
+        ]
+        self._linear = self._sent(shifts).view(-1, 2, 2).permute(1, 2, 0)
+        return self._quadratic, self._linear
+
+    def _sent(self, numbers: Sequence[Any]) -> Tensor:
+        """On the device, which is not waited for."""
+        tensor = torch.tensor(numbers, dtype=torch.float64)
+        if self.flat.device.type == "cuda":
+            tensor = tensor.pin_memory()
+        return tensor.to(self.flat.device, non_blocking=True)
 
 
 def settings_of(optimizer: SGD, parameters: Mapping[str, nn.Parameter]) -> dict[str, Setting]:
@@ -247,12 +302,6 @@ def settings_of(optimizer: SGD, parameters: Mapping[str, nn.Parameter]) -> dict[
         key = (*shared[id(groups[id(p)])], buffered, p.grad is not None)
         found[path] = known.setdefault(key, Setting(*key))
     return found
-
-
-def _entries(flat: Flat) -> Tensor:
-    """The cell of each entry."""
-    lengths = torch.tensor([cell.stop - cell.start for cell in flat.cells])
-    return torch.arange(len(lengths)).repeat_interleave(lengths).to(flat.device)
 
 
 class _Several:

@@ -56,6 +56,11 @@ class Flat:
         self._to = torch.cat(to).to(self.device)
 
     @property
+    def size(self) -> int:
+        """How many entries all cells have."""
+        return self.forms.size + self.sums.size
+
+    @property
     def cells(self) -> list[Cell]:
         """All cells; those of translations start after the last quadratic one."""
         return [*self.forms.cells, *self.sums.cells]

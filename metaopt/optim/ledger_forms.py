@@ -51,56 +51,60 @@ Part = Callable[[str], Hashable]
 
 @dataclass(frozen=True)
 class _Piece:
-    """A part of the flat vector in between: what ``read`` makes of one parameter.
-
-    Attributes:
-        path: the parameter.
-        length: how many entries the part has.
-        read: from x * y to the part, or from x and y if it is a matrix.
-    """
+    """A part of the flat vector of sums: what ``read`` makes of x * y of one parameter."""
 
     path: str
     length: int
-    read: Callable[[Tensor], Tensor] | None
-    matrix: Callable[[Tensor, Tensor], Tensor] | None = None
+    read: Callable[[Tensor], Tensor]
+
+
+Signed = tuple[int, Slot]
+"""p for an incoming slot, -p for an outgoing one; and the slot."""
 
 
 class Forms:
     """Products of the quadratic charges of some symmetries.
 
+    Cells with one setting follow each other.
+
     Args:
         symmetries: by name; no translations.
         like: the parameters, by path.
         part: parameters of a symmetry with equal settings are one cell.
+        device: of the result.
     """
 
     def __init__(
         self, symmetries: Mapping[str, Symmetry], like: Tensors, part: Part, device: torch.device
     ) -> None:
         self._like = like
-        self._pieces: dict[Hashable, tuple[int, _Piece]] = {}
+        self._pieces: dict[Hashable, int] = {}
+        self._pieces_of: dict[str, list[tuple[int, _Piece]]] = {}
+        self._matrices: list[tuple[Cell, list[Signed]]] = []
         self._length = 0
+        self._scratch: dict[tuple[torch.device, torch.dtype], Tensor] = {}
         self.cells: list[Cell] = []
         empty = torch.zeros(0, dtype=torch.long)
         maps: list[tuple[Tensor, Tensor, Tensor]] = [(empty, empty, empty)]
+        parts: dict[Hashable, dict[str, list[Signed]]] = {}
         for name, symmetry in symmetries.items():
-            parts: dict[Hashable, list[tuple[int, Slot]]] = {}
             for sign, slots in ((1, symmetry.incoming), (-1, symmetry.outgoing)):
                 for slot in slots:
-                    parts.setdefault(part(slot.path), []).append((sign, slot))
-            for signed in parts.values():
+                    cells = parts.setdefault(part(slot.path), {})
+                    cells.setdefault(name, []).append((sign * slot.power, slot))
+        for cells in parts.values():
+            for name, signed in cells.items():
                 paths = tuple(dict.fromkeys(slot.path for _, slot in signed))
+                symmetry = symmetries[name]
                 cell = Cell(name, paths, self.size, _shape(symmetry))
                 self.cells.append(cell)
-                for sign, slot in signed:
+                if symmetry.group is Group.LINEAR:
+                    self._matrices.append((cell, signed))
+                    continue
+                for power, slot in signed:
                     source, target = self._maps(symmetry, slot)
-                    maps.append(
-                        (
-                            source,
-                            cell.start + target,
-                            source.new_full((), sign * slot.power).expand_as(source),
-                        )
-                    )
+                    factor = torch.full_like(source, power)
+                    maps.append((source, cell.start + target, factor))
         source, target, factor = (torch.cat(one).to(device) for one in zip(*maps, strict=True))
         self._source, self._target, self._factor = source, target, factor.double()
 
@@ -125,46 +129,49 @@ class Forms:
         """
         device = self._factor.device
         result = torch.zeros(len(lefts), self.size, dtype=torch.float64, device=device)
-        if not self.cells:
-            return result
-        flat = torch.stack([self._between(left, right) for left in lefts])
-        factor = self._factor.abs() if absolute else self._factor
-        return result.index_add_(1, self._target, flat.index_select(1, self._source) * factor)
+        if self._pieces:
+            sums = torch.stack([self._vectors(left, right) for left in lefts])
+            factor = self._factor.abs() if absolute else self._factor
+            result.index_add_(1, self._target, sums.index_select(1, self._source) * factor)
+        for cell, signed in self._matrices:
+            powers = [(abs(power) if absolute else power, slot) for power, slot in signed]
+            matrices = _matrices(cell.shape, powers, lefts, right)
+            if matrices is not None:
+                result[:, cell.start : cell.stop] = matrices.flatten(1).to(device)
+        return result
 
-    def _between(self, left: Tensors, right: Tensors) -> Tensor:
-        """The parts of all pieces, float64."""
+    def _vectors(self, left: Tensors, right: Tensors) -> Tensor:
+        """The sums of all pieces, float64."""
         device = self._factor.device
-        products: dict[str, Tensor] = {}
-        parts = []
-        for _, piece in self._pieces.values():
-            x, y = left.get(piece.path), right.get(piece.path)
-            if x is None or y is None:
-                parts.append(torch.zeros(piece.length, device=device))
-            elif piece.matrix is not None:
-                parts.append(piece.matrix(x, y).to(device))
-            else:
-                assert piece.read is not None
-                if piece.path not in products:
-                    products[piece.path] = x * y
-                parts.append(piece.read(products[piece.path]).to(device))
+        parts = [torch.zeros(0)] * len(self._pieces)
+        for path, pieces in self._pieces_of.items():
+            x, y = left.get(path), right.get(path)
+            product = None if x is None or y is None else self._product(x, y)
+            for number, piece in pieces:
+                if product is None:
+                    parts[number] = torch.zeros(piece.length, device=device)
+                else:
+                    parts[number] = piece.read(product).to(device)
         return torch.cat(parts).double()
 
+    def _product(self, x: Tensor, y: Tensor) -> Tensor:
+        """x * y, until the next one is asked for: fresh memory costs more than the product."""
+        dtype = torch.promote_types(x.dtype, y.dtype)
+        key = x.device, dtype
+        if key not in self._scratch or self._scratch[key].numel() < x.numel():
+            self._scratch[key] = torch.empty(x.numel(), dtype=dtype, device=x.device)
+        return torch.mul(x, y, out=self._scratch[key][: x.numel()].view(x.shape))
+
     def _maps(self, symmetry: Symmetry, slot: Slot) -> tuple[Tensor, Tensor]:
-        """Which entries in between count for a slot, and for which entries of its cell."""
+        """Which sums count for a slot, and for which entries of its cell."""
         blocks, size, path = symmetry.blocks, symmetry.size, slot.path
-        key: Hashable = slot, blocks, size
-        if symmetry.group is Group.LINEAR:
-            length = blocks * size * size
-            start = self._piece(key, _Piece(path, length, None, _matrix(slot, blocks, size)))
-            return start + torch.arange(length), torch.arange(length)
         if slot.groups > 1:
             piece = _Piece(path, blocks * size, _ordered(slot, blocks, size))
-            start = self._piece(key, piece)
+            start = self._piece((slot, blocks, size), piece)
             positions = torch.arange(blocks * size).view(1, blocks, size)
         else:
             length = _region(slot, self._like[path]).shape[slot.axis]
-            key = path, slot.axis, slot.rows
-            start = self._piece(key, _Piece(path, length, _vector(slot)))
+            start = self._piece((path, slot.axis, slot.rows), _Piece(path, length, _vector(slot)))
             along = replace(slot, axis=0, rows=None)
             positions = along.entries(torch.arange(length), blocks, size)[..., 0]
         units = torch.arange(blocks * size).view(blocks, size)
@@ -175,9 +182,10 @@ class Forms:
     def _piece(self, key: Hashable, piece: _Piece) -> int:
         """Where the piece starts; it is added if there is none like it."""
         if key not in self._pieces:
-            self._pieces[key] = self._length, piece
+            self._pieces_of.setdefault(piece.path, []).append((len(self._pieces), piece))
+            self._pieces[key] = self._length
             self._length += piece.length
-        return self._pieces[key][0]
+        return self._pieces[key]
 
 
 class Sums:
@@ -233,9 +241,11 @@ def _vector(slot: Slot) -> Callable[[Tensor], Tensor]:
     """Sums over all axes but the slot's."""
 
     def read(product: Tensor) -> Tensor:
-        region = _region(slot, product)
-        others = [axis for axis in range(region.dim()) if axis != slot.axis]
-        return region.sum(others) if others else region
+        region, axis = _region(slot, product), slot.axis
+        # The axes ahead first: whole rows are added, which is fast, and little is left.
+        if axis > 0:
+            region = region.sum(tuple(range(axis)))
+        return region.flatten(1).sum(1) if region.dim() > 1 else region.clone()
 
     return read
 
@@ -245,15 +255,27 @@ def _ordered(slot: Slot, blocks: int, size: int) -> Callable[[Tensor], Tensor]:
     return lambda product: slot.entries(product, blocks, size).sum((0, 3)).flatten()
 
 
-def _matrix(slot: Slot, blocks: int, size: int) -> Callable[[Tensor, Tensor], Tensor]:
-    """(x y^T + y x^T) / 2."""
+def _matrices(
+    shape: tuple[int, ...], signed: Sequence[Signed], lefts: Sequence[Tensors], right: Tensors
+) -> Tensor | None:
+    """The sum of p (x y^T + y x^T) / 2 over slots, [x, blocks, k, k]; None if all are missing."""
+    blocks, size, _ = shape
 
-    def read(x: Tensor, y: Tensor) -> Tensor:
-        x, y = (slot.entries(z, blocks, size).permute(1, 2, 0, 3).flatten(2) for z in (x, y))
-        product = x @ y.mT
-        return ((product + product.mT) / 2).flatten()
+    def entries(slot: Slot, tensor: Tensor) -> Tensor:
+        return slot.entries(tensor, blocks, size).permute(1, 2, 0, 3).flatten(2)
 
-    return read
+    total = None
+    for power, slot in signed:
+        if slot.path not in right:
+            continue
+        y = entries(slot, right[slot.path])
+        xs = [entries(slot, x[slot.path]) if slot.path in x else torch.zeros_like(y) for x in lefts]
+        product = power * (torch.cat(xs, 1) @ y.mT)
+        total = product if total is None else total + product
+    if total is None:
+        return None
+    total = total.unflatten(1, (len(lefts), size)).transpose(0, 1)
+    return (total + total.mT) / 2
 
 
 def _sums(symmetry: Symmetry, slot: Slot, tensor: Tensor) -> Tensor:
