@@ -52,7 +52,7 @@ class Size:
     repeats: int  # steps of each side that are timed
 
 
-FULL = Size(64, 32, 16, width=256, depth=4, words=128, sequences=8, repeats=15)
+FULL = Size(64, 32, 64, width=256, depth=4, words=128, sequences=32, repeats=9)
 SMOKE = Size(4, 8, 2, width=16, depth=1, words=8, sequences=2, repeats=1)
 
 

@@ -200,6 +200,10 @@ class PredictedBook:
         self._quadratic: list[tuple[Tensor, int, int]] = []
         self._linear = torch.zeros(0)
         self._several = _Several(flat.forms.cells, flat.device)
+        # <w, w>, <w, v>, <v, v>, <w, g>, <v, g> and <g, g>; and what a step makes of it.
+        shape = 6, flat.forms.size
+        self._known = torch.zeros(shape, dtype=torch.float64, device=flat.device)
+        self._next = torch.zeros_like(self._known[:5])
         self.begin()
 
     @torch.no_grad()
@@ -208,8 +212,8 @@ class PredictedBook:
         flat = self.flat
         w = flat.wide()
         v = {path: x.double() for path, x in flat.working(self._momenta()).items()}
-        ww, wv = flat.forms.products([w, v], w)
-        self._triple = torch.stack([ww, wv, flat.forms.products([v], v)[0]])
+        flat.forms.products([w, v], w, out=self._known[:2])
+        flat.forms.products([v], v, out=self._known[2:3])
         self._pair = torch.stack([flat.sums.of(w), flat.sums.of(v)])
         self.first = torch.zeros(flat.size, dtype=torch.float64, device=flat.device)
         self.second = torch.zeros_like(self.first)
@@ -223,34 +227,41 @@ class PredictedBook:
         flat, scaler = self.flat, getattr(self._optimizer, "grad_scale", None)
         g = flat.working({path: p.grad for path, p in flat.parameters.items()})
         v = {path: x for path, x in flat.working(self._momenta()).items() if path in g}
-        lefts = [v, g, flat.working(flat.parameters)] if flat.several else [v, g]
-        vg, gg, *rest = flat.forms.products(lefts, g)
-        wg = self._several.closed(rest[0]) if rest else torch.zeros_like(gg)
+        wg, vg, gg = self._known[3:]
+        flat.forms.products([v, g], g, out=self._known[4:])
+        if flat.several:
+            wg.copy_(
+                self._several.closed(flat.forms.products([flat.working(flat.parameters)], g)[0])
+            )
         if scaler is not None:
             # A fused SGD is given gradients that a GradScaler has not divided yet.
-            vg, wg, gg = vg / scaler, wg / scaler, gg / scaler.square()
-        forms = torch.cat([self._triple, torch.stack([wg, vg, gg])])
+            for form, degree in ((wg, 1), (vg, 1), (gg, 2)):
+                form.div_(scaler**degree)
         quadratic, linear = self._coefficients()
-        moved = [forms[:5, :0], *(of @ forms[:, start:stop] for of, start, stop in quadratic)]
-        (first, second), triple = torch.cat(moved, 1).split([2, 3])
+        for matrix, start, stop in quadratic:
+            torch.mm(matrix, self._known[:, start:stop], out=self._next[:, start:stop])
+        changed, triple = self._next[:2], self._next[2:]
         step, momentum = (linear * self._pair).sum(1)
         pair = torch.stack([self._pair[0] + step, momentum])
-        changed = torch.cat([first, step])
         if (skipped := getattr(self._optimizer, "found_inf", None)) is not None:
             stays = skipped.to(flat.device) != 0
-            triple = torch.where(stays, self._triple, triple)
-            pair = torch.where(stays, self._pair, pair)
-            changed, second = (torch.where(stays, 0.0, x) for x in (changed, second))
-        self._triple, self._pair = triple, pair
-        self.first += changed
-        self.second[: len(second)] += second
+            changed, step = (torch.where(stays, 0.0, x) for x in (changed, step))
+            triple, pair = (
+                torch.where(stays, old, new)
+                for old, new in ((self._known[:3], triple), (self._pair, pair))
+            )
+        self._known[:3] = triple
+        self._pair = pair
+        self.first[: flat.forms.size] += changed[0]
+        self.first[flat.forms.size :] += step
+        self.second[: flat.forms.size] += changed[1]
 
     def after(self) -> None:
         """The step was taken when its gradients were known."""
 
     def predicted(self) -> Tensor:
         """<w, w> of the recursion."""
-        return torch.cat([self._triple[0], self._pair[0]])
+        return torch.cat([self._known[0], self._pair[0]])
 
     def _momenta(self) -> dict[str, Tensor | None]:
         state = self._optimizer.state

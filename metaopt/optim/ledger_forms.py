@@ -114,7 +114,12 @@ class Forms:
         return self.cells[-1].stop if self.cells else 0
 
     def products(
-        self, lefts: Sequence[Tensors], right: Tensors, *, absolute: bool = False
+        self,
+        lefts: Sequence[Tensors],
+        right: Tensors,
+        *,
+        absolute: bool = False,
+        out: Tensor | None = None,
     ) -> Tensor:
         """<x, y> of each x among ``lefts`` and y = ``right``.
 
@@ -123,12 +128,16 @@ class Forms:
                 zero.
             right: the same.
             absolute: outgoing slots are added, not taken away.
+            out: where the result is written, if it is given.
 
         Returns:
             [x, entries], float64.
         """
         device = self._factor.device
-        result = torch.zeros(len(lefts), self.size, dtype=torch.float64, device=device)
+        result = out
+        if result is None:
+            result = torch.empty(len(lefts), self.size, dtype=torch.float64, device=device)
+        result.zero_()
         if self._pieces:
             sums = torch.stack([self._vectors(left, right) for left in lefts])
             factor = self._factor.abs() if absolute else self._factor
@@ -270,8 +279,8 @@ def _matrices(
             continue
         y = entries(slot, right[slot.path])
         xs = [entries(slot, x[slot.path]) if slot.path in x else torch.zeros_like(y) for x in lefts]
-        product = power * (torch.cat(xs, 1) @ y.mT)
-        total = product if total is None else total + product
+        product = torch.cat(xs, 1) @ y.mT
+        total = power * product if total is None else total.add_(product, alpha=power)
     if total is None:
         return None
     total = total.unflatten(1, (len(lefts), size)).transpose(0, 1)
