@@ -151,11 +151,12 @@ class Ledger:
         return flat.by_name(flat.total(flat.charges(flat.wide())))
 
     def predictions(self) -> dict[str, Tensor] | None:
-        """The charges now as predicted, shaped as ``charges``; None if nothing is predicted."""
-        predicted = self._book.predicted()
-        return (
-            None if predicted is None else self._book.flat.by_name(self._book.flat.total(predicted))
-        )
+        """The charges as predicted, shaped as ``charges``; None if nothing is predicted.
+
+        If not every step is looked at: those after the last one that was.
+        """
+        flat, predicted = self._book.flat, self._book.predicted()
+        return None if predicted is None else flat.by_name(flat.total(predicted))
 
     def __str__(self) -> str:
         about = "1 step" if self.steps == 1 else f"{self.steps} steps"

@@ -277,8 +277,13 @@ def _matrices(
     for power, slot in signed:
         if slot.path not in right:
             continue
-        y = entries(slot, right[slot.path])
-        xs = [entries(slot, x[slot.path]) if slot.path in x else torch.zeros_like(y) for x in lefts]
+        known = right[slot.path]
+        y = entries(slot, known)
+        given = [left.get(slot.path) for left in lefts]
+        xs = [
+            y if x is known else torch.zeros_like(y) if x is None else entries(slot, x)
+            for x in given
+        ]
         product = torch.cat(xs, 1) @ y.mT
         total = power * product if total is None else total.add_(product, alpha=power)
     if total is None:

@@ -138,7 +138,8 @@ def fault(flat: Flat, rows: Rows, identity: tuple[Tensor, Tensor] | None, step: 
         step: the step.
     """
     dtypes = {p.dtype for p in flat.parameters.values()}
-    least = max(torch.finfo(dtype).eps for dtype in dtypes) ** 0.5
+    rounding = max(torch.finfo(dtype).eps for dtype in dtypes)
+    least = rounding**0.5
     if identity is not None:
         products, sizes = (flat.by_name(one) for one in identity)
         cosines = {
@@ -152,7 +153,8 @@ def fault(flat: Flat, rows: Rows, identity: tuple[Tensor, Tensor] | None, step: 
                 f"or layer by layer, noise, half precision); {REMEDY}"
             )
     name, error = _largest([row["name"] for row in rows], [row["error"] for row in rows])
-    if error > least:
+    # Each step may round by as much again.
+    if error > least + rounding * step:
         return (
             f"after step {step} prediction and measurement along {name!r} differ by {error:.1g} of "
             f"|w|^2: gradients were changed by more than one factor (clipped by value or layer by "

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from ledgers import MODELS, RATES, backward, clip, model_of, train, worst
+from cases import learned_rule
+from ledgers import MODELS, RATES, backward, clip, inputs, model_of, train, worst
 from torch import Tensor
 from torch.nn import functional
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from metaopt import symmetries, teleport
+from metaopt import LearnedOptimizer, symmetries, teleport
 from metaopt.optim.ledger import Ledger
 from metaopt.symmetry.conserved import charges
 
@@ -177,3 +178,34 @@ def test_sampled_steps_are_foretold_one_by_one(make: Callable[..., Optimizer]) -
     if make is SGD:
         assert worst(ledger) < 1e-14
         assert row["predicted"] == pytest.approx(row["measured"])
+
+
+@pytest.mark.filterwarnings("ignore:updates only:UserWarning")
+def test_of_a_learned_optimizer_the_change_is_taken_apart() -> None:
+    model = model_of()
+    optimizer = LearnedOptimizer(model, learned_rule("coordinate_lstm_update"), lr=1e-3)
+    with Ledger(model, optimizer) as ledger:
+        train(model, optimizer, 5)
+    assert not ledger.predicts
+    for row in ledger.rows():
+        assert abs(row["first_order"]) > 1e-9
+        assert row["measured"] == pytest.approx(row["first_order"] + row["second_order"], rel=1e-6)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("make", [SGD, Adam])
+def test_between_two_looks_nothing_waits_for_the_device(make: Callable[..., Optimizer]) -> None:
+    model = model_of("transformer").cuda()
+    optimizer = make(model.parameters(), lr=0.01)
+    ledger = Ledger(model, optimizer)
+    for step in range(20):
+        optimizer.zero_grad()
+        outputs = model(inputs("transformer").cuda())
+        outputs.square().mean().backward()
+        torch.cuda.set_sync_debug_mode("error" if step else "default")
+        try:
+            optimizer.step()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    if ledger.predicts:
+        assert worst(ledger) < 1e-12

@@ -294,3 +294,16 @@ def test_backward_is_left_to_the_loop() -> None:
         optimizer.step()
     assert ledger.restarts == 0
     assert worst(ledger) < 1e-14
+
+
+def test_half_precision_is_noticed_and_measured() -> None:
+    model = model_of().float()
+    optimizer = SGD(model.parameters(), lr=0.05, momentum=0.9)
+    ledger = Ledger(model, optimizer)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = functional.cross_entropy(model(torch.randn(16, 5)), torch.arange(16) % 3)
+    loss.backward()
+    with pytest.warns(UserWarning, match=r"break <w, grad> = 0 along .* half precision"):
+        optimizer.step()
+    ledger.close()
+    assert worst(ledger) < 1e-2
