@@ -46,9 +46,10 @@ class Ledger:
     Args:
         model: the model that is trained.
         optimizer: the optimizer that trains it, or a wrapper of Accelerate or Lightning around it.
-        symmetries: whose charges; None: those of ``metaopt.symmetries(model, example)`` that assume
-            nothing.
-        example: inputs of the model, if no list is given.
+        symmetries: whose charges; None: those of ``metaopt.symmetries(model, example)``, without
+            an example only those that assume nothing.
+        example: inputs of the model, if no list is given; heads of attention that is written out
+            are found only with one.
         writer: a ``SummaryWriter`` of TensorBoard: each symmetry's mean change, measured and
             predicted, and the largest error, are logged every ``log_every`` steps.
         every: look at each ``every``-th step only, to save time; each step that is looked at is

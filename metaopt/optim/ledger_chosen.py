@@ -22,7 +22,8 @@ def followed(
     Args:
         model: the model.
         optimizer: what trains it.
-        given: the symmetries to follow; None: those found that assume nothing and move no buffer.
+        given: the symmetries to follow; None: those found that move no buffer, and assume nothing
+            or were tried on the example.
         example: inputs of the model, if none are given.
 
     Raises:
@@ -34,7 +35,9 @@ def followed(
     kept: dict[str, Symmetry] = {}
     skipped = []
     for name, symmetry in named(found).items():
-        reason = _unsafe(model, symmetry) if given is None else ""
+        reason = ""
+        if given is None:
+            reason = _unsafe(model, symmetry, tried=example is not None)
         if reason := reason or _untrained(model, symmetry, held):
             line = f"{symmetry.short_name}: {reason}"
             skipped.append(Skipped(symmetry.modules[0], line))
@@ -47,10 +50,10 @@ def followed(
     return kept, skipped
 
 
-def _unsafe(model: nn.Module, symmetry: Symmetry) -> str:
+def _unsafe(model: nn.Module, symmetry: Symmetry, tried: bool) -> str:
     """Why a symmetry that was found may conserve nothing; "" if it does."""
-    if symmetry.assumes:
-        return f"holds if {symmetry.assumes}; pass example=, which tries it"
+    if symmetry.assumes and not tried:
+        return f"holds if {symmetry.assumes}; pass example=x, which tries it on inputs x"
     for slot in symmetry.slots:
         if not isinstance(tensor_at(model, slot.path), nn.Parameter):
             return f"moves {slot.path}, which no gradient moves"

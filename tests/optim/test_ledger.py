@@ -18,6 +18,12 @@ from metaopt import LearnedOptimizer, symmetries, teleport
 from metaopt.optim.ledger import Ledger
 from metaopt.symmetry.conserved import charges
 
+GROUPS = {
+    "mlp": {"positive scaling", "general linear"},
+    "cnn": {"positive scaling", "general linear"},
+    "transformer": {"positive scaling", "general linear", "translation"},
+}
+
 
 @pytest.fixture(autouse=True)
 def strict() -> Iterator[None]:
@@ -30,11 +36,13 @@ def strict() -> Iterator[None]:
 def test_two_hundred_steps_are_foretold_to_rounding(kind: str) -> None:
     model = model_of(kind)
     optimizer = SGD(model.parameters(), **RATES)
-    with Ledger(model, optimizer) as ledger:
-        before = charges(model)
+    found = symmetries(model, inputs(kind))
+    with Ledger(model, optimizer, found) as ledger:
+        before = charges(model, found)
         train(model, optimizer, 200, kind, clip)
     assert worst(ledger) < 1e-12
-    foretold, now = ledger.predictions(), charges(model)
+    assert {row["group"] for row in ledger.rows()} == GROUPS[kind]
+    foretold, now = ledger.predictions(), charges(model, found)
     assert foretold is not None
     assert foretold.keys() == now.keys()
     for row in ledger.rows():
@@ -95,7 +103,7 @@ def test_settings_may_differ_within_a_symmetry(kind: str) -> None:
     }
     fast: list[dict[str, Any]] = [{"params": deep[::2]}, {"params": deep[1::2], "lr": 0.01}]
     optimizer = SGD([*fast, slow], **RATES)
-    with Ledger(model, optimizer) as ledger:
+    with Ledger(model, optimizer, example=inputs(kind)) as ledger:
         train(model, optimizer, 100, kind, clip)
     assert worst(ledger) < 1e-12
 
@@ -197,7 +205,7 @@ def test_of_a_learned_optimizer_the_change_is_taken_apart() -> None:
 def test_between_two_looks_nothing_waits_for_the_device(make: Callable[..., Optimizer]) -> None:
     model = model_of("transformer").cuda()
     optimizer = make(model.parameters(), lr=0.01)
-    ledger = Ledger(model, optimizer)
+    ledger = Ledger(model, optimizer, example=inputs("transformer").cuda())
     for step in range(20):
         optimizer.zero_grad()
         outputs = model(inputs("transformer").cuda())

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from ledgers import RATES, Transformer, backward, clip, mlp, model_of, train, worst
+from ledgers import RATES, Transformer, backward, clip, inputs, mlp, model_of, train, worst
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import SGD, AdamW
@@ -122,6 +122,17 @@ def test_a_symmetry_with_a_frozen_parameter_is_left_alone() -> None:
     ]
     assert "left alone: 2: 2 -> 4: 4.weight is frozen" in str(ledger)
     assert worst(ledger) < 1e-13
+
+
+def test_what_is_assumed_is_followed_if_it_was_tried_on_an_example() -> None:
+    model = model_of("transformer")
+    optimizer = SGD(model.parameters(), **RATES)
+    groups = [
+        {row["group"] for row in Ledger(model, optimizer, example=example).rows()}
+        for example in (None, inputs("transformer"))
+    ]
+    assert "general linear" not in groups[0]
+    assert "general linear" in groups[1]
 
 
 def test_a_symmetry_that_is_trained_in_part_is_left_alone() -> None:
