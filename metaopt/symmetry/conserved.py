@@ -41,12 +41,19 @@ CONSERVING = QUADRATIC | {Group.TRANSLATION}
 
 
 def named(symmetries: Iterable[Symmetry]) -> dict[str, Symmetry]:
-    """The symmetries that have charges, by name; the group is added where two have one name."""
+    """The symmetries that have charges, by name.
+
+    The group is added where two have one name, and a number where that leaves two alike.
+    """
     chosen = [symmetry for symmetry in symmetries if symmetry.group in CONSERVING]
     count = Counter(symmetry.name for symmetry in chosen)
-    return {
-        one.name if count[one.name] == 1 else f"{one.name} ({one.group})": one for one in chosen
-    }
+    seen: Counter[str] = Counter()
+    found: dict[str, Symmetry] = {}
+    for one in chosen:
+        name = one.name if count[one.name] == 1 else f"{one.name} ({one.group})"
+        seen[name] += 1
+        found[name if seen[name] == 1 else f"{name} {seen[name]}"] = one
+    return found
 
 
 def halves(symmetry: Symmetry, left: Tensors, right: Tensors) -> tuple[Tensor, Tensor]:
