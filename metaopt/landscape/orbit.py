@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ SHOWN = 11
 """Rows of the printed table, at most."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Orbit:
     """Quantities along w(t) = exp(t T) w, each a float64 tensor [len(t)] on the CPU.
 
@@ -73,7 +73,7 @@ class Orbit:
     trace_error: Tensor
     eigenvalue: Tensor
     cosine: Tensor
-    charge: Tensor | None = field(default=None)
+    charge: Tensor | None = None
 
     @property
     def loss_change(self) -> float:
@@ -117,16 +117,16 @@ class Orbit:
     def _panels(self) -> list[Panel]:
         name, letter = ("Gauss-Newton", "G") if self.matrix == "gauss-newton" else ("Hessian", "H")
         panels = [
-            Panel(f"loss, changes by {self.loss_change:.1e}", "L", self.loss, is_constant=True),
+            Panel(f"loss, relative change {self.loss_change:.0e}", "L", self.loss, best=None),
             Panel("squared norm of the weights", "|w|²", self.squared_norm),
             Panel("norm of the gradient", "|∇L|", self.gradient_norm),
-            Panel("noise of the gradient, one sample", "tr Σ", self.noise_trace),
+            Panel("gradient noise of one sample", "tr Σ", self.noise_trace),
             Panel(f"sharpness: trace of the {name}", f"tr {letter}", self.trace, self.trace_error),
             Panel(f"largest eigenvalue of the {name}", f"λ({letter})", self.eigenvalue),
-            Panel("gradient against Newton direction", "cosine", self.cosine),
+            Panel("gradient against Newton direction", "cosine", self.cosine, best="greatest"),
         ]
         if self.total_charge is not None:
-            panels.append(Panel("charge, sum over units", "C", self.total_charge))
+            panels.append(Panel("charge, sum over units", "C", self.total_charge, best=""))
         return panels
 
     def __str__(self) -> str:

@@ -16,7 +16,7 @@ from metaopt.base.files import write_atomically
 
 COLUMNS = 4
 FORMATS = ("png", "pdf", "svg")
-LOGARITHMIC = 20.0
+LOGARITHMIC = 8.0
 """The ratio of the largest to the smallest of positive values from which an axis is logarithmic."""
 
 
@@ -27,20 +27,21 @@ class Panel:
     Attributes:
         title: what it is.
         label: its symbol, on the vertical axis.
-        values: [T], or [T, n] for n curves.
-        error: [T], the half width of a band around one curve; None if there is none.
-        is_constant: whether it stays, so that the axis shows changes of 10 % as small.
+        values: [T].
+        error: [T], the half width of a band around the curve; None if there is none.
+        best: ``least`` or ``greatest``, which point is marked; "" for none; None for a quantity
+            that stays, so that the axis shows changes of 10 % as small.
     """
 
     title: str
     label: str
     values: Tensor
     error: Tensor | None = None
-    is_constant: bool = False
+    best: str | None = "least"
 
 
 def orbit_figure(t: Tensor, panels: Sequence[Panel], title: str) -> Any:
-    """A ``matplotlib.figure.Figure``; the least point of each single curve is marked.
+    """A ``matplotlib.figure.Figure``.
 
     Args:
         t: where the quantities were measured, [T].
@@ -84,34 +85,29 @@ def write_figure(figure: Any, path: str | Path) -> None:
 def _draw(axis: Any, t: Tensor, panel: Panel, order: Tensor) -> None:
     values = panel.values[order]
     finite = values[values.isfinite()]
-    single = values.dim() == 1
-    axis.plot(t.numpy(), values.numpy(), linewidth=1.8 if single else 0.8, color=_colour(single))
+    axis.plot(t.numpy(), values.numpy(), linewidth=1.8)
     if panel.error is not None and bool(panel.error.any()):
         low, high = values - panel.error[order], values + panel.error[order]
         axis.fill_between(t.numpy(), low.numpy(), high.numpy(), alpha=0.2, linewidth=0)
     axis.axvline(0.0, color="0.6", linewidth=0.8, linestyle=":")
-    if panel.is_constant and len(finite):
-        middle = float(finite.mean())
-        axis.set_ylim(middle - 0.1 * abs(middle) - 1e-12, middle + 0.1 * abs(middle) + 1e-12)
-        axis.ticklabel_format(axis="y", useOffset=False)
-    elif single and len(finite) and _is_wide(finite):
-        axis.set_yscale("log")
     title = panel.title
-    if single and not panel.is_constant and len(finite) == len(values):
-        least = int(values.argmin())
-        if 0 < least < len(t) - 1:
-            axis.plot([float(t[least])], [float(values[least])], "o", color="C3", markersize=5)
-            title = f"{title}\nleast at t = {float(t[least]):.3g}"
+    if panel.best is None and len(finite):
+        middle = float(finite.mean())
+        room = 0.1 * abs(middle) + float((finite - middle).abs().max())
+        axis.set_ylim(middle - (room or 1.0), middle + (room or 1.0))
+        axis.ticklabel_format(axis="y", useOffset=False)
+    elif len(finite) and _is_wide(finite):
+        axis.set_yscale("log")
+    if panel.best and len(finite) == len(values):
+        best = int(values.argmin() if panel.best == "least" else values.argmax())
+        if 0 < best < len(t) - 1:
+            axis.plot([float(t[best])], [float(values[best])], "o", color="C3", markersize=5)
+            title = f"{title}\n{panel.best} at t = {float(t[best]):.3g}"
     axis.set_title(title, fontsize=10, parse_math=False)
     axis.set_ylabel(panel.label, parse_math=False)
     axis.grid(alpha=0.3)
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)
-
-
-def _colour(single: bool) -> str | None:
-    """Many curves take their colours from matplotlib's cycle."""
-    return "C0" if single else None
 
 
 def _is_wide(values: Tensor) -> bool:

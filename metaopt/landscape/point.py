@@ -10,7 +10,7 @@ import torch
 
 from metaopt.landscape.products import GaussNewtonProducts, HessianProducts, Products
 from metaopt.landscape.samples import Samples
-from metaopt.landscape.spectrum import EXACT, spectrum
+from metaopt.landscape.spectrum import is_small, spectrum
 from metaopt.symmetry.modules import tensor_at
 
 MATRICES: dict[str, type[Products]] = {
@@ -54,7 +54,7 @@ class Point:
     @property
     def is_exact(self) -> bool:
         """Whether the matrix is written out."""
-        return self._products.size <= EXACT
+        return is_small(self._products.size)
 
     def loss(self) -> float:
         """L, the mean over the samples."""

@@ -32,7 +32,8 @@ PROBES = 32
 """Vectors of signs in the mean that estimates a trace."""
 TOLERANCE = 1e-4
 """|M v - theta v| at which an eigenvalue theta is found, relative to the largest modulus of one;
-and the residual at which a damped system is solved, relative to its right side."""
+and the residual at which a damped system is solved, relative to its right side. For eigenvalues of
+both signs the residual is that of M in place of |M|, and shows only that the basis suffices."""
 STEPS = 300
 """Products that a Krylov space may take."""
 
@@ -69,12 +70,17 @@ def spectrum(
         generator: random numbers by what they are for; unused up to ``EXACT`` rows.
     """
     try:
-        if len(gradient) <= EXACT:
+        if is_small(len(gradient)):
             return _dense(product, gradient, damping)
         return _projected(product, gradient, damping, generator)
     except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
         # What has overflowed has no eigenvalues.
         return Spectrum(math.nan, math.nan, math.nan, math.nan)
+
+
+def is_small(size: int) -> bool:
+    """Whether a matrix of so many rows is written out."""
+    return size <= EXACT
 
 
 def _projected(
