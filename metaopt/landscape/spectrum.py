@@ -1,16 +1,19 @@
 """Trace, largest eigenvalue and damped Newton direction of a symmetric matrix M given by products.
 
-    trace       exact, or Hutchinson's mean of z^T M z over signs z
+    trace       tr Q M Q^T + E z^T M z,   z random signs less their part in the rows of Q
     eigenvalue  the largest, by Lanczos' method
     direction   d = -(|M| + lambda)^-1 grad L,  lambda a share of the largest |eigenvalue|
 
 |M| has the moduli of M's eigenvalues; for a Gauss-Newton matrix it is M itself. A matrix of up to
 ``EXACT`` rows is written out and decomposed. A larger one is projected on the Krylov space of the
-gradient, in which the direction of a Gauss-Newton matrix is that of conjugate gradients.
+gradient, of which Q is an orthonormal basis with grad L / |grad L| as its first row: T = Q M Q^T is
+tridiagonal, and the cosine of grad L with d is that of e_1 with (|T| + lambda)^-1 e_1, by Gauss'
+quadrature. What Q leaves of the trace is small, and Hutchinson's estimate of it has a small error.
 
 References:
-    Hutchinson (1989) for the trace; Golub and Van Loan, Matrix Computations (2013), chapter 10, for
-    Lanczos' method; Dauphin et al., arXiv 1406.2572, for the moduli.
+    Hutchinson (1989) for the trace, Meyer et al., arXiv 2010.09649, for taking a space out first;
+    Golub and Meurant, Matrices, Moments and Quadrature (2010), for Lanczos' method and quadrature;
+    Dauphin et al., arXiv 1406.2572, for the moduli.
 """
 
 from __future__ import annotations
@@ -32,8 +35,9 @@ PROBES = 32
 """Vectors of signs in the mean that estimates a trace."""
 TOLERANCE = 1e-4
 """|M v - theta v| at which an eigenvalue theta is found, relative to the largest modulus of one;
-and the residual at which a damped system is solved, relative to its right side. For eigenvalues of
-both signs the residual is that of M in place of |M|, and shows only that the basis suffices."""
+and the change of a cosine by the last products at which it is found."""
+LAST = 20
+"""How many products these are."""
 STEPS = 300
 """Products that a Krylov space may take."""
 
@@ -89,34 +93,36 @@ def _projected(
     damping: float,
     generator: Callable[[str], np.random.Generator],
 ) -> Spectrum:
-    trace, error = hutchinson(product, gradient, generator("Hutchinson"))
     start = torch.from_numpy(generator("Lanczos").standard_normal(len(gradient))).to(gradient)
     largest, modulus = extremes(product, start)
-    direction = solved(product, gradient, damping * modulus)
-    return Spectrum(trace, error, largest, _cosine(gradient, direction))
+    cosine, diagonal, basis = newton_cosine(product, gradient, damping * modulus)
+    rest, error = hutchinson(product, basis, generator("Hutchinson"))
+    return Spectrum(diagonal + rest, error, largest, cosine)
 
 
 def _dense(product: Product, gradient: Tensor, damping: float) -> Spectrum:
     M = product(torch.eye(len(gradient), dtype=gradient.dtype, device=gradient.device))
     values, vectors = torch.linalg.eigh((M + M.mT) / 2)
     moduli = values.abs()
-    direction = vectors @ ((vectors.mT @ gradient) / (moduli + damping * moduli.max()))
-    return Spectrum(float(M.trace()), 0.0, float(values[-1]), _cosine(gradient, direction))
+    along = (vectors.mT @ gradient) / gradient.norm()
+    cosine = _cosine(along, along / (moduli + damping * moduli.max()))
+    return Spectrum(float(M.trace()), 0.0, float(values[-1]), cosine)
 
 
 def hutchinson(
-    product: Product, like: Tensor, numbers: np.random.Generator, probes: int = PROBES
+    product: Product, basis: Tensor, numbers: np.random.Generator, probes: int = PROBES
 ) -> tuple[float, float]:
-    """tr M = E z^T M z for random signs z: the mean over some, and its standard error.
+    """tr (1 - Q^T Q) M (1 - Q^T Q) = E z^T M z: the mean over some z, and its standard error.
 
     Args:
         product: V [m, P] -> M V.
-        like: a tensor [P].
+        basis: Q, [s, P], orthonormal rows; s may be 0, and then this is the trace of M.
         numbers: where the signs come from.
         probes: how many vectors, at least 2.
     """
-    signs = numbers.integers(0, 2, (probes, len(like)), dtype=np.int8)
-    z = 2 * torch.from_numpy(signs).to(like) - 1
+    signs = numbers.integers(0, 2, (probes, basis.shape[1]), dtype=np.int8)
+    z = 2 * torch.from_numpy(signs).to(basis) - 1
+    z = z - (z @ basis.mT) @ basis
     found = (z * product(z)).sum(1)
     return float(found.mean()), float(found.std() / math.sqrt(probes))
 
@@ -129,40 +135,40 @@ def extremes(product: Product, start: Tensor) -> tuple[float, float]:
         start: [P], where the Krylov space starts.
     """
 
-    def both_found(values: Tensor, vectors: Tensor, beta: float) -> float:
+    def residual(values: Tensor, vectors: Tensor, beta: float) -> float:
         ends = torch.stack([values.argmax(), values.abs().argmax()])
         return float(beta * vectors[-1, ends].abs().max() / values.abs().max())
 
-    values, _, _ = _krylov(product, start, both_found, "the largest eigenvalue")
+    values, _, _ = _krylov(product, start, residual, "the residual of the largest eigenvalue")
     return float(values[-1]), float(values.abs().max())
 
 
-def solved(product: Product, right: Tensor, shift: float) -> Tensor:
-    """(|M| + shift)^-1 b, [P], in the Krylov space of b.
+def newton_cosine(product: Product, gradient: Tensor, shift: float) -> tuple[float, float, Tensor]:
+    """The cosine of grad L with (|M| + shift)^-1 grad L, tr Q M Q^T, and Q [s, P].
 
     Args:
         product: V [m, P] -> M V.
-        right: b, [P].
-        shift: lambda, above 0.
+        gradient: grad L, [P].
+        shift: lambda.
     """
-    if not shift > 0 or not right.any():
-        return torch.zeros_like(right)
+    if not gradient.any():
+        return math.nan, 0.0, gradient.new_empty(0, len(gradient))
+    cosines: list[float] = []
 
-    def coefficients(values: Tensor, vectors: Tensor) -> Tensor:
-        return vectors @ (vectors[0] / (values.abs() + shift))
+    def change(values: Tensor, vectors: Tensor, beta: float) -> float:
+        cosines.append(_cosine(vectors[0], vectors[0] / (values.abs() + shift)))
+        last = cosines[-LAST - 1 :]
+        return max(last) - min(last) if len(last) > LAST else math.inf
 
-    def residual(values: Tensor, vectors: Tensor, beta: float) -> float:
-        return beta * float(coefficients(values, vectors)[-1].abs())
-
-    values, vectors, basis = _krylov(product, right, residual, "the damped direction")
-    return right.norm() * (basis.mT @ coefficients(values, vectors))
+    values, _, basis = _krylov(product, gradient, change, "the last change of the cosine")
+    return cosines[-1], float(values.sum()), basis
 
 
 def _krylov(
     product: Product,
     start: Tensor,
-    residual: Callable[[Tensor, Tensor, float], float],
-    wanted: str,
+    left: Callable[[Tensor, Tensor, float], float],
+    name: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Lanczos' method: M on the space of start, M start, M^2 start, ..
 
@@ -171,10 +177,10 @@ def _krylov(
 
     Args:
         product: V [m, P] -> M V.
-        start: [P], the first vector of the basis once it has norm 1.
-        residual: what must be at most ``TOLERANCE``, of the eigenvalues and eigenvectors of T and
-            the norm of what the last step added.
-        wanted: what the basis is for, to warn if it is not found.
+        start: [P], not 0.
+        left: what must be at most ``TOLERANCE``, of the eigenvalues and eigenvectors of T and the
+            norm of what the last step added.
+        name: its name, for a warning.
     """
     most = min(STEPS, len(start))
     basis = start.new_empty(min(most, 16), len(start))
@@ -189,14 +195,13 @@ def _krylov(
             rest = rest - Q.mT @ (Q @ rest)
         beta = float(rest.norm())
         values, vectors = torch.linalg.eigh(T[: i + 1, : i + 1])
-        left = residual(values, vectors, beta)
+        found = left(values, vectors, beta)
         is_whole = beta <= torch.finfo(start.dtype).eps * float(values.abs().max())
-        if left <= TOLERANCE or is_whole or i + 1 == len(start):
+        if found <= TOLERANCE or is_whole or i + 1 == len(start):
             break
         if i + 1 == most:
             warnings.warn(
-                f"{wanted} has a relative residual of {left:.1e} after {most} products, wanted "
-                f"{TOLERANCE:.0e}",
+                f"{name} is {found:.1e} after {most} products, wanted {TOLERANCE:.0e}",
                 stacklevel=2,
             )
             break

@@ -210,20 +210,32 @@ def test_gradients_stay_along_a_translation() -> None:
     assert curve.total_charge is not None
 
 
-def test_large_models_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_models_are_as_small_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     model = net(hidden=12)
     exact = orbit(model, "0 -> 2", CROSS, (X, LABELS), T)
     monkeypatch.setattr(spectrum_module, "EXACT", 0)
-    found, again, other = (
-        orbit(model, "0 -> 2", CROSS, (X, LABELS), T, seed=seed) for seed in (0, 0, 1)
-    )
+    found = orbit(model, "0 -> 2", CROSS, (X, LABELS), T)
     assert not found.is_exact
-    assert torch.equal(found.trace, again.trace)
-    assert torch.equal(found.cosine, again.cosine)
-    assert not torch.equal(found.trace, other.trace)
-    assert bool(((found.trace - exact.trace).abs() < 4 * found.trace_error).all())
+    # A matrix of 9 samples with 3 outputs has rank 27 at most, which its Krylov space exhausts.
+    torch.testing.assert_close(found.trace, exact.trace, rtol=1e-9, atol=0)
     torch.testing.assert_close(found.eigenvalue, exact.eigenvalue, rtol=1e-4, atol=0)
-    torch.testing.assert_close(found.cosine, exact.cosine, rtol=1e-3, atol=0)
+    torch.testing.assert_close(found.cosine, exact.cosine, rtol=1e-6, atol=0)
+
+
+def test_estimates_depend_on_the_seed_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = net(hidden=12)
+    exact = orbit(model, "0 -> 2", CROSS, (X, LABELS), T, matrix="hessian", damping=0.1)
+    monkeypatch.setattr(spectrum_module, "EXACT", 0)
+    found, again, other = (
+        orbit(model, "0 -> 2", CROSS, (X, LABELS), T, seed=seed, matrix="hessian", damping=0.1)
+        for seed in (0, 0, 1)
+    )
+    assert torch.equal(found.trace, again.trace)
+    assert torch.equal(found.eigenvalue, again.eigenvalue)
+    assert not torch.equal(found.trace, other.trace)
+    assert bool((found.trace_error > 0).all())
+    assert bool(((found.trace - exact.trace).abs() < 4 * found.trace_error).all())
+    torch.testing.assert_close(found.cosine, exact.cosine, rtol=0, atol=1e-3)
 
 
 def test_only_what_requires_a_gradient_counts() -> None:
