@@ -54,6 +54,7 @@ class Orbit:
         trace_error: the standard error of the trace; 0 if it is exact.
         eigenvalue: the largest eigenvalue of M.
         cosine: cos(-grad L, d), d = -(|M| + lambda)^-1 grad L.
+        cosine_error: by how much the cosine moved in the last 20 products; 0 if it is exact.
         charge: what gradient flow conserves, [len(t), *shape] (see ``metaopt.charges``); None if
             the group has no charge, or moves a buffer.
     """
@@ -73,6 +74,7 @@ class Orbit:
     trace_error: Tensor
     eigenvalue: Tensor
     cosine: Tensor
+    cosine_error: Tensor
     charge: Tensor | None = None
 
     @property
@@ -123,7 +125,13 @@ class Orbit:
             Panel("gradient noise of one sample", "tr Σ", self.noise_trace),
             Panel(f"sharpness: trace of the {name}", f"tr {letter}", self.trace, self.trace_error),
             Panel(f"largest eigenvalue of the {name}", f"λ({letter})", self.eigenvalue),
-            Panel("gradient against Newton direction", "cosine", self.cosine, best="greatest"),
+            Panel(
+                "gradient against Newton direction",
+                "cosine",
+                self.cosine,
+                self.cosine_error,
+                "greatest",
+            ),
         ]
         if self.total_charge is not None:
             panels.append(Panel("charge, sum over units", "C", self.total_charge, best=""))
@@ -132,16 +140,20 @@ class Orbit:
     def __str__(self) -> str:
         rows = self.rows()
         shown = rows[:: -(-(len(rows) - 1) // (SHOWN - 1)) or 1]
-        names = [name for name in rows[0] if name != "trace_error"]
+        names = [name for name in rows[0] if not name.endswith("_error")]
         lines = [" ".join(f"{_HEADS[name]:>10}" for name in names)]
         lines += [" ".join(f"{_short(row[name]):>10}" for name in names) for row in shown]
-        how = "exact" if self.is_exact else f"estimated, +-{_short(float(self.trace_error.max()))}"
+        errors = (self.trace_error, self.cosine_error)
+        how = "exact"
+        if not self.is_exact:
+            trace, cosine = (_short(float(error.max())) for error in errors)
+            how = f"trace to {trace}, eigenvalue to 1e-4, cosine to {cosine}"
         return "\n".join(
             [
                 f"orbit of {self.symmetry.short_name} ({self.symmetry.group})",
                 *lines,
-                f"loss: largest relative change {self.loss_change:.1e}; "
-                f"M: {self.matrix}, trace {how}; damping {self.damping:g}",
+                f"loss: largest relative change {self.loss_change:.1e}",
+                f"M: {self.matrix}, {how}; damping {self.damping:g}",
             ]
         )
 
@@ -158,6 +170,7 @@ _NAMES = (
     "trace_error",
     "eigenvalue",
     "cosine",
+    "cosine_error",
 )
 _HEADS = {
     "t": "t",

@@ -51,12 +51,14 @@ class Spectrum:
         trace_error: the standard error of the trace; 0 if it is exact.
         eigenvalue: the largest eigenvalue of M.
         cosine: cos(-grad L, d), d the damped direction; NaN if either is 0.
+        cosine_error: by how much the cosine moved in the last ``LAST`` products; 0 if it is exact.
     """
 
     trace: float
     trace_error: float
     eigenvalue: float
     cosine: float
+    cosine_error: float
 
 
 def spectrum(
@@ -79,7 +81,7 @@ def spectrum(
         return _projected(product, gradient, damping, generator)
     except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
         # What has overflowed has no eigenvalues.
-        return Spectrum(math.nan, math.nan, math.nan, math.nan)
+        return Spectrum(*[math.nan] * 5)
 
 
 def is_small(size: int) -> bool:
@@ -95,9 +97,9 @@ def _projected(
 ) -> Spectrum:
     start = torch.from_numpy(generator("Lanczos").standard_normal(len(gradient))).to(gradient)
     largest, modulus = extremes(product, start)
-    cosine, diagonal, basis = newton_cosine(product, gradient, damping * modulus)
+    cosine, change, diagonal, basis = newton_cosine(product, gradient, damping * modulus)
     rest, error = hutchinson(product, basis, generator("Hutchinson"))
-    return Spectrum(diagonal + rest, error, largest, cosine)
+    return Spectrum(diagonal + rest, error, largest, cosine, change)
 
 
 def _dense(product: Product, gradient: Tensor, damping: float) -> Spectrum:
@@ -106,7 +108,7 @@ def _dense(product: Product, gradient: Tensor, damping: float) -> Spectrum:
     moduli = values.abs()
     along = (vectors.mT @ gradient) / gradient.norm()
     cosine = _cosine(along, along / (moduli + damping * moduli.max()))
-    return Spectrum(float(M.trace()), 0.0, float(values[-1]), cosine)
+    return Spectrum(float(M.trace()), 0.0, float(values[-1]), cosine, 0.0)
 
 
 def hutchinson(
@@ -139,12 +141,20 @@ def extremes(product: Product, start: Tensor) -> tuple[float, float]:
         ends = torch.stack([values.argmax(), values.abs().argmax()])
         return float(beta * vectors[-1, ends].abs().max() / values.abs().max())
 
-    values, _, _ = _krylov(product, start, residual, "the residual of the largest eigenvalue")
+    values, _, left = _krylov(product, start, residual)
+    if left > TOLERANCE:
+        warnings.warn(
+            f"the largest eigenvalue has a relative residual of {left:.1e} after {STEPS} products, "
+            f"wanted {TOLERANCE:.0e}",
+            stacklevel=2,
+        )
     return float(values[-1]), float(values.abs().max())
 
 
-def newton_cosine(product: Product, gradient: Tensor, shift: float) -> tuple[float, float, Tensor]:
-    """The cosine of grad L with (|M| + shift)^-1 grad L, tr Q M Q^T, and Q [s, P].
+def newton_cosine(
+    product: Product, gradient: Tensor, shift: float
+) -> tuple[float, float, float, Tensor]:
+    """The cosine of grad L with (|M| + shift)^-1 grad L, its last change, tr Q M Q^T, Q [s, P].
 
     Args:
         product: V [m, P] -> M V.
@@ -152,7 +162,7 @@ def newton_cosine(product: Product, gradient: Tensor, shift: float) -> tuple[flo
         shift: lambda.
     """
     if not gradient.any():
-        return math.nan, 0.0, gradient.new_empty(0, len(gradient))
+        return math.nan, math.nan, 0.0, gradient.new_empty(0, len(gradient))
     cosines: list[float] = []
 
     def change(values: Tensor, vectors: Tensor, beta: float) -> float:
@@ -160,27 +170,23 @@ def newton_cosine(product: Product, gradient: Tensor, shift: float) -> tuple[flo
         last = cosines[-LAST - 1 :]
         return max(last) - min(last) if len(last) > LAST else math.inf
 
-    values, _, basis = _krylov(product, gradient, change, "the last change of the cosine")
-    return cosines[-1], float(values.sum()), basis
+    values, basis, left = _krylov(product, gradient, change)
+    return cosines[-1], left, float(values.sum()), basis
 
 
 def _krylov(
-    product: Product,
-    start: Tensor,
-    left: Callable[[Tensor, Tensor, float], float],
-    name: str,
-) -> tuple[Tensor, Tensor, Tensor]:
+    product: Product, start: Tensor, left: Callable[[Tensor, Tensor, float], float]
+) -> tuple[Tensor, Tensor, float]:
     """Lanczos' method: M on the space of start, M start, M^2 start, ..
 
-    Eigenvalues [s] and eigenvectors (columns) [s, s] of T = Q M Q^T, and Q [s, P], orthonormal
-    rows of which the first is the start's direction.
+    Eigenvalues [s] of T = Q M Q^T; Q [s, P], orthonormal rows of which the first is the start's
+    direction; and what is left to find, 0 if the space is all that M makes of the start.
 
     Args:
         product: V [m, P] -> M V.
         start: [P], not 0.
-        left: what must be at most ``TOLERANCE``, of the eigenvalues and eigenvectors of T and the
-            norm of what the last step added.
-        name: its name, for a warning.
+        left: what is to be at most ``TOLERANCE``, of the eigenvalues and eigenvectors (columns) of
+            T and the norm of what the last step added.
     """
     most = min(STEPS, len(start))
     basis = start.new_empty(min(most, 16), len(start))
@@ -196,20 +202,15 @@ def _krylov(
         beta = float(rest.norm())
         values, vectors = torch.linalg.eigh(T[: i + 1, : i + 1])
         found = left(values, vectors, beta)
-        is_whole = beta <= torch.finfo(start.dtype).eps * float(values.abs().max())
-        if found <= TOLERANCE or is_whole or i + 1 == len(start):
-            break
-        if i + 1 == most:
-            warnings.warn(
-                f"{name} is {found:.1e} after {most} products, wanted {TOLERANCE:.0e}",
-                stacklevel=2,
-            )
+        if i + 1 == len(start) or beta <= torch.finfo(start.dtype).eps * float(values.abs().max()):
+            found = 0.0
+        if found <= TOLERANCE or i + 1 == most:
             break
         if i + 1 == len(basis):
             basis = torch.cat([basis, torch.empty_like(basis)])
         T[i, i + 1] = T[i + 1, i] = beta
         basis[i + 1] = rest / beta
-    return values, vectors, Q
+    return values, Q, found
 
 
 def _cosine(a: Tensor, b: Tensor) -> float:

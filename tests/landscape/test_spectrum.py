@@ -45,8 +45,9 @@ def test_cosines_with_damped_directions(ends: tuple[float, float], shift: float)
     M, b = matrix(*ends), signed(P, seed=2)
     values, vectors = torch.linalg.eigh(M)
     d = vectors @ ((vectors.mT @ b) / (values.abs() + shift))
-    cosine, diagonal, basis = newton_cosine(product_of(M), b, shift)
+    cosine, change, diagonal, basis = newton_cosine(product_of(M), b, shift)
     assert cosine == pytest.approx(float(b @ d / b.norm() / d.norm()), abs=1e-3)
+    assert 0 <= change <= module.TOLERANCE
     assert len(basis) < P or ends[0] * ends[1] < 0
     torch.testing.assert_close(basis @ basis.mT, torch.eye(len(basis), dtype=torch.float64))
     assert diagonal == pytest.approx(float((basis @ M @ basis.mT).trace()), rel=1e-10)
@@ -58,13 +59,13 @@ def test_one_step_does_not_find_the_moduli_of_opposite_eigenvalues() -> None:
     values, vectors = torch.linalg.eigh(M)
     b = vectors.sum(1)
     d = vectors @ (torch.ones(P, dtype=torch.float64) / (values.abs() + 0.3))
-    cosine, _, _ = newton_cosine(product_of(M), b, 0.3)
+    cosine, *_ = newton_cosine(product_of(M), b, 0.3)
     assert cosine == pytest.approx(float(b @ d / b.norm() / d.norm()), abs=1e-3)
     assert cosine < 0.9
 
 
 def test_no_gradient_has_no_direction() -> None:
-    cosine, _, basis = newton_cosine(product_of(matrix(0, 1)), torch.zeros(P).double(), 1.0)
+    cosine, *_, basis = newton_cosine(product_of(matrix(0, 1)), torch.zeros(P).double(), 1.0)
     assert np.isnan(cosine)
     assert len(basis) == 0
     none = spectrum(product_of(torch.zeros(P, P).double()), signed(P, seed=1), 1e-2, numbers)
@@ -111,5 +112,5 @@ def test_what_has_overflowed_has_no_spectrum(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_what_is_not_found_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "STEPS", 3)
-    with pytest.warns(UserWarning, match=r"largest eigenvalue is .* after 3 products"):
+    with pytest.warns(UserWarning, match=r"relative residual of .* after 3"):
         extremes(product_of(matrix(0, 1)), signed(P, seed=1))
