@@ -40,10 +40,10 @@ class Orbit:
     Attributes:
         symmetry: the symmetry.
         generator: T (see ``orbit``).
-        matrix: ``gauss-newton`` or ``hessian``: the matrix M of the last four quantities.
+        matrix: ``gauss-newton`` or ``hessian``, which M is.
         damping: lambda, divided by the largest modulus of an eigenvalue of M.
-        is_exact: whether M was written out and decomposed; else its trace is Hutchinson's
-            estimate, and eigenvalue and direction are those of a Krylov space.
+        is_exact: whether M was written out and decomposed; else trace, eigenvalue and direction
+            are those of a Krylov space, with what it leaves of the trace estimated.
         start: the loss at t = 0.
         t: where.
         loss: L, the mean loss.
@@ -206,9 +206,11 @@ def orbit(
     At each t the weights are moved and everything is measured anew. Afterwards the model is as it
     was, to the bit, with its gradients, its buffers and torch's random numbers.
 
-    M is the Gauss-Newton matrix, or the Hessian. With up to ``spectrum.EXACT`` parameters it is
-    written out. With more, its trace is Hutchinson's estimate by the same 32 vectors of signs at
-    each t, and Lanczos' method finds the largest eigenvalue to 1e-4 and solves for the direction.
+    M is the Gauss-Newton matrix, or the Hessian, which is slower and has eigenvalues of both signs.
+    With up to 1,024 parameters it is written out. With more, Lanczos' method finds the largest
+    eigenvalue to 1e-4 and the cosine until it moves by less than 1e-4 in 20 products, by 300
+    products at most; what its Krylov space leaves of the trace is Hutchinson's estimate by 32
+    vectors of random signs, the same at each t.
 
     Args:
         model: any module. Its mode is kept.
@@ -303,8 +305,8 @@ def _charge(model: nn.Module, symmetry: Symmetry) -> list[Tensor]:
 
 
 def _times(t: Tensor | Sequence[float] | None) -> Tensor:
-    # 0 itself, which linspace misses by rounding.
-    times = torch.arange(-10, 11).double() / 5 if t is None else t
+    # With 0 itself, which linspace misses by rounding.
+    times = torch.arange(-10, 11, device="cpu").double() / 5 if t is None else t
     times = torch.as_tensor(times, dtype=torch.float64).detach().cpu()
     if times.dim() != 1 or len(times) == 0 or not bool(times.isfinite().all()):
         raise ValueError(f"t must be one or more finite numbers, found {times.tolist()}")

@@ -146,7 +146,7 @@ def _shape(symmetry: Symmetry) -> tuple[int, ...]:
 
 
 def _identity(symmetry: Symmetry) -> Tensor:
-    T = torch.zeros(_shape(symmetry), dtype=torch.float64)
+    T = torch.zeros(_shape(symmetry), dtype=torch.float64, device="cpu")
     match symmetry.group:
         case Group.LINEAR:
             T.diagonal(dim1=-2, dim2=-1).fill_(1)
