@@ -57,8 +57,7 @@ class Samples:
         self.model = plain(model)
         self.loss = loss
         self._data = _pairs(data)
-        self._tried: dict[tuple[str, ...], bool] = {}
-        """Whether vmap can take the gradients at these paths."""
+        self._vectorised: bool | None = None
         some = next(self.model.parameters(), None)
         self._device = torch.device("cpu") if some is None else some.device
         self.count = sum(len(targets) for _, targets in self._checked())
@@ -140,7 +139,7 @@ class Samples:
     def each(self, paths: Sequence[str], inputs: Any, targets: Tensor) -> dict[str, Tensor]:
         """g_n of the samples of one batch; arguments and errors as of ``per_sample``."""
         with plain_attention():
-            return self._of_each(paths, inputs, targets, self._can_vectorise(paths))
+            return self._of_each(paths, inputs, targets, self.can_vectorise(paths))
 
     def _gradient(self, paths: Sequence[str], inputs: Any, targets: Tensor) -> dict[str, Tensor]:
         """The gradient of the loss of one batch."""
@@ -170,14 +169,17 @@ class Samples:
         found: dict[str, Tensor] = each(self.values(paths), list(tensors_of(inputs)), targets)
         return {path: gradient.detach() for path, gradient in found.items()}
 
-    def _can_vectorise(self, paths: Sequence[str]) -> bool:
+    def can_vectorise(self, paths: Sequence[str]) -> bool:
         """Whether vmap runs the model; raises ``ValueError`` if samples have no gradients."""
-        if tuple(paths) not in self._tried:
-            self._tried[tuple(paths)] = self._try(paths)
-        return self._tried[tuple(paths)]
+        if self._vectorised is None:
+            _refuse(self.model)
+            # A gradient may be nothing but rounding, as that of a key's bias in attention: what
+            # differs is compared with the gradient by all that is trained.
+            trained = [p for p, value in self.model.named_parameters() if value.requires_grad]
+            self._vectorised = self._try(list(dict.fromkeys([*trained, *paths])))
+        return self._vectorised
 
     def _try(self, paths: Sequence[str]) -> bool:
-        _refuse(self.model)
         inputs, targets = next(pair for pair in self.batches() if len(pair[1]))
         inputs, targets = rows(inputs, slice(0, CHECKED)), targets[:CHECKED]
         vectorised = True

@@ -14,6 +14,7 @@ from math import prod
 import torch
 from torch import Tensor
 
+from metaopt.landscape.gradients import Full, Gradients
 from metaopt.symmetry.groups import Group, Symmetry
 
 MOST = 2**28
@@ -21,24 +22,22 @@ MOST = 2**28
 
 
 class Stack:
-    """Adds up tensors that have the shape of a parameter, in float64.
+    """Adds up gradients by one parameter, in float64.
 
     Args:
         path: the path of the parameter.
         like: a tensor of its shape.
         symmetries: those that may move it.
-        count: how many tensors are going to be added.
+        count: how many gradients are going to be added.
 
     Raises:
         ValueError: if it needs more than 2^28 entries.
     """
 
     def __init__(self, path: str, like: Tensor, symmetries: Iterable[Symmetry], count: int) -> None:
-        mixed = mixed_axes(path, symmetries)
-        others = [axis for axis in range(like.dim()) if axis not in mixed]
-        self._order = [*others, *mixed]
-        self._shape = like.shape
-        self._width = prod(like.shape[axis] for axis in mixed)
+        self._shape, self._count = like.shape, count
+        self._mixed = mixed_axes(path, symmetries)
+        self._width = prod(like.shape[axis] for axis in self._mixed)
         entries = like.numel() * min(self._width, count)
         if entries > MOST:
             raise ValueError(
@@ -46,38 +45,43 @@ class Stack:
                 f"{MOST:.1e}: give fewer samples, or leave out a symmetry that moves it"
             )
         self._kept: list[Tensor] = []
-        columns = like.numel() // self._width
-        self._moments = (
-            None
-            if count <= self._width
-            else torch.zeros(
-                columns, self._width, self._width, dtype=torch.float64, device=like.device
-            )
-        )
+        self._moments = torch.zeros((), dtype=torch.float64, device=like.device)
+        self._sum = torch.zeros(like.shape, dtype=torch.float64, device=like.device)
 
-    def add(self, tensors: Tensor) -> None:
-        """Add tensors [n, *shape]."""
-        wide = tensors.double()
-        if self._moments is None:
-            self._kept.append(wide)
-            return
-        ordered = wide.permute(0, *(axis + 1 for axis in self._order))
-        columns = ordered.reshape(len(wide), -1, self._width).transpose(0, 1)
-        self._moments += columns.mT @ columns
+    def add(self, gradients: Gradients) -> None:
+        """Add the gradients of some samples."""
+        self._sum += gradients.sum()
+        if self._count <= self._width:
+            self._kept.append(gradients.full())
+        else:
+            self._moments = self._moments + gradients.moments(self._mixed)
 
     def rows(self) -> Tensor:
         """The stack, [rows, *shape]."""
-        if self._moments is None:
-            return torch.cat(self._kept)
+        return torch.cat(self._kept) if self._kept else self._roots(self._moments, 0)
+
+    def centred(self) -> Tensor:
+        """The stack of the gradients minus their mean, [rows, *shape]."""
+        mean = self._sum / self._count
+        if self._kept:
+            return torch.cat(self._kept) - mean
+        of_mean = Full(mean[None]).moments(self._mixed)
+        # Equal gradients have no noise, but their moments differ by rounding.
+        least = 64 * torch.finfo(mean.dtype).eps * self._moments.diagonal(dim1=1, dim2=2).amax(1)
+        return self._roots(self._moments - self._count * of_mean, least[:, None])
+
+    def _roots(self, moments: Tensor, least: Tensor | int) -> Tensor:
+        """Rows with these moments [c, m, m], without directions that have less than ``least``."""
         if self._width == 1:
-            roots = self._moments.sqrt()
+            values = moments[..., 0]
+            roots = torch.where(values > least, values, 0).sqrt()[..., None]
         else:
-            values, vectors = torch.linalg.eigh(self._moments)
-            roots = values.clamp(min=0).sqrt()[..., None] * vectors.mT
-        ordered = roots.transpose(0, 1).reshape(
-            self._width, *(self._shape[axis] for axis in self._order)
-        )
-        back = [self._order.index(axis) + 1 for axis in range(len(self._shape))]
+            values, vectors = torch.linalg.eigh(moments)
+            roots = torch.where(values > least, values, 0).sqrt()[..., None] * vectors.mT
+        others = [axis for axis in range(len(self._shape)) if axis not in self._mixed]
+        order = [*others, *self._mixed]
+        ordered = roots.transpose(0, 1).reshape(-1, *(self._shape[axis] for axis in order))
+        back = [order.index(axis) + 1 for axis in range(len(order))]
         return ordered.permute(0, *back).contiguous()
 
 
