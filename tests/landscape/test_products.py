@@ -10,8 +10,10 @@ from support import signed
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev
 
+from metaopt.landscape.gauss_newton import sharpness_stack
 from metaopt.landscape.products import GaussNewtonProducts, HessianProducts, Products
 from metaopt.landscape.samples import Loss, Samples
+from metaopt.symmetry.discovery.find import symmetries
 
 X, Y = signed(7, 3, seed=1), signed(7, 2, seed=2)
 LABELS = torch.tensor([0, 1, 1, 0, 1, 0, 0])
@@ -179,3 +181,13 @@ def test_refusals() -> None:
     linear = Samples(model, lambda out, y: (out * y).mean(), (X, Y))
     with pytest.raises(ValueError, match="linear in the model's outputs"):
         written_out(GaussNewtonProducts(linear, paths_of(model)))
+
+
+@LOSSES
+def test_the_trace_is_that_of_the_rows_of_sharpness(loss: Loss, targets: Tensor) -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).double()
+    samples = Samples(model, loss, (X, targets))
+    rows = sharpness_stack(samples, symmetries(model))
+    products = GaussNewtonProducts(samples, list(rows))
+    trace = sum(float(stack.square().sum()) for stack in rows.values())
+    assert float(written_out(products).trace()) == pytest.approx(trace, rel=1e-10)
