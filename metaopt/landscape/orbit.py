@@ -119,14 +119,14 @@ class Orbit:
     def _panels(self) -> list[Panel]:
         name, letter = ("Gauss-Newton", "G") if self.matrix == "gauss-newton" else ("Hessian", "H")
         panels = [
-            Panel(f"loss, relative change {self.loss_change:.0e}", "L", self.loss, best=None),
+            Panel("loss", "L", self.loss, best=""),
             Panel("squared norm of the weights", "|w|²", self.squared_norm),
             Panel("norm of the gradient", "|∇L|", self.gradient_norm),
             Panel("gradient noise of one sample", "tr Σ", self.noise_trace),
             Panel(f"sharpness: trace of the {name}", f"tr {letter}", self.trace, self.trace_error),
             Panel(f"largest eigenvalue of the {name}", f"λ({letter})", self.eigenvalue),
             Panel(
-                "gradient against Newton direction",
+                "gradient and Newton direction",
                 "cosine",
                 self.cosine,
                 self.cosine_error,

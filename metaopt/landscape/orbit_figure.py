@@ -18,6 +18,8 @@ COLUMNS = 4
 FORMATS = ("png", "pdf", "svg")
 LOGARITHMIC = 8.0
 """The ratio of the largest to the smallest of positive values from which an axis is logarithmic."""
+STILL = 1e-3
+"""The relative change up to which a quantity is drawn as a constant: rounding is no curve."""
 
 
 @dataclass(frozen=True)
@@ -29,15 +31,14 @@ class Panel:
         label: its symbol, on the vertical axis.
         values: [T].
         error: [T], the half width of a band around the curve; None if there is none.
-        best: ``least`` or ``greatest``, which point is marked; "" for none; None for a quantity
-            that stays, so that the axis shows changes of 10 % as small.
+        best: ``least`` or ``greatest``, which point is marked; "" for none.
     """
 
     title: str
     label: str
     values: Tensor
     error: Tensor | None = None
-    best: str | None = "least"
+    best: str = "least"
 
 
 def orbit_figure(t: Tensor, panels: Sequence[Panel], title: str) -> Any:
@@ -91,16 +92,17 @@ def _draw(axis: Any, t: Tensor, panel: Panel, order: Tensor) -> None:
         axis.fill_between(t.numpy(), low.numpy(), high.numpy(), alpha=0.2, linewidth=0)
     axis.axvline(0.0, color="0.6", linewidth=0.8, linestyle=":")
     title = panel.title
-    if panel.best is None and len(finite):
-        middle = float(finite.mean())
-        room = 0.1 * abs(middle) + float((finite - middle).abs().max())
-        axis.set_ylim(middle - (room or 1.0), middle + (room or 1.0))
+    if len(finite) == len(values) and _change(values) <= STILL:
+        middle = float(values.mean())
+        room = 0.1 * abs(middle) or 1.0
+        axis.set_ylim(middle - room, middle + room)
         axis.ticklabel_format(axis="y", useOffset=False)
-    elif len(finite) and _is_wide(finite):
-        axis.set_yscale("log")
-    if panel.best and len(finite) == len(values):
-        best = int(values.argmin() if panel.best == "least" else values.argmax())
-        if 0 < best < len(t) - 1:
+        title = f"{title}\nconstant to {_change(values):.0e}"
+    elif len(finite):
+        if _is_wide(finite):
+            axis.set_yscale("log")
+        best = int(values.argmax() if panel.best == "greatest" else values.argmin())
+        if panel.best and len(finite) == len(values) and 0 < best < len(t) - 1:
             axis.plot([float(t[best])], [float(values[best])], "o", color="C3", markersize=5)
             title = f"{title}\n{panel.best} at t = {float(t[best]):.3g}"
     axis.set_title(title, fontsize=10, parse_math=False)
@@ -108,6 +110,12 @@ def _draw(axis: Any, t: Tensor, panel: Panel, order: Tensor) -> None:
     axis.grid(alpha=0.3)
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)
+
+
+def _change(values: Tensor) -> float:
+    """The difference of the largest and the smallest, relative to the largest modulus."""
+    least, largest = torch.aminmax(values)
+    return float((largest - least) / values.abs().max().clamp(min=torch.finfo(values.dtype).tiny))
 
 
 def _is_wide(values: Tensor) -> bool:

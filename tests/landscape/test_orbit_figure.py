@@ -29,6 +29,7 @@ def test_a_panel_for_each_quantity(found: Orbit) -> None:
     drawn = axes[1].get_lines()[0].get_ydata()
     torch.testing.assert_close(torch.as_tensor(drawn), found.squared_norm)
     assert axes[1].get_yscale() == "log"
+    assert axes[0].get_title().startswith("loss\nconstant to ")
     assert "least at t = " in axes[1].get_title()
 
 
@@ -49,10 +50,12 @@ def test_other_formats_are_refused(found: Orbit, tmp_path: Path) -> None:
 def test_any_order_of_t_gaps_names_with_dollars_and_few_panels() -> None:
     t = torch.tensor([1.0, -1.0, 0.0, 0.5])
     panel = Panel("a $ b $", "c", torch.tensor([2.0, 1.0, torch.nan, 3.0]), torch.ones(4))
-    still = Panel("still", "d", torch.zeros(4), best=None)
+    still = Panel("still", "d", torch.ones(4) + 1e-6 * t)
     figure = orbit_figure(t, [panel, still], "a $x$ " * 60)
     figure.canvas.draw()
     first, second, *others = figure.axes
     assert first.get_lines()[0].get_xdata().tolist() == [-1, 0, 0.5, 1]
     assert second.get_xlabel()
+    assert second.get_title() == "still\nconstant to 2e-06"
+    assert second.get_ylim() == pytest.approx((0.9, 1.1), abs=1e-5)
     assert not any(axis.get_visible() for axis in others)
