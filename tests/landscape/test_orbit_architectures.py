@@ -78,7 +78,11 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("make", CASES, ids=lambda make: make.__name__)
+@pytest.mark.parametrize(
+    "make",
+    [pytest.param(make, marks=[pytest.mark.slow] * (make in (llama, adapters))) for make in CASES],
+    ids=lambda make: make.__name__,
+)
 def test_the_loss_stays_and_so_does_the_model(make: Any) -> None:
     torch.manual_seed(0)
     model, loss, data = make()
