@@ -44,6 +44,7 @@ class Stream(IntEnum):
     HIDING = 11
     SPLIT = 12
     IDENTITY = 13
+    NOISE_STUDY = 14
 
 
 def generator(stream: Stream, seed: int, block: int = 0) -> np.random.Generator:
