@@ -51,20 +51,19 @@ def _letters(text: str) -> list[str]:
     chosen = text.split(",")
     unknown = [letter for letter in chosen if letter not in PARTS]
     if unknown:
-        raise argparse.ArgumentTypeError(f"found {unknown[0]!r}, expected some of {','.join(PARTS)}")
+        raise argparse.ArgumentTypeError(
+            f"found {unknown[0]!r}, expected some of {','.join(PARTS)}"
+        )
     return [letter for letter in PARTS if letter in chosen]
 
 
-def found(letters: list[str], smoke: bool, out: Path) -> dict[str, Any]:
-    """Parts by letter, run or read."""
-    parts = {}
-    for letter in letters:
-        part = PARTS[letter]
-        size = part.smoke if smoke else part.full
-        digest = hashlib.sha256(json.dumps(asdict(size)).encode()).hexdigest()[:12]
-        folder = Folder(out, f"{letter}_{digest}")
-        parts[letter] = folder.kept("part", lambda: part.run(size, folder))
-    return parts
+def found(letter: str, smoke: bool, out: Path) -> dict[str, Any]:
+    """A part, run or read."""
+    part = PARTS[letter]
+    size = part.smoke if smoke else part.full
+    digest = hashlib.sha256(json.dumps(asdict(size)).encode()).hexdigest()[:12]
+    folder = Folder(out, f"{letter}_{digest}")
+    return folder.kept("part", lambda: part.run(size, folder))
 
 
 def main(world: World) -> None:
@@ -80,7 +79,7 @@ def main(world: World) -> None:
     make_folder(out)
     torch.set_num_threads(1)
     with pool.alone(out):
-        parts = found(arguments.only, arguments.smoke, out)
+        parts = {one: found(one, arguments.smoke, out) for one in arguments.only}
     PAGE.tell(arguments, page.text(parts), parts, page.figure(parts))
 
 

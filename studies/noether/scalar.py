@@ -2,8 +2,8 @@
 
     l = (u w x - y)^2,   x ~ N(0, 1),   y = beta x + sigma n,   C = u^2 - w^2,   v = u w
 
-A step of SGD with learning rate lr and batches of S multiplies C by 1 - 4 lr^2 (mean r x)^2 exactly,
-r = v x - y. So C decays at rate T C0 a unit of time lr * steps, T = lr / S,
+A step of SGD with learning rate lr and batches of S multiplies C by 1 - 4 lr^2 (mean r x)^2
+exactly, r = v x - y. So C decays at rate T C0 a unit of time lr * steps, T = lr / S,
 C0 = 4 (a1 v^2 - 2 a2 v + a3) with a1 = Var x^2, a2 = cov(x^2, x y), a3 = Var x y. Near u = w = 0
 log |u| grows by E log |1 + 2 lr mean(x y)| a step, which changes sign at T = Tc = E[x y] / a3 for
 small lr: above it SGD collapses to zero though the loss has its minimum elsewhere.
