@@ -1,0 +1,110 @@
+"""Part a: every row of the table of noise equilibria, by long SGD from several starts.
+
+Starts lie beside the teacher's orbit, g . (teacher + a little), g random. SGD runs at three learning
+rates, from the smaller ones on where the larger ended; its mean charges are those of the closed form
+as lr -> 0. Gradient descent from the same starts keeps the charge that it starts with.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from metaopt.base.streams import Stream, item_generator
+from metaopt.base.tables import markdown_table
+from studies.noether.claims import HALVINGS, Claim, as_json, claim, interval
+from studies.noether.folder import Folder
+from studies.noether.orbits import Problem, displaced, invariants, repeated
+from studies.noether.rows import SEED, normal, problems
+from studies.noether.sgd import Length, descent, limits
+
+
+@dataclass(frozen=True)
+class Size:
+    """Of the part."""
+
+    starts: int
+    runs: int  # from each start
+    length: float  # a factor on the lengths of ``Length``
+    descent: int  # steps of gradient descent
+
+
+FULL = Size(starts=4, runs=32, length=1.0, descent=20_000)
+SMOKE = Size(starts=2, runs=2, length=0.002, descent=50)
+FAR = {False: 0.5, True: 0.25}
+"""Standard deviation of the generator's entries that make starts, for scalings and matrices."""
+BESIDE = 0.05
+
+
+def row(problem: Problem, size: Size, index: int) -> dict[str, Any]:
+    """One row of the table."""
+    target = problem.equilibrium()
+    predicted = {name: float(value) for name, value in invariants(problem, target).items()}
+    far = FAR[problem.pairs[0].linear]
+    start = displaced(problem, size.starts, far, BESIDE, normal(1000 + index))
+    began = {name: np.asarray(value) for name, value in invariants(problem, start).items()}
+    length = Length(
+        *(size.length * t for t in (8.0, 5.0)), tuple(size.length * t for t in (6, 4, 3))
+    )
+    draws = item_generator(Stream.NOISE_STUDY, SEED, 2000 + index)
+    found = limits(problem, repeated(start, size.runs), problem.rate(target), length, draws)
+    still = invariants(problem, descent(problem, start, problem.lr, size.descent))
+    charges = {}
+    for name, value in predicted.items():
+        by_lr = {key: values[name] for key, values in found.items()}
+        groups = by_lr["0"].reshape(size.starts, size.runs)
+        charges[name] = {
+            "predicted": value,
+            "starts": began[name].tolist(),
+            "descent": still[name].tolist(),
+            "of starts": [interval(group) for group in groups],
+            "runs": {key: values.tolist() for key, values in by_lr.items()},
+        }
+    return {"name": problem.name, "residual": problem.residual(target), "charges": charges}
+
+
+def told(found: dict[str, Any]) -> list[Claim]:
+    """The claims of a row: of each charge, where SGD ends, and what gradient descent makes of it."""
+    claims = []
+    for name, one in found["charges"].items():
+        where, predicted = f"{found['name']}, {name}", one["predicted"]
+        for share in HALVINGS:
+            values = np.array(one["runs"][f"{share:g}"])
+            claims.append(claim(f"{where}, {share:g} lr", values, "~", predicted))
+        claims.append(claim(f"{where}, lr -> 0", np.array(one["runs"]["0"]), "=", predicted))
+        starts, still = np.array(one["starts"]), np.array(one["descent"])
+        way = np.abs(still - starts) / np.abs(predicted - starts)
+        claims.append(claim(f"{where}: share of the way that GD goes", way, "<", 0.5))
+    return claims
+
+
+def part(size: Size, folder: Folder) -> dict[str, Any]:
+    """All rows, each kept when it is done."""
+    rows = {}
+    for index, (key, problem) in enumerate(problems().items()):
+        rows[key] = folder.kept(key, lambda p=problem, i=index: row(p, size, i))
+    claims = [one for found in rows.values() for one in told(found)]
+    return {"claims": as_json(claims), "tables": [_starts(rows)], "rows": rows}
+
+
+def _starts(rows: dict[str, Any]) -> str:
+    """Each start's charge before and after."""
+    lines = []
+    for found in rows.values():
+        for name, one in found["charges"].items():
+            for before, still, (mean, low, high) in zip(
+                one["starts"], one["descent"], one["of starts"], strict=True
+            ):
+                lines.append(
+                    [
+                        f"{found['name']}, {name}",
+                        f"{before:.3f}",
+                        f"{still:.3f}",
+                        f"{mean:.3f} ({low:.3f} to {high:.3f})",
+                        f"{one['predicted']:.3f}",
+                    ]
+                )
+    header = ["charge", "at the start", "after GD", "after SGD, lr -> 0", "predicted"]
+    return markdown_table(header, lines)

@@ -1,0 +1,130 @@
+"""The rows of the table of noise equilibria, as problems of a few weights each."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from metaopt.base.streams import Stream, item_generator
+from studies.noether.orbits import Pair, Problem, Tensors, Weights
+
+SEED = 1
+
+
+def normal(index: int) -> Tensors:
+    """Standard normal numbers of a stream of their own, float64."""
+    draws = item_generator(Stream.NOISE_STUDY, SEED, index)
+    return lambda *shape: torch.from_numpy(draws.standard_normal(shape))
+
+
+def sphere(draws: Tensors, *shape: int) -> Tensor:
+    """Vectors [*shape] of length sqrt(n), n their size: designs without outliers."""
+    x = draws(*shape)
+    return x * (shape[-1] ** 0.5 / torch.linalg.vector_norm(x, dim=-1, keepdim=True))
+
+
+def frame(draws: Tensors, rows: int, columns: int) -> Tensor:
+    """A random matrix with orthonormal rows or columns: units far from one another."""
+    Q: Tensor = torch.linalg.qr(draws(max(rows, columns), min(rows, columns)))[0]
+    return Q if rows >= columns else Q.mT
+
+
+def relu_outputs(weights: Weights, x: Tensor) -> Tensor:
+    """A hidden layer of ReLU units with biases [k, 1]."""
+    W1, b1, W2 = weights
+    return (x @ W1.mT + b1.mT).relu() @ W2.mT
+
+
+def modulus_outputs(weights: Weights, x: Tensor) -> Tensor:
+    """Two hidden layers of units |z|, the first with biases [k, 1]."""
+    W1, b1, W2, W3 = weights
+    return ((x @ W1.mT + b1.mT).abs() @ W2.mT).abs() @ W3.mT
+
+
+def linear_outputs(weights: Weights, x: Tensor) -> Tensor:
+    """W_D .. W_1 x."""
+    for W in weights:
+        x = x @ W.mT
+    return x
+
+
+def head_outputs(weights: Weights, x: Tensor) -> Tensor:
+    """One head of attention, asked at the last of the tokens [B, S, tokens, d]."""
+    Q, K, V, O = (W[:, None] for W in weights)
+    query = x[..., -1:, :] @ Q.mT
+    scores = query @ (x @ K.mT).mT / Q.shape[-2] ** 0.5
+    return (scores.softmax(-1) @ (x @ V.mT) @ O.mT)[..., 0, :]
+
+
+def anisotropic(values: list[float]) -> Tensor:
+    """A diagonal matrix."""
+    return torch.diag(torch.tensor(values, dtype=torch.float64))
+
+
+def relu(samples: int = 128) -> Problem:
+    """A hidden layer of 3 units with biases."""
+    draws = normal(280)
+    teacher = (1.2 * frame(draws, 3, 3), 0.3 * draws(3, 1), 1.2 * frame(draws, 3, 3))
+    pairs = (Pair("units", ((0, False), (1, False)), ((2, True),), False),)
+    inputs, root = sphere(draws, samples, 3), anisotropic([0.3, 0.6, 0.9])
+    return Problem("ReLU units", relu_outputs, teacher, inputs, root, pairs, 0.02)
+
+
+def modulus(samples: int = 128) -> Problem:
+    """All units of two hidden layers, 3 and 2, at once.
+
+    Of units |z|, which are positively homogeneous like ReLU. Deep ReLU networks of a few units have
+    Hessian eigenvalues of a hundredth and less, along which label noise moves the function itself.
+    """
+    draws = normal(120)
+    teacher = (
+        1.2 * frame(draws, 3, 3),
+        0.3 * draws(3, 1),
+        1.4 * frame(draws, 2, 3),
+        1.2 * frame(draws, 3, 2),
+    )
+    pairs = (
+        Pair("first hidden layer", ((0, False), (1, False)), ((2, True),), False),
+        Pair("second hidden layer", ((2, False),), ((3, True),), False),
+    )
+    inputs, root = sphere(draws, samples, 3), anisotropic([0.3, 0.6, 0.9])
+    return Problem("two hidden layers", modulus_outputs, teacher, inputs, root, pairs, 0.02)
+
+
+def linear(depth: int, samples: int = 128) -> Problem:
+    """Layers of 3 units, data and noise of unlike variances."""
+    draws = normal(depth)
+    inputs = sphere(draws, samples, 3) @ anisotropic([0.5, 1.0, 1.5])
+    teacher = tuple(torch.eye(3, dtype=torch.float64) + 0.3 * draws(3, 3) for _ in range(depth))
+    pairs = tuple(
+        Pair(f"layers {i + 1}, {i + 2}", ((i, False),), ((i + 1, True),), True)
+        for i in range(depth - 1)
+    )
+    name = "factorisation" if depth == 2 else f"deep linear, {depth} layers"
+    root = anisotropic([0.25, 0.5, 0.75])
+    return Problem(name, linear_outputs, teacher, inputs, root, pairs, 0.02)
+
+
+def attention(samples: int = 128) -> Problem:
+    """A head of 2 dimensions on 4 tokens of 3."""
+    draws = normal(9)
+    teacher = tuple(draws(*shape) for shape in ((2, 3), (2, 3), (2, 3), (3, 2)))
+    pairs = (
+        Pair("Q, K", ((0, False),), ((1, False),), True),
+        Pair("V, O", ((2, False),), ((3, True),), True),
+    )
+    root = anisotropic([0.4, 0.6, 0.8])
+    return Problem(
+        "attention", head_outputs, teacher, sphere(draws, samples, 4, 3), root, pairs, 0.02
+    )
+
+
+def problems() -> dict[str, Problem]:
+    """By the names under which they are kept."""
+    return {
+        "relu": relu(),
+        "modulus": modulus(),
+        "factorisation": linear(2),
+        "deep": linear(3),
+        "attention": attention(),
+    }
