@@ -1,13 +1,14 @@
 """Part a: every row of the table of noise equilibria, by long SGD from several starts.
 
-Starts lie beside the teacher's orbit, g . (teacher + a little), g random. SGD runs at three learning
-rates, from the smaller ones on where the larger ended; its mean charges are those of the closed form
-as lr -> 0. Gradient descent from the same starts keeps the charge that it starts with.
+Starts lie beside the teacher's orbit, g . (teacher + a little), g random. SGD runs at three
+learning rates, at the smaller ones from where the larger ended; its mean charges are those of the
+closed form as lr -> 0. Gradient descent from the same starts keeps the charge that it starts with.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -45,9 +46,7 @@ def row(problem: Problem, size: Size, index: int) -> dict[str, Any]:
     far = FAR[problem.pairs[0].linear]
     start = displaced(problem, size.starts, far, BESIDE, normal(1000 + index))
     began = {name: np.asarray(value) for name, value in invariants(problem, start).items()}
-    length = Length(
-        *(size.length * t for t in (8.0, 5.0)), tuple(size.length * t for t in (6, 4, 3))
-    )
+    length = Length().times(size.length)
     draws = item_generator(Stream.NOISE_STUDY, SEED, 2000 + index)
     found = limits(problem, repeated(start, size.runs), problem.rate(target), length, draws)
     still = invariants(problem, descent(problem, start, problem.lr, size.descent))
@@ -66,7 +65,7 @@ def row(problem: Problem, size: Size, index: int) -> dict[str, Any]:
 
 
 def told(found: dict[str, Any]) -> list[Claim]:
-    """The claims of a row: of each charge, where SGD ends, and what gradient descent makes of it."""
+    """The claims of a row: where SGD ends, and how far gradient descent goes."""
     claims = []
     for name, one in found["charges"].items():
         where, predicted = f"{found['name']}, {name}", one["predicted"]
@@ -84,7 +83,7 @@ def part(size: Size, folder: Folder) -> dict[str, Any]:
     """All rows, each kept when it is done."""
     rows = {}
     for index, (key, problem) in enumerate(problems().items()):
-        rows[key] = folder.kept(key, lambda p=problem, i=index: row(p, size, i))
+        rows[key] = folder.kept(key, partial(row, problem, size, index))
     claims = [one for found in rows.values() for one in told(found)]
     return {"claims": as_json(claims), "tables": [_starts(rows)], "rows": rows}
 

@@ -50,10 +50,10 @@ def linear_outputs(weights: Weights, x: Tensor) -> Tensor:
 
 def head_outputs(weights: Weights, x: Tensor) -> Tensor:
     """One head of attention, asked at the last of the tokens [B, S, tokens, d]."""
-    Q, K, V, O = (W[:, None] for W in weights)
+    Q, K, V, out = (W[:, None] for W in weights)
     query = x[..., -1:, :] @ Q.mT
     scores = query @ (x @ K.mT).mT / Q.shape[-2] ** 0.5
-    return (scores.softmax(-1) @ (x @ V.mT) @ O.mT)[..., 0, :]
+    return (scores.softmax(-1) @ (x @ V.mT) @ out.mT)[..., 0, :]
 
 
 def anisotropic(values: list[float]) -> Tensor:

@@ -77,6 +77,11 @@ class Length:
     burn: float = 5.0  # at the others, each from where the larger one ended
     average: tuple[float, ...] = (6.0, 4.0, 3.0)
 
+    def times(self, factor: float) -> Length:
+        """Longer or shorter."""
+        averages = tuple(factor * length for length in self.average)
+        return Length(factor * self.first, factor * self.burn, averages)
+
 
 def limits(
     problem: Problem, start: Weights, rate: float, length: Length, draws: Generator
