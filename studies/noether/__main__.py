@@ -26,7 +26,7 @@ from metaopt.base.errors import UserError
 from metaopt.base.files import make_folder
 from metaopt.base.process import World
 from studies import pool
-from studies.noether import equilibria, page, scalar, scale
+from studies.noether import equilibria, page, scalar, scale, sharpness
 from studies.noether.folder import Folder
 from studies.output import DOCS, ROOT, Page
 
@@ -44,6 +44,7 @@ class Part:
 
 PARTS: dict[str, Part] = {
     "a": Part(equilibria.part, equilibria.FULL, equilibria.SMOKE),
+    "b": Part(sharpness.part, sharpness.FULL, sharpness.SMOKE),
     "c": Part(scalar.part, scalar.FULL, scalar.SMOKE),
     "d": Part(scale.part, scale.FULL, scale.SMOKE),
 }

@@ -16,32 +16,41 @@ Array = NDArray[np.float64]
 
 HALVINGS = (1.0, 0.5, 0.25)
 """Learning rates of an extrapolation, as shares of the largest."""
-_TO_ZERO = (1 / 3, -2.0, 8 / 3)
-_Z = 1.959963984540054
+_QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+"""Of Student's t at 97.5 %, for 1 to 10 degrees of freedom."""
+_NORMAL = 1.959963984540054
+
+
+def quantile(freedom: int) -> float:
+    """Of Student's t at 97.5 %; beyond 10 degrees of freedom by its expansion, to 1e-4.
+
+    Reference: Abramowitz and Stegun, 26.7.5.
+    """
+    if freedom <= len(_QUANTILES):
+        return _QUANTILES[freedom - 1]
+    z = _NORMAL
+    first, second = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96
+    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
+    return z + first / freedom + second / freedom**2 + third / freedom**3
 
 
 def interval(values: Array) -> tuple[float, float, float]:
-    """Mean of independent values [runs], and its 95 % interval by Student's t.
-
-    The quantile is its expansion in 1 / (runs - 1), exact to 0.2 % from 8 runs on
-    (Abramowitz and Stegun, 26.7.5).
-    """
-    nu = len(values) - 1
-    z = _Z
-    first, second = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96
-    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
-    quantile = z + first / nu + second / nu**2 + third / nu**3
+    """Mean of independent values [runs], and its 95 % interval by Student's t."""
     mean = float(values.mean())
-    half = quantile * float(values.std(ddof=1)) / math.sqrt(len(values))
+    spread = float(values.std(ddof=1)) / math.sqrt(len(values))
+    half = quantile(len(values) - 1) * spread
     return mean, mean - half, mean + half
 
 
-def to_zero(values: Sequence[Array]) -> Array:
-    """What values at learning rates lr, lr / 2, lr / 4 tend to as lr -> 0.
+def to_zero(values: Sequence[Array], shares: Sequence[float] = HALVINGS) -> Array:
+    """What values at three learning rates tend to as lr -> 0.
 
     The parabola through the three, at 0, so that errors of order lr and lr^2 are gone.
     """
-    return np.asarray(sum(a * v for a, v in zip(_TO_ZERO, values, strict=True)))
+    weights = [
+        math.prod(other / (other - share) for other in shares if other != share) for share in shares
+    ]
+    return np.asarray(sum(a * v for a, v in zip(weights, values, strict=True)))
 
 
 @dataclass(frozen=True)

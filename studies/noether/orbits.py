@@ -11,7 +11,7 @@ X_in X_in^T - X_out X_out^T by lr^2 (E[G_in G_in^T] - E[G_out G_out^T]) a step.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -25,6 +25,8 @@ Side = tuple[tuple[int, bool], ...]
 """Which weights, and whether units are their columns."""
 
 SWEEPS = 1000
+BATCH = 4
+"""Samples of a step: about the number for which noise does most in a step that is stable."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class Problem:
     inputs: Tensor  # the design, [N, ..]
     root: Tensor  # n = root z, z standard normal: [m, m]
     pairs: tuple[Pair, ...]
-    lr: float  # the largest that is run
+    lr: float  # the largest that is run, in batches of ``BATCH``
 
     def targets(self) -> Tensor:
         """f(teacher, x): [N, m]."""
@@ -114,7 +116,7 @@ class Problem:
         raise RuntimeError(f"{self.name}: the equilibrium was not reached in {SWEEPS} sweeps")
 
     def rate(self, weights: Weights) -> float:
-        """How fast the slowest charge relaxes to the equilibrium, a step at lr 1.
+        """How fast the slowest charge relaxes to the equilibrium, a step at lr 1 and ``BATCH``.
 
         A displacement t of a unit changes its charge by 2 (a + b) t and its drift by -4 s t, a, b
         squared norms and s the noise of either side. Of matrices the smallest eigenvalue.
@@ -124,7 +126,7 @@ class Problem:
             a, b = pair.products(weights)
             back = power(a + b, -0.5)
             slowest.append(2 * torch.linalg.eigvalsh(back @ S @ back)[0])
-        return float(torch.stack(slowest).min())
+        return float(torch.stack(slowest).min()) / BATCH
 
     def residual(self, weights: Weights) -> float:
         """The largest entry of a drift, as a share of the noise on one side: 0 at equilibrium."""
@@ -170,8 +172,3 @@ def invariants(problem: Problem, weights: Sequence[Tensor]) -> dict[str, Tensor]
             for unit in range(diagonal.shape[-1]):
                 found[f"{pair.name}: unit {unit}"] = diagonal[..., unit]
     return found
-
-
-def with_lr(problem: Problem, lr: float) -> Problem:
-    """The same at another learning rate."""
-    return replace(problem, lr=lr)

@@ -67,7 +67,7 @@ def relu(samples: int = 128) -> Problem:
     teacher = (1.2 * frame(draws, 3, 3), 0.3 * draws(3, 1), 1.2 * frame(draws, 3, 3))
     pairs = (Pair("units", ((0, False), (1, False)), ((2, True),), False),)
     inputs, root = sphere(draws, samples, 3), anisotropic([0.3, 0.6, 0.9])
-    return Problem("ReLU units", relu_outputs, teacher, inputs, root, pairs, 0.02)
+    return Problem("ReLU units", relu_outputs, teacher, inputs, root, pairs, 0.03)
 
 
 def modulus(samples: int = 128) -> Problem:
@@ -88,35 +88,38 @@ def modulus(samples: int = 128) -> Problem:
         Pair("second hidden layer", ((2, False),), ((3, True),), False),
     )
     inputs, root = sphere(draws, samples, 3), anisotropic([0.3, 0.6, 0.9])
-    return Problem("two hidden layers", modulus_outputs, teacher, inputs, root, pairs, 0.02)
+    return Problem("two hidden layers", modulus_outputs, teacher, inputs, root, pairs, 0.014)
 
 
 def linear(depth: int, samples: int = 128) -> Problem:
     """Layers of 3 units, data and noise of unlike variances."""
     draws = normal(depth)
-    inputs = sphere(draws, samples, 3) @ anisotropic([0.5, 1.0, 1.5])
-    teacher = tuple(torch.eye(3, dtype=torch.float64) + 0.3 * draws(3, 3) for _ in range(depth))
+    inputs = sphere(draws, samples, 3) @ anisotropic([0.7, 1.0, 1.3])
+    strong = anisotropic([0.8, 1.0, 1.25])
+    teacher = tuple(frame(draws, 3, 3) @ strong @ frame(draws, 3, 3) for _ in range(depth))
     pairs = tuple(
         Pair(f"layers {i + 1}, {i + 2}", ((i, False),), ((i + 1, True),), True)
         for i in range(depth - 1)
     )
     name = "factorisation" if depth == 2 else f"deep linear, {depth} layers"
-    root = anisotropic([0.25, 0.5, 0.75])
-    return Problem(name, linear_outputs, teacher, inputs, root, pairs, 0.02)
+    root = anisotropic([0.3, 0.5, 0.8])
+    return Problem(
+        name, linear_outputs, teacher, inputs, root, pairs, 0.035 if depth == 2 else 0.022
+    )
 
 
 def attention(samples: int = 128) -> Problem:
     """A head of 2 dimensions on 4 tokens of 3."""
     draws = normal(9)
-    teacher = tuple(draws(*shape) for shape in ((2, 3), (2, 3), (2, 3), (3, 2)))
+    sizes = ((2, 3), (2, 3), (2, 3), (3, 2))
+    teacher = tuple(frame(draws, *size) for size in sizes)
     pairs = (
         Pair("Q, K", ((0, False),), ((1, False),), True),
         Pair("V, O", ((2, False),), ((3, True),), True),
     )
-    root = anisotropic([0.4, 0.6, 0.8])
-    return Problem(
-        "attention", head_outputs, teacher, sphere(draws, samples, 4, 3), root, pairs, 0.02
-    )
+    root = anisotropic([0.3, 0.5, 0.8])
+    inputs = sphere(draws, samples, 4, 3)
+    return Problem("attention", head_outputs, teacher, inputs, root, pairs, 0.05)
 
 
 def problems() -> dict[str, Problem]:

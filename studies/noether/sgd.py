@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm import trange
 
 from studies.noether.claims import HALVINGS, Array, to_zero
-from studies.noether.orbits import Problem, Weights, invariants
+from studies.noether.orbits import BATCH, Problem, Weights, invariants
 
 CHUNK = 512
 """Steps whose random numbers are drawn at once."""
@@ -29,8 +29,8 @@ def gradients(problem: Problem, weights: Weights, x: Tensor, y: Tensor) -> Weigh
 class Runs:
     """SGD on samples of the design, drawn with replacement, with fresh label noise."""
 
-    def __init__(self, problem: Problem, start: Weights, draws: Generator, batch: int = 1) -> None:
-        self.problem, self.draws, self.batch = problem, draws, batch
+    def __init__(self, problem: Problem, start: Weights, draws: Generator) -> None:
+        self.problem, self.draws = problem, draws
         self.weights = tuple(W.clone() for W in start)
         self.targets = problem.targets()
 
@@ -43,7 +43,7 @@ class Runs:
             for step in bar:
                 at = step % CHUNK
                 if at == 0:
-                    shape = (min(CHUNK, steps - step), count, self.batch)
+                    shape = (min(CHUNK, steps - step), count, BATCH)
                     rows = torch.from_numpy(self.draws.integers(len(problem.inputs), size=shape))
                     noise = self.draws.standard_normal((*shape, len(problem.root)))
                     y = self.targets[rows] + torch.from_numpy(noise) @ problem.root.mT
@@ -73,9 +73,9 @@ def descent(problem: Problem, start: Weights, lr: float, steps: int) -> Weights:
 class Length:
     """Of a run, in relaxation times of the slowest charge at each learning rate."""
 
-    first: float = 8.0  # from the start on, at the largest, before averages begin
-    burn: float = 5.0  # at the others, each from where the larger one ended
-    average: tuple[float, ...] = (6.0, 4.0, 3.0)
+    first: float = 6.0  # from the start on, at the largest, before averages begin
+    burn: float = 4.0  # at the others, each from where the larger one ended
+    average: tuple[float, ...] = (3.0, 2.0, 2.0)
 
     def times(self, factor: float) -> Length:
         """Longer or shorter."""
