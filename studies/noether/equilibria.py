@@ -32,7 +32,7 @@ class Size:
     descent: int  # steps of gradient descent
 
 
-FULL = Size(starts=4, runs=16, length=1.0, descent=20_000)
+FULL = Size(starts=4, runs=16, length=1.0, descent=5000)
 SMOKE = Size(starts=2, runs=2, length=0.002, descent=50)
 FAR = {False: 0.35, True: 0.2}
 """Standard deviation of the generator's entries that make starts, for scalings and matrices."""

@@ -2,7 +2,7 @@
 
     f(x) = <w, x> / |w|,  y = <v, x> + sigma n,  |v| = 1,  x ~ N(0, I_k),  l = (f - y)^2
 
-<w, gradient> = 0, so that a step of SGD gives |w'|^2 = (1 - lr lambda)^2 |w|^2 + lr^2 |g|^2 exactly.
+<w, gradient> = 0, so that a step of SGD gives |w'|^2 = (1 - lr lambda)^2 |w|^2 + lr^2 |g|^2.
 The gradient at |w| = 1 times 1 / |w| is the gradient, hence for small steps
 
     |w|^4 = |w0|^4 + 2 lr^2 steps E|g~|^2,            E|g~|^2 = 4 sigma^2 (k - 1) / S at w = v,
