@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.func import jacrev
+from torch.func import jacrev, vmap
 
 from studies.noether.closed_forms import balancing, power
 
@@ -89,8 +89,11 @@ class Problem:
 
     def gradients(self, weights: Weights) -> Weights:
         """-2 J(x)^T root at weights without a leading axis: [N, m, *shape] each."""
-        leaf = _batched(weights)
-        found = jacrev(lambda w: 2 * self.outputs(w, self.inputs[None])[0] @ self.root)(leaf)
+
+        def outputs(leaf: Weights, x: Tensor) -> Tensor:
+            return 2 * self.outputs(leaf, x[None, None])[0, 0] @ self.root
+
+        found = vmap(jacrev(outputs), in_dims=(None, 0))(_batched(weights), self.inputs)
         return tuple(G.squeeze(2) for G in found)
 
     def moments(self, weights: Weights) -> list[tuple[Tensor, Tensor]]:
