@@ -44,7 +44,8 @@ class Stream(IntEnum):
     HIDING = 11
     SPLIT = 12
     IDENTITY = 13
-    NOISE_STUDY = 14
+    SHARPNESS = 14
+    NOISE_STUDY = 15
 
 
 def generator(stream: Stream, seed: int, block: int = 0) -> np.random.Generator:
