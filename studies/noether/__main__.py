@@ -1,6 +1,7 @@
 """Where SGD goes on an orbit, and what it does there.
 
-    python -m studies.noether [--smoke] [--only a,b,..] [--out DIR] [--json FILE] [--write-page]
+    python -m studies.noether [--smoke] [--only a,b,..] [--out DIR] [--fashion DIR] [--json FILE]
+                              [--write-page]
 
 a: every row of the table of noise equilibria, reached by long SGD and missed by gradient descent.
 b: the factorisation 30-40-30, where SGD sharpens and where it flattens. c: u w x ~ y, decay and
@@ -15,7 +16,7 @@ import argparse
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from metaopt.base.errors import UserError
 from metaopt.base.files import make_folder
 from metaopt.base.process import World
 from studies import pool
-from studies.noether import equilibria, page, scalar, scale, sharpness
+from studies.noether import equilibria, networks, page, scalar, scale, sharpness, warmup
 from studies.noether.folder import Folder
 from studies.output import DOCS, ROOT, Page
 
@@ -47,6 +48,8 @@ PARTS: dict[str, Part] = {
     "b": Part(sharpness.part, sharpness.FULL, sharpness.SMOKE),
     "c": Part(scalar.part, scalar.FULL, scalar.SMOKE),
     "d": Part(scale.part, scale.FULL, scale.SMOKE),
+    "e": Part(warmup.part, warmup.FULL, warmup.SMOKE),
+    "f": Part(networks.part, networks.FULL, networks.SMOKE),
 }
 
 
@@ -60,13 +63,14 @@ def _letters(text: str) -> list[str]:
     return [letter for letter in PARTS if letter in chosen]
 
 
-def found(letter: str, smoke: bool, out: Path) -> dict[str, Any]:
+def found(letter: str, smoke: bool, out: Path, fashion: Path | None) -> dict[str, Any]:
     """A part, run or read."""
     part = PARTS[letter]
     size = part.smoke if smoke else part.full
+    if letter == "f" and fashion is not None:
+        size = replace(size, fashion=str(fashion))
     digest = hashlib.sha256(json.dumps(asdict(size)).encode()).hexdigest()[:12]
-    folder = Folder(out, f"{letter}_{digest}")
-    return folder.kept("part", lambda: part.run(size, folder))
+    return part.run(size, Folder(out, f"{letter}_{digest}"))
 
 
 def main(world: World) -> None:
@@ -75,6 +79,7 @@ def main(world: World) -> None:
     parser.add_argument("--only", type=_letters, default=list(PARTS), metavar="a,b,..")
     parser.add_argument("--out", type=Path, metavar="DIR", help="default runs/noether")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes, under a minute")
+    parser.add_argument("--fashion", type=Path, metavar="DIR", help="Fashion-MNIST's IDX files")
     arguments = PAGE.parse(parser)
     if arguments.write_page is not None and arguments.only != list(PARTS):
         raise UserError("--only: the page has all parts; leave one of --only, --write-page out")
@@ -82,7 +87,7 @@ def main(world: World) -> None:
     make_folder(out)
     torch.set_num_threads(1)
     with pool.alone(out):
-        parts = {one: found(one, arguments.smoke, out) for one in arguments.only}
+        parts = {one: found(one, arguments.smoke, out, arguments.fashion) for one in arguments.only}
     PAGE.tell(arguments, page.text(parts), parts, page.figure(parts))
 
 

@@ -14,6 +14,7 @@ Reference: Ziyin et al., arXiv 2308.06671, section 4.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -137,6 +138,11 @@ def collapse(size: Size) -> list[Claim]:
 
 
 def part(size: Size, folder: Folder) -> dict[str, Any]:
+    """All of it."""
+    return folder.kept("part", partial(measured, size))
+
+
+def measured(size: Size) -> dict[str, Any]:
     """All of it."""
     moments = Moments(0.05, 1.0)
     lrs = [t * moments.critical for t in TEMPERATURES]

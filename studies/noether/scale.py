@@ -14,6 +14,7 @@ Then the same of a small transformer, from its measured gradients.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -135,6 +136,11 @@ def descent(size: Size) -> Claim:
 
 
 def part(size: Size, folder: Folder) -> dict[str, Any]:
+    """All of it."""
+    return folder.kept("part", partial(measured, size, folder))
+
+
+def measured(size: Size, folder: Folder) -> dict[str, Any]:
     """The law, and the transformer."""
     claims = [descent(size)]
     for i, batch in enumerate(BATCHES):

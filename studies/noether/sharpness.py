@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -235,5 +236,5 @@ def _table(found: dict[str, Any]) -> str:
 
 def part(size: Size, folder: Folder) -> dict[str, Any]:
     """All of it."""
-    found = measured(size)
+    found = folder.kept("part", partial(measured, size))
     return {"claims": as_json(_claims(found)), "tables": [_table(found)], **found}
