@@ -28,6 +28,7 @@ from metaopt.base.files import make_folder
 from metaopt.base.process import World
 from studies import pool
 from studies.noether import equilibria, networks, page, scalar, scale, sharpness, warmup
+from studies.noether.figure import figure
 from studies.noether.folder import Folder
 from studies.output import DOCS, ROOT, Page
 
@@ -88,7 +89,7 @@ def main(world: World) -> None:
     torch.set_num_threads(1)
     with pool.alone(out):
         parts = {one: found(one, arguments.smoke, out, arguments.fashion) for one in arguments.only}
-    PAGE.tell(arguments, page.text(parts), parts, page.figure(parts))
+    PAGE.tell(arguments, page.text(parts), parts, figure(parts))
 
 
 if __name__ == "__main__":

@@ -53,6 +53,9 @@ def to_zero(values: Sequence[Array], shares: Sequence[float] = HALVINGS) -> Arra
     return np.asarray(sum(a * v for a, v in zip(weights, values, strict=True)))
 
 
+VERDICTS = {True: "holds", False: "**does not hold**", None: ""}
+
+
 @dataclass(frozen=True)
 class Claim:
     """One sentence with a number in it."""
@@ -95,7 +98,6 @@ def as_json(claims: Sequence[Claim]) -> list[dict[str, Any]]:
 
 def table(claims: Sequence[dict[str, Any]]) -> str:
     """A line for each claim, from ``as_json``."""
-    words = {True: "holds", False: "**does not hold**", None: ""}
     rows = []
     for one in claims:
         slack = f" (+-{100 * one['tolerance']:g} %)" if one["tolerance"] else ""
@@ -105,7 +107,7 @@ def table(claims: Sequence[dict[str, Any]]) -> str:
                 f"{one['mean']:.4g}",
                 f"{one['low']:.4g} to {one['high']:.4g}",
                 f"{one['relation']} {one['predicted']:.4g}{slack}",
-                words[one["holds"]],
+                VERDICTS[one["holds"]],
             ]
         )
     return markdown_table(["measured", "mean", "95 % interval", "predicted", ""], rows)

@@ -15,7 +15,7 @@ import numpy as np
 
 from metaopt.base.streams import Stream, item_generator
 from metaopt.base.tables import markdown_table
-from studies.noether.claims import HALVINGS, Claim, as_json, claim, interval
+from studies.noether.claims import HALVINGS, VERDICTS, Claim, as_json, claim, interval
 from studies.noether.folder import Folder
 from studies.noether.orbits import Problem, displaced, invariants, repeated
 from studies.noether.rows import SEED, normal, problems
@@ -65,13 +65,10 @@ def row(problem: Problem, size: Size, index: int) -> dict[str, Any]:
 
 
 def told(found: dict[str, Any]) -> list[Claim]:
-    """The claims of a row: where SGD ends, and how far gradient descent goes."""
+    """The claims of a row: of each charge, where SGD ends, and how far gradient descent goes."""
     claims = []
     for name, one in found["charges"].items():
         where, predicted = f"{found['name']}, {name}", one["predicted"]
-        for share in HALVINGS:
-            values = np.array(one["runs"][f"{share:g}"])
-            claims.append(claim(f"{where}, {share:g} lr", values, "~", predicted))
         claims.append(claim(f"{where}, lr -> 0", np.array(one["runs"]["0"]), "=", predicted))
         starts, still = np.array(one["starts"]), np.array(one["descent"])
         way = np.abs(still - starts) / np.abs(predicted - starts)
@@ -85,25 +82,44 @@ def part(size: Size, folder: Folder) -> dict[str, Any]:
     for index, (key, problem) in enumerate(problems().items()):
         rows[key] = folder.kept(key, partial(row, problem, size, index))
     claims = [one for found in rows.values() for one in told(found)]
-    return {"claims": as_json(claims), "tables": [_starts(rows)], "rows": rows}
+    return {
+        "claims": as_json(claims),
+        "tables": [_table(rows)],
+        "own tables": True,
+        "rows": {key: _short(found) for key, found in rows.items()},
+    }
 
 
-def _starts(rows: dict[str, Any]) -> str:
-    """Each start's charge before and after."""
+def _short(found: dict[str, Any]) -> dict[str, Any]:
+    """Without the single runs."""
+    charges = {}
+    for name, one in found["charges"].items():
+        means = {key: interval(np.array(values)) for key, values in one["runs"].items()}
+        charges[name] = {key: value for key, value in one.items() if key != "runs"}
+        charges[name]["lr"] = means
+    return {"name": found["name"], "residual": found["residual"], "charges": charges}
+
+
+def _table(rows: dict[str, Any]) -> str:
+    """Each charge: predicted, of SGD at each learning rate and its limit, of gradient descent."""
     lines = []
     for found in rows.values():
-        for name, one in found["charges"].items():
-            for before, still, (mean, low, high) in zip(
-                one["starts"], one["descent"], one["of starts"], strict=True
-            ):
-                lines.append(
-                    [
-                        f"{found['name']}, {name}",
-                        f"{before:.3f}",
-                        f"{still:.3f}",
-                        f"{mean:.3f} ({low:.3f} to {high:.3f})",
-                        f"{one['predicted']:.3f}",
-                    ]
-                )
-    header = ["charge", "at the start", "after GD", "after SGD, lr -> 0", "predicted"]
+        claims = told(found)
+        for (name, one), ends, way in zip(
+            found["charges"].items(), claims[::2], claims[1::2], strict=True
+        ):
+            starts = one["starts"]
+            lines.append(
+                [
+                    f"{found['name']}, {name}",
+                    f"{min(starts):.2f} to {max(starts):.2f}",
+                    *(f"{np.mean(one['runs'][f'{share:g}']):.4f}" for share in HALVINGS),
+                    f"{ends.mean:.4f} ({ends.low:.4f} to {ends.high:.4f})",
+                    f"{one['predicted']:.4f}",
+                    VERDICTS[ends.holds],
+                    f"{way.mean:.4f}",
+                ]
+            )
+    header = ["charge", "starts", *(f"SGD, {share:g} lr" for share in HALVINGS), "SGD, lr -> 0"]
+    header += ["predicted", "", "share of the way that GD goes"]
     return markdown_table(header, lines)

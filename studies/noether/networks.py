@@ -269,4 +269,9 @@ def part(size: Size, folder: Folder) -> dict[str, Any]:
             claims += _claims(data, setting.name, one)
             rows.append(_row(data, setting.name, one))
     tables = [markdown_table(HEADER, rows), *missing]
-    return {"claims": as_json(claims), "tables": tables, "settings": found}
+    means = {
+        name: {key: np.array(values).mean(-1).tolist() for key, values in one.items()}
+        | {"steps": one["steps"]}
+        for name, one in found.items()
+    }
+    return {"claims": as_json(claims), "tables": tables, "settings": means}

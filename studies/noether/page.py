@@ -1,4 +1,4 @@
-"""The page's tables and its figure."""
+"""The page's tables."""
 
 from __future__ import annotations
 
@@ -21,11 +21,9 @@ def text(parts: Mapping[str, Any]) -> str:
     """All parts that were run."""
     pieces = []
     for letter, part in parts.items():
-        pieces.append(f"### {TITLES[letter]}\n\n{table(part['claims'])}")
-        pieces += part.get("tables", [])
+        said = [one["holds"] for one in part["claims"] if one["holds"] is not None]
+        pieces.append(f"### {TITLES[letter]}\n\n{sum(said)} of {len(said)} statements hold.")
+        if "own tables" not in part:
+            pieces.append(table(part["claims"]))
+        pieces += part["tables"]
     return "\n\n".join(pieces)
-
-
-def figure(parts: Mapping[str, Any]) -> bytes | None:
-    """What parts drew."""
-    return None

@@ -148,6 +148,7 @@ def measured(size: Size) -> dict[str, Any]:
     lrs = [t * moments.critical for t in TEMPERATURES]
     return {
         "claims": as_json([*decay(size), *collapse(size)]),
+        "tables": [],
         "critical": moments.critical,
         "growth": {
             "lr": lrs,

@@ -152,6 +152,6 @@ def measured(size: Size, folder: Folder) -> dict[str, Any]:
     return {
         "claims": as_json([*claims, *transformer.claims(language)]),
         "tables": transformer.tables(language),
-        "transformer": language,
+        "transformer": {name: transformer.short(run) for name, run in language.items()},
         "size": asdict(size),
     }

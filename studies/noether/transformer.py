@@ -201,6 +201,17 @@ def measured(size: Size) -> dict[str, Any]:
     }
 
 
+def short(run: dict[str, Any]) -> dict[str, Any]:
+    """Mean losses, and effective learning rates, at a few steps."""
+    loss = np.array(run["loss"]).mean(1)
+    marks = next(iter(run["blocks"].values()))["marks"]
+    return {
+        "marks": marks,
+        "loss": [float(loss[min(mark, len(loss) - 1)]) for mark in marks],
+        "rates": {name: block["rates"] for name, block in run["blocks"].items()},
+    }
+
+
 def _mean(run: dict[str, Any], key: str) -> np.ndarray:
     """Over blocks: [seeds]."""
     return np.mean([block[key] for block in run["blocks"].values()], axis=0)
