@@ -1,8 +1,10 @@
 """Part a: every row of the table of noise equilibria, by long SGD from several starts.
 
 Starts lie beside the teacher's orbit, g . (teacher + a little), g random. SGD runs at three
-learning rates, at the smaller ones from where the larger ended; its mean charges are those of the
-closed form as lr -> 0. Gradient descent from the same starts keeps the charge that it starts with.
+learning rates, at the smaller ones from where the larger ended; what its mean charges tend to as
+lr -> 0 is compared with the closed form, and for linear groups in general position, where noise
+turns the units as well, with where the whole slow flow rests. Gradient descent from the same starts
+keeps the charge that it starts with.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from studies.noether.folder import Folder
 from studies.noether.orbits import Problem, displaced, invariants, repeated
 from studies.noether.rows import SEED, normal, problems
 from studies.noether.sgd import Length, descent, limits
+from studies.noether.slow_flow import rest
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,8 @@ SMOKE = Size(starts=2, runs=2, length=0.002, descent=50)
 FAR = {False: 0.35, True: 0.2}
 """Standard deviation of the generator's entries that make starts, for scalings and matrices."""
 BESIDE = 0.05
+SLOW = 300
+"""Steps of the slow flow, 9 relaxation times."""
 
 
 def row(problem: Problem, size: Size, index: int) -> dict[str, Any]:
@@ -64,29 +69,38 @@ def row(problem: Problem, size: Size, index: int) -> dict[str, Any]:
     return {"name": problem.name, "residual": problem.residual(target), "charges": charges}
 
 
-def told(found: dict[str, Any]) -> list[Claim]:
-    """The claims of a row: of each charge, where SGD ends, and how far gradient descent goes."""
+def told(found: dict[str, Any], slow: dict[str, float]) -> list[Claim]:
+    """The claims of a row: where SGD ends, and how far gradient descent goes."""
     claims = []
     for name, one in found["charges"].items():
         where, predicted = f"{found['name']}, {name}", one["predicted"]
-        claims.append(claim(f"{where}, lr -> 0", np.array(one["runs"]["0"]), "=", predicted))
+        ends = np.array(one["runs"]["0"])
+        claims.append(claim(f"{where}, lr -> 0, closed form", ends, "=", predicted))
         starts, still = np.array(one["starts"]), np.array(one["descent"])
         way = np.abs(still - starts) / np.abs(predicted - starts)
         claims.append(claim(f"{where}: share of the way that GD goes", way, "<", 0.5))
+        if slow:
+            claims.append(claim(f"{where}, lr -> 0, slow flow", ends, "=", slow[name]))
     return claims
+
+
+def turned(problem: Problem, size: Size) -> dict[str, float]:
+    """Where the slow flow rests."""
+    return rest(problem, problem.equilibrium(), max(1, round(SLOW * min(1.0, size.length))))
 
 
 def part(size: Size, folder: Folder) -> dict[str, Any]:
     """All rows, each kept when it is done."""
-    rows = {}
+    rows, slow = {}, {}
     for index, (key, problem) in enumerate(problems().items()):
         rows[key] = folder.kept(key, partial(row, problem, size, index))
-    claims = [one for found in rows.values() for one in told(found)]
+        general = problem.pairs[0].linear and not key.endswith("_one")
+        slow[key] = folder.kept(f"{key}_slow", partial(turned, problem, size)) if general else {}
     return {
-        "claims": as_json(claims),
-        "tables": [_table(rows)],
+        "claims": as_json([one for key in rows for one in told(rows[key], slow[key])]),
+        "tables": [_table(rows, slow)],
         "own tables": True,
-        "rows": {key: _short(found) for key, found in rows.items()},
+        "rows": {key: _short(found) | {"slow": slow[key]} for key, found in rows.items()},
     }
 
 
@@ -100,26 +114,28 @@ def _short(found: dict[str, Any]) -> dict[str, Any]:
     return {"name": found["name"], "residual": found["residual"], "charges": charges}
 
 
-def _table(rows: dict[str, Any]) -> str:
+def _table(rows: dict[str, Any], slow: dict[str, dict[str, float]]) -> str:
     """Each charge: predicted, of SGD at each learning rate and its limit, of gradient descent."""
     lines = []
-    for found in rows.values():
-        claims = told(found)
-        for (name, one), ends, way in zip(
-            found["charges"].items(), claims[::2], claims[1::2], strict=True
-        ):
-            starts = one["starts"]
+    for key, found in rows.items():
+        claims = {one.what: one for one in told(found, slow[key])}
+        for name, one in found["charges"].items():
+            where, starts = f"{found['name']}, {name}", one["starts"]
+            ends = claims[f"{where}, lr -> 0, closed form"]
+            flow = claims.get(f"{where}, lr -> 0, slow flow")
+            rest = [f"{flow.predicted:.4f}", VERDICTS[flow.holds]] if flow else ["the same", ""]
             lines.append(
                 [
-                    f"{found['name']}, {name}",
+                    where,
                     f"{min(starts):.2f} to {max(starts):.2f}",
                     *(f"{np.mean(one['runs'][f'{share:g}']):.4f}" for share in HALVINGS),
                     f"{ends.mean:.4f} ({ends.low:.4f} to {ends.high:.4f})",
-                    f"{one['predicted']:.4f}",
+                    f"{ends.predicted:.4f}",
                     VERDICTS[ends.holds],
-                    f"{way.mean:.4f}",
+                    *rest,
+                    f"{claims[f'{where}: share of the way that GD goes'].mean:.4f}",
                 ]
             )
     header = ["charge", "starts", *(f"SGD, {share:g} lr" for share in HALVINGS), "SGD, lr -> 0"]
-    header += ["predicted", "", "share of the way that GD goes"]
+    header += ["closed form", "", "slow flow", "", "share of the way that GD goes"]
     return markdown_table(header, lines)

@@ -77,7 +77,7 @@ class Size:
     fashion: str = FASHION  # the folder
 
 
-FULL = Size(seeds=10, steps=20_000, images=IMAGES)
+FULL = Size(seeds=10, steps=10_000, images=IMAGES)
 SMOKE = Size(seeds=2, steps=20, images=64)
 COPIES = 4
 """Of all images, with which the noise of flipped labels is measured."""

@@ -87,14 +87,20 @@ class Problem:
         """f(teacher, x): [N, m]."""
         return self.outputs(_batched(self.teacher), self.inputs[None])[0]
 
-    def gradients(self, weights: Weights) -> Weights:
-        """-2 J(x)^T root at weights without a leading axis: [N, m, *shape] each."""
+    def slopes(self, weights: Weights) -> Weights:
+        """J(x) at weights without a leading axis: [N, m, *shape] each."""
 
         def outputs(leaf: Weights, x: Tensor) -> Tensor:
-            return 2 * self.outputs(leaf, x[None, None])[0, 0] @ self.root
+            return self.outputs(leaf, x[None, None])[0, 0]
 
         found = vmap(jacrev(outputs), in_dims=(None, 0))(_batched(weights), self.inputs)
-        return tuple(G.squeeze(2) for G in found)
+        return tuple(J.squeeze(2) for J in found)
+
+    def gradients(self, weights: Weights) -> Weights:
+        """2 root^T J(x), of which -z^T is a sample's gradient: [N, m, *shape] each."""
+        return tuple(
+            2 * torch.einsum("mp,nm...->np...", self.root, J) for J in self.slopes(weights)
+        )
 
     def moments(self, weights: Weights) -> list[tuple[Tensor, Tensor]]:
         """E[G_in G_in^T] and E[G_out G_out^T] on the teacher's orbit, of each pair: [k, k]."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -125,6 +127,37 @@ def attention(samples: int = 128) -> Problem:
     return Problem("attention", head_outputs, teacher, inputs, root, pairs, 0.05)
 
 
+def signed(points: Tensor) -> Tensor:
+    """Points [.., n] with all changes of their coordinates' signs: [2^n, .., n]."""
+    n = points.shape[-1]
+    signs = torch.cartesian_prod(*[torch.tensor([1.0, -1.0]).double()] * n)
+    return signs.view(-1, *[1] * (points.dim() - 1), n) * points
+
+
+def linear_in_one_basis(depth: int, samples: int = 16) -> Problem:
+    """The same, where layers and both covariances are diagonal."""
+    draws = normal(10 + depth)
+    inputs = signed(sphere(draws, samples, 3) @ anisotropic([0.7, 1.0, 1.3]))
+    strong = torch.tensor([0.8, 1.0, 1.25]).double()
+    teacher = tuple(torch.diag(strong.roll(i)) for i in range(depth))
+    general = linear(depth)
+    name = f"{general.name}, one basis"
+    lr = 0.045 if depth == 2 else 0.03
+    return replace(general, name=name, teacher=teacher, inputs=inputs.flatten(0, 1), lr=lr)
+
+
+def attention_in_one_basis(samples: int = 16) -> Problem:
+    """The same, where changing the sign of a coordinate changes that of one of the head's."""
+    draws = normal(59)
+    inputs = signed(sphere(draws, samples, 4, 3)).flatten(0, 1)
+    first = torch.eye(2, 3).double()
+    teacher = tuple(anisotropic(values) @ first for values in ([1.0, 1.1], [1.0, 1.1], [1.4, 1.2]))
+    out = first.mT @ anisotropic([1.4, 1.5])
+    general = attention()
+    name = f"{general.name}, one basis"
+    return replace(general, name=name, teacher=(*teacher, out), inputs=inputs)
+
+
 def problems() -> dict[str, Problem]:
     """By the names under which they are kept."""
     return {
@@ -133,4 +166,7 @@ def problems() -> dict[str, Problem]:
         "factorisation": linear(2),
         "deep": linear(3),
         "attention": attention(),
+        "factorisation_one": linear_in_one_basis(2),
+        "deep_one": linear_in_one_basis(3),
+        "attention_one": attention_in_one_basis(),
     }

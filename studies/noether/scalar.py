@@ -37,7 +37,7 @@ class Size:
     steps: int  # for the collapse
 
 
-FULL = Size(runs=1024, relaxations=2.0, lr=0.01, steps=100_000)
+FULL = Size(runs=512, relaxations=2.0, lr=0.01, steps=100_000)
 SMOKE = Size(runs=64, relaxations=0.2, lr=0.02, steps=2000)
 BATCHES = (1, 4)
 TEMPERATURES = (0.8, 1.2)

@@ -51,7 +51,7 @@ class Size:
     descent: int  # steps of gradient descent
 
 
-FULL = Size(3, (4.0, 3.0, 1.5), 10_000)
+FULL = Size(2, (3.0, 2.5, 1.0), 10_000)
 SMOKE = Size(2, (0.003, 0.003, 0.001), 20)
 
 
@@ -132,12 +132,14 @@ class Runs:
     def __init__(self, size: Size) -> None:
         self.of = conditions()
         both = [start(kind, self.of, size.runs, i) for i, kind in enumerate(STARTS)]
-        self.U, self.W = (torch.cat(list(parts)) for parts in zip(*both, strict=True))
+        # Noise and spread of runs are far above the rounding of float32.
+        self.U, self.W = (torch.cat(list(parts)).float() for parts in zip(*both, strict=True))
         self.x, self.e = (
-            v.repeat_interleave(size.runs, 0).repeat(len(STARTS), 1) for v in (self.of.x, self.of.e)
+            v.float().repeat_interleave(size.runs, 0).repeat(len(STARTS), 1)
+            for v in (self.of.x, self.of.e)
         )
         lr, self.tau = self.of.rates()
-        self.lr = lr.repeat_interleave(size.runs).repeat(len(STARTS))[:, None, None]
+        self.lr = lr.float().repeat_interleave(size.runs).repeat(len(STARTS))[:, None, None]
         self.draws = item_generator(Stream.NOISE_STUDY, SEED, 100)
         self.size = size
 
@@ -151,7 +153,7 @@ class Runs:
         scales = torch.stack([self.x, self.e]).sqrt()[:, :, None]
         for first in range(0, steps, CHUNK):
             shape = (min(CHUNK, steps - first), 2, len(self.x), BATCH, ENDS)
-            yield from torch.from_numpy(self.draws.standard_normal(shape)) * scales
+            yield from torch.from_numpy(self.draws.standard_normal(shape, np.float32)) * scales
 
     def advance(self, share: float, steps: int, ramp: int = 0) -> Tensor:
         """SGD; the mean of Tr H over the steps."""

@@ -35,8 +35,6 @@ WARMED = ("warm-up", "balance, warm-up")
 WARM = 0.2
 """Share of the steps over which the learning rate rises."""
 ENDS, SIGNAL = 20, 2.0
-FACTOR = 2**0.25
-"""Between two learning rates of the grid."""
 
 
 @dataclass(frozen=True)
@@ -49,14 +47,16 @@ class Size:
     rates: int  # of each grid
 
 
-FULL = Size(runs=64, seeds=10, steps=300, rates=36)
-SMOKE = Size(runs=4, seeds=2, steps=10, rates=3)
-LARGEST = {"factorisation": 0.4, "classifier": 8.0}
+FULL = Size(runs=64, seeds=10, steps=300, rates=35)
+SMOKE = Size(runs=4, seeds=2, steps=10, rates=4)
+RANGES = {"factorisation": (0.4, 0.001), "classifier": (8.0, 0.03)}
+"""Of learning rates."""
 
 
 def grid(name: str, rates: int) -> Tensor:
-    """Learning rates, falling from ``LARGEST``."""
-    return LARGEST[name] * FACTOR ** -torch.arange(rates, dtype=torch.float64)
+    """Learning rates, falling in equal ratios."""
+    largest, smallest = RANGES[name]
+    return largest * (smallest / largest) ** torch.linspace(0, 1, rates, dtype=torch.float64)
 
 
 def schedule(step: int, steps: int, shape: tuple[int, int]) -> Tensor:
@@ -129,9 +129,7 @@ def factorisation(size: Size, batch: int = 8) -> dict[str, Any]:
 
 def classifier(size: Size, batch: int = 32, images: int = 1024) -> dict[str, Any]:
     """Training loss after all steps and the trace on the way: [methods, rates, seeds]."""
-    lrs, shape = grid("classifier", size.rates // 2), (size.rates // 2, size.seeds)
-    # Twice the distance: it takes longer, and diverges over a wider range.
-    lrs = LARGEST["classifier"] * (lrs / LARGEST["classifier"]) ** 2
+    lrs, shape = grid("classifier", (size.rates + 1) // 2), ((size.rates + 1) // 2, size.seeds)
     data = digits()
     X, y = data.X[:images], data.y[:images]
     start = mlp.kaiming((64, 32, 32, 10), size.seeds, 1)
