@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +49,16 @@ def test_noise_leaves_the_equilibrium_and_no_other_point_alone(key: str) -> None
     torch.testing.assert_close(
         problem.outputs(tuple(W[None] for W in there), problem.inputs[None])[0], problem.targets()
     )
+
+
+@pytest.mark.parametrize("key", ["relu", "modulus", "factorisation", "deep", "attention"])
+def test_the_equilibrium_does_not_depend_on_the_start(key: str) -> None:
+    problem = PROBLEMS[key]
+    elsewhere = tuple(W[0] for W in displaced(problem, 1, 0.3, 0.0, normal(94)))
+    other = replace(problem, teacher=elsewhere)
+    expected = invariants(problem, problem.equilibrium())
+    for name, value in invariants(other, other.equilibrium()).items():
+        assert float(value) == pytest.approx(float(expected[name]), rel=1e-9, abs=1e-9)
 
 
 @pytest.mark.parametrize("depth", [2, 3, 4])
