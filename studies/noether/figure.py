@@ -31,7 +31,8 @@ def figure(parts: Mapping[str, Any]) -> bytes | None:
 def _charges(axis: Any, part: dict[str, Any]) -> None:
     place, ticks = 0, []
     for row in part["rows"].values():
-        for name, one in row["charges"].items():
+        ticks.append((place + (len(row["charges"]) - 1) / 2, row["name"]))
+        for one in row["charges"].values():
             scale = max(abs(value - one["predicted"]) for value in one["starts"])
             for values, style in (
                 (one["starts"], "k_"),
@@ -40,11 +41,12 @@ def _charges(axis: Any, part: dict[str, Any]) -> None:
             ):
                 shares = [(value - one["predicted"]) / scale for value in values]
                 axis.plot([place] * len(shares), shares, style, markersize=5)
-            ticks.append(f"{row['name']}, {name}")
             place += 1
+        place += 1
     axis.axhline(0, color="0.7", zorder=0)
-    axis.set_xticks(range(place), ticks, rotation=90, fontsize=6)
-    axis.set(title="(a) charge - prediction, of the farthest start: start _, GD x, SGD o")
+    where, names = zip(*ticks, strict=True)
+    axis.set_xticks(where, names, rotation=25, ha="right", fontsize=7)
+    axis.set(title="(a) charge - closed form, farthest start 1: start _, GD x, SGD o")
 
 
 def _sharpness(axis: Any, part: dict[str, Any]) -> None:
@@ -58,7 +60,8 @@ def _sharpness(axis: Any, part: dict[str, Any]) -> None:
         axis.plot(phi, ends, f"C{k}o")
         if k == 0:
             for s, kind in enumerate(STARTS):
-                axis.plot(phi, still[s][chosen].mean(1) / flat, ":", label=f"GD from {kind}")
+                style = {"color": str(0.2 + 0.25 * s), "linestyle": ":"}
+                axis.plot(phi, still[s][chosen].mean(1) / flat, label=f"GD from {kind}", **style)
     axis.set(xscale="log", xlabel="phi", title="(b) Tr H over the flattest: noise -, SGD o")
     axis.legend(frameon=False, fontsize=8)
 

@@ -51,7 +51,7 @@ class Size:
     descent: int  # steps of gradient descent
 
 
-FULL = Size(2, (3.0, 2.5, 1.0), 10_000)
+FULL = Size(2, (4.0, 4.0, 1.5), 10_000)
 SMOKE = Size(2, (0.003, 0.003, 0.001), 20)
 
 
