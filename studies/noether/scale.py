@@ -13,7 +13,7 @@ Then the same of a small transformer, from its measured gradients.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -135,23 +135,23 @@ def descent(size: Size) -> Claim:
     return claim("growth of |w|^4 under gradient descent, over SGD's", grown, "<", 0.05)
 
 
-def part(size: Size, folder: Folder) -> dict[str, Any]:
-    """All of it."""
-    return folder.kept("part", partial(measured, size, folder))
-
-
-def measured(size: Size, folder: Folder) -> dict[str, Any]:
-    """The law, and the transformer."""
+def law(size: Size) -> dict[str, Any]:
+    """All claims of the regression."""
     claims = [descent(size)]
     for i, batch in enumerate(BATCHES):
         # The same noise a step at the largest learning rate, whatever the batch.
-        scaled = Size(**{**vars(size), "lr": size.lr * min(batch, 4) ** 0.5})
+        scaled = replace(size, lr=size.lr * min(batch, 4) ** 0.5)
         claims += growth(scaled, batch, 100 * i)
         claims += balance(scaled, batch, 100 * i + 50)
-    language = folder.kept("transformer", lambda: transformer.measured(size.transformer))
+    return {"claims": as_json(claims)}
+
+
+def part(size: Size, folder: Folder) -> dict[str, Any]:
+    """The law, and the transformer."""
+    found = folder.kept("law", partial(law, size))
+    language = folder.kept("transformer", partial(transformer.measured, size.transformer))
     return {
-        "claims": as_json([*claims, *transformer.claims(language)]),
+        "claims": found["claims"] + as_json(transformer.claims(language)),
         "tables": transformer.tables(language),
         "transformer": {name: transformer.short(run) for name, run in language.items()},
-        "size": asdict(size),
     }
