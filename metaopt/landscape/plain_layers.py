@@ -140,7 +140,8 @@ class PlainLayers:
             call = _Call(args[0].detach() if args else None)
             calls[id(module)].append(call)
             # A hook of the tensor, set now, has the gradient from before an in-place activation.
-            output.register_hook(call.keep)
+            if output.requires_grad:
+                output.register_hook(call.keep)
 
         handles = [module.register_forward_hook(watch) for module in modules.values()]
         try:
