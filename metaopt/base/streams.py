@@ -45,6 +45,7 @@ class Stream(IntEnum):
     SPLIT = 12
     IDENTITY = 13
     SHARPNESS = 14
+    NOISE_STUDY = 15
 
 
 def generator(stream: Stream, seed: int, block: int = 0) -> np.random.Generator:
