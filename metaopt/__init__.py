@@ -2,9 +2,10 @@
 
 ``load`` reads a learned optimizer, ``LearnedOptimizer`` trains a model with one, ``symmetries``
 finds the symmetries of a model (``symmetry_rule`` tells it of your own operations), ``teleport``
-moves a model along them, ``charges``, ``noise``, ``noether`` and ``orbit`` say where on its orbit it
-stands, ``balance`` moves it to a chosen point there, ``Ledger`` follows its charges in training, and ``Family``, ``Task`` and ``fresh_weights`` describe your own training
-tasks. ``Rule`` and ``Proposal`` are what a learned rule of your own is made of.
+moves a model along them. ``charges``, ``noise``, ``noether`` and ``orbit`` say where on its orbit a
+model stands, ``balance`` moves it to a chosen point there, and ``Ledger`` follows its charges in
+training. ``Family``, ``Task`` and ``fresh_weights`` describe your own training tasks; ``Rule`` and
+``Proposal`` are what a learned rule of your own is made of.
 """
 
 from importlib import import_module

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -22,7 +24,7 @@ def chain(widths: list[int], act: type[nn.Module] | None = nn.ReLU) -> nn.Sequen
     """Layers, with an activation between them or none."""
     torch.manual_seed(0)
     layers: list[nn.Module] = []
-    for n, m in zip(widths, widths[1:], strict=False):
+    for n, m in itertools.pairwise(widths):
         layers += [nn.Linear(n, m, bias=act is not None), *([act()] if act else [])]
     return nn.Sequential(*(layers[:-1] if act else layers)).double()
 
@@ -49,13 +51,18 @@ def test_no_element_has_a_smaller_norm(rank: int) -> None:
     torch.testing.assert_close(g @ inverse, torch.eye(4, dtype=torch.float64).expand(2, 4, 4))
 
     def norm(g: Tensor, inverse: Tensor) -> Tensor:
-        of = torch.einsum("nij,njk,nik->n", g, a, g), torch.einsum("nji,njk,nki->n", inverse, b, inverse)
+        of = (
+            torch.einsum("nij,njk,nik->n", g, a, g),
+            torch.einsum("nji,njk,nki->n", inverse, b, inverse),
+        )
         return of[0] + of[1]
 
     torch.testing.assert_close(g @ a @ g.mT, inverse.mT @ b @ inverse)
     for seed in range(5):
         draws = torch.Generator().manual_seed(seed)
-        h = torch.linalg.matrix_exp(0.1 * torch.randn(2, 4, 4, dtype=torch.float64, generator=draws))
+        h = torch.linalg.matrix_exp(
+            0.1 * torch.randn(2, 4, 4, dtype=torch.float64, generator=draws)
+        )
         other = norm(h @ g, inverse @ torch.linalg.inv(h))
         assert bool((other >= norm(g, inverse) * (1 - 1e-12)).all())
 
@@ -90,7 +97,9 @@ def test_deep_nets_are_balanced_to_rounding(widths: list[int], act: type[nn.Modu
     for charge in metaopt.charges(model, found_in).values():
         assert float(charge.abs().max()) < 1e-12 * size
     touched = {slot.path for one in found_in for slot in one.slots}
-    after = sum(float(p.detach().square().sum()) for n, p in model.named_parameters() if n in touched)
+    after = sum(
+        float(p.detach().square().sum()) for n, p in model.named_parameters() if n in touched
+    )
     assert after == pytest.approx(found.after, rel=1e-12)
     assert found.after < found.before
 
@@ -114,7 +123,9 @@ def test_units_with_nothing_on_one_side_stay_and_are_said() -> None:
 def test_a_stack_is_as_good_as_its_moments() -> None:
     model = chain([3, 5, 4, 2])
     found_in = metaopt.symmetries(model)
-    stacks = {path: torch.randn(7, *p.shape, dtype=torch.float64) for path, p in model.named_parameters()}
+    stacks = {
+        path: torch.randn(7, *p.shape, dtype=torch.float64) for path, p in model.named_parameters()
+    }
     roots = {path: x.square().sum(0, keepdim=True).sqrt() for path, x in stacks.items()}
     several = [balanced(found_in, x, "gradients") for x in (stacks, roots)]
     for one in found_in:
@@ -123,5 +134,9 @@ def test_a_stack_is_as_good_as_its_moments() -> None:
 
 def test_a_stack_that_is_missing_is_said() -> None:
     model = chain([3, 5, 2])
-    with pytest.raises(ValueError, match="no stack is given for '2.weight'"):
-        balanced(metaopt.symmetries(model), {"0.weight": torch.ones(1, 5, 3), "0.bias": torch.ones(1, 5)}, "weights")
+    with pytest.raises(ValueError, match=r"no stack is given for '2\.weight'"):
+        balanced(
+            metaopt.symmetries(model),
+            {"0.weight": torch.ones(1, 5, 3), "0.bias": torch.ones(1, 5)},
+            "weights",
+        )

@@ -62,7 +62,9 @@ class Block(nn.Module):
 
 
 def relu() -> nn.Module:
-    return nn.Sequential(nn.Linear(4, 7), nn.ReLU(), nn.Linear(7, 6), nn.LeakyReLU(), nn.Linear(6, 3))
+    return nn.Sequential(
+        nn.Linear(4, 7), nn.ReLU(), nn.Linear(7, 6), nn.LeakyReLU(), nn.Linear(6, 3)
+    )
 
 
 def linear() -> nn.Module:
