@@ -77,7 +77,9 @@ def test_one_layer_of_units_has_its_closed_form() -> None:
     model = chain([3, 5, 2])
     (one,) = metaopt.symmetries(model)
     found = balanced([one], weights(model), "weights")
-    first, second = model[0], model[2]
+    first, second = model.get_submodule("0"), model.get_submodule("2")
+    assert isinstance(first, nn.Linear)
+    assert isinstance(second, nn.Linear)
     into = first.weight.square().sum(1) + first.bias.square()
     t = (second.weight.square().sum(0) / into).log() / 4
     torch.testing.assert_close(logarithm(one, found[one])[0], t.detach())
@@ -107,10 +109,9 @@ def test_deep_nets_are_balanced_to_rounding(widths: list[int], act: type[nn.Modu
 def test_units_with_nothing_on_one_side_stay_and_are_said() -> None:
     model = chain([3, 5, 2])
     with torch.no_grad():
-        model[2].weight[:, 1] = 0
-        model[2].weight[:, 3] = 0
-        model[0].weight[3] = 0
-        model[0].bias[3] = 0
+        model.get_parameter("2.weight")[:, [1, 3]] = 0
+        model.get_parameter("0.weight")[3] = 0
+        model.get_parameter("0.bias")[3] = 0
     (one,) = metaopt.symmetries(model)
     found = balanced([one], weights(model), "weights")
     t = logarithm(one, found[one])[0]
