@@ -20,6 +20,7 @@ from studies.noether import mlp, scalar, sharpness, transformer, warmup
 from studies.noether.claims import claim, interval, quantile, to_zero
 from studies.noether.closed_forms import Linear, balancing, power
 from studies.noether.orbits import Problem, displaced, invariants, repeated
+from studies.noether.page import text
 from studies.noether.rows import linear, normal, problems
 from studies.noether.scale import sgd as scale_invariant
 from studies.noether.sgd import Runs, descent
@@ -244,6 +245,12 @@ def test_the_classifiers_trace_is_that_of_gauss_newton() -> None:
         square = (p[..., None] * rows.square()).sum((1, 2))
         trace = trace + (square - (p[..., None] * rows).sum(1).square().sum(-1)).mean()
     assert float(mlp.curvature(layers, x[None])[0]) == pytest.approx(float(trace), rel=1e-5)
+
+
+def test_the_page_has_the_tables_of_its_figures() -> None:
+    found = json.loads(command.PAGE.path.with_name("noether.json").read_text(encoding="utf-8"))
+    assert list(found) == list(command.PARTS)
+    assert text(found) in command.PAGE.path.read_text(encoding="utf-8")
 
 
 def test_all_parts_in_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
