@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from metaopt.landscape.gradients import Gradients
+from metaopt.landscape.samples import FLOAT32
 from metaopt.symmetry.conserved import Tensors, form, halves
 from metaopt.symmetry.groups import Slot, Symmetry
 
@@ -80,7 +81,8 @@ def require_per_sample(symmetry: Symmetry, weights: Tensors, each: Tensors) -> N
     wide = {path: gradient.double() for path, gradient in gradients.items()}
     errors = vmap(lambda one: form(symmetry, left, one))(wide)
     sizes = sum(weights[path].norm() * wide[path].flatten(1).norm(dim=1) for path in paths)
-    largest = max(torch.finfo(gradient.dtype).eps for gradient in gradients.values()) ** 0.5
+    own = (torch.finfo(gradient.dtype).eps for gradient in gradients.values())
+    largest = max(FLOAT32, *own) ** 0.5
     relative = errors.flatten(1).norm(dim=1) / torch.as_tensor(sizes)
     worst = float(relative.nan_to_num(0).max())
     if worst > largest:

@@ -33,6 +33,10 @@ CHECKED = 4
 """Samples on which the mean of gradients is compared with the gradient of the mean."""
 
 
+FLOAT32 = torch.finfo(torch.float32).eps
+"""Models in float64 may compute in float32 inside, as the norms of Llama do."""
+
+
 class Samples:
     """A model, a loss and data: batches, the mean gradient, per-sample gradients.
 
@@ -191,7 +195,7 @@ class Samples:
             vectorised = False
             each = self._of_each(paths, inputs, targets, vectorised)
         whole = self._gradient(paths, inputs, targets)
-        difference, size, eps = 0.0, 0.0, 0.0
+        difference, size, eps = 0.0, 0.0, FLOAT32
         for path, gradients in each.items():
             wide = gradients.double()
             difference += float((wide.mean(0) - whole[path]).square().sum())

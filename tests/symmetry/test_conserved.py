@@ -195,7 +195,7 @@ def assert_orthogonal(make: Make, model: nn.Module) -> None:
                 assert incoming.abs().max() > 1e-5, name
 
 
-@pytest.mark.parametrize("make", ALL, ids=str)
+@pytest.mark.parametrize("make", ALL, ids=[f"model{i}" for i in range(len(ALL))])
 def test_gradients_are_orthogonal_on_every_batch(make: Make) -> None:
     assert_orthogonal(make, made(make))
 
