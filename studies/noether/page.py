@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,12 +19,13 @@ TITLES = {
 
 
 def text(parts: Mapping[str, Any]) -> str:
-    """All parts that were run."""
+    """All parts that were run; what is told without a verdict is among the figures alone."""
     pieces = []
     for letter, part in parts.items():
         said = [one["holds"] for one in part["claims"] if one["holds"] is not None]
         pieces.append(f"### {TITLES[letter]}\n\n{sum(said)} of {len(said)} statements hold.")
         if "own tables" not in part:
-            pieces.append(table(part["claims"]))
+            pieces.append(table([one for one in part["claims"] if one["holds"] is not None]))
         pieces += part["tables"]
-    return "\n\n".join(pieces)
+    # Columns need not stand below each other: the page would be half as long again.
+    return re.sub("-{4,}", "---", re.sub(" {2,}", " ", "\n\n".join(pieces)))
