@@ -11,17 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-
-def power(A: Tensor, exponent: float) -> Tensor:
-    """A^exponent for symmetric positive definite A [.., k, k]."""
-    values, vectors = torch.linalg.eigh(A)
-    return (vectors * values.pow(exponent).unsqueeze(-2)) @ vectors.mT
-
-
-def balancing(S_in: Tensor, S_out: Tensor) -> Tensor:
-    """P with P S_out P = S_in: S_out^-1 # S_in, the matrix geometric mean. All [.., k, k]."""
-    root, back = power(S_out, 0.5), power(S_out, -0.5)
-    return back @ power(root @ S_in @ root, 0.5) @ back
+from metaopt.symmetry.geometric_mean import power
 
 
 @dataclass(frozen=True)

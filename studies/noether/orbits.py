@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.func import jacrev, vmap
 
-from studies.noether.closed_forms import balancing, power
+from metaopt.symmetry.geometric_mean import geometric_mean, power
 
 Weights = tuple[Tensor, ...]
 """Matrices, each with a leading axis of runs or without one."""
@@ -117,7 +117,8 @@ class Problem:
         for _ in range(SWEEPS):
             largest = 0.0
             for i, pair in enumerate(self.pairs):
-                P = balancing(*self.moments(weights)[i])
+                noise_in, noise_out = self.moments(weights)[i]
+                P = geometric_mean(noise_out, noise_in)
                 weights = pair.move(weights, power(P, 0.5))
                 largest = max(largest, float((P - torch.eye(len(P), dtype=P.dtype)).abs().max()))
             if largest < accuracy:

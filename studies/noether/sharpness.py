@@ -23,8 +23,9 @@ from tqdm import trange
 
 from metaopt.base.streams import Stream, item_generator
 from metaopt.base.tables import markdown_table
+from metaopt.symmetry.geometric_mean import power
 from studies.noether.claims import Array, Claim, as_json, claim, interval, to_zero
-from studies.noether.closed_forms import Linear, power
+from studies.noether.closed_forms import Linear
 from studies.noether.folder import Folder
 
 SEED = 2

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from metaopt.base.process import World
 from metaopt.base.streams import Stream, item_generator
 from metaopt.landscape.noether import noether
+from metaopt.symmetry.geometric_mean import geometric_mean, power
 from studies.noether import __main__ as command
 from studies.noether import mlp, scalar, sharpness, transformer, warmup
 from studies.noether.claims import claim, interval, quantile, to_zero
-from studies.noether.closed_forms import Linear, balancing, power
+from studies.noether.closed_forms import Linear
 from studies.noether.orbits import Problem, displaced, invariants, repeated
 from studies.noether.page import text
 from studies.noether.rows import linear, normal, problems
@@ -92,7 +93,7 @@ def test_the_flattest_point_has_the_least_trace_of_the_hessian() -> None:
 
 def test_the_geometric_mean_balances() -> None:
     A, B = (X @ X.mT for X in normal(80)(2, 4, 4))
-    P = balancing(A, B)
+    P = geometric_mean(B, A)
     torch.testing.assert_close(P @ B @ P, A)
 
 
