@@ -15,7 +15,9 @@ Rows = tuple[int, int]
 
 @dataclass(eq=False)
 class Parameters:
-    """Gives each parameter its value, with coordinates along every axis longer than 1.
+    """Gives each parameter its value, with coordinates along its axes.
+
+    An axis of length 1 has one if it is that of a layer's only unit.
 
     Attributes:
         relations: where the sources of coordinates are noted.
@@ -68,13 +70,21 @@ class Parameters:
     def _parts(self, path: str, shape: list[int], rows: Rows | None) -> tuple[Part, ...]:
         parts = []
         for axis, n in enumerate(shape):
-            if n > 1:
+            if n > 1 or self._is_one_unit(path, axis):
                 labels = self.relations.new([n])
                 start = rows[0] if rows is not None and axis == 0 else 0
                 placed = np.concatenate([np.full(start, FIXED), labels])
                 self.note(path, axis, placed, rows if axis else None)
                 parts.append(Part((axis - len(shape),), labels))
         return tuple(parts)
+
+    def _is_one_unit(self, path: str, axis: int) -> bool:
+        """Whether an axis of length 1 has the one unit of a layer, and is not to be broadcast."""
+        owner, _, name = path.rpartition(".")
+        weight = self.tensors.get(f"{owner}.weight" if owner else "weight")
+        if weight is None or weight.dim() < 2 or name not in ("weight", "bias"):
+            return False
+        return axis < 2 and weight.shape[axis] == 1
 
     def note(
         self, path: str, axis: int, labels: Labels, rows: Rows | None = None, groups: int = 1

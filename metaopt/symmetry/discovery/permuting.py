@@ -146,8 +146,9 @@ class Permuting:
                 for array, names in record.operands:
                     if name in names:
                         shape = [-1 if n == name else 1 for n in names]
-                        whole = np.broadcast_to(profile.reshape(shape), array.shape)
-                        self._assign(found, queue, seed, array, whole, record.why)
+                        # A single coordinate that is broadcast stands with every unit.
+                        labels, whole = np.broadcast_arrays(array, profile.reshape(shape))
+                        self._assign(found, queue, seed, labels, whole, record.why)
 
     def _assign(
         self,
