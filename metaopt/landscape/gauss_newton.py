@@ -18,9 +18,10 @@ from torch import Tensor
 from torch.func import grad, jacrev, vjp, vmap
 
 from metaopt.base.streams import Stream, generator
+from metaopt.landscape.data import tensors_of, with_tensors
 from metaopt.landscape.gradients import Full, Gradients
 from metaopt.landscape.plain_layers import PerSample
-from metaopt.landscape.samples import ENTRIES, Samples, plain_attention, tensors_of, with_tensors
+from metaopt.landscape.samples import ENTRIES, Samples, plain_attention, require_finite
 from metaopt.landscape.stacks import Stack
 from metaopt.symmetry.conserved import parameters_of
 from metaopt.symmetry.groups import Symmetry
@@ -133,6 +134,7 @@ def _roots(hessians: Tensor, mixtures: Tensor | None) -> Tensor:
     Raises:
         ValueError: if some H has a negative eigenvalue.
     """
+    require_finite([hessians])
     eigenvalues, vectors = torch.linalg.eigh(hessians.double())
     largest = eigenvalues.abs().amax()
     if bool(eigenvalues.amin() < -(torch.finfo(hessians.dtype).eps ** 0.5) * largest):

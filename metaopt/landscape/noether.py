@@ -27,9 +27,10 @@ import torch
 from torch import Tensor, nn
 
 from metaopt.base.tables import markdown_table
+from metaopt.landscape.data import Data
 from metaopt.landscape.equilibrium import equilibria
 from metaopt.landscape.noise import quadratic, seen_noise
-from metaopt.landscape.samples import Data, Loss, Samples
+from metaopt.landscape.samples import Loss, Samples
 from metaopt.symmetry.conserved import form, parameters_of
 from metaopt.symmetry.groups import Group, Symmetry
 

@@ -20,9 +20,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from metaopt.base.tables import markdown_table
+from metaopt.landscape.data import Data
 from metaopt.landscape.moments import Moments, require_per_sample
 from metaopt.landscape.plain_layers import PerSample
-from metaopt.landscape.samples import CHECKED, Data, Loss, Samples
+from metaopt.landscape.samples import CHECKED, Loss, Samples
 from metaopt.landscape.stacks import Stack
 from metaopt.symmetry.conserved import QUADRATIC, halves, named, parameters_of
 from metaopt.symmetry.discovery.find import symmetries as find_symmetries
@@ -190,8 +191,13 @@ def gradient_stack(samples: Samples, symmetries: Iterable[Symmetry]) -> dict[str
     Args:
         samples: model, loss and data.
         symmetries: symmetries of the model.
+
+    Raises:
+        ValueError: if a sample has no gradient of its own, or gradients are not finite.
     """
     paths = list(parameters_of(samples.model, symmetries))
+    if paths:
+        samples.can_vectorise(paths)
     return {path: g.double()[None] for path, g in samples.mean_gradient(paths).items()}
 
 

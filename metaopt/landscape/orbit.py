@@ -18,9 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from metaopt.landscape.data import Data
 from metaopt.landscape.orbit_figure import Panel, orbit_figure, write_figure
 from metaopt.landscape.point import Point
-from metaopt.landscape.samples import Data, Loss, Samples
+from metaopt.landscape.samples import Loss, Samples
 from metaopt.landscape.subgroup import Subgroup, found_symmetry
 from metaopt.symmetry.conserved import CONSERVING, form
 from metaopt.symmetry.groups import Group, Symmetry

@@ -19,14 +19,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
+from metaopt.landscape.data import Data, pairs_of, rows, tensors_of, with_tensors
 from metaopt.symmetry.discovery.find import plain
 from metaopt.symmetry.modules import tensor_at
 
 Loss = Callable[[Any, Tensor], Tensor]
 """(outputs, targets) -> a scalar, a mean over the samples, as ``nn.functional.cross_entropy``."""
-Data = Any
-"""A pair (inputs, targets), or an iterable of such pairs that can be run through again."""
-
 ENTRIES = 2**24
 """Entries of per-sample gradients that are held at a time."""
 CHECKED = 4
@@ -60,7 +58,7 @@ class Samples:
     def __init__(self, model: nn.Module, loss: Loss, data: Data) -> None:
         self.model = plain(model)
         self.loss = loss
-        self._data = _pairs(data)
+        self._data = pairs_of(data)
         self._vectorised: bool | None = None
         some = next(self.model.parameters(), None)
         self._device = torch.device("cpu") if some is None else some.device
@@ -71,8 +69,9 @@ class Samples:
     def batches(self) -> Iterator[tuple[Any, Tensor]]:
         """The pairs (inputs, targets), on the device of the model."""
         for inputs, targets in self._data:
-            leaves = (x.to(self._device) for x in tensors_of(inputs))
-            yield with_tensors(inputs, leaves), targets.to(self._device)
+            if len(targets):
+                leaves = (x.to(self._device) for x in tensors_of(inputs))
+                yield with_tensors(inputs, leaves), targets.to(self._device)
 
     def outputs(self, values: Mapping[str, Tensor], inputs: Any) -> Any:
         """f(inputs) with other values for some parameters; the model's buffers stay as they are."""
@@ -103,10 +102,11 @@ class Samples:
             paths: the parameters to differentiate by; each gradient has their shape and dtype.
         """
         total = {path: torch.zeros_like(value) for path, value in self.values(paths).items()}
-        for inputs, targets in self.batches():
+        for inputs, targets in self.batches() if paths else ():
             share = len(targets) / self.count
             for path, gradient in self._gradient(paths, inputs, targets).items():
                 total[path] += share * gradient
+        require_finite(total.values())
         return total
 
     def per_sample(
@@ -134,16 +134,45 @@ class Samples:
         return max(1, ENTRIES // max(1, entries))
 
     def parts(self, most: int) -> Iterator[tuple[Any, Tensor]]:
-        """The batches, in parts of at most so many samples."""
+        """The batches, in parts of at most so many samples.
+
+        Raises:
+            ValueError: if the loss of a part is not the mean over its samples.
+        """
+        _refuse(self.model)
         for inputs, targets in self.batches():
             for start in range(0, len(targets), most):
                 part = slice(start, start + most)
+                self._require_mean_loss(rows(inputs, part), targets[part])
                 yield rows(inputs, part), targets[part]
+
+    @torch.no_grad()
+    def _require_mean_loss(self, inputs: Any, targets: Tensor) -> None:
+        """Compare the loss of samples with those of a third and of the rest of them."""
+        count, first = len(targets), len(targets) // 3
+        cuts = [slice(0, count), slice(0, first), slice(first, count)] if first else []
+        losses = [
+            self.loss(self.outputs({}, rows(inputs, cut)), targets[cut]).double() for cut in cuts
+        ]
+        if not losses:
+            return
+        whole, one, other = (float(found) for found in losses)
+        mean = (first * one + (count - first) * other) / count
+        if abs(whole - mean) > FLOAT32**0.5 * (abs(one) + abs(other)):
+            raise ValueError(
+                f"the loss of {count} samples is {whole:.4g}, but the mean over two parts of them "
+                f"{mean:.4g}: the model mixes samples or draws random numbers, so call "
+                f"model.eval(), or the loss is no mean over the samples (a sum, weights of "
+                f"classes, targets that are left out)"
+            )
 
     def each(self, paths: Sequence[str], inputs: Any, targets: Tensor) -> dict[str, Tensor]:
         """g_n of the samples of one batch; arguments and errors as of ``per_sample``."""
         with plain_attention():
-            return self._of_each(paths, inputs, targets, self.can_vectorise(paths))
+            each = self._of_each(paths, inputs, targets, self.can_vectorise(paths))
+            require_finite(each.values())
+            self._require_mean(each, self._gradient(paths, inputs, targets), len(targets))
+        return each
 
     def _gradient(self, paths: Sequence[str], inputs: Any, targets: Tensor) -> dict[str, Tensor]:
         """The gradient of the loss of one batch."""
@@ -195,11 +224,19 @@ class Samples:
             vectorised = False
             each = self._of_each(paths, inputs, targets, vectorised)
         whole = self._gradient(paths, inputs, targets)
+        self._require_mean(each, whole, len(targets))
+        self._require_free_of_weights(whole, inputs, targets)
+        return vectorised
+
+    def _require_mean(
+        self, each: Mapping[str, Tensor], whole: Mapping[str, Tensor], count: int
+    ) -> None:
+        """Raise ``ValueError`` if the mean of gradients is not the gradient of the mean loss."""
         difference, size, eps = 0.0, 0.0, FLOAT32
         for path, gradients in each.items():
             wide = gradients.double()
             difference += float((wide.mean(0) - whole[path]).square().sum())
-            size += float(wide.square().sum()) / len(targets)
+            size += float(wide.square().sum()) / count
             eps = max(eps, torch.finfo(gradients.dtype).eps)
         if difference > eps * size:
             relative = (difference / max(difference, size)) ** 0.5
@@ -208,7 +245,27 @@ class Samples:
                 f"by {relative:.1e} of it: the model mixes samples or draws random numbers, so "
                 f"call model.eval(), or the loss is no mean over the samples"
             )
-        return vectorised
+
+    def _require_free_of_weights(
+        self, whole: Mapping[str, Tensor], inputs: Any, targets: Tensor
+    ) -> None:
+        """Raise ``ValueError`` if the loss reads the weights itself, as a penalty does."""
+        parameters = ((path, tensor_at(self.model, path)) for path in whole)
+        own = {path: value for path, value in parameters if value.requires_grad}
+        if not own:
+            return
+        with torch.enable_grad():
+            loss = self.loss(self.outputs(own, inputs), targets)
+            found = torch.autograd.grad(
+                loss, list(own.values()), allow_unused=True, materialize_grads=True
+            )
+        gradients = zip(own, found, strict=True)
+        off = sum(float((g - whole[path]).double().square().sum()) for path, g in gradients)
+        if off > FLOAT32 * sum(float(whole[path].double().square().sum()) for path in own):
+            raise ValueError(
+                "the loss reads the model's weights, as a penalty does, so that no symmetry leaves "
+                "it: take it of outputs and targets alone"
+            )
 
     def _checked(self) -> Iterator[tuple[Any, Tensor]]:
         for inputs, targets in self._data:
@@ -224,69 +281,12 @@ class Samples:
             yield inputs, targets
 
 
-def tensors_of(inputs: Any) -> Iterator[Tensor]:
-    """The tensors in inputs: a tensor, or tuples, lists and mappings of tensors and other things.
-
-    Args:
-        inputs: what a model is called with.
-    """
-    if isinstance(inputs, Tensor):
-        yield inputs
-    elif isinstance(inputs, tuple | list | Mapping):
-        for one in inputs.values() if isinstance(inputs, Mapping) else inputs:
-            yield from tensors_of(one)
-
-
-def with_tensors(inputs: Any, tensors: Iterable[Tensor]) -> Any:
-    """The same inputs with other tensors, in the order of ``tensors_of``."""
-    left = iter(tensors)
-
-    def filled(one: Any) -> Any:
-        if isinstance(one, Tensor):
-            return next(left)
-        if isinstance(one, Mapping):
-            return {key: filled(value) for key, value in one.items()}
-        if isinstance(one, tuple | list):
-            return tuple(filled(value) for value in one)
-        return one
-
-    return filled(inputs)
-
-
-def rows(inputs: Any, part: slice) -> Any:
-    """Some of the samples of inputs."""
-    return with_tensors(inputs, (x[part] for x in tensors_of(inputs)))
-
-
-def _is_pair(data: Any) -> bool:
-    return isinstance(data, tuple | list) and len(data) == 2 and isinstance(data[1], Tensor)
-
-
-def _pairs(data: Data) -> Iterable[tuple[Any, Tensor]]:
-    """An iterable of pairs that can be run through again; raises ``ValueError``."""
-    wanted = "data must be a pair (inputs, targets), or an iterable of such pairs"
-    if _is_pair(data):
-        pairs: Any = [data]
-    elif isinstance(data, Tensor | str | Mapping) or not isinstance(data, Iterable):
-        raise ValueError(f"{wanted}, found {type(data).__name__}")
-    elif iter(data) is data:
-        raise ValueError(f"{wanted} that can be run through twice, found {type(data).__name__}")
-    else:
-        pairs = data
-    return _Pairs(pairs, wanted)
-
-
-class _Pairs:
-    """Pairs that are looked at as they come."""
-
-    def __init__(self, pairs: Iterable[Any], wanted: str) -> None:
-        self._pairs, self._wanted = pairs, wanted
-
-    def __iter__(self) -> Iterator[tuple[Any, Tensor]]:
-        for pair in self._pairs:
-            if not _is_pair(pair) or pair[1].dim() == 0:
-                raise ValueError(f"{self._wanted} of tensors, found {type(pair).__name__} in it")
-            yield pair[0], pair[1]
+def require_finite(tensors: Iterable[Tensor]) -> None:
+    """Raise ``ValueError`` if gradients are not finite."""
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
+        raise ValueError(
+            "gradients are not finite: look for NaN or infinite numbers in data, weights and loss"
+        )
 
 
 def _refuse(model: nn.Module) -> None:

@@ -61,7 +61,7 @@ def framed(
 
 def _phases(symmetry: Symmetry, weights: Mapping[str, Tensor]) -> Tensor:
     """The angles that turn the largest column of each pair to the first axis, [blocks]."""
-    x = _columns(symmetry, symmetry.incoming, weights)
+    x = columns(symmetry, symmetry.incoming, weights)
     column = x.square().sum(1).argmax(1)
     first, second = x[torch.arange(len(x), device=x.device), :, column].unbind(1)
     return -torch.atan2(second, first)
@@ -77,12 +77,12 @@ def _axes(symmetry: Symmetry, moments: Tensor, weights: Mapping[str, Tensor]) ->
     is_clear = (apart | ~held[:, 1:]).all(1)[:, None, None]
     eye = torch.eye(symmetry.size, dtype=frame.dtype, device=frame.device)
     q = torch.where(is_clear, frame, eye)
-    rows = q @ _columns(symmetry, symmetry.incoming, weights)
+    rows = q @ columns(symmetry, symmetry.incoming, weights)
     largest = rows.gather(2, rows.abs().argmax(2, keepdim=True))
     return torch.where(is_clear & (largest < 0), -q, q)
 
 
-def _columns(symmetry: Symmetry, slots: Iterable[Slot], weights: Mapping[str, Tensor]) -> Tensor:
+def columns(symmetry: Symmetry, slots: Iterable[Slot], weights: Mapping[str, Tensor]) -> Tensor:
     """The entries of some slots side by side, [blocks, k, any]."""
     entries = (slot.entries(weights[slot.path], symmetry.blocks, symmetry.size) for slot in slots)
     return torch.cat([x.permute(1, 2, 0, 3).flatten(2) for x in entries], 2)

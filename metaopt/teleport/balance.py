@@ -12,15 +12,18 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from metaopt.base.tables import markdown_table
+from metaopt.landscape.data import Data
 from metaopt.landscape.gauss_newton import sharpness_stack
+from metaopt.landscape.moments import require_per_sample
 from metaopt.landscape.noise import gradient_stack, noise_stack
-from metaopt.landscape.samples import Data, Loss, Samples
+from metaopt.landscape.samples import Loss, Samples
 from metaopt.symmetry.balancing import Balanced, balanced, logarithm
+from metaopt.symmetry.balancing_parts import Like
 from metaopt.symmetry.conserved import QUADRATIC, named, parameters_of
 from metaopt.symmetry.discovery.find import plain
 from metaopt.symmetry.discovery.find import symmetries as find_symmetries
 from metaopt.symmetry.elements import Diagonal, ScaledRotation
-from metaopt.symmetry.frames import framed
+from metaopt.symmetry.frames import columns, framed
 from metaopt.symmetry.groups import Group, Symmetry
 from metaopt.symmetry.modules import move, touches_of
 from metaopt.symmetry.names import short
@@ -29,6 +32,8 @@ from metaopt.teleport.optimizer_state import POLICIES, require_optimizer_of, unw
 
 Stacks = dict[str, Tensor]
 
+NULL = 1e-10
+"""Moments of less than this share of the largest count as 0."""
 BY: dict[str, str] = {
     "norm": "squared norm of the weights",
     "gradient": "squared norm of the gradient",
@@ -98,9 +103,9 @@ def balance(
     outputs stay, and so do what the loss and its gradient flow make of the model. All scaled units
     and all matrices are balanced together (``symmetry.balancing``). Of the points that only
     rotations tell apart, a fixed one is taken (``symmetry.frames``), so that every point of the
-    orbit is led to the same weights, as far as they are seen: units without gradients go to their
-    least norm, and directions of matrices without gradients stay. Signs of units stay, also where
-    a symmetry would allow them to change.
+    orbit is led to the same weights. Units without gradients go to their least norm; a general
+    linear group stays where gradients do not reach all directions of its hidden space. Signs of
+    units stay, also where a symmetry would allow them to change.
 
     New weights are computed in float64. Gradients that parameters hold, and the optimizer's state,
     move along as ``teleport`` moves them.
@@ -141,31 +146,78 @@ def balance(
         require_optimizer_of(optimizer, model)
     chosen = _chosen(model, symmetries, example)
     weights = parameters_of(model, chosen)
+    frozen = [path for path, weight in weights.items() if not weight.requires_grad]
+    if frozen:
+        raise ValueError(
+            f"{frozen[0]!r} is frozen, but a symmetry that is given moves it: list the symmetries "
+            f"of the model as it is now"
+        )
     wide = {path: weight.detach().double() for path, weight in weights.items()}
     if by == "norm":
         stacks = {path: weight[None] for path, weight in wide.items()}
     else:
         assert loss is not None
-        stacks = _OF_DATA[by](Samples(model, loss, data), chosen)
-    found = balanced(chosen, stacks, "weights" if by == "norm" else "gradients")
-    if found.unseen:
-        _unseen_by_norm(found, chosen, wide)
+        samples = Samples(model, loss, data)
+        stacks = _OF_DATA[by](samples, chosen)
+        gradient = {path: g[None] for path, g in samples.mean_gradient(list(weights)).items()}
+        for symmetry in chosen:
+            require_per_sample(symmetry, wide, gradient)
+    found = _settled(chosen, stacks, "weights" if by == "norm" else "gradients", wide)
     clear = {one: moments for one, moments in found.moments.items() if one not in found.reasons}
     elements = framed(found, clear, wide)
     touched = touches_of(elements.items())
     if optimizer is not None:
         POLICIES[state](optimizer, model, touched)
     move(model, touched)
-    return _report(by, found)
+    return _report(by, found, chosen)
+
+
+def _settled(
+    symmetries: Sequence[Symmetry], stacks: Stacks, like: Like, weights: Mapping[str, Tensor]
+) -> Balanced:
+    """The least value, where it fixes all weights of a matrix; units that it does not see by norm.
+
+    Directions of a hidden space in which there are weights, but none of what is made least, could
+    be scaled and mixed at will. Their symmetries stay as they are.
+    """
+    moving, reasons = list(symmetries), dict[Symmetry, str]()
+    while True:
+        found = balanced(moving, stacks, like)
+        touched = touches_of(found.items())
+        there = {path: moved(weight, touched.get(path, [])) for path, weight in weights.items()}
+        unseen = [one for one, moments in found.moments.items() if _is_unseen(one, moments, there)]
+        if not unseen:
+            break
+        for one in unseen:
+            reasons[one] = "gradients do not reach all directions of its hidden space"
+        moving = [one for one in moving if one not in reasons]
+    if found.unseen:
+        _unseen_by_norm(found, moving, there)
+    found.reasons |= reasons
+    return found
+
+
+def _is_unseen(symmetry: Symmetry, moments: Tensor, weights: Mapping[str, Tensor]) -> bool:
+    """Whether there are weights in directions in which the moments, [blocks, k, k], are 0."""
+    values, vectors = torch.linalg.eigh(moments)
+    is_null = values <= NULL * values[:, -1:]
+    x = columns(symmetry, symmetry.slots, weights)
+    inside = (vectors * is_null[:, None]).mT @ x
+    return bool((inside.norm(dim=(1, 2)) > NULL**0.5 * x.norm(dim=(1, 2))).any())
 
 
 def _unseen_by_norm(
     found: Balanced, symmetries: Sequence[Symmetry], weights: Mapping[str, Tensor]
 ) -> None:
-    """Units without gradients go to their least norm: nothing else says where they should be."""
-    touched = touches_of(found.items())
-    there = {path: moved(weight, touched.get(path, []))[None] for path, weight in weights.items()}
-    for symmetry, element in balanced(symmetries, there, "weights", found.unseen).items():
+    """Units without gradients go to their least norm: nothing else says where they should be.
+
+    Args:
+        found: the elements, which change in place.
+        symmetries: those that moved.
+        weights: w after them, by path.
+    """
+    stacks = {path: weight[None] for path, weight in weights.items()}
+    for symmetry, element in balanced(symmetries, stacks, "weights", found.unseen).items():
         t = logarithm(symmetry, element) + logarithm(symmetry, found[symmetry])
         is_scaling = symmetry.group is Group.SCALING
         found[symmetry] = Diagonal(t) if is_scaling else ScaledRotation(t, torch.zeros_like(t))
@@ -190,9 +242,9 @@ def _chosen(
     return chosen
 
 
-def _report(by: str, found: Balanced) -> Balance:
-    names = named(found)
-    far = {name: _distance(logarithm(one, found[one])) for name, one in names.items()}
+def _report(by: str, found: Balanced, chosen: Sequence[Symmetry]) -> Balance:
+    names = named(chosen)
+    far = {n: _distance(logarithm(s, found[s])) if s in found else 0.0 for n, s in names.items()}
     left = {name: found.reasons[one] for name, one in names.items() if one in found.reasons}
     return Balance(by, found.before, found.after, found.residual, far, left)
 

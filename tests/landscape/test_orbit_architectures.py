@@ -11,8 +11,9 @@ from support import signed
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from metaopt.landscape.data import Data
 from metaopt.landscape.orbit import orbit
-from metaopt.landscape.samples import Data, Loss
+from metaopt.landscape.samples import Loss
 from metaopt.symmetry.discovery.find import symmetries
 from metaopt.symmetry.groups import Group
 

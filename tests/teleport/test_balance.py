@@ -198,3 +198,66 @@ def test_what_rests_on_an_assumption_is_left_alone_with_a_warning() -> None:
     model = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 2))
     with pytest.warns(UserWarning, match="pass example=x"):
         metaopt.balance(model)
+
+
+def summed(outputs: Tensor, targets: Tensor) -> Tensor:
+    return functional.mse_loss(outputs, targets, reduction="sum")
+
+
+def test_what_cannot_be_right_is_refused() -> None:
+    model, (x, y), found = made("relu")
+    poisoned = x.clone()
+    poisoned[5, 0] = torch.nan
+    before = copy.deepcopy(model.state_dict())
+
+    def penalised(outputs: Tensor, targets: Tensor) -> Tensor:
+        size = sum((p.square().sum() for p in model.parameters()), torch.zeros(()))
+        return functional.mse_loss(outputs, targets) + size
+
+    for by in ("gradient", "noise", "sharpness"):
+        for loss, data, said in (
+            (functional.mse_loss, (poisoned, y), "not finite"),
+            (summed, (x, y), "no mean over the samples"),
+            (penalised, (x, y), "reads the model's weights"),
+        ):
+            with pytest.raises(ValueError, match=said):
+                metaopt.balance(model, by, loss=loss, data=data, symmetries=found)
+    with pytest.raises(ValueError, match="no mean over the samples"):
+        metaopt.noise(model, summed, [(x[:1], y[:1]), (x[1:], y[1:])])
+    for path, weight in model.state_dict().items():
+        assert torch.equal(weight, before[path])
+
+
+def test_symmetries_of_another_model_are_refused() -> None:
+    found = metaopt.symmetries(nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3)))
+    other = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+    x = torch.randn(8, 4, dtype=torch.float64)
+    data = x, torch.randn(8, 3, dtype=torch.float64)
+    for by in ("gradient", "noise", "sharpness"):
+        with pytest.raises(ValueError, match="does not hold for each sample"):
+            metaopt.balance(other, by, loss=functional.mse_loss, data=data, symmetries=found)
+    frozen, _, own = made("relu")
+    frozen.get_parameter("2.weight").requires_grad_(False)
+    with pytest.raises(ValueError, match=r"'2\.weight' is frozen"):
+        metaopt.balance(frozen, symmetries=own)
+
+
+def test_a_group_of_which_gradients_see_a_part_stays() -> None:
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(6, 5, bias=False), nn.Linear(5, 2, bias=False)).double()
+    x = torch.randn(8, 6, dtype=torch.float64)
+    data = x, torch.randn(8, 2, dtype=torch.float64)
+    before = copy.deepcopy(model.state_dict())
+    done = metaopt.balance(model, "gradient", loss=functional.mse_loss, data=data)
+    assert "gradients do not reach all directions" in done.left["0 -> 1"]
+    for path, weight in model.state_dict().items():
+        assert torch.equal(weight, before[path])
+
+
+def test_where_nothing_is_found_nothing_moves() -> None:
+    model = nn.Linear(4, 3)
+    with pytest.warns(UserWarning, match="nothing is balanced"):
+        done = metaopt.balance(
+            model, "gradient", loss=summed, data=(torch.ones(2, 4), torch.ones(2, 3))
+        )
+    assert done.after == 0

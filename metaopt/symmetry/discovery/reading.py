@@ -139,3 +139,7 @@ def _applied(op: Operation, inputs: list[Value]) -> Value | list[Value] | None:
         return rule(op)
     except UnclearError:
         return None
+    except (IndexError, KeyError, RuntimeError, TypeError, ValueError):
+        # Code may call an operation in ways that its rule did not think of. What the rule has
+        # demanded so far only takes symmetries away, and the operation counts as unknown.
+        return None

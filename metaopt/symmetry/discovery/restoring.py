@@ -53,6 +53,7 @@ class Restoring:
         self.tensors = [thing for thing in found if isinstance(thing, Tensor)]
         self._sources = [*_global_sources(), *(s for x in found if (s := _source(x)))]
         self._draws = self._states()
+        self._forgot = False
         self._restores = [restore for thing in found for restore in _restores(thing)]
 
     def drew(self) -> bool:
@@ -63,6 +64,8 @@ class Restoring:
         """Restore everything except the numbers in tensors."""
         for restore in self._restores:
             restore()
+        if self._forgot:
+            self.forget_cached()
         for (_, put), state in zip(self._sources, self._draws, strict=True):
             put(state)
 
@@ -107,6 +110,13 @@ class Restoring:
                 for namespace, name, value in list(named_globals(thing)):
                     if _is_iterator(value):
                         namespace[name] = _Hidden()
+
+    def forget_cached(self) -> None:
+        """Empty caches of functions, which hold no stand-ins yet, and with each ``restore``."""
+        self._forgot = True
+        for thing in self.found:
+            if isinstance(thing, CACHED):
+                thing.cache_clear()
 
     def _states(self) -> list[Any]:
         return [get() for get, _ in self._sources]
@@ -264,9 +274,11 @@ def _of_cache(cached: Any) -> Restore:
     kept = cached.cache_info()
 
     def restore() -> None:
+        nonlocal kept
         # Results for stand-ins cannot be told from the others, so that all are dropped.
         if cached.cache_info() != kept:
             cached.cache_clear()
+            kept = cached.cache_info()
 
     return restore
 

@@ -96,6 +96,7 @@ def _recorded(
 ) -> Flow:
     """The flow of a run without numbers if that is possible, else with them."""
     preferred = training is not False
+    guard.forget_cached()
     for with_gradients in (preferred, not preferred):
         # Code that needs numbers fails on stand-ins, in any way; so does code that always fails.
         mode = WithoutNumbers()

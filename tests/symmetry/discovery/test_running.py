@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from typing import Any
 
@@ -12,6 +13,8 @@ from flows import ALL, PLAIN, WITH_RELU, Forward, Odd, recorded, written
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
+
+import metaopt
 
 
 class Square(torch.autograd.Function):
@@ -226,3 +229,33 @@ FORWARDS: dict[str, tuple[Forward, str]] = {
 def test_what_is_written_down(name: str, training: bool) -> None:
     forward, expected = FORWARDS[name]
     assert written(recorded(Odd(forward), training)) == expected
+
+
+def _made(n: int) -> Tensor:
+    return torch.arange(n)
+
+
+_places = functools.lru_cache(maxsize=10)(_made)
+
+
+class _Cached(nn.Module):
+    """Keeps a table that it made, in a cache of a function."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.e, self.o = nn.Linear(4, 6), nn.Embedding(9, 6), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        _, length, _ = x.shape
+        return self.o((self.a(x) + self.e(_places(int(length)))).relu())
+
+
+@pytest.mark.parametrize("ran_before", [False, True])
+def test_no_stand_in_stays_in_a_cache(ran_before: bool) -> None:
+    _places.cache_clear()
+    model, x = _Cached(), torch.randn(2, 5, 4)
+    if ran_before:
+        model(x)
+    assert [s.size for s in metaopt.symmetries(model, x)] == [6]
+    assert type(model(x)) is Tensor
+    assert type(_places(5)) is Tensor
