@@ -58,7 +58,7 @@ class Stack:
 
     def rows(self) -> Tensor:
         """The stack, [rows, *shape]."""
-        return torch.cat(self._kept) if self._kept else self._roots(self._moments, 0)
+        return torch.cat(self._kept) if self._kept else self._roots(self._moments)
 
     def centred(self) -> Tensor:
         """The stack of the gradients minus their mean, [rows, *shape]."""
@@ -66,12 +66,13 @@ class Stack:
         if self._kept:
             return torch.cat(self._kept) - mean
         of_mean = Full(mean[None]).moments(self._mixed)
-        # Equal gradients have no noise, but their moments differ by rounding.
-        least = 64 * torch.finfo(mean.dtype).eps * self._moments.diagonal(dim1=1, dim2=2).amax(1)
-        return self._roots(self._moments - self._count * of_mean, least[:, None])
+        return self._roots(self._moments - self._count * of_mean)
 
-    def _roots(self, moments: Tensor, least: Tensor | int) -> Tensor:
-        """Rows with these moments [c, m, m], without directions that have less than ``least``."""
+    def _roots(self, moments: Tensor) -> Tensor:
+        """Rows with these moments [c, m, m], without directions in which they are but rounding."""
+        # Equal gradients have no noise, but their moments differ by rounding.
+        eps = torch.finfo(moments.dtype).eps
+        least = 64 * eps * self._moments.diagonal(dim1=1, dim2=2).amax(1)[:, None]
         if self._width == 1:
             values = moments[..., 0]
             roots = torch.where(values > least, values, 0).sqrt()[..., None]

@@ -87,7 +87,7 @@ def balanced(
         chosen = [symmetry for symmetry in chosen if symmetry in only]
     free, reasons = dict(only or {}), dict[Symmetry, str]()
     while True:
-        tensors = Tensors(chosen, stacks)
+        tensors = Tensors(chosen, stacks, like)
         parts = [part(symmetry, tensors, like, free.get(symmetry)) for symmetry in chosen]
         found = Balanced()
         found.before = tensors.norm()

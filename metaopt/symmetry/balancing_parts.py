@@ -14,11 +14,13 @@ import torch
 from torch import Tensor
 
 from metaopt.symmetry.elements import Diagonal, Element, Matrix, ScaledRotation
-from metaopt.symmetry.geometric_mean import least, ranks
+from metaopt.symmetry.geometric_mean import RANK, least, ranks
 from metaopt.symmetry.groups import Group, Slot, Symmetry
 
 Like = Literal["weights", "gradients"]
 
+RANKS: dict[Like, float] = {"weights": RANK, "gradients": 1e-8}
+"""Below this share of the largest a singular value counts as 0: stacks are roots of moments."""
 NEWTON = 30
 """Steps of Newton's method where a unit's weights move by several powers."""
 LEAVES = "there is no minimum, as its elements would leave for infinity"
@@ -50,7 +52,10 @@ class Tensors:
     nothing acts, stands for it.
     """
 
-    def __init__(self, symmetries: Iterable[Symmetry], stacks: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self, symmetries: Iterable[Symmetry], stacks: Mapping[str, Tensor], like: Like
+    ) -> None:
+        self.rank = RANKS[like]
         mixed: set[str] = set()
         axes: dict[str, set[int]] = {}
         for symmetry in symmetries:
@@ -219,20 +224,20 @@ class Matrices(Part):
         eye = torch.eye(self.symmetry.size, dtype=torch.float64)
         self.g = self.inverse = eye.expand(self.symmetry.blocks, -1, -1)
 
-    def _moments(self) -> list[Tensor]:
-        """x x^T of what moves by g, and of what moves by g^-T, [blocks, k, k]."""
+    def _roots(self) -> list[Tensor]:
+        """R with R^T R = x x^T of what moves by g, and of what moves by g^-T, [blocks, k, k]."""
         blocks, size = self.symmetry.blocks, self.symmetry.size
         eye = torch.eye(size, dtype=torch.float64, device=self._device())
         found = []
         for side in (1, -1):
-            total = torch.zeros(blocks, size, size, dtype=torch.float64, device=self._device())
+            columns = [torch.zeros(blocks, size, size, dtype=torch.float64, device=self._device())]
             for slot, sign in self.sides:
                 if sign == side:
                     x = slot.entries(self.tensors.now[slot.path], blocks, size)
-                    x = x.permute(1, 2, 0, 3).flatten(2)
-                    total = total + x @ x.mT
+                    columns.append(x.permute(1, 2, 0, 3).flatten(2))
+            root = torch.linalg.qr(torch.cat(columns, 2).mT, mode="r").R
             # Blocks that stay count as balanced.
-            found.append(total if self.only is None else torch.where(self.only, total, eye))
+            found.append(root if self.only is None else torch.where(self.only, root, eye))
         return found
 
     def _device(self) -> torch.device:
@@ -240,10 +245,10 @@ class Matrices(Part):
 
     def step(self, longer: float) -> float:
         """g = P^(1/2) g, P the geometric mean."""
-        a, b = self._moments()
-        g, inverse, exists = least(a, b, longer / 2 if self.coupled else longer)
+        a, b = self._roots()
+        g, inverse, exists = least(a, b, longer / 2 if self.coupled else longer, self.tensors.rank)
         if not bool(exists.all()):
-            first, second = (ranks(one)[~exists][0] for one in (a, b))
+            first, second = (ranks(one, self.tensors.rank)[~exists][0] for one in (a, b))
             reason = f"ranks {first} and {second} of {self.symmetry.size}"
             raise RunsOffError(self.symmetry, ~exists, f"{MEET}: {reason}")
         after = g @ self.g.to(g), self.inverse.to(g) @ inverse
@@ -264,8 +269,8 @@ class Matrices(Part):
 
     def residual(self) -> float:
         """||A - B|| / ||A + B||, the largest of all blocks that can move."""
-        a, b = self._moments()
-        self.moments = a
+        a, b = self._roots()
+        self.moments = a.mT @ a
         return _difference(a, b)
 
     def element(self) -> Element:
@@ -274,6 +279,8 @@ class Matrices(Part):
 
 
 def _difference(a: Tensor, b: Tensor) -> float:
+    """||A - B|| / ||A + B|| of the moments of two roots, the largest of all blocks."""
+    a, b = a.mT @ a, b.mT @ b
     size = torch.linalg.matrix_norm(a + b).clamp(min=torch.finfo(a.dtype).tiny)
     return float((torch.linalg.matrix_norm(a - b) / size).max())
 

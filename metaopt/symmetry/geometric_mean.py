@@ -19,7 +19,9 @@ import torch
 from torch import Tensor
 
 RANK = 1e-12
-"""Eigenvalues below this share of the largest count as zero."""
+"""Singular values of roots below this share of the largest count as zero."""
+FAR = 1e-3
+"""Scales that differ by more than its inverse are left in the frame that keeps their precision."""
 
 
 def power(a: Tensor, exponent: float) -> Tensor:
@@ -41,25 +43,31 @@ def geometric_mean(a: Tensor, b: Tensor) -> Tensor:
     return (found + found.mT) / 2
 
 
-def least(a: Tensor, b: Tensor, share: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
-    """g and its inverse at which tr(g A g^T) + tr(g^-T B g^-1) is least, and where there is one.
+def least(
+    a: Tensor, b: Tensor, share: float = 1.0, rank: float = RANK
+) -> tuple[Tensor, Tensor, Tensor]:
+    """g and its inverse at which ||a g^T||^2 + ||b g^-1||^2 is least, and where there is one.
+
+    With A = a^T a and B = b^T b it is the minimum of the moments. They are never squared:
+
+        b a^T = U S V^T,   g = S^(1/2) V^T a^-T,   P = g^T g = A^-1 # B
 
     Args:
-        a: A, not negative, [n, k, k].
-        b: B, not negative, [n, k, k].
+        a: a root of A, [n, k, k].
+        b: a root of B, [n, k, k].
         share: the exponent of P in g = P^(share / 2): 1 goes to the minimum.
+        rank: singular values below this share of the largest count as 0.
 
     Returns:
         g and its inverse, [n, k, k], and for each of n whether it has a minimum; g = 1 if not.
     """
     size = a.shape[-1]
-    both = torch.stack([ranks(a), ranks(b)])
+    both = torch.stack([ranks(a, rank), ranks(b, rank)])
     if bool((both == size).all()):
-        p = geometric_mean(a, b)
-        return power(p, share / 2), power(p, -share / 2), both[0] == size
+        return *_of_roots(a, b, share), both[0] == size
     eye = torch.eye(size, dtype=a.dtype, device=a.device)
     several = [
-        _of_rank(*one, share) if first == second else None
+        _of_rank(*one, share, first) if first == second else None
         for one, (first, second) in zip(zip(a, b, strict=True), both.mT.tolist(), strict=True)
     ]
     found = [(eye, eye) if one is None else one for one in several]
@@ -68,30 +76,42 @@ def least(a: Tensor, b: Tensor, share: float = 1.0) -> tuple[Tensor, Tensor, Ten
     return g, inverse, exists
 
 
-def _of_rank(a: Tensor, b: Tensor, share: float) -> tuple[Tensor, Tensor] | None:
-    """g and its inverse for one A and B of one rank."""
-    size, rank = len(a), int(ranks(a))
+def _of_roots(a: Tensor, b: Tensor, share: float) -> tuple[Tensor, Tensor]:
+    """g and its inverse for regular roots, [.., k, k]."""
+    _, sizes, right = torch.linalg.svd(b @ a.mT)
+    root = sizes.sqrt()[..., None]
+    g = root * torch.linalg.solve(a, right.mT).mT
+    inverse = a.mT @ (right.mT / root.mT)
+    _, scales, axes = torch.linalg.svd(g)
+    if share == 1 and bool((scales[..., -1] < FAR * scales[..., 0]).any()):
+        # Small directions keep their precision; it is a rotation away from P^(1/2).
+        return g, inverse
+    return tuple(axes.mT @ (scales[..., None] ** (sign * share) * axes) for sign in (1, -1))  # type: ignore[return-value]
+
+
+def _of_rank(a: Tensor, b: Tensor, share: float, rank: int) -> tuple[Tensor, Tensor] | None:
+    """g and its inverse for one pair of roots of one rank, [k, k]."""
+    size = len(a)
     eye = torch.eye(size, dtype=a.dtype, device=a.device)
     if rank == 0:
         return eye, eye
-    image = torch.linalg.eigh(a).eigenvectors[:, size - rank :]
-    kernel = torch.linalg.eigh(b).eigenvectors[:, : size - rank]
+    image = torch.linalg.svd(a)[2][:rank].mT
+    kernel = torch.linalg.svd(b)[2][rank:].mT
     basis = torch.cat([image, kernel], 1)
     left, sizes, right = torch.linalg.svd(basis)
     if float(sizes[-1]) < RANK**0.5:
         return None
-    p = geometric_mean(image.mT @ a @ image, image.mT @ b @ image)
-    inner, outer = (
-        torch.block_diag(power(p, sign * share / 2), eye[rank:, rank:]) for sign in (1, -1)
-    )
+    first, second = (torch.linalg.qr(one @ image, mode="r").R for one in (a, b))
+    inside = _of_roots(first, second, share)
+    inner, outer = (torch.block_diag(one, eye[rank:, rank:]) for one in inside)
     # Back by the nearest orthogonal matrix, so that nothing moves where image and kernel are at a
     # right angle and P is 1.
     back = left @ right
     return back @ inner @ torch.linalg.inv(basis), basis @ outer @ back.mT
 
 
-def ranks(a: Tensor) -> Tensor:
-    """The rank of symmetric matrices that are not negative, [.., k, k]."""
-    values = torch.linalg.eigvalsh(a)
-    largest = values[..., -1:].clamp(min=torch.finfo(a.dtype).tiny)
-    return (values > RANK * largest).sum(-1)
+def ranks(root: Tensor, rank: float) -> Tensor:
+    """The rank of the moments root^T root, of roots [.., k, k]; ``rank`` as of ``least``."""
+    values = torch.linalg.svdvals(root)
+    largest = values[..., :1].clamp(min=torch.finfo(root.dtype).tiny)
+    return (values > rank * largest).sum(-1)

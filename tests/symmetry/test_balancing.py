@@ -14,10 +14,10 @@ from metaopt.symmetry.geometric_mean import geometric_mean, least
 from metaopt.symmetry.modules import move, touches_of
 
 
-def spread(k: int, rank: int, seed: int) -> Tensor:
-    """A moment matrix [2, k, k] of this rank."""
-    x = torch.randn(2, k, rank, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-    return x @ x.mT
+def root(k: int, rank: int, seed: int) -> Tensor:
+    """A root [2, k, k] of moments of this rank."""
+    x = torch.randn(2, rank, k, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    return torch.linalg.qr(torch.cat([x, torch.zeros(2, k, k, dtype=torch.float64)], 1), mode="r").R
 
 
 def chain(widths: list[int], act: type[nn.Module] | None = nn.ReLU) -> nn.Sequential:
@@ -34,7 +34,7 @@ def weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 def test_the_geometric_mean_solves_its_equation() -> None:
-    a, b = spread(4, 6, 0), spread(4, 5, 1)
+    a, b = (x.mT @ x for x in (root(4, 6, 0), root(4, 5, 1)))
     p = geometric_mean(a, b)
     torch.testing.assert_close(p @ a @ p, b)
     assert bool((torch.linalg.eigvalsh(p) > 0).all())
@@ -45,8 +45,9 @@ def test_the_geometric_mean_solves_its_equation() -> None:
 @pytest.mark.parametrize("rank", [6, 2, 0])
 def test_no_element_has_a_smaller_norm(rank: int) -> None:
     """Also where both have the same rank below k."""
-    a, b = spread(4, rank, 0), spread(4, rank, 1)
-    g, inverse, exists = least(a, b)
+    roots = root(4, rank, 0), root(4, rank, 1)
+    g, inverse, exists = least(*roots)
+    a, b = (x.mT @ x for x in roots)
     assert bool(exists.all())
     torch.testing.assert_close(g @ inverse, torch.eye(4, dtype=torch.float64).expand(2, 4, 4))
 
@@ -68,7 +69,7 @@ def test_no_element_has_a_smaller_norm(rank: int) -> None:
 
 
 def test_sides_of_different_rank_have_none() -> None:
-    g, _, exists = least(spread(4, 6, 0), spread(4, 2, 1))
+    g, _, exists = least(root(4, 6, 0), root(4, 2, 1))
     assert not bool(exists.any())
     assert torch.equal(g, torch.eye(4, dtype=torch.float64).expand(2, 4, 4))
 
@@ -141,3 +142,23 @@ def test_a_stack_that_is_missing_is_said() -> None:
             {"0.weight": torch.ones(1, 5, 3), "0.bias": torch.ones(1, 5)},
             "weights",
         )
+
+
+@pytest.mark.parametrize("condition", [1e3, 1e5, 1e7])
+def test_products_of_any_condition_reach_their_nuclear_norm(condition: float) -> None:
+    """min |W1|^2 + |W2|^2 over W2 W1 = M is twice the sum of M's singular values."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 4, bias=False), nn.Linear(4, 5, bias=False)).double()
+    with torch.no_grad():
+        for p in model.parameters():
+            u, s, v = torch.linalg.svd(p, full_matrices=False)
+            p.copy_(
+                u
+                @ torch.diag(torch.logspace(0, -float(torch.tensor(condition).log10()), 4)).to(s)
+                @ v
+            )
+        product = model.get_parameter("1.weight") @ model.get_parameter("0.weight")
+    found = balanced(metaopt.symmetries(model), weights(model), "weights")
+    assert not found.reasons
+    assert found.residual < 1e-10
+    assert found.after == pytest.approx(2 * float(torch.linalg.svdvals(product).sum()), rel=1e-10)

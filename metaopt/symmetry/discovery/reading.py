@@ -141,5 +141,8 @@ def _applied(op: Operation, inputs: list[Value]) -> Value | list[Value] | None:
         return None
     except (IndexError, KeyError, RuntimeError, TypeError, ValueError):
         # Code may call an operation in ways that its rule did not think of. What the rule has
-        # demanded so far only takes symmetries away, and the operation counts as unknown.
+        # demanded so far only takes symmetries away, and the operation counts as unknown. Mistakes
+        # in a rule of the user's own are told.
+        if hasattr(rule, "__wrapped__"):
+            raise
         return None
