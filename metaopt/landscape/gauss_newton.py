@@ -90,6 +90,11 @@ def sharpness_stack(
     return {path: stack.rows() / samples.count**0.5 for path, stack in stacks.items()}
 
 
+def is_estimated(samples: Samples) -> bool:
+    """Whether a sample has more outputs than ``sharpness_stack`` takes exactly."""
+    return _count_outputs(samples) > EXACT
+
+
 def _hessians(samples: Samples, inputs: Any, targets: Tensor) -> Tensor:
     """The second derivatives of the losses of a batch's samples in their outputs, [n, o, o]."""
 

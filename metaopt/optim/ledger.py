@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterable
 from types import TracebackType
@@ -288,8 +289,11 @@ class Ledger:
         )
 
     def _judge(self, rows: Rows) -> None:
-        """Warn, once, if a prediction failed."""
+        """Warn, once, if weights are not finite, or a prediction failed."""
         identity, self._identity = self._identity, None
+        if not self._warned and not all(math.isfinite(row["charge"]) for row in rows):
+            self._warned = True
+            warnings.warn(f"ledger: weights are not finite after {self.steps} steps", stacklevel=5)
         if self._warned or not self.predicts:
             return
         if (why := fault(self._book.flat, rows, identity, self.steps)) is not None:

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from metaopt.base.tables import markdown_table
 from metaopt.landscape.data import Data
-from metaopt.landscape.gauss_newton import sharpness_stack
+from metaopt.landscape.gauss_newton import is_estimated, sharpness_stack
 from metaopt.landscape.moments import require_per_sample
 from metaopt.landscape.noise import gradient_stack, noise_stack
 from metaopt.landscape.samples import Loss, Samples
@@ -60,6 +60,8 @@ class Balance:
         moved: {name of the symmetry: how far it was moved}: the largest |t| of its units, or the
             largest eigenvalue of |log g^T g| / 2.
         left: {name of the symmetry: why it, or some of its units, stayed}.
+        is_estimated: whether the values are estimates from random draws, as the Gauss-Newton
+            matrix's are if a sample has more than 64 outputs.
     """
 
     by: str
@@ -68,6 +70,7 @@ class Balance:
     residual: float
     moved: dict[str, float]
     left: dict[str, str]
+    is_estimated: bool = False
 
     def rows(self) -> list[dict[str, Any]]:
         """A plain dictionary for each symmetry: ``name``, ``moved``, ``left``."""
@@ -78,6 +81,8 @@ class Balance:
 
     def __str__(self) -> str:
         head = f"{BY[self.by]}: {self.before:.6g} -> {self.after:.6g}"
+        if self.is_estimated:
+            head += " (estimated from random draws)"
         rows = [[short(r["name"]), f"{r['moved']:.3g}", r["left"]] for r in self.rows()]
         return f"{head}\n\n{markdown_table(['symmetry', 'moved by', 'left alone'], rows)}"
 
@@ -169,7 +174,8 @@ def balance(
     if optimizer is not None:
         POLICIES[state](optimizer, model, touched)
     move(model, touched)
-    return _report(by, found, chosen)
+    estimated = by == "sharpness" and bool(chosen) and is_estimated(samples)
+    return _report(by, found, chosen, estimated)
 
 
 def _settled(
@@ -242,11 +248,11 @@ def _chosen(
     return chosen
 
 
-def _report(by: str, found: Balanced, chosen: Sequence[Symmetry]) -> Balance:
+def _report(by: str, found: Balanced, chosen: Sequence[Symmetry], estimated: bool) -> Balance:
     names = named(chosen)
     far = {n: _distance(logarithm(s, found[s])) if s in found else 0.0 for n, s in names.items()}
     left = {name: found.reasons[one] for name, one in names.items() if one in found.reasons}
-    return Balance(by, found.before, found.after, found.residual, far, left)
+    return Balance(by, found.before, found.after, found.residual, far, left, estimated)
 
 
 def _distance(t: Tensor) -> float:

@@ -318,3 +318,17 @@ def test_half_precision_is_noticed_and_measured() -> None:
         optimizer.step()
     ledger.close()
     assert worst(ledger) < 1e-2
+
+
+@pytest.mark.parametrize("kind", [SGD, AdamW])
+def test_weights_that_diverge_are_said_once(kind: Callable[..., torch.optim.Optimizer]) -> None:
+    model = model_of()
+    optimizer = kind(model.parameters(), lr=1e-3)
+    ledger = Ledger(model, optimizer, log_every=2)
+    with pytest.warns(UserWarning, match="weights are not finite after") as said:
+        for _ in range(6):
+            for p in model.parameters():
+                p.grad = torch.full_like(p, torch.nan)
+            optimizer.step()
+        ledger.close()
+    assert len(said) == 1

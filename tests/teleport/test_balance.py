@@ -261,3 +261,13 @@ def test_where_nothing_is_found_nothing_moves() -> None:
             model, "gradient", loss=summed, data=(torch.ones(2, 4), torch.ones(2, 3))
         )
     assert done.after == 0
+
+
+def test_an_estimate_says_so() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 70)).double()
+    x = torch.randn(6, 4, dtype=torch.float64)
+    data = x, torch.randn(6, 70, dtype=torch.float64)
+    done = metaopt.balance(model, "sharpness", loss=functional.mse_loss, data=data)
+    assert done.is_estimated
+    assert "estimated from random draws" in str(done)
