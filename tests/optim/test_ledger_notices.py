@@ -325,10 +325,14 @@ def test_weights_that_diverge_are_said_once(kind: Callable[..., torch.optim.Opti
     model = model_of()
     optimizer = kind(model.parameters(), lr=1e-3)
     ledger = Ledger(model, optimizer, log_every=2)
-    with pytest.warns(UserWarning, match="weights are not finite after") as said:
+
+    def diverge() -> None:
         for _ in range(6):
             for p in model.parameters():
                 p.grad = torch.full_like(p, torch.nan)
             optimizer.step()
         ledger.close()
+
+    with pytest.warns(UserWarning, match="weights are not finite after") as said:
+        diverge()
     assert len(said) == 1
