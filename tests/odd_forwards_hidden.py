@@ -212,6 +212,46 @@ def integers(s: Any, h: Tensor) -> Tensor:
 
 
 @odd(Plain, Mlp)
+def clamp_min(s: Any, h: Tensor) -> Tensor:
+    return h.clamp_min(0)
+
+
+@odd(Plain)
+def clamp_min_above(s: Any, h: Tensor) -> Tensor:
+    return h.clamp_min(0.1)
+
+
+@odd(Plain, Mlp)
+def thresholds(s: Any, h: Tensor) -> Tensor:
+    return functional.threshold(h, 0, 0)
+
+
+@odd(Plain)
+def threshold_above(s: Any, h: Tensor) -> Tensor:
+    return functional.threshold(h, 0.1, 0)
+
+
+@odd(Plain)
+def threshold_with_value(s: Any, h: Tensor) -> Tensor:
+    return functional.threshold(h, 0, 0.1)
+
+
+@odd(Plain, Mlp)
+def maximum_with_zeros(s: Any, h: Tensor) -> Tensor:
+    return torch.maximum(h, torch.zeros_like(h))
+
+
+@odd(Plain)
+def maximum_with_ones(s: Any, h: Tensor) -> Tensor:
+    return torch.maximum(torch.ones_like(h), h)
+
+
+@odd(Plain)
+def minimum_with_a_zero(s: Any, h: Tensor) -> Tensor:
+    return torch.minimum(torch.zeros(1, dtype=h.dtype), h)
+
+
+@odd(Plain, Mlp)
 def integers_by_method(s: Any, h: Tensor) -> Tensor:
     return (h * 3).long().double()
 

@@ -31,7 +31,8 @@ ODD = (
 CURVED = (
     "gelu", "silu", "elu", "celu", "selu", "mish", "sigmoid", "softplus", "exp", "log", "hardswish",
     "hardsigmoid", "relu6", "logsigmoid", "cos", "cosh", "sqrt", "rsqrt", "log1p", "expm1", "exp2",
-    "log2", "erfc", "clamp", "threshold", "cast", "round", "floor", "ceil", "gt", "lt", "ge", "le",
+    "log2", "erfc", "clamp", "clamp_min", "threshold", "cast", "round", "floor", "ceil", "gt", "lt", "ge",
+    "le",
     "eq", "ne", "isnan", "isinf", "isfinite", "logical_not", "invert", "nan_to_num", "sinc",
 )  # fmt: skip
 NUMBERS = (int, float)
@@ -93,13 +94,21 @@ def curved(op: Operation) -> Result:
     """Any function of single entries."""
     if len(op.call.inputs) != 1:
         return op.joined()
-    if op.call.name == "clamp" and op.given(1, "min") == 0 and op.given(2, "max") is None:
+    if _is_relu(op):
         return op.homogeneous(op.value(0))
     degree = ROOTS.get(str(op.call.name))
     if degree is not None:
         return _root(op, op.value(0), degree)
     found = op.curved(op.value(0))
     return replace(found, parts=()) if op.call.name in ("isnan", "isinf", "isfinite") else found
+
+
+def _is_relu(op: Operation) -> bool:
+    """Whether it is max(x, 0), written in another way."""
+    if op.call.name == "threshold":
+        return op.given(1, "threshold") == 0 and op.given(2, "value") == 0
+    low, high = op.given(1, "min"), op.given(2, "max")
+    return op.call.name in ("clamp", "clamp_min") and low == 0 and high is None
 
 
 @register("maximum", "minimum", "logical_and", "logical_or", "logical_xor", "atan2", "fmod")
