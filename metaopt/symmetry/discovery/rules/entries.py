@@ -32,7 +32,8 @@ CURVED = (
     "gelu", "silu", "elu", "celu", "selu", "mish", "sigmoid", "softplus", "exp", "log", "hardswish",
     "hardsigmoid", "relu6", "logsigmoid", "cos", "cosh", "sqrt", "rsqrt", "log1p", "expm1", "exp2",
     "log2", "erfc", "clamp", "clamp_min", "threshold", "cast", "round", "floor", "ceil", "gt", "lt",
-    "ge", "le", "eq", "ne", "isnan", "isinf", "isfinite", "logical_not", "invert", "nan_to_num", "sinc",
+    "ge", "le", "eq", "ne", "isnan", "isinf", "isfinite", "logical_not", "invert", "nan_to_num",
+    "sinc",
 )  # fmt: skip
 NUMBERS = (int, float)
 LARGE = 1e4
