@@ -112,9 +112,14 @@ def _searched(model: nn.Module, example: Any, permutations: bool) -> Symmetries:
         raise UntraceableError(f"{failed}; give an example of its inputs") from failed
     try:
         shown, _ = _read(model, runs(model, given, modules_with_rules()), permutations)
-    except UntraceableError:
+    except UntraceableError as error:
         if failed is None:
             return always
+        if example is None:
+            raise UntraceableError(
+                "give an example of its inputs: it does not run on the one that transformers "
+                "brings for it"
+            ) from error
         raise
     # What traces prove holds for all inputs, whether or not a run shows it too.
     known = {replace(symmetry, assumes=""): symmetry for symmetry in always}

@@ -237,3 +237,11 @@ def test_a_model_with_adapters_brings_the_example_of_its_base_model() -> None:
     assert "input_ids" in example_of(model)
     found = metaopt.symmetries(model)
     assert {(str(s.group), s.size) for s in found} == {("general linear", 3)}
+
+
+def test_a_model_that_does_not_run_on_its_own_example_asks_for_one() -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.ViTConfig(**sizes, intermediate_size=8, image_size=8, patch_size=4)
+    (skipped,) = metaopt.symmetries(transformers.ViTForImageClassification(config)).skipped
+    assert "give an example of its inputs" in skipped.reason
