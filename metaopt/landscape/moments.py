@@ -60,8 +60,7 @@ def _squares(symmetry: Symmetry, slot: Slot, tensors: Tensor) -> Tensor:
     """sum_n p g_n g_n^T of one slot, from tensors [n, *shape]."""
     blocks, size = symmetry.blocks, symmetry.size
     # Samples, on the last axis, and copies are more columns of one matrix.
-    entries = slot.entries(tensors.movedim(0, -1), blocks, size)
-    columns = entries.permute(1, 2, 0, 3).reshape(blocks * size, -1)
+    columns = slot.columns(tensors.movedim(0, -1), blocks, size).flatten(0, 1)
     whole = replace(slot, axis=0, start=0, factors=(), rows=None, groups=1)
     alone = replace(symmetry, incoming=(whole,), outgoing=())
     return halves(alone, {slot.path: columns}, {slot.path: columns})[0]

@@ -271,7 +271,7 @@ def _matrices(
     blocks, size, _ = shape
 
     def entries(slot: Slot, tensor: Tensor) -> Tensor:
-        return slot.entries(tensor, blocks, size).permute(1, 2, 0, 3).flatten(2)
+        return slot.columns(tensor, blocks, size)
 
     total = None
     for power, slot in signed:

@@ -124,7 +124,7 @@ def _with_elements(found: Balanced, parts: Iterable[Part]) -> Balanced:
 
 def logarithm(symmetry: Symmetry, element: Element) -> Tensor:
     """t = 1/2 log(g^T g) of an element g, [blocks, k], [blocks, k, k] or [blocks]."""
-    g = matrix(symmetry, element)
+    g, _ = matrices(symmetry, element)
     if symmetry.group is Group.SCALING:
         return g.diagonal(dim1=1, dim2=2).log()
     if symmetry.group is Group.ROTARY:
@@ -133,11 +133,11 @@ def logarithm(symmetry: Symmetry, element: Element) -> Tensor:
     return (vectors * (values.log() / 2)[:, None]) @ vectors.mT
 
 
-def matrix(symmetry: Symmetry, element: Element) -> Tensor:
-    """g as a matrix, [blocks, k, k]."""
+def matrices(symmetry: Symmetry, element: Element) -> tuple[Tensor, Tensor]:
+    """g and its inverse as matrices, [blocks, k, k]."""
     size = symmetry.size
-    eye = torch.eye(size, dtype=torch.float64)
-    return element.act(eye.expand(1, symmetry.blocks, size, size))[0]
+    eye = torch.eye(size, dtype=torch.float64).expand(1, symmetry.blocks, size, size)
+    return element.act(eye)[0], element.act_inversely_transposed(eye)[0].mT
 
 
 def _searched(parts: list[Part]) -> float:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -90,7 +91,7 @@ class Tensors:
 
 
 @dataclass
-class Part:
+class Part(ABC):
     """One symmetry, as it acts on the tensors.
 
     Attributes:
@@ -114,17 +115,17 @@ class Part:
     limit: Tensor | None = None
     moments: Tensor | None = None
 
+    @abstractmethod
     def step(self, longer: float) -> float:
         """Go to the minimum of this group, or a little farther; the residual before."""
-        raise NotImplementedError
 
+    @abstractmethod
     def residual(self) -> float:
         """The gradient along this group, relative to its scale."""
-        raise NotImplementedError
 
+    @abstractmethod
     def element(self) -> Element:
         """Where the steps have led."""
-        raise NotImplementedError
 
 
 class Scales(Part):
@@ -196,8 +197,9 @@ class Scales(Part):
     def _move(self, t: Tensor) -> None:
         blocks, size = self.symmetry.blocks, self.symmetry.size
         self.t = self.t + t
-        if not bool((self.t.abs() < math.log(FAR)).all()):
-            raise RunsOffError(self.symmetry, ~(self.t.abs() < math.log(FAR)), LEAVES)
+        leaves = ~(self.t.abs() < math.log(FAR))
+        if bool(leaves.any()):
+            raise RunsOffError(self.symmetry, leaves, LEAVES)
         for slot, sign in self.sides:
             squared = 2 if self.tensors.squares[slot.path] else 1
             factor = (squared * sign * slot.power * t).exp()[..., None]
@@ -233,8 +235,7 @@ class Matrices(Part):
             columns = [torch.zeros(blocks, size, size, dtype=torch.float64, device=self._device())]
             for slot, sign in self.sides:
                 if sign == side:
-                    x = slot.entries(self.tensors.now[slot.path], blocks, size)
-                    columns.append(x.permute(1, 2, 0, 3).flatten(2))
+                    columns.append(slot.columns(self.tensors.now[slot.path], blocks, size))
             root = torch.linalg.qr(torch.cat(columns, 2).mT, mode="r").R
             # Blocks that stay count as balanced.
             found.append(root if self.only is None else torch.where(self.only, root, eye))
@@ -253,8 +254,9 @@ class Matrices(Part):
             raise RunsOffError(self.symmetry, ~exists, f"{MEET}: {reason}")
         after = g @ self.g.to(g), self.inverse.to(g) @ inverse
         far = torch.linalg.matrix_norm(after[0]) * torch.linalg.matrix_norm(after[1])
-        if not bool((far < FAR * self.symmetry.size).all()):
-            raise RunsOffError(self.symmetry, ~(far < FAR * self.symmetry.size), LEAVES)
+        leaves = ~(far < FAR * self.symmetry.size)
+        if bool(leaves.any()):
+            raise RunsOffError(self.symmetry, leaves, LEAVES)
         self.g, self.inverse = after
         for slot, sign in self.sides:
             by = g if sign > 0 else inverse.mT

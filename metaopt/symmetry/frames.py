@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from metaopt.symmetry.balancing import logarithm, matrix
+from metaopt.symmetry.balancing import logarithm, matrices
 from metaopt.symmetry.elements import Element, Matrix, ScaledRotation
 from metaopt.symmetry.groups import Group, Slot, Symmetry
 from metaopt.symmetry.modules import touches_of
@@ -50,8 +50,8 @@ def framed(
         elif symmetry in moments:
             q = _axes(symmetry, moments[symmetry], there)
             turn = Matrix(q, q.mT)
-            g = matrix(symmetry, element).to(q)
-            found[symmetry] = Matrix(q @ g, torch.linalg.inv(g) @ q.mT)
+            g, inverse = (one.to(q) for one in matrices(symmetry, element))
+            found[symmetry] = Matrix(q @ g, inverse @ q.mT)
         else:
             continue
         for path, steps in touches_of([(symmetry, turn)]).items():
@@ -84,5 +84,5 @@ def _axes(symmetry: Symmetry, moments: Tensor, weights: Mapping[str, Tensor]) ->
 
 def columns(symmetry: Symmetry, slots: Iterable[Slot], weights: Mapping[str, Tensor]) -> Tensor:
     """The entries of some slots side by side, [blocks, k, any]."""
-    entries = (slot.entries(weights[slot.path], symmetry.blocks, symmetry.size) for slot in slots)
-    return torch.cat([x.permute(1, 2, 0, 3).flatten(2) for x in entries], 2)
+    blocks, size = symmetry.blocks, symmetry.size
+    return torch.cat([slot.columns(weights[slot.path], blocks, size) for slot in slots], 2)

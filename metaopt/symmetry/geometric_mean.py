@@ -86,7 +86,8 @@ def _of_roots(a: Tensor, b: Tensor, share: float) -> tuple[Tensor, Tensor]:
     if share == 1 and bool((scales[..., -1] < FAR * scales[..., 0]).any()):
         # Small directions keep their precision; it is a rotation away from P^(1/2).
         return g, inverse
-    return tuple(axes.mT @ (scales[..., None] ** (sign * share) * axes) for sign in (1, -1))  # type: ignore[return-value]
+    forth, back = (axes.mT @ (scales[..., None] ** (sign * share) * axes) for sign in (1, -1))
+    return forth, back
 
 
 def _of_rank(a: Tensor, b: Tensor, share: float, rank: int) -> tuple[Tensor, Tensor] | None:

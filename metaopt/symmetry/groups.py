@@ -105,6 +105,10 @@ class Slot:
         ordered = apart.permute(*order, len(order))
         return ordered.reshape(-1, blocks, size, ordered.shape[-1])
 
+    def columns(self, tensor: Tensor, blocks: int, size: int) -> Tensor:
+        """The same with all copies side by side, [blocks, size, any]."""
+        return self.entries(tensor, blocks, size).permute(1, 2, 0, 3).flatten(2)
+
     def change(
         self, tensor: Tensor, blocks: int, size: int, action: Callable[[Tensor], Tensor]
     ) -> None:

@@ -164,7 +164,7 @@ def balance(
         assert loss is not None
         samples = Samples(model, loss, data)
         stacks = _OF_DATA[by](samples, chosen)
-        gradient = {path: g[None] for path, g in samples.mean_gradient(list(weights)).items()}
+        gradient = stacks if by == "gradient" else gradient_stack(samples, chosen)
         for symmetry in chosen:
             require_per_sample(symmetry, wide, gradient)
     found = _settled(chosen, stacks, "weights" if by == "norm" else "gradients", wide)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from separate_heads import Heads
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
@@ -19,20 +20,6 @@ from metaopt.symmetry.conserved import charges
 from metaopt.symmetry.elements import Diagonal, Element, Matrix
 from metaopt.symmetry.groups import Group, Slot, Symmetry
 from metaopt.symmetry.modules import move, touches_of
-
-
-class _Heads(nn.Module):
-    """Two heads of attention."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.q, self.k, self.v, self.o = (nn.Linear(6, 6) for _ in range(4))
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (f(x).unflatten(-1, (2, 3)).transpose(1, 2) for f in (self.q, self.k, self.v))
-        weights = (q @ k.transpose(-1, -2) / 3**0.5).softmax(-1)
-        y: Tensor = self.o((weights @ v).transpose(1, 2).flatten(2)).mean(1)
-        return y
 
 
 def _deep() -> nn.Module:
@@ -61,7 +48,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Sequence[int]]] = {
     "deep": (_deep, (6,)),
     "linear": (_linear, (6,)),
     "mixed": (_mixed, (6,)),
-    "heads": (_Heads, (3, 6)),
+    "heads": (Heads, (3, 6)),
     "normed": (_normed, (6,)),
     "convolution": (_convolution, (2, 3)),
 }

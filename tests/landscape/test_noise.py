@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import torch
+from separate_heads import Heads
 from torch import Tensor, nn
 from torch.nn.functional import linear, mse_loss
 
@@ -29,20 +30,6 @@ class _Sequence(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.down(self.up(x).relu())
         y: Tensor = self.attention(x, x, x, need_weights=False)[0].mean(1)
-        return y
-
-
-class _Heads(nn.Module):
-    """Attention of separate linear layers."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.q, self.k, self.v, self.o = (nn.Linear(6, 6) for _ in range(4))
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (f(x).unflatten(-1, (2, 3)).transpose(1, 2) for f in (self.q, self.k, self.v))
-        weights = (q @ k.transpose(-1, -2) / 3**0.5).softmax(-1)
-        y: Tensor = self.o((weights @ v).transpose(1, 2).flatten(2)).mean(1)
         return y
 
 
@@ -137,7 +124,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Sequence[int], int]] = {
     ),
     "sequence": (_Sequence, (4, 6), 4),
     # The gradient by the bias of keys is 0, and in floating point nothing but rounding.
-    "heads": (_Heads, (4, 6), 0),
+    "heads": (Heads, (4, 6), 0),
     "outside": (_Outside, (6,), 2),
     "twice": (_Twice, (6,), 2),
     "tied": (_Tied, (6,), 2),
