@@ -62,7 +62,7 @@ class Images(Family):
         batch: int = 32,
         judged: int = 600,
     ) -> None:
-        seen, apart = _digits() if path is None else _mnist(Path(path))
+        seen, apart = digits_apart() if path is None else _mnist(Path(path))
         self.batch = batch
         self.unseen = unseen
         self.unbalanced = unbalanced
@@ -79,15 +79,8 @@ class Images(Family):
     def sample(self, generator: np.random.Generator) -> Task:
         """One task: new weights, and the row numbers of its images."""
         weights = self._elsewhere(fresh_weights(self.net, generator), generator)
-        if self.unseen:
-            shown = np.arange(self.seen)
-            judged = generator.permutation(np.arange(self.seen, len(self.shared[1])))
-        else:
-            rows = generator.permutation(self.seen)
-            shown, judged = np.split(rows, [3 * self.seen // 4])
-        parts = (torch.from_numpy(part) for part in (shown, judged[: self.judged]))
-        data, test = ((rows,) for rows in parts)
-        return Task(weights, data, test)
+        shown, judged = shown_and_judged(generator, self.seen, len(self.shared[1]), self.unseen)
+        return Task(weights, (shown,), (judged[: self.judged],))
 
     def _elsewhere(
         self, weights: dict[str, Tensor], generator: np.random.Generator
@@ -108,7 +101,25 @@ class Images(Family):
         return functional.cross_entropy(functional_call(self.net, weights, (X[rows],)), y[rows])
 
 
-def _digits() -> tuple[Labelled, Labelled]:
+def shown_and_judged(
+    generator: np.random.Generator, seen: int, count: int, unseen: bool
+) -> tuple[Tensor, Tensor]:
+    """The row numbers of the images that a task trains on, and of those that judge it.
+
+    Args:
+        generator: the source of randomness.
+        seen: the number of images that tasks may show; the others follow them and are unseen.
+        count: the number of all images.
+        unseen: whether the unseen images judge; otherwise a quarter of the others does.
+    """
+    if unseen:
+        shown, judged = np.arange(seen), generator.permutation(np.arange(seen, count))
+    else:
+        shown, judged = np.split(generator.permutation(seen), [3 * seen // 4])
+    return torch.from_numpy(shown), torch.from_numpy(judged)
+
+
+def digits_apart() -> tuple[Labelled, Labelled]:
     """The digits in a fixed random order: the first two thirds, and the last third."""
     found = digits()
     order = torch.from_numpy(generator(Stream.SPLIT, seed=0).permutation(len(found.y)))
