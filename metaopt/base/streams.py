@@ -46,7 +46,7 @@ class Stream(IntEnum):
     IDENTITY = 13
     SHARPNESS = 14
     NOISE_STUDY = 15
-    BASES = 16
+    COMMON = 16
 
 
 def generator(stream: Stream, seed: int, block: int = 0) -> np.random.Generator:

@@ -32,12 +32,13 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Tokens [N, T, width] -> [N, T, width]."""
-        q, k, v = (
-            layer(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for layer in (self.q, self.k, self.v)
-        )
-        mixed = functional.scaled_dot_product_attention(q, k, v)
-        return self.o(mixed.transpose(1, 2).flatten(2))
+        count, tokens, width = x.shape
+        split = (count, tokens, self.heads, width // self.heads)
+        q, k, v = (layer(x).view(split).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        # Few tokens: a softmax along the last axis would take several times as long.
+        shares = (k @ q.transpose(2, 3) * q.shape[-1] ** -0.5).softmax(2)
+        mixed = shares.transpose(2, 3) @ v
+        return self.o(mixed.transpose(1, 2).reshape(count, tokens, width))
 
 
 class Block(nn.Module):

@@ -1,7 +1,7 @@
 """Base networks for adapters: a pool of them, pre-trained side by side on upright digits.
 
 Each starts from weights of its own and sees mini-batches of its own, both from the random stream
-``Stream.BASES`` and the number of the base. They are trained in float64 and rounded once, so that
+``Stream.COMMON`` and the number of the base. They are trained in float64 and rounded once, so that
 the same pool comes out on every processor, up to a few last bits. A pool is made once a process.
 """
 
@@ -39,7 +39,7 @@ def bases(network: Network, first: int, count: int, steps: int) -> Tensor:
     """
     seen, _ = digits_apart()
     net = network.made(seen.X.shape[1], int(seen.y.max()) + 1)
-    generators = [item_generator(Stream.BASES, 0, first + i) for i in range(count)]
+    generators = [item_generator(Stream.COMMON, 0, first + i) for i in range(count)]
     keys = torch.stack([torch.from_numpy(g.integers(2**32, size=2)) for g in generators])
     rows = [torch.cat([W.flatten() for W in fresh_weights(net, g).values()]) for g in generators]
     return _trained(net, torch.stack(rows).double(), keys, seen, steps).float()

@@ -46,7 +46,7 @@ class LowRank(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """f(x) + scale B A x."""
-        return self.base(x) + self.scale * self.B(self.A(x))
+        return self.base(x) + self.B(self.scale * self.A(x))
 
 
 def adapted(

@@ -16,7 +16,7 @@ from metaopt.base.errors import UserError
 from metaopt.tasks.attention_networks import TokenTransformer
 from metaopt.tasks.image_networks import SLOPE
 
-HEADS = 4
+HEADS = 2
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "leaky_relu": lambda: nn.LeakyReLU(SLOPE),
     "relu": nn.ReLU,
