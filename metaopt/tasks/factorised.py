@@ -34,8 +34,8 @@ from metaopt.tasks.own import Family, Task, fresh_weights
 
 Matrix = NDArray[np.float64]
 MEASURED = ("matrices", "vectors")
-_PER_NUMBER = 4
-"""Examples to train on, for each number that determines a matrix of rank k."""
+_PER_NUMBER, _LEAST_JUDGED = 4, 64
+"""Measurements to train on for each number that is looked for; and the fewest to be judged on."""
 
 
 class Factorised(Family):
@@ -158,9 +158,9 @@ class Sensing(Family):
         self.by_matrices = measured == "matrices"
         net = nn.Sequential(nn.Linear(size, rank, bias=False), nn.Linear(rank, size, bias=False))
         self.symmetries = symmetries(net)
-        numbers = rank * (2 * size - rank)
-        self.shown = _PER_NUMBER * (numbers if self.by_matrices else -(-numbers // size))
-        self.judged = max(self.shown // 4, 1)
+        # Vectors must span the inputs, whatever the rank.
+        self.shown = _PER_NUMBER * (rank * (2 * size - rank) if self.by_matrices else 2 * size)
+        self.judged = max(self.shown // 4, _LEAST_JUDGED)
         if self.by_matrices:
             drawn = item_generator(Stream.COMMON, 1, size).standard_normal(
                 (self.shown + self.judged, size * size), dtype=np.float32

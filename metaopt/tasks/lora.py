@@ -36,6 +36,9 @@ from metaopt.tasks.lora_networks import Network
 from metaopt.tasks.lora_shifts import SHIFTS
 from metaopt.tasks.own import Family, Task
 
+UNSEEN = 1000
+"""The number of the first base network that only tasks with ``unseen`` have."""
+
 
 class LoRA(Family):
     """Networks that are adapted to shifted digits; the loss is the mean cross-entropy.
@@ -55,7 +58,7 @@ class LoRA(Family):
             has.
         batch: the number of images in a mini-batch.
         judged: the largest number of images that a task is judged on.
-        pool: the number of base networks.
+        pool: the number of base networks, at most 1,000.
         pretraining: the number of steps that pre-train them.
 
     Raises:
@@ -74,13 +77,15 @@ class LoRA(Family):
         unseen: bool = False,
         batch: int = 64,
         judged: int = 600,
-        pool: int = 32,
+        pool: int = 16,
         pretraining: int = 300,
     ) -> None:
         if shifts not in SHIFTS:
             raise UserError(f"shifts: found {shifts!r}, expected one of {', '.join(SHIFTS)}")
         if rank < 1:
             raise UserError(f"rank: found {rank}, expected at least 1")
+        if not 1 <= pool <= UNSEEN:
+            raise UserError(f"pool: found {pool}, expected from 1 to {UNSEEN}")
         self.batch = batch
         self.unseen = unseen
         self.judged = judged
@@ -89,8 +94,7 @@ class LoRA(Family):
         pixels, self.classes = self.seen.X.shape[1], int(self.seen.y.max()) + 1
         self.side = math.isqrt(pixels)
         kind = Network(network, width, layers, activation)
-        # The second half of the numbers is that of the networks that are kept for tests.
-        self.shared = (bases(kind, pool if unseen else 0, pool, pretraining),)
+        self.shared = (bases(kind, UNSEEN if unseen else 0, pool, pretraining),)
         self.net = adapted(kind.made(pixels, self.classes), rank, scale, kind.adapts)
         found = symmetries(self.net)
         pairs = (symmetry for symmetry in found if symmetry.group is Group.LINEAR)
