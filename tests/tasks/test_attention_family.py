@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from moved_tasks import losses_after, same_draws
-from torch.nn import functional
+from torch import nn
 
 from metaopt.base.errors import UserError
 from metaopt.symmetry.groups import Group
@@ -54,13 +54,12 @@ def test_attention_is_that_of_torch() -> None:
     torch.manual_seed(0)
     own = SelfAttention(12, 3)
     x = torch.randn(2, 5, 12)
-    packed = torch.cat([own.q.weight, own.k.weight, own.v.weight])
-    biases = torch.cat([own.q.bias, own.k.bias, own.v.bias])
-    theirs, _ = functional.multi_head_attention_forward(
-        *[x.transpose(0, 1)] * 3, 12, 3, packed, biases, None, None, False, 0.0,
-        own.o.weight, own.o.bias, need_weights=False,
-    )  # fmt: skip
-    torch.testing.assert_close(own(x), theirs.transpose(0, 1))
+    theirs = nn.MultiheadAttention(12, 3, batch_first=True)
+    with torch.no_grad():
+        theirs.in_proj_weight.copy_(torch.cat([own.q.weight, own.k.weight, own.v.weight]))
+        theirs.in_proj_bias.copy_(torch.cat([own.q.bias, own.k.bias, own.v.bias]))
+    theirs.out_proj = own.o  # type: ignore[assignment]
+    torch.testing.assert_close(own(x), theirs(x, x, x, need_weights=False)[0])
 
 
 def test_an_example_of_recall_has_one_answer() -> None:
