@@ -21,10 +21,17 @@ from metaopt.base.fields import (
     described,
     required,
 )
-from metaopt.rules.config import UPDATES, RulesConfig
+from metaopt.rules.config import GENERATORS, UPDATES, RulesConfig
 from metaopt.tasks.config import ONLY_THE_LOSS, TaskConfig
 from metaopt.teleport.base import Need
-from metaopt.teleport.config import UNITS, TeleporterConfig
+from metaopt.teleport.config import EXACT, LINEAR_PAIRS, PAIRS, UNITS, TeleporterConfig
+
+ACTIONS = {
+    kind_of(kind): {Need.UNITS: UNITS, Need.PAIRS: LINEAR_PAIRS}[kind.generates_for]
+    for kind in GENERATORS
+    if kind.generates_for in (Need.UNITS, Need.PAIRS)
+}
+"""The action of generators that are for one action alone, by the kind of their rule."""
 
 
 class FixedHorizonConfig(Model):
@@ -192,8 +199,8 @@ class TrainConfig(Model):
         if filled.get("teleporter") is None and isinstance(rules, Mapping):
             proposing = rules.get("teleport") or rules.get("step_teleport")
             if isinstance(proposing, Mapping):
-                of_units = proposing.get("kind") == "unit_lstm"
-                filled["teleporter"] = {"action": UNITS} if of_units else {}
+                action = ACTIONS.get(proposing.get("kind", ""))
+                filled["teleporter"] = {} if action is None else {"action": action}
         return filled
 
     @model_validator(mode="after")
@@ -212,17 +219,25 @@ class TrainConfig(Model):
         rule = self.rules.generators()
         if rule is None or self.teleporter is None:
             return self
-        by_units = rule.generates_for is Need.UNITS
-        if rule.generates_for is not None and by_units != (self.teleporter.action == UNITS):
+        found, kind = self.teleporter.action, kind_of(type(rule))
+        wanted = ACTIONS.get(kind)
+        if rule.generates_for is not None and wanted != (found if found in EXACT else None):
+            expected = wanted or f"one of {', '.join(PAIRS)}"
             raise ValueError(
-                f"teleporter.action: units is what rules.teleport of kind unit_lstm needs, and "
-                f"nothing else; found {self.teleporter.action}"
+                f"teleporter.action: rules.teleport of kind {kind} needs {expected}; found {found}"
+            )
+        update = self.rules.update
+        if found == LINEAR_PAIRS and (update is None or not update.follows_pairs):
+            known = [kind_of(one) for one in UPDATES if one.follows_pairs]
+            raise ValueError(
+                f"teleporter.action: {found} mixes entries, and what rules.update keeps of their "
+                f"squares cannot follow: expected rules.update of kind {' or '.join(known)}"
             )
         return self
 
     @model_validator(mode="after")
     def _inputs(self) -> TrainConfig:
-        through_data = self.teleporter is not None and self.teleporter.action != UNITS
+        through_data = self.teleporter is not None and self.teleporter.action not in EXACT
         needed = through_data or any(rule.needs_inputs for rule in self.rules.by_name().values())
         if self.meta.hide.inputs > 0 and needed:
             raise ValueError("meta.hide.inputs: these rules need the layers' inputs; leave 0")
@@ -240,7 +255,7 @@ class TrainConfig(Model):
                 f"{known[-1]}"
             )
         if teleport is not None and not teleport.knows_loss_alone:
-            raise ValueError(f"rules: {ONLY_THE_LOSS} rules.teleport of kind unit_lstm")
+            raise ValueError(f"rules: {ONLY_THE_LOSS} rules.teleport of kind {' or '.join(ACTIONS)}")
         if self.meta.rescale > 0:
             raise ValueError("meta.rescale: a family of your own is sampled as it is; leave it 0")
         return self

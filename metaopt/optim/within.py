@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from metaopt.optim.chain import Chain
 from metaopt.optim.half import HALF
 from metaopt.symmetry.discovery.find import plain, read_beside, symmetries
+from metaopt.symmetry.pairs import LinearPairs, pairs_of
 from metaopt.symmetry.units import HiddenUnits, units_of
 from metaopt.teleport.base import Engine, Need
 

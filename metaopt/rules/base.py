@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from metaopt.base.errors import MisfitError
 from metaopt.base.network import Weights
 from metaopt.tasks.base import NOTHING, Hidden, Observation
+from metaopt.teleport.base import MovesPairs
 from metaopt.teleport.base import State as State
 from metaopt.teleport.optimizer_state import Kept
 
@@ -105,6 +106,20 @@ class Rule(nn.Module, ABC):
             return state
         rows = torch.cat([log.flatten(1) for log in log_factors], dim=1)[:, None]
         return state | {n: state[n] * (-degree * rows).exp() for n, degree in moving.items()}
+
+    def turned(self, state: State, move: MovesPairs, weights: Weights) -> State:
+        """The state after linear pairs have moved: gradients move by the inverse transpose.
+
+        Rules that keep squares of single entries (``Kept.SQUARES``) cannot follow, and are not
+        combined with such teleports (``RuleConfig.follows_pairs``).
+
+        Args:
+            state: the state before.
+            move: how gradients, and products of them, move.
+            weights: fix the shapes.
+        """
+        moving = [name for name in state if self.kept(name) is Kept.GRADIENTS]
+        return state | {name: move.rows_of_gradients(state[name], weights) for name in moving}
 
     @abstractmethod
     def initial_state(self, observation: Observation) -> State:

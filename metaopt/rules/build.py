@@ -10,11 +10,17 @@ from metaopt.rules.around import PreconditionedOptimizer, as_constant, different
 from metaopt.rules.base import Rule
 from metaopt.rules.composed import MetaOptimizer
 from metaopt.rules.config import RulesConfig
+from metaopt.rules.first import TeleportFirst
 from metaopt.rules.learned.affine import AffineModule
 from metaopt.rules.learned.precision import TF32, BFloat16, Full
 from metaopt.rules.rule_config import Place
 from metaopt.tasks.config import TaskConfig
-from metaopt.teleport.config import TeleporterConfig, engine, pair_engine
+from metaopt.teleport.config import (
+    TeleporterConfig,
+    engine,
+    linear_pair_engine,
+    pair_engine,
+)
 
 _PRECISIONS = {"full": Full, "tf32": TF32, "bfloat16": BFloat16}
 
@@ -68,6 +74,8 @@ def _with_engine(
     match teleporter.order:
         case "after":
             return MetaOptimizer(made, engine(teleporter, task))
+        case "before":
+            return TeleportFirst(made, linear_pair_engine(teleporter, task))
         case "around":
             if rules.teleport is None:
                 raise ConfigError(

@@ -11,7 +11,7 @@ generator out. Methods that cannot be written as a rule (``lbfgs``, ``gradient_t
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -90,6 +90,15 @@ def tensors_of(states: States) -> Iterator[tuple[str, str, Tensor]]:
             yield rule, name, tensor
 
 
+Adjusted = Callable[[Weights, Proposal], Proposal]
+"""What a caller makes of a proposal at given weights, such as steps of its learning rates."""
+
+
+def as_proposed(weights: Weights, proposal: Proposal) -> Proposal:
+    """The proposal as it is."""
+    return proposal
+
+
 class MetaOptimizer(nn.Module, Optimizer[States]):
     """An update rule with a teleporter: w_{t+1} = g_t . (w_t + f_t).
 
@@ -132,11 +141,24 @@ class MetaOptimizer(nn.Module, Optimizer[States]):
         return found, new
 
     def step(
-        self, weights: Weights, observation: Observation, state: States, problem: Problem
+        self,
+        weights: Weights,
+        observation: Observation,
+        state: States,
+        problem: Ground,
+        adjusted: Adjusted = as_proposed,
     ) -> Step[States]:
-        """See ``Optimizer.step``: the update comes first, the teleport after it."""
+        """See ``Optimizer.step``: the update comes first, the teleport after it.
+
+        Args:
+            weights: see ``Optimizer.step``, as for the next three.
+            observation: see there.
+            state: see there.
+            problem: see there; only what is known of the network is read.
+            adjusted: what becomes of a proposal at given weights before it is carried out.
+        """
         proposal, state = self.propose(observation, state)
-        return self.carry_out(weights, proposal, state, problem)
+        return self.carry_out(weights, adjusted(weights, proposal), state, problem)
 
     def carry_out(
         self, weights: Weights, proposal: Proposal, states: States, ground: Ground

@@ -25,6 +25,8 @@ from metaopt.rules.learned.flattened import (
     FlattenedUpdateConfig,
 )
 from metaopt.rules.learned.layer import LayerConfig
+from metaopt.rules.learned.matrix import MatrixConfig
+from metaopt.rules.learned.pair import PairConfig
 from metaopt.rules.learned.unit import UnitConfig
 from metaopt.rules.own import OWN, OwnRuleConfig
 from metaopt.rules.random_generators import RandomConfig
@@ -35,6 +37,7 @@ UPDATES: tuple[type[RuleConfig], ...] = (
     CoordinateUpdateConfig,
     InformedConfig,
     LayerConfig,
+    MatrixConfig,
     GradientDescentConfig,
     MomentumConfig,
     AdamConfig,
@@ -44,6 +47,7 @@ GENERATORS: tuple[type[RuleConfig], ...] = (
     FlattenedGeneratorConfig,
     CoordinateGeneratorConfig,
     UnitConfig,
+    PairConfig,
     RandomConfig,
     OwnRuleConfig,
 )

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from metaopt.base.network import Forward, LeakyReLU, Weights
 from metaopt.base.streams import Stream
+from metaopt.symmetry.pairs import LinearPairs
 from metaopt.symmetry.units import HiddenUnits
 
 
@@ -31,6 +32,7 @@ class Observation:
         inputs: the inputs A_0 .. A_{L-1} of the layers, each [B, n_l, N]; empty if not known.
         loss: L(W), [B], or None if the caller does not know it.
         units: the hidden units that may be scaled, or None if they are not known.
+        pairs: the linear pairs, or None if they are not known.
     """
 
     weights: Weights
@@ -38,6 +40,7 @@ class Observation:
     inputs: tuple[Tensor, ...]
     loss: Tensor | None
     units: HiddenUnits | None = None
+    pairs: LinearPairs | None = None
 
     def detach(self) -> Observation:
         """The same observation with all tensors cut from the autograd graph."""
@@ -47,6 +50,7 @@ class Observation:
             inputs=cut(self.inputs),
             loss=None if self.loss is None else self.loss.detach(),
             units=self.units,
+            pairs=self.pairs,
         )
 
 
@@ -107,6 +111,10 @@ class Ground(Protocol):
     def units(self) -> HiddenUnits | None:
         """The hidden units that may be scaled, or None if they are not known."""
 
+    @property
+    def pairs(self) -> LinearPairs | None:
+        """The linear pairs, or None if they are not known."""
+
 
 class Problem(Protocol):
     """What one inner step is given besides weights, observation and state. ``Tasks`` is one.
@@ -121,6 +129,10 @@ class Problem(Protocol):
     @property
     def units(self) -> HiddenUnits | None:
         """The hidden units that may be scaled, or None if they are not known."""
+
+    @property
+    def pairs(self) -> LinearPairs | None:
+        """The linear pairs, or None if they are not known."""
 
     def observe(self, weights: Weights) -> Observation:
         """Loss and exact gradient at other weights; costs one more gradient evaluation."""
@@ -186,6 +198,11 @@ class Tasks(ABC):
     @property
     def units(self) -> HiddenUnits | None:
         """The hidden units that may be scaled, or None if they are not known."""
+        return None
+
+    @property
+    def pairs(self) -> LinearPairs | None:
+        """The linear pairs, or None if they are not known."""
         return None
 
     def seen_loss(self, weights: Weights) -> Tensor:

@@ -30,6 +30,7 @@ from metaopt.base.loss_statistics import SMALL_LOSS
 from metaopt.base.network import Forward, Weights, as_matrices
 from metaopt.base.streams import Stream, choices, item_generator
 from metaopt.symmetry.groups import Symmetries, Symmetry
+from metaopt.symmetry.pairs import LinearPairs, pairs_of
 from metaopt.symmetry.units import HiddenUnits, units_of
 from metaopt.tasks.base import NOTHING, Hidden, Observation, TaskFamily, Tasks
 from metaopt.tasks.own import Family, Task, asked, check_task
@@ -53,6 +54,7 @@ class LossTasks(Tasks):
         keys: the keys of the random streams of mini-batches, int64 [B, 2].
         seen: the mini-batch of the inner step, each [B, family.batch, ..]; if empty, all data.
         units: the hidden units that may be scaled, or None if the family lists no symmetries.
+        pairs: the linear pairs, or None if it lists none.
     """
 
     family: Family
@@ -64,6 +66,7 @@ class LossTasks(Tasks):
     keys: Tensor
     seen: tuple[Tensor, ...] = ()
     units: HiddenUnits | None = None
+    pairs: LinearPairs | None = None
     hides: Hidden = NOTHING
 
     def at(self, step: int) -> Self:
@@ -78,7 +81,7 @@ class LossTasks(Tasks):
         """Loss and exact gradient at ``weights``, on the mini-batch of the step."""
         over_tasks = vmap(grad_and_value(self._of_one), in_dims=(0, 0))
         grads, loss = over_tasks(weights, self.seen or self.data)
-        return Observation(weights, grads, inputs=(), loss=loss, units=self.units)
+        return Observation(weights, grads, (), loss, self.units, self.pairs)
 
     def seen_loss(self, weights: Weights) -> Tensor:
         """L(w), [B], on the mini-batch of the step."""
@@ -114,8 +117,9 @@ class LossTasks(Tasks):
             return tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype)
 
         units = None if self.units is None else self.units.to(device)
+        pairs = None if self.pairs is None else self.pairs.to(device)
         shared = tuple(map(move, self.shared))
-        return replace(self._each(move), shared=shared, units=units)
+        return replace(self._each(move), shared=shared, units=units, pairs=pairs)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Self:
         """The tasks with ``change`` applied to every tensor that has an axis B."""
@@ -164,6 +168,7 @@ class LossFamily(TaskFamily[LossTasks]):
             shared=self.own.shared,
             keys=torch.stack(keys),
             units=self._units(shapes),
+            pairs=pairs_of(self.own.symmetries, shapes),
         )
 
     def check(self) -> None:
@@ -258,16 +263,18 @@ class LossFamily(TaskFamily[LossTasks]):
     def _require_exact(self, tasks: LossTasks) -> None:
         """Raise ``UserError`` if scaling units of the listed symmetries changes the loss."""
         exact = tasks.to("cpu", torch.float64)
-        if exact.units is None:
-            return
-        signs = torch.arange(exact.units.count).remainder(2).double() - 0.5
-        moved, _ = exact.units.scaled(signs.expand(exact.size, -1), exact.initial)
+        moved = exact.initial
+        if exact.units is not None:
+            signs = torch.arange(exact.units.count).remainder(2).double() - 0.5
+            moved, _ = exact.units.scaled(signs.expand(exact.size, -1), moved)
+        if exact.pairs is not None:
+            moved = exact.pairs.multiplied(moved, _shears(exact.pairs, moved))
         before, after = exact.seen_loss(exact.initial), exact.seen_loss(moved)
         change = float(((after - before).abs() / before.clamp(min=SMALL_LOSS)).max())
         if not change < INEXACT:
             raise UserError(
-                f"{self._source}: symmetries: scaling the hidden units changes the loss by "
-                f"{change:.1e} of itself, expected those of the network that loss runs"
+                f"{self._source}: symmetries: moving along them changes the loss by {change:.1e} "
+                f"of itself, expected those of the network that loss runs"
             )
 
     @property
@@ -282,6 +289,17 @@ class LossFamily(TaskFamily[LossTasks]):
                     f"{self._source}: sample: {part}: found {found.get(part)} in one task and "
                     f"{wanted.get(part)} in another, expected it alike in all tasks"
                 )
+
+
+def _shears(pairs: LinearPairs, like: Weights) -> list[Tensor]:
+    """The matrices of g = I + N / 2, N with ones above the diagonal, on each width."""
+    found = []
+    for width in pairs.widths:
+        eye = torch.eye(width.size, dtype=like[0].dtype)
+        g = eye + torch.diag(eye.new_ones(width.size - 1), 1) / 2
+        sides = torch.stack([g.mT, torch.linalg.inv(g)])[None, :, None]
+        found.append(sides.expand(like[0].shape[0], -1, width.count, -1, -1))
+    return found
 
 
 def _layout(task: Task) -> dict[str, list[int]]:

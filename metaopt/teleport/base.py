@@ -20,7 +20,8 @@ from metaopt.tasks.base import Ground, Observation, Problem
 
 Generators = tuple[Tensor, ...]
 """One generator [B, k_l, k_l] for each pair of adjacent layers, in order; or, for scaling of hidden
-units, one diagonal [B, K] over all of them.
+units, one diagonal [B, K] over all of them; or, for linear pairs, one [B, pairs, k, k] for each
+width k.
 """
 
 State = dict[str, Tensor]
@@ -32,6 +33,7 @@ class Need(Enum):
 
     NETWORK = "the network as a chain of layers, and its data"
     UNITS = "the hidden units"
+    PAIRS = "the linear pairs"
 
 
 @dataclass(frozen=True)
@@ -76,8 +78,18 @@ def log_ratio(before: Tensor, after: Tensor) -> Tensor:
     return after.clamp(min=tiny).log() - before.clamp(min=tiny).log()
 
 
+class MovesPairs(Protocol):
+    """How a teleport of linear pairs moves what rules keep."""
+
+    def rows_of_gradients(self, rows: Tensor, weights: Weights) -> Tensor:
+        """What is linear in gradients, [B, any, P], after it."""
+
+    def products(self, width: int, products: Tensor) -> Tensor:
+        """Products of gradients on the side of the group, [B, 2, pairs, k, k], after it."""
+
+
 class Scaled(Protocol):
-    """A rule whose state can follow a scaling of the weights."""
+    """A rule whose state can follow a teleport of the weights."""
 
     def scaled(self, state: State, t: Tensor, log_factors: Weights) -> State:
         """The rule's state after the weights were multiplied by exp(l).
@@ -86,6 +98,15 @@ class Scaled(Protocol):
             state: the state before.
             t: the logarithms of the factors of the hidden units, [B, K].
             log_factors: l, one tensor for each matrix of weights and of its shape.
+        """
+
+    def turned(self, state: State, move: MovesPairs, weights: Weights) -> State:
+        """The rule's state after linear pairs have moved.
+
+        Args:
+            state: the state before.
+            move: how gradients, and products of them, have moved.
+            weights: fix the shapes.
         """
 
 

@@ -28,6 +28,7 @@ from metaopt.tasks.regression import layer_shapes
 from metaopt.teleport.base import Engine
 from metaopt.teleport.engine import TeleportEngine
 from metaopt.teleport.guard import Guard, Refuse, Shrink, Unguarded
+from metaopt.teleport.pair_engine import PairEngine
 from metaopt.teleport.unit_engine import UnitEngine
 
 PAIRS: dict[str, type[Action]] = {
@@ -38,6 +39,7 @@ PAIRS: dict[str, type[Action]] = {
 }
 """The actions on pairs of adjacent layers, by their names in configurations."""
 UNITS = "units"
+LINEAR_PAIRS = "linear_pairs"
 _LIMITS: dict[str, Callable[[float], NormLimit]] = {
     "bounded": BoundedNorm,
     "capped": CappedNorm,
@@ -53,8 +55,11 @@ _GUARDS: dict[str, Callable[[float], Guard]] = {
     "shrink": Shrink,
     "none": lambda tolerance: Unguarded(),
 }
-_OF_UNITS = {"guard": "none", "max_norm": 0.1}
-"""Defaults if hidden units are scaled. That is exact on any data, so that no guard is needed."""
+EXACT: dict[str, dict[str, Any]] = {
+    UNITS: {"guard": "none", "max_norm": 0.1},
+    LINEAR_PAIRS: {"guard": "none", "max_norm": 5.0, "order": "before"},
+}
+"""Actions that are exact on any data and need no guard, with their defaults."""
 
 
 def pair_engine(config: TeleporterConfig, task: TaskConfig) -> TeleportEngine:
@@ -86,9 +91,16 @@ def unit_engine(config: TeleporterConfig, task: TaskConfig) -> UnitEngine:
     return UnitEngine(_LIMITS[config.limit](config.max_norm))
 
 
+def linear_pair_engine(config: TeleporterConfig, task: TaskConfig) -> PairEngine:
+    """The engine that moves the linear pairs of any network."""
+    limit = _LIMITS[config.limit](config.max_norm)
+    return PairEngine(_MAPS[config.element](config.max_norm), limit)
+
+
 ENGINES: dict[str, Callable[[TeleporterConfig, TaskConfig], Engine]] = {
     **dict.fromkeys(PAIRS, pair_engine),
     UNITS: unit_engine,
+    LINEAR_PAIRS: linear_pair_engine,
 }
 """The action's name -> the function that makes its engine."""
 
@@ -104,15 +116,18 @@ class TeleporterConfig(Model):
 
     action: ActionName = described(
         "through_data",
-        "how the group acts: on each pair of adjacent layers, or (`units`, for `unit_lstm`) on "
-        "each hidden unit of any network",
+        "how the group acts: on each pair of adjacent layers; or (`units`, for `unit_lstm`) on each "
+        "hidden unit of any network, or (`linear_pairs`, for `pair_lstm`) on its linear pairs, such "
+        "as LoRA adapters and the heads of attention",
     )
     element: Literal["exponential", "cayley", "first_order"] = described(
         "exponential",
         "how a generator becomes a group element; `first_order` is the inexact pair of the paper",
     )
-    order: Literal["after", "around"] = described(
-        "after", "teleport after the update; or, a control, before it and back again after it"
+    order: Literal["after", "before", "around"] = described(
+        "after",
+        "teleport after the update; before it, from the same gradient (for `linear_pairs`); or, a "
+        "control, before it and back again after it",
     )
     limit: Literal["bounded", "capped", "fixed"] = described(
         "bounded",
@@ -120,12 +135,14 @@ class TeleporterConfig(Model):
         "`capped` cuts them off there, `fixed` scales all of them to it, as the paper does",
     )
     max_norm: PositiveFloat = described(
-        5.0, "Frobenius norm of that limit; for `units` the root mean square over hidden units, 0.1"
+        5.0,
+        "Frobenius norm of that limit; for `linear_pairs` of each pair; for `units` the root mean "
+        "square over hidden units, 0.1",
     )
     guard: Literal["refuse", "shrink", "none"] = described(
         "shrink",
         "what happens to a teleport that changes the outputs of the network too much: leave it "
-        "out, make it smaller, or let it through (always for `units`)",
+        "out, make it smaller, or let it through (always for `units` and `linear_pairs`)",
     )
     tolerance: PositiveFloat = described(1e-4, "largest drift that the guard lets through")
     inexact: Literal["error", "guard"] = described(
@@ -134,20 +151,22 @@ class TeleporterConfig(Model):
 
     @model_validator(mode="before")
     @classmethod
-    def _of_units(cls, given: Any) -> Any:
-        if isinstance(given, Mapping) and given.get("action") == UNITS:
-            return _OF_UNITS | dict(given)
+    def _of_exact_actions(cls, given: Any) -> Any:
+        if isinstance(given, Mapping) and given.get("action") in EXACT:
+            return EXACT[given["action"]] | dict(given)
         return given
 
     @model_validator(mode="after")
     def _guarded(self) -> TeleporterConfig:
         if self.inexact == "guard" and self.guard == "none":
             raise ValueError("inexact: guard needs a guard, found guard: none")
-        if self.action == UNITS and self.order == "around":
-            raise ValueError("action: units is for order: after, found around")
-        if self.action == UNITS and (self.guard != "none" or self.element != "exponential"):
+        orders = {UNITS: "after", LINEAR_PAIRS: "before"}
+        wanted = orders.get(self.action, "after or around")
+        if self.order not in wanted:
+            raise ValueError(f"action: {self.action} is for order: {wanted}, found {self.order}")
+        if self.action in EXACT and (self.guard != "none" or self.element == "first_order"):
             raise ValueError(
-                f"action: units is exact on any data: expected element: exponential and guard: "
+                f"action: {self.action} is exact on any data: expected an exact element and guard: "
                 f"none, found {self.element} and {self.guard}"
             )
         if self.element == "cayley" and self.max_norm >= 2:

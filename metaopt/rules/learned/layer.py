@@ -122,17 +122,17 @@ class LayerUpdateLSTM(Rule):
         gain = (1 - SQUARES_DECAY**count).sqrt() / start
 
         base = torch.cat([w.new_full((1, 1, 1), 1 / (FAN_OFFSET + w.shape[2])) for w in W], dim=2)
-        loss_features, heard = _hear(observation.loss, state)
+        loss_features, heard = hear(observation.loss, state)
         own = torch.cat(
             [
-                _statistics(steps, W, gain, base, sizes),
-                _is_vector(W).expand_as(count),
+                statistics(steps, W, gain, base, sizes),
+                is_vector(W).expand_as(count),
                 clock_features(count),
                 loss_features,
             ],
             dim=1,
         )
-        of_all = _mean(own, moves, moves.sum(2, keepdim=True))
+        of_all = mean_over(own, moves, moves.sum(2, keepdim=True))
         features = torch.cat([own, of_all.expand_as(own)], dim=1)
         h, cells = self.lstm(features, state)
 
@@ -152,7 +152,7 @@ class LayerUpdateLSTM(Rule):
         return proposal, cells | heard | {"count": count, "m": m, "v": v}
 
 
-def _mean(values: Tensor, moves: Tensor, total: Tensor) -> Tensor:
+def mean_over(values: Tensor, moves: Tensor, total: Tensor) -> Tensor:
     """The mean over the parameters that move: [B, any, L] -> [B, any, 1]; 0 if none moves."""
     return torch.where(moves, values, 0.0).sum(2, keepdim=True) / total.clamp(min=1)
 
@@ -161,16 +161,16 @@ def _mean_square(v: Tensor, moves: Tensor, sizes: Sequence[int]) -> Tensor:
     """The mean of v over all entries of the parameters that move: [B, 1, P] -> [B, 1, 1]."""
     sums = torch.cat([part.sum(2, keepdim=True) for part in v.split([*sizes], dim=2)], dim=2)
     entries = torch.cat([v.new_full((1, 1, 1), float(size)) for size in sizes], dim=2)
-    return _mean(sums, moves, torch.where(moves, entries, 0.0).sum(2, keepdim=True))
+    return mean_over(sums, moves, torch.where(moves, entries, 0.0).sum(2, keepdim=True))
 
 
-def _is_vector(weights: Weights) -> Tensor:
+def is_vector(weights: Weights) -> Tensor:
     """1 for parameters of one column, [1, 1, L]; made without waiting for the device."""
     flags = [w.new_full((1, 1, 1), float(w.shape[2] == 1)) for w in weights]
     return torch.cat(flags, dim=2)
 
 
-def _statistics(
+def statistics(
     steps: Tensor, W: Weights, gain: Tensor, base: Tensor, sizes: Sequence[int]
 ) -> Tensor:
     """Of each parameter, on logarithmic scales where they are sizes, [B, 4 + 3 + 2, L].
@@ -198,7 +198,7 @@ def _statistics(
     return torch.cat([*logs, (base / weight).log(), weight.log()], dim=1)
 
 
-def _hear(loss: Tensor | None, state: State) -> tuple[Tensor, State]:
+def hear(loss: Tensor | None, state: State) -> tuple[Tensor, State]:
     """Two features of the loss, [B, 2, L], and the state that is kept of it.
 
     The features are log L minus its running mean, and log L itself; both are 0 if the loss is not

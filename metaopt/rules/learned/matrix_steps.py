@@ -1,0 +1,57 @@
+"""What a running mean of gradients of one matrix is made into before it is a step.
+
+    orthogonal    sqrt(max(out, rest)) (U V^T),   m = U S V^T      all singular values alike (Muon)
+    normalised    m / rms(m)                                       the mean itself, of unit size
+
+Both have entries of root mean square about 1, are linear in nothing but m, and keep nothing else: no
+mean of squares, entry by entry, that could not follow where a teleport mixes entries.
+
+References:
+    Jordan et al., Muon (2024); Cutkosky and Mehta, Momentum improves normalized SGD (2020).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from metaopt.rules.learned.spectral import polar
+
+TINY = 1e-30
+
+
+class MatrixSteps(ABC):
+    """m [B, any, out, rest] of several matrices -> steps of the same shapes."""
+
+    @abstractmethod
+    def __call__(self, means: Sequence[Tensor]) -> list[Tensor]:
+        """The steps of unit size; 0 for a mean that is 0."""
+
+
+class Normalised(MatrixSteps):
+    """m / rms(m)."""
+
+    def __call__(self, means: Sequence[Tensor]) -> list[Tensor]:
+        """The means, each at unit size."""
+        return [m * (m.square().mean(dim=(-2, -1), keepdim=True) + TINY).rsqrt() for m in means]
+
+
+class Orthogonal(MatrixSteps):
+    """sqrt(max(out, rest)) (m m^T)^(-1/2) m, on the shorter side."""
+
+    def __call__(self, means: Sequence[Tensor]) -> list[Tensor]:
+        """The means, with all singular values alike; matrices of equal short side go together."""
+        tall = [m if m.shape[-2] >= m.shape[-1] else m.mT for m in means]
+        by_width: dict[int, list[int]] = {}
+        for i, m in enumerate(tall):
+            by_width.setdefault(m.shape[-1], []).append(i)
+        steps = list(means)
+        for own in by_width.values():
+            roots = polar(torch.stack([tall[i].mT @ tall[i] for i in own]))
+            for i, root in zip(own, roots.unbind(), strict=True):
+                step = tall[i] @ root * tall[i].shape[-2] ** 0.5
+                steps[i] = step if tall[i] is means[i] else step.mT
+        return steps

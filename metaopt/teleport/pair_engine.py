@@ -1,0 +1,168 @@
+"""Group elements on linear pairs of any network: exact on any data.
+
+    A -> g A,   B -> B g^-1,   g = exp(T)        T [k, k], another one for each pair
+
+Gradients, and running means of them, move by the inverse transpose; so do products of gradients
+that rules keep for the side of the group (``symmetry.pairs``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from metaopt.base.loss_statistics import SMALL_LOSS
+from metaopt.base.network import Weights
+from metaopt.symmetry.actions import InexactActionError
+from metaopt.symmetry.limits import NormLimit
+from metaopt.symmetry.maps import ElementMap, GroupElement
+from metaopt.symmetry.pairs import LinearPairs
+from metaopt.tasks.base import Ground, Observation, Problem
+from metaopt.teleport.base import Generators, Need, Scaled, State, TeleportTrace, log_ratio
+
+
+@dataclass(frozen=True)
+class PairMove:
+    """One element for each linear pair, and how it moves what rules keep.
+
+    Attributes:
+        pairs: the pairs.
+        elements: for each width g and g^-1, both [B, pairs, k, k].
+    """
+
+    pairs: LinearPairs
+    elements: tuple[GroupElement, ...]
+
+    def weights(self, weights: Weights) -> Weights:
+        """Weights, each [B, out, rest], at g . w."""
+        rights = [torch.stack([e.g.mT, e.g_inv], dim=1) for e in self.elements]
+        return self.pairs.multiplied(weights, rights)
+
+    def gradients(self, gradients: Weights) -> Weights:
+        """Gradients, each [B, out, rest], at g . w."""
+        rights = [torch.stack([e.g_inv, e.g.mT], dim=1) for e in self.elements]
+        return self.pairs.multiplied(gradients, rights)
+
+    def rows_of_gradients(self, rows: Tensor, weights: Weights) -> Tensor:
+        """What is linear in gradients, [B, any, P], at g . w.
+
+        Args:
+            rows: all entries in a row, ``any`` times.
+            weights: fix the shapes.
+        """
+        many = rows.shape[1]
+        parts = rows.split([w[0].numel() for w in weights], dim=2)
+        flat = tuple(
+            part.reshape(-1, *w.shape[1:]) for part, w in zip(parts, weights, strict=True)
+        )
+        each = (GroupElement(*(x.repeat_interleave(many, 0) for x in e)) for e in self.elements)
+        moved = PairMove(self.pairs, tuple(each)).gradients(flat)
+        return torch.cat([one.reshape(len(rows), many, -1) for one in moved], dim=2)
+
+    def products(self, width: int, products: Tensor) -> Tensor:
+        """Sums of outer products of rows of gradients, [B, 2, pairs, k, k], at g . w.
+
+            G_A G_A^T -> g^-T (G_A G_A^T) g^-1,      G_B^T G_B -> g (G_B^T G_B) g^T
+
+        Args:
+            width: the number of the width.
+            products: those of its pairs, or means of them.
+        """
+        g, g_inv = self.elements[width]
+        right = torch.stack([g_inv, g.mT], dim=1)
+        return right.mT @ products @ right
+
+
+@dataclass(frozen=True)
+class PairReport:
+    """What one teleport of linear pairs did.
+
+    Attributes:
+        move: the elements.
+        norm: the Frobenius norm of all generators together, [B].
+        before: the weights before the teleport, each [B, out, rest].
+        after: those after it, before any update.
+        passed: None, since the engine makes no forward pass.
+    """
+
+    together: ClassVar[int] = 1
+
+    move: PairMove
+    norm: Tensor
+    before: Weights
+    after: Weights
+    passed: None = None
+
+    def moved(self, rule: Scaled, state: State) -> State:
+        """The state of a rule at g . w."""
+        return rule.turned(state, self.move, self.before)
+
+    @classmethod
+    def traced(
+        cls, reports: Sequence[PairReport], problem: Problem, after: Sequence[Observation]
+    ) -> TeleportTrace:
+        """The trace of one step; costs two more evaluations of the loss.
+
+        The elements are exact up to rounding; the drift is the relative change of the loss.
+        """
+        (report,) = reports
+        with torch.no_grad():
+            before, moved = (problem.seen_loss(w) for w in (report.before, report.after))
+            return TeleportTrace(
+                norm=report.norm[None],
+                drift=((moved - before).abs() / before.clamp(min=SMALL_LOSS))[None],
+                refused=torch.zeros_like(moved, dtype=torch.bool)[None],
+                log_ratio=log_ratio(before, moved)[None],
+            )
+
+
+class PairEngine:
+    """A -> g A, B -> B g^-1 on every linear pair.
+
+    Args:
+        to_element: the map from a generator to a group element.
+        limit: the limit on the norm of the generator of each pair.
+    """
+
+    needs: ClassVar[Need] = Need.PAIRS
+    reads_data = False
+
+    def __init__(self, to_element: ElementMap, limit: NormLimit) -> None:
+        self.to_element = to_element
+        self.limit = limit
+
+    def check(self, ground: Ground, weights: Weights) -> None:
+        """Raise ``InexactActionError`` if no linear pairs are known."""
+        if ground.pairs is None:
+            raise InexactActionError(
+                "teleports of linear pairs need to know them: a family of your own lists them as "
+                "symmetries = metaopt.symmetries(its network)"
+            )
+
+    def teleport(
+        self, weights: Weights, generators: Generators, ground: Ground
+    ) -> tuple[Weights, PairReport]:
+        """w -> g . w, with a report.
+
+        Args:
+            weights: w, each [B, out, rest].
+            generators: for each width T [B, pairs, k, k], of any norm.
+            ground: what is known of the network; it must know the linear pairs.
+        """
+        assert ground.pairs is not None
+        elements, squares = [], []
+        for T in generators:
+            limited = self.limit(T.flatten(0, 1))
+            g, g_inv = self.to_element(limited)
+            # One step of Newton's method: g^-1 is then the inverse to rounding, at any norm of T.
+            g_inv = 2 * g_inv - g_inv @ g @ g_inv
+            elements.append(GroupElement(g.view_as(T), g_inv.view_as(T)))
+            squares.append(limited.detach().square().view_as(T).sum(dim=(1, 2, 3)))
+        move = PairMove(ground.pairs, tuple(elements))
+        norm = torch.stack(squares).sum(0).sqrt()
+        moved = move.weights(weights)
+        return moved, PairReport(move, norm, weights, moved)
