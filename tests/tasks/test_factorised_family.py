@@ -116,6 +116,7 @@ def test_noise_is_of_the_training_data_alone() -> None:
 
 
 def test_by_configuration_and_full_batch() -> None:
+    options: dict[str, bool | int | float | str | None]
     options = {"size": 6, "rank": 2, "batch": None, "from_condition": 1000}
     family = task_family(TaskConfig(family="metaopt.tasks.factorised:Sensing", options=options))
     assert isinstance(family, LossFamily)
