@@ -125,7 +125,7 @@ class Sensing(Family):
         measured: ``matrices`` or ``vectors``.
         noise: the standard deviation of the noise of y, of which each measurement of W is 1.
         start: the Frobenius norm of B A at the start.
-        batch: the number of measurements in a mini-batch.
+        batch: the number of measurements in a mini-batch; None for all of them at each step.
 
     Raises:
         UserError: if an option is out of its range.
@@ -140,7 +140,7 @@ class Sensing(Family):
         measured: str = "matrices",
         noise: float = 0.0,
         start: float = 0.1,
-        batch: int = 32,
+        batch: int | None = 32,
     ) -> None:
         if measured not in MEASURED:
             raise UserError(f"measured: found {measured!r}, expected one of {', '.join(MEASURED)}")

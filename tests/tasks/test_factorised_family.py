@@ -12,6 +12,8 @@ from moved_tasks import losses_after, same_draws
 from metaopt.base.errors import UserError
 from metaopt.base.streams import Stream
 from metaopt.symmetry.groups import Group
+from metaopt.tasks.build import task_family
+from metaopt.tasks.config import TaskConfig
 from metaopt.tasks.factorised import Factorised, Sensing, orthonormal
 from metaopt.tasks.own_batch import LossFamily
 
@@ -111,6 +113,17 @@ def test_noise_is_of_the_training_data_alone() -> None:
     assert torch.equal(x, same)
     assert float((moved - y).square().sum(-1).mean()) == pytest.approx(0.25, rel=0.4)
     assert torch.equal(clean.test[1], noisy.test[1])
+
+
+def test_by_configuration_and_full_batch() -> None:
+    options: dict[str, bool | int | float | str | None]
+    options = {"size": 6, "rank": 2, "batch": None, "from_condition": 1000}
+    family = task_family(TaskConfig(family="metaopt.tasks.factorised:Sensing", options=options))
+    assert isinstance(family, LossFamily)
+    tasks = family.drawn(Stream.TRAIN, 0, 0, 2)
+    seen = tasks.at(0).observe(tasks.initial)
+    torch.testing.assert_close(seen.loss, tasks.seen_loss(tasks.initial))
+    assert tasks.at(1).seen == ()
 
 
 def test_columns_are_orthonormal() -> None:
