@@ -31,20 +31,24 @@ from metaopt.rules.composed import MetaOptimizer
 from metaopt.tasks.base import TaskFamily
 from metaopt.tasks.build import _own_family
 from metaopt.tasks.variations import Hiding, InTurn, Rescaled
+from metaopt.teleport.config import EXACT, UNITS
 
 _TRUNCATIONS = {"even": Even, "random": RandomPairs}
 
 
-def require_units(config: TrainConfig, family: TaskFamily[Any]) -> None:
-    """Raise ``UserError`` where units are to be scaled, and a family of training knows of none."""
-    if config.teleporter is None or config.teleporter.action != "units":
+def require_symmetries(config: TrainConfig, family: TaskFamily[Any]) -> None:
+    """Raise ``UserError`` where a family of training knows nothing that teleports could move."""
+    action = None if config.teleporter is None else config.teleporter.action
+    if action not in EXACT:
         return
     for number, one in enumerate(family.families if isinstance(family, InTurn) else (family,)):
-        if one.drawn(Stream.TRAIN, config.seed, 0, 1).units is None:
+        tasks = one.drawn(Stream.TRAIN, config.seed, 0, 1)
+        if (tasks.units if action == UNITS else tasks.pairs) is None:
             where = f"task.more[{number - 1}]" if number else "task"
+            needs = "hidden units that can be scaled" if action == UNITS else "linear pairs"
             raise UserError(
-                f"field teleporter.action: units needs hidden units that can be scaled, and of "
-                f"{config.task.family} ({where}) there are none: {one.no_units}"
+                f"field teleporter.action: {action} needs {needs}, and of {config.task.family} "
+                f"({where}) there are none: {one.no_units}"
             )
 
 

@@ -255,7 +255,9 @@ class TrainConfig(Model):
                 f"{known[-1]}"
             )
         if teleport is not None and not teleport.knows_loss_alone:
-            raise ValueError(f"rules: {ONLY_THE_LOSS} rules.teleport of kind {' or '.join(ACTIONS)}")
+            raise ValueError(
+                f"rules: {ONLY_THE_LOSS} rules.teleport of kind {' or '.join(ACTIONS)}"
+            )
         if self.meta.rescale > 0:
             raise ValueError("meta.rescale: a family of your own is sampled as it is; leave it 0")
         return self

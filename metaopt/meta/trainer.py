@@ -117,7 +117,7 @@ class MetaTrainer:
         self.optimizer = meta_optimizer(config).to(self.device)
         family = task_family(config.task)
         self.training_tasks = build.training_tasks(family, config)
-        build.require_units(config, self.training_tasks)
+        build.require_symmetries(config, self.training_tasks)
         self.lengths = build.lengths(config.meta, config.seed)
         self.hiding = build.hiding(config.meta, config.seed)
         self.observe = build.observe(config.meta)

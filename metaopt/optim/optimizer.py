@@ -32,7 +32,7 @@ from metaopt.optim.replicas import Replicas
 from metaopt.optim.stepper import NOT_SAID, Stepper
 from metaopt.optim.told import Told
 from metaopt.optim.with_higher import make_known
-from metaopt.optim.within import chain_within, units_within
+from metaopt.optim.within import chain_within, movable_within
 from metaopt.rules.base import State
 from metaopt.rules.composed import MetaOptimizer
 from metaopt.teleport.optimizer_state import Kept
@@ -191,7 +191,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         return Stepper(
             optimizer,
             self._replicas.inputs_unknown() or chain_within(model, self.model, self.in_order()),
-            units_within(self.model, self.in_order(), optimizer.engine),
+            movable_within(self.model, self.in_order(), optimizer.engine),
             self.in_order(),
             Told(self.rule.config),
             self.full_batch,

@@ -12,6 +12,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -22,8 +23,9 @@ from metaopt.optim.rates import Rates
 from metaopt.optim.states import StateLayout, as_matrix
 from metaopt.optim.told import Told, reads_inputs
 from metaopt.rules.base import Proposal, State
-from metaopt.rules.composed import MetaOptimizer, States, Step
+from metaopt.rules.composed import MetaOptimizer, States
 from metaopt.symmetry.actions import InexactActionError
+from metaopt.symmetry.pairs import LinearPairs
 from metaopt.symmetry.units import HiddenUnits
 from metaopt.tasks.base import Observation
 from metaopt.teleport.base import Engine, Need
@@ -80,15 +82,12 @@ class ModelGround:
     Attributes:
         network: the model as a chain, with the data behind the gradient, or None.
         units: its hidden units, or None.
+        pairs: its linear pairs, or None.
     """
 
     network: ModelData | None
     units: HiddenUnits | None
-
-
-def needs_units(engine: Engine | None) -> bool:
-    """Whether an engine scales hidden units."""
-    return engine is not None and engine.needs is Need.UNITS
+    pairs: LinearPairs | None
 
 
 class Stepper:
@@ -97,7 +96,8 @@ class Stepper:
     Args:
         optimizer: the meta-optimizer.
         found: the model as a chain, or the reason why it is not a chain.
-        units: its hidden units, or the reason why none can be scaled.
+        movable: its hidden units or its linear pairs, as the engine needs them, or the reason why
+            there are none.
         parameters: the parameters to optimise, in the order in which the rules see them.
         told: what the rules could rely on in meta-training, such as the loss.
         full_batch: whether each gradient is that of all the data.
@@ -119,7 +119,7 @@ class Stepper:
         self,
         optimizer: MetaOptimizer,
         found: Chain | str,
-        units: HiddenUnits | str,
+        movable: HiddenUnits | LinearPairs | str,
         parameters: Sequence[Tensor],
         told: Told,
         full_batch: bool,
@@ -141,9 +141,11 @@ class Stepper:
         self._told = told
         self._keep_graph = keep_graph
         self._data: ModelData | None = None
-        self.units = units if isinstance(units, HiddenUnits) else None
-        if isinstance(units, str) and needs_units(optimizer.engine):
-            self._warn_and_turn_off(units)
+        self.units = movable if isinstance(movable, HiddenUnits) else None
+        self.pairs = movable if isinstance(movable, LinearPairs) else None
+        moves = optimizer.engine is not None and optimizer.engine.needs is not Need.NETWORK
+        if isinstance(movable, str) and moves:
+            self._warn_and_turn_off(movable)
         if isinstance(found, str):
             self.without_inputs(found)
         elif not told.inputs_shown or not reads_inputs(optimizer.rules.values()):
@@ -174,7 +176,7 @@ class Stepper:
             ValueError: where the rule cannot work without them.
         """
         matrices = tuple(as_matrix(W) for W in weights)
-        observation = Observation(matrices, matrices, (), None, self.units)
+        observation = Observation(matrices, matrices, (), None, self.units, self.pairs)
         optimizer = self.optimizer
         if teleports_off is not None and optimizer.engine is not None:
             optimizer = self._without_teleports(teleports_off)
@@ -244,6 +246,8 @@ class Stepper:
         active = [G is not None for G in grads]
         if self._through_data is not None and not all(active):
             self._warn_and_turn_off("some of its weights have no gradient")
+        if self.pairs is not None and not self.pairs.within(active):
+            self._warn_and_turn_off("some weights of its linear pairs have no gradient")
         matrices = tuple(as_matrix(W) for W in weights)
         observation = Observation(
             weights=matrices,
@@ -255,45 +259,49 @@ class Stepper:
             inputs=() if self.chain is None else self._layer_inputs(self.chain),
             loss=None if loss is None else loss.reshape(1),
             units=self.units,
+            pairs=self.pairs,
         )
         if not differentiate_features:
             observation = observation.detach()
         if not self._keep_graph:
             self._told.check(self.optimizer.rules.values(), observation, [r.lr for r in rates])
         old = self.layout.together(states, self.optimizer.rules)
-        proposal, new = self.optimizer.propose(observation, old)
-        taken = self._carry_out(matrices, proposal, new, rates, active)
+        taken = self.optimizer.step(
+            matrices,
+            observation,
+            old,
+            ModelGround(self._data, self.units, self.pairs),
+            partial(self._adjusted, rates, active),
+        )
         stepped = [
             W_new.reshape(W.shape) if G is not None else W
             for W_new, W, G in zip(taken.weights, weights, grads, strict=True)
         ]
         return Advance(stepped, old, self.layout.moved(old, taken.state, active))
 
-    def _carry_out(
-        self,
-        weights: Weights,
-        proposal: Proposal,
-        states: States,
-        rates: Sequence[Rates],
-        active: Sequence[bool],
-    ) -> Step[States]:
-        assert proposal.updates is not None
-        decays = proposal.decays or [None] * len(weights)
-        updates = tuple(
-            rate.step(W, f, decay)
-            for f, W, decay, rate in zip(proposal.updates, weights, decays, rates, strict=True)
-        )
+    def _adjusted(
+        self, rates: Sequence[Rates], active: Sequence[bool], weights: Weights, proposal: Proposal
+    ) -> Proposal:
+        """The proposal with the rates of the groups, for what has a gradient."""
+        updates = proposal.updates
+        if updates is not None:
+            decays = proposal.decays or [None] * len(weights)
+            updates = tuple(
+                rate.step(W, f, decay)
+                for f, W, decay, rate in zip(updates, weights, decays, rates, strict=True)
+            )
         smallest = min(rate.lr for rate in rates)
-        generators = proposal.generators
-        if generators is not None:
-            # With lr = 0 nothing may move, but rounding in the action of exp(0) would move weights.
-            generators = None if smallest == 0 else tuple(smallest * T for T in generators)
-        scales = needs_units(self.optimizer.engine)
-        if self.units is not None and scales and generators is not None and not all(active):
+        # With lr = 0 nothing may move, but rounding in the action of exp(0) would move weights.
+        if proposal.generators is None or smallest == 0:
+            return Proposal(updates)
+        if proposal.frames is not None:
+            # Frames are no steps: a smaller lr makes shorter steps in the same frame.
+            return Proposal(updates, proposal.generators, proposal.frames)
+        generators = tuple(smallest * T for T in proposal.generators)
+        if self.units is not None and not all(active):
             # A unit is not scaled if a parameter that makes or reads it has no gradient.
             generators = tuple(t * self.units.within(active).to(t) for t in generators)
-        ground = ModelGround(self._data, self.units)
-        return self.optimizer.carry_out(weights, Proposal(updates, generators), states, ground)
+        return Proposal(updates, generators)
 
     def _layer_inputs(self, chain: Chain) -> tuple[Tensor, ...]:
         """The inputs of layers behind the gradient; new data are checked to allow teleports."""
@@ -318,7 +326,7 @@ class Stepper:
             return inputs
         try:
             engine.check(
-                ModelGround(self._data, self.units),
+                ModelGround(self._data, self.units, self.pairs),
                 tuple(as_matrix(layer.weight) for layer in chain.layers),
             )
         except InexactActionError as error:

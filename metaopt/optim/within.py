@@ -1,4 +1,4 @@
-"""The structure of a model that a rule may use: its layers as a chain, and its hidden units."""
+"""The structure of a model that a rule may use: a chain of layers, hidden units, linear pairs."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from metaopt.symmetry.units import HiddenUnits, units_of
 from metaopt.teleport.base import Engine, Need
 
 
-def units_within(
+def movable_within(
     model: nn.Module | None, parameters: Sequence[Tensor], engine: Engine | None
-) -> HiddenUnits | str:
-    """The hidden units of a model, or the reason why none may be scaled.
+) -> HiddenUnits | LinearPairs | str:
+    """The hidden units or linear pairs of a model that may move, or the reason why none may.
 
     Args:
         model: the model, or None.
         parameters: the parameters to optimise, in the order in which rules see them.
         engine: the teleport engine of the rule, or None.
     """
-    if engine is None or engine.needs is not Need.UNITS:
-        return "the rule scales no units"
+    if engine is None or engine.needs is Need.NETWORK:
+        return "the rule moves no units or pairs"
     if model is None:
         return "no model was given"
     if any(p.dtype in HALF for p in parameters):
@@ -34,10 +34,15 @@ def units_within(
     names = {id(p): name for name, p in model.named_parameters()}
     # Placeholders for parameters outside the model; their names are no paths in it.
     shapes = {names.get(id(p), f"<{i}>"): p.shape for i, p in enumerate(parameters)}
-    units = units_of(symmetries(model), shapes)
-    if units is None:
-        return "no hidden units can be scaled; metaopt.symmetries(model) says why"
-    return units.to(parameters[0].device)
+    found = symmetries(model)
+    if engine.needs is Need.UNITS:
+        movable: HiddenUnits | LinearPairs | None = units_of(found, shapes)
+        none = "no hidden units can be scaled"
+    else:
+        movable, none = pairs_of(found, shapes), "it has no linear pairs"
+    if movable is None:
+        return f"{none}; metaopt.symmetries(model) says why"
+    return movable.to(parameters[0].device)
 
 
 def chain_within(

@@ -63,7 +63,7 @@ class PreconditionedOptimizer(MetaOptimizer):
         self._there_and_back = engine
         self.look = look
 
-    def step(
+    def step(  # type: ignore[override]  # a stepper, which adjusts, refuses two gradients a step
         self, weights: Weights, observation: Observation, state: States, problem: Problem
     ) -> Step[States]:
         """One inner step on a problem, which can be observed a second time."""

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from metaopt.base.errors import MisfitError
 from metaopt.base.network import Weights
+from metaopt.symmetry.maps import GroupElement
 from metaopt.tasks.base import NOTHING, Hidden, Observation
 from metaopt.teleport.base import MovesPairs
 from metaopt.teleport.base import State as State
@@ -43,12 +44,15 @@ class Proposal:
         generators: T_l for each adjacent pair of layers, each [B, k_l, k_l]; or, for an engine that
             scales hidden units, the one diagonal t of all K hidden units, [B, K]; None if the rule
             proposes no teleport.
+        frames: where generators say what frames linear pairs are to be in, those that they are in
+            now: for each width g and g^-1, both [B, pairs, k, k].
         decays: the part of the updates that is a weight decay learned by the rule, of the same
             shapes; None if there is no such part.
     """
 
     updates: Weights | None = None
     generators: tuple[Tensor, ...] | None = None
+    frames: tuple[GroupElement, ...] | None = None
     decays: Weights | None = None
 
     def joined(self, other: Proposal) -> Proposal:

@@ -42,9 +42,9 @@ class TeleportFirst(MetaOptimizer):
         """See ``MetaOptimizer.step``."""
         new, report = dict(state), None
         first, new["teleport"] = self.rules["teleport"].propose(observation, state["teleport"])
-        generators = adjusted(weights, first).generators
-        if generators is not None:
-            weights, report = self._first.teleport(weights, generators, problem)
+        first = adjusted(weights, first)
+        if first.generators is not None:
+            weights, report = self._first.teleport(weights, first.generators, problem, first.frames)
             new = {name: report.moved(rule, new[name]) for name, rule in self.rules.items()}
             observation = replace(
                 observation,

@@ -171,21 +171,9 @@ class LinearPairs:
         )
         return LinearPairs(tuple(widths), self.sides.to(device))
 
-    def within(self, active: Sequence[bool]) -> list[Tensor]:
-        """1 for pairs all of whose tensors are active, 0 for the others: for each width [pairs].
-
-        Args:
-            active: for each tensor of the weights whether it is active.
-        """
-        found = []
-        for width in self.widths:
-            flags = torch.ones(width.count, device=width.heights.device)
-            for face in width.faces:
-                for i, own in zip(face.tensors, face.pairs.split(face.blocks), strict=True):
-                    if not active[i]:
-                        flags = flags.index_fill(0, own, 0.0)
-            found.append(flags)
-        return found
+    def within(self, active: Sequence[bool]) -> bool:
+        """Whether all tensors that a pair moves are active."""
+        return all(active[i] for i in self.tensors)
 
 
 def pairs_of(

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from metaopt.base.network import Forward, Weights
+from metaopt.symmetry.maps import GroupElement
 from metaopt.tasks.base import Ground, Observation, Problem
 
 Generators = tuple[Tensor, ...]
@@ -80,6 +81,10 @@ def log_ratio(before: Tensor, after: Tensor) -> Tensor:
 
 class MovesPairs(Protocol):
     """How a teleport of linear pairs moves what rules keep."""
+
+    @property
+    def frames(self) -> tuple[GroupElement, ...]:
+        """The frames that pairs are in after it, for each width."""
 
     def rows_of_gradients(self, rows: Tensor, weights: Weights) -> Tensor:
         """What is linear in gradients, [B, any, P], after it."""

@@ -160,10 +160,12 @@ class TeleporterConfig(Model):
     def _guarded(self) -> TeleporterConfig:
         if self.inexact == "guard" and self.guard == "none":
             raise ValueError("inexact: guard needs a guard, found guard: none")
-        orders = {UNITS: "after", LINEAR_PAIRS: "before"}
-        wanted = orders.get(self.action, "after or around")
+        orders = {UNITS: ("after",), LINEAR_PAIRS: ("before",)}
+        wanted = orders.get(self.action, ("after", "around"))
         if self.order not in wanted:
-            raise ValueError(f"action: {self.action} is for order: {wanted}, found {self.order}")
+            raise ValueError(
+                f"action: {self.action} is for order: {' or '.join(wanted)}, found {self.order}"
+            )
         if self.action in EXACT and (self.guard != "none" or self.element == "first_order"):
             raise ValueError(
                 f"action: {self.action} is exact on any data: expected an exact element and guard: "

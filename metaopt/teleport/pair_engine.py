@@ -1,8 +1,10 @@
 """Group elements on linear pairs of any network: exact on any data.
 
-    A -> g A,   B -> B g^-1,   g = exp(T)        T [k, k], another one for each pair
+    A -> g A,   B -> B g^-1,   g = exp(T) F^-1        T [k, k], another one for each pair
 
-Gradients, and running means of them, move by the inverse transpose; so do products of gradients
+F is the frame that a pair is in, exp(T) the one that it is moved to: both count from the weights
+that training began with. So a pair is never farther from there than the limit on the norm of T
+allows, whatever a rule says over any number of steps. Gradients, and running means of them, move by the inverse transpose; so do products of gradients
 that rules keep for the side of the group (``symmetry.pairs``).
 """
 
@@ -32,10 +34,12 @@ class PairMove:
     Attributes:
         pairs: the pairs.
         elements: for each width g and g^-1, both [B, pairs, k, k].
+        frames: exp(T) and exp(-T), likewise.
     """
 
     pairs: LinearPairs
     elements: tuple[GroupElement, ...]
+    frames: tuple[GroupElement, ...]
 
     def weights(self, weights: Weights) -> Weights:
         """Weights, each [B, out, rest], at g . w."""
@@ -56,11 +60,9 @@ class PairMove:
         """
         many = rows.shape[1]
         parts = rows.split([w[0].numel() for w in weights], dim=2)
-        flat = tuple(
-            part.reshape(-1, *w.shape[1:]) for part, w in zip(parts, weights, strict=True)
-        )
+        flat = tuple(part.reshape(-1, *w.shape[1:]) for part, w in zip(parts, weights, strict=True))
         each = (GroupElement(*(x.repeat_interleave(many, 0) for x in e)) for e in self.elements)
-        moved = PairMove(self.pairs, tuple(each)).gradients(flat)
+        moved = PairMove(self.pairs, tuple(each), self.frames).gradients(flat)
         return torch.cat([one.reshape(len(rows), many, -1) for one in moved], dim=2)
 
     def products(self, width: int, products: Tensor) -> Tensor:
@@ -83,7 +85,7 @@ class PairReport:
 
     Attributes:
         move: the elements.
-        norm: the Frobenius norm of all generators together, [B].
+        norm: the Frobenius norm of the generators of all pairs together, [B].
         before: the weights before the teleport, each [B, out, rest].
         after: those after it, before any update.
         passed: None, since the engine makes no forward pass.
@@ -144,7 +146,11 @@ class PairEngine:
             )
 
     def teleport(
-        self, weights: Weights, generators: Generators, ground: Ground
+        self,
+        weights: Weights,
+        generators: Generators,
+        ground: Ground,
+        frames: Sequence[GroupElement] | None = None,
     ) -> tuple[Weights, PairReport]:
         """w -> g . w, with a report.
 
@@ -152,17 +158,21 @@ class PairEngine:
             weights: w, each [B, out, rest].
             generators: for each width T [B, pairs, k, k], of any norm.
             ground: what is known of the network; it must know the linear pairs.
+            frames: F and F^-1 of each width, [B, pairs, k, k]; I by default.
         """
         assert ground.pairs is not None
-        elements, squares = [], []
-        for T in generators:
+        elements, new, squares = [], [], []
+        for i, T in enumerate(generators):
             limited = self.limit(T.flatten(0, 1))
-            g, g_inv = self.to_element(limited)
+            frame = GroupElement(*(x.view_as(T) for x in self.to_element(limited)))
+            new.append(frame)
+            g, g_inv = frame
+            if frames is not None:
+                g, g_inv = g @ frames[i].g_inv, frames[i].g @ g_inv
             # One step of Newton's method: g^-1 is then the inverse to rounding, at any norm of T.
-            g_inv = 2 * g_inv - g_inv @ g @ g_inv
-            elements.append(GroupElement(g.view_as(T), g_inv.view_as(T)))
+            elements.append(GroupElement(g, 2 * g_inv - g_inv @ g @ g_inv))
             squares.append(limited.detach().square().view_as(T).sum(dim=(1, 2, 3)))
-        move = PairMove(ground.pairs, tuple(elements))
+        move = PairMove(ground.pairs, tuple(elements), tuple(new))
         norm = torch.stack(squares).sum(0).sqrt()
         moved = move.weights(weights)
         return moved, PairReport(move, norm, weights, moved)

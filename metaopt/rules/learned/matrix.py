@@ -21,11 +21,9 @@ from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
 
 from metaopt.base.fields import described, required
 from metaopt.base.loss_statistics import FLOOR
-from metaopt.base.network import Weights
 from metaopt.rules.base import Proposal, Rule, State, flat_gradient
 from metaopt.rules.learned.clock import CLOCK_FEATURES, clock_features
 from metaopt.rules.learned.directions import HEAD_BOUND

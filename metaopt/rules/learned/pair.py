@@ -1,18 +1,20 @@
 """Teleports of linear pairs on mini-batches: one small LSTM for all pairs, a row for each.
 
-    g = exp(T),   T = -s/2 (a_m log M + a_s log S + a_w log V) + s/2 a_o log O + a_f F
-    (a_m, a_s, a_w, a_o, a_f) = head(h),   h = m2(features of the pair, h)
+    F' = exp(T),   T = -s/2 (a_m log M + a_s log S + a_w log V) + s/2 a_o log O + a_x X
+    (a_m, a_s, a_w, a_o, a_x) = head(h),   h = m2(features of the pair, h)
 
-s = 1 at a step that serves the side that reads, B, and -1 at one that serves A (``turns``). With
-what is served as *own* side, all [k, k] and divided by their mean eigenvalue:
+F' is the frame that the pair is moved to, by g = F' F^-1 out of the frame F that it is in; both
+count from the weights that training began with (*there*: F = I). s = 1 at a step that serves the
+side that reads, B, and -1 at one that serves A (``turns``). With what is served as *own* side, all
+[k, k], as they would be there, and divided by their mean eigenvalue:
 
     M   momentum's product of the own side, m_B^T m_B: its log whitens the step to come
     S   running mean of the gradient's, G_B^T G_B: whitens gradients
     V   the other side's weights, A A^T: makes them orthonormal
     O   the own side's weights, B^T B: balances the pair if a_o = a_w
-    F   the symmetric part of A m_A^T, at norm 1: where a step of the frame itself would lead
+    X   the symmetric part of A m_A^T, at norm 1: where a step of the frame itself would lead
 
-A step of size m in the frame g is a step m g^T g where the frame was: with a_m = 1/2 momentum
+A step m in the frame F' is a step m F'^T F' there: with a_m = 1/2 momentum
 becomes (m^T m)^(-1/2) m, as in Muon, with a_s = 1/2 it is whitened on that side as in Shampoo, with
 a_w = 1 it is that of ScaledGD. Everything is a function of k x k products that turn with the frame,
 Q X Q^T under a rotation Q: the teleports are the same in each frame, and the rule fits any rank,
@@ -41,6 +43,7 @@ from metaopt.rules.learned.lstm import LSTM, Head
 from metaopt.rules.learned.spectral import logarithm
 from metaopt.rules.learned.turns import served
 from metaopt.rules.rule_config import FreeConfig, Place
+from metaopt.symmetry.maps import GroupElement
 from metaopt.symmetry.pairs import MAKES, READS, LinearPairs, Width
 from metaopt.tasks.base import Observation
 from metaopt.teleport.base import MovesPairs, Need
@@ -55,6 +58,7 @@ UNTRAINED = (0.5, 0.0, 0.0, 0.0)
 LARGEST = 1.5
 """The largest coefficient."""
 CONSTANT = 1e-12
+_FRAME = ("g", "g_inv")
 
 _LOGS = len(UNTRAINED)
 FEATURES = _LOGS + _LOGS * (_LOGS - 1) // 2 + 4 + 1 + CLOCK_FEATURES
@@ -66,7 +70,7 @@ class PairLSTM(Rule):
     Args:
         hidden: size of the cells.
         scale: factor on the outputs of the head.
-        free: factor on that of F.
+        free: factor on that of X.
         seed: the seed of the initialisation.
         name: the name of the random stream of the initialisation.
     """
@@ -83,18 +87,26 @@ class PairLSTM(Rule):
         return Kept.GRADIENTS if name == "m" else Kept.ALL
 
     def turned(self, state: State, move: MovesPairs, weights: Weights) -> State:
-        """The momentum and the running means of products, after pairs have moved."""
-        products = {n: move.products(int(n[1:]), state[n]) for n in state if n.startswith("s")}
-        return super().turned(state, move, weights) | products
+        """The momentum and the frames, after pairs have moved."""
+        new = super().turned(state, move, weights)
+        for i, frame in enumerate(move.frames):
+            new |= {f"g{i}": frame.g, f"g_inv{i}": frame.g_inv}
+        return new
 
     def initial_state(self, observation: Observation) -> State:
-        """Zeros: h and c [B, hidden, pairs], m [B, 1, P], s [B, 2, pairs, k, k] of each width."""
+        """h, c [B, hidden, pairs], m [B, 1, P], s [B, 2, pairs, k, k] of each width: 0; frames I.
+
+        The running means s are kept as they would be where training began.
+        """
         pairs, W = _pairs(observation), observation.weights
         batch = W[0].shape[0]
-        products = {
-            f"s{i}": W[0].new_zeros(batch, 2, width.count, width.size, width.size)
-            for i, width in enumerate(pairs.widths)
-        }
+        products: State = {}
+        for i, width in enumerate(pairs.widths):
+            shape = (width.count, width.size, width.size)
+            products[f"s{i}"] = W[0].new_zeros(batch, 2, *shape)
+            eye = torch.eye(width.size, dtype=W[0].dtype, device=W[0].device)
+            # Two tensors: whoever writes into one of them in place writes into that one alone.
+            products |= {f"{n}{i}": eye.expand(batch, *shape[:2], -1).clone() for n in _FRAME}
         return (
             self.lstm.initial_state(batch, pairs.count)
             | {"m": W[0].new_zeros(batch, 1, sum(w[0].numel() for w in W))}
@@ -111,16 +123,21 @@ class PairLSTM(Rule):
         means = [part.reshape(w.shape) for part, w in zip(parts, W, strict=True)]
         sign = -served(count)[..., None]
         new: State = {"m": m, "count": count}
-        logs, frees, features = [], [], []
+        logs, frees, features, frames = [], [], [], []
         for i, width in enumerate(pairs.widths):
-            products = torch.lerp(width.products(observation.grads), state[f"s{i}"], PRODUCTS_DECAY)
+            frame = GroupElement(*(state[f"{name}{i}"] for name in _FRAME))
+            frames.append(frame)
+            new |= {f"{name}{i}": x for name, x in zip(_FRAME, frame, strict=True)}
+            # Rows of weights there are those here times the transposed inverse of the frame.
+            of_weights = _turned(width.products(W), frame.g_inv.mT, frame.g)
+            of_means = _turned(width.products(means), frame.g, frame.g_inv.mT)
+            of_grads = _turned(width.products(observation.grads), frame.g, frame.g_inv.mT)
+            products = torch.lerp(of_grads, state[f"s{i}"], PRODUCTS_DECAY)
             new[f"s{i}"] = products
-            of_weights = width.products(W)
-            of_means = width.products(means)
             own = [_side(x, sign) for x in (of_means, products, of_weights, of_weights)]
             own[2] = _side(of_weights, -sign)
             log = logarithm(torch.stack([_relative(x) for x in own], dim=1))
-            free = width.products(W, means)[:, MAKES]
+            free = frame.g_inv @ width.products(W, means)[:, MAKES] @ frame.g
             free = free + free.mT
             norm = (free.square().sum(dim=(-2, -1), keepdim=True) + CONSTANT).sqrt()
             logs.append(log)
@@ -136,7 +153,7 @@ class PairLSTM(Rule):
         a = (untrained + z[:, :_LOGS]).clamp(-LARGEST, LARGEST)
         f = self.free * torch.tanh(z[:, _LOGS])
         generators = _generators(sign, a, f, logs, frees)
-        return Proposal(generators=generators), cells | new
+        return Proposal(generators=generators, frames=tuple(frames)), cells | new
 
 
 def _generators(
@@ -152,6 +169,12 @@ def _generators(
         T = sign / 2 * (towards - away.sum(1))
         found.append(T + of_free[..., None, None] * free)
     return tuple(found)
+
+
+def _turned(products: Tensor, makes: Tensor, reads: Tensor) -> Tensor:
+    """Products of rows [B, 2, pairs, k, k] after those of each side were multiplied by a matrix."""
+    right = torch.stack([makes, reads], dim=1)
+    return right.mT @ products @ right
 
 
 def _side(products: Tensor, sign: Tensor) -> Tensor:
