@@ -76,13 +76,12 @@ class Face:
         own = matrices[:, self.side].index_select(1, self.pairs)
         own = own.reshape(batch, count, self.blocks, size, size).permute(2, 0, 1, 4, 3)
 
-        def action(entries: Tensor) -> Tensor:
-            # [copies, blocks, k, B * count * rest]; a row is a column here.
-            apart = entries.reshape(*entries.shape[:3], batch, count, -1)
-            turned = own @ apart.permute(0, 1, 3, 4, 2, 5)
-            return turned.permute(0, 1, 4, 2, 3, 5).reshape(entries.shape)
-
-        moved = self.slot.apply(stacked, self.blocks, size, action)
+        entries = self.slot.entries(stacked, self.blocks, size)
+        # [copies, blocks, k, B * count * rest]; a row is a column here.
+        apart = entries.reshape(*entries.shape[:3], batch, count, -1)
+        turned = own @ apart.permute(0, 1, 3, 4, 2, 5)
+        turned = turned.permute(0, 1, 4, 2, 3, 5).reshape(entries.shape)
+        moved = self.slot.apply(stacked, self.blocks, size, lambda _: turned)
         return [
             one.reshape(tensors[i].shape)
             for i, one in zip(self.tensors, moved.unbind(1), strict=True)

@@ -37,7 +37,7 @@ from metaopt.rules.learned.layer import (
     statistics,
 )
 from metaopt.rules.learned.lstm import LSTM, Head
-from metaopt.rules.learned.matrix_steps import MatrixSteps, Normalised, Orthogonal
+from metaopt.rules.learned.matrix_steps import TINY, MatrixSteps, Normalised, Orthogonal
 from metaopt.rules.learned.turns import served
 from metaopt.rules.rule_config import NetworkConfig, Place
 from metaopt.tasks.base import Hidden, Observation
@@ -137,7 +137,7 @@ class MatrixUpdateLSTM(Rule):
             else:
                 # Of the slowest mean, whose size the others are compared with.
                 size = own[:, _MEANS - 1 : _MEANS].square().mean(2, keepdim=True)
-                shown.append(own * (size + FLOOR).rsqrt())
+                shown.append(own * (size + TINY).rsqrt())
                 steps.append(ready[i].flatten(2))
 
         base = torch.cat(

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from metaopt.rules.learned.spectral import polar
 
-TINY = 1e-30
+TINY = 1e-24
+"""Added under roots: its power -3/2, the slope there, is still a number in float32."""
 
 
 class MatrixSteps(ABC):
