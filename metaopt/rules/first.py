@@ -15,7 +15,7 @@ from dataclasses import replace
 from metaopt.base.network import Weights
 from metaopt.rules.base import Rule
 from metaopt.rules.composed import Adjusted, MetaOptimizer, States, Step, as_proposed
-from metaopt.tasks.base import Ground, Observation
+from metaopt.tasks.base import Ground, Observation, cut
 from metaopt.teleport.pair_engine import PairEngine
 
 
@@ -46,9 +46,10 @@ class TeleportFirst(MetaOptimizer):
         if first.generators is not None:
             weights, report = self._first.teleport(weights, first.generators, problem, first.frames)
             new = {name: report.moved(rule, new[name]) for name, rule in self.rules.items()}
+            attached = any(W.requires_grad for W in observation.weights)
             observation = replace(
                 observation,
-                weights=report.move.weights(observation.weights),
+                weights=weights if attached else cut(weights),
                 grads=report.move.gradients(observation.grads),
             )
         proposal, new["update"] = self.rules["update"].propose(observation, new["update"])

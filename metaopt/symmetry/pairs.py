@@ -15,8 +15,10 @@ device.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -50,6 +52,24 @@ class Face:
     blocks: int
     pairs: Tensor
 
+    @cached_property
+    def whole(self) -> int | None:
+        """The axis of the matrix [out, rest] that is all along the k numbers, if there is one."""
+        slot, axis = self.slot, self.slot.axis - _BATCH
+        if slot.start or any(n > 1 for role, n in slot.factors if role != "unit"):
+            return None
+        if self.blocks > 1:
+            return None
+        rest = math.prod(self.shape[1:])
+        covers = self.shape[axis] == slot.length(1, self.shape[axis])
+        return axis if covers and (axis == 0 or (axis == 1 and rest == self.shape[1])) else None
+
+    def matrices(self, tensors: Sequence[Tensor]) -> Tensor:
+        """The parameters as matrices whose rows are rows, where one axis is whole."""
+        own = [tensors[i] for i in self.tensors]
+        joined = own[0][:, None] if len(own) == 1 else torch.stack(own, dim=1)
+        return joined.mT if self.whole == 0 else joined
+
     def stacked(self, tensors: Sequence[Tensor]) -> Tensor:
         """The parameters [B, out, rest] side by side: [B, number of tensors, *shape]."""
         own = [tensors[i].reshape(-1, *self.shape) for i in self.tensors]
@@ -57,6 +77,8 @@ class Face:
 
     def rows(self, tensors: Sequence[Tensor], size: int) -> Tensor:
         """The rows of each pair: [B, pairs of this face, rows, k]."""
+        if self.whole is not None:
+            return self.matrices(tensors)
         stacked = self.stacked(tensors)
         batch, count = stacked.shape[:2]
         found = self.slot.entries(stacked, self.blocks, size)
@@ -71,9 +93,12 @@ class Face:
             matrices: [B, 2, pairs, k, k], by side.
             size: k.
         """
+        own = matrices[:, self.side].index_select(1, self.pairs)
+        if self.whole is not None:
+            rows = self.matrices(tensors) @ own
+            return list((rows.mT if self.whole == 0 else rows).unbind(1))
         stacked = self.stacked(tensors)
         batch, count = stacked.shape[:2]
-        own = matrices[:, self.side].index_select(1, self.pairs)
         own = own.reshape(batch, count, self.blocks, size, size).permute(2, 0, 1, 4, 3)
 
         entries = self.slot.entries(stacked, self.blocks, size)
