@@ -19,7 +19,8 @@ Pair = tuple[Tensor, Tensor]
 def solve(gram: Tensor, right: Tensor, damping: Number) -> Tensor:
     """(gram + damping I)^-1 right, for Gram matrices [.., k, k]."""
     eye = torch.eye(gram.shape[-1], dtype=gram.dtype)
-    return torch.linalg.solve(gram + damping * eye, right)
+    # Unchecked: a member that has diverged must not stop the others.
+    return torch.linalg.solve_ex(gram + damping * eye, right).result
 
 
 def scaled(A: Tensor, B: Tensor, G_A: Tensor, G_B: Tensor, damping: Number) -> Pair:

@@ -3,14 +3,13 @@
     A -> g A,   B -> B g^-1;   G_A -> g^-T G_A,   G_B -> G_B g^T
 
 The network computes the same. Adam's first moments move as gradients do. Its second moments are
-entries' squares, which no linear map moves exactly: they are kept where they are, or begin anew.
+entries' squares, which no linear map moves exactly: they are moved by the squares of its entries, or
+kept where they are.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +19,8 @@ from studies.lora.hand_made import Adam, Number, Pair
 
 FLOOR = 1e-4
 """Singular values of BA count as at least this share of the largest: the frame stays invertible."""
+HUGE = 1e6
+"""Factors above it have diverged."""
 Element = tuple[Tensor, Tensor]
 """g and its inverse, [.., k, k]."""
 Move = Callable[[Tensor, Tensor, int], Element]
@@ -38,9 +39,12 @@ def frame(A: Tensor, B: Tensor, power: float) -> Element:
         B: [.., out, k].
         power: between 0 and 1.
     """
-    L = torch.linalg.qr(A.mT)[1].mT
     k = A.shape[-2]
-    _, S, Vh = torch.linalg.svd(B @ L, full_matrices=True)
+    # A member that has diverged must not stop the others.
+    alive = (A.abs().amax((-2, -1)) < HUGE) & (B.abs().amax((-2, -1)) < HUGE)
+    alive = alive[..., None, None]
+    L = torch.linalg.qr(A.where(alive, torch.eye(k, A.shape[-1]).to(A)).mT)[1].mT
+    _, S, Vh = torch.linalg.svd(B.where(alive, 0.0) @ L, full_matrices=True)
     S = torch.nn.functional.pad(S[..., :k], (0, k - S.shape[-1]))
     # Of a product that is zero, any frame is one.
     top = torch.where(S[..., :1] > 0, S[..., :1], torch.ones(()).to(S))
@@ -87,6 +91,16 @@ class RandomElements:
         return torch.matrix_exp(T), torch.matrix_exp(-T)
 
 
+def kept(v: Tensor, C: Tensor) -> Tensor:
+    """Second moments stay where they are."""
+    return v
+
+
+def by_squares(v: Tensor, C: Tensor) -> Tensor:
+    """v -> (C * C) v: exact where C is a scaling or a permutation of the frame."""
+    return C.square() @ v
+
+
 class MovedAdam(Adam):
     """Adam, and after each step a move.
 
@@ -94,14 +108,17 @@ class MovedAdam(Adam):
         pairs: (A, B) of each layer.
         lr: rate.
         move: the element.
-        second: what becomes of the second moments: ``kept``, ``anew``, or ``squares``, moved by
-            the squares of the entries of what moves a gradient.
+        second: what becomes of second moments v, [.., k, n], where gradients are moved by C.
     """
 
     def __init__(
-        self, pairs: Sequence[Pair], lr: Number, move: Move, second: str = "kept", **options: Any
+        self,
+        pairs: Sequence[Pair],
+        lr: Number,
+        move: Move,
+        second: Callable[[Tensor, Tensor], Tensor] = by_squares,
     ) -> None:
-        super().__init__(pairs, lr, **options)
+        super().__init__(pairs, lr)
         self.move = move
         self.second = second
         self.moves = 0
@@ -112,22 +129,16 @@ class MovedAdam(Adam):
         super().step()
         self.moves += 1
         for A, B in self.pairs:
-            g, inverse = self.move(A, B, self.moves)
-            self.carry(A, B, g, inverse)
+            self._carry(A, B, *self.move(A, B, self.moves))
 
-    def carry(self, A: Tensor, B: Tensor, g: Tensor, inverse: Tensor) -> None:
-        """Move factors and moments."""
+    def _carry(self, A: Tensor, B: Tensor, g: Tensor, inverse: Tensor) -> None:
         A.copy_(g @ A)
         B.copy_(B @ inverse)
         of_A, of_B = self.state[A], self.state[B]
         of_A["m"].copy_(inverse.mT @ of_A["m"])
         of_B["m"].copy_(of_B["m"] @ g.mT)
-        if self.second == "squares":
-            of_A["v"].copy_(inverse.mT.square() @ of_A["v"])
-            of_B["v"].copy_(of_B["v"] @ g.mT.square())
-        elif self.second == "anew":
-            of_A["v"].zero_()
-            of_B["v"].zero_()
+        of_A["v"].copy_(self.second(of_A["v"], inverse.mT))
+        of_B["v"].copy_(self.second(of_B["v"].mT, g).mT)
 
 
 class ResetAdam(Adam):
@@ -152,8 +163,3 @@ class ResetAdam(Adam):
             for moment in state.values():
                 moment.mul_(goes_on)
         super().step()
-
-
-def cosine(step: int, steps: int) -> float:
-    """The share of the rate at a step, counted from 0: from 1 down to 0 over ``steps``."""
-    return 0.5 * (1 + math.cos(math.pi * step / steps))

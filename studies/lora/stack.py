@@ -52,8 +52,3 @@ class Stack(nn.Module):
                 x = functional.leaky_relu(x, SLOPE)
             x = torch.baddbmm(torch.baddbmm(b, x, W), x @ A.mT, B.mT, alpha=self.scale)
         return x
-
-    def losses(self, x: Tensor, y: Tensor) -> Tensor:
-        """The mean cross-entropy of each member, [M], on images [M, N, n] of classes [M, N]."""
-        logits = self(x)
-        return functional.cross_entropy(logits.mT, y, reduction="none").mean(1)

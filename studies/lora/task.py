@@ -180,3 +180,17 @@ def task(setting: Setting, seed: int) -> Task:
         factors.append((A / layer.in_features**0.5, B))
     frozen = [(layer.weight.detach(), layer.bias.detach()) for layer in linear]
     return Task(setting, frozen, factors)
+
+
+def pairs_of(model: nn.Module) -> list[tuple[Tensor, Tensor]]:
+    """(A, B) of each LoRA layer of a model, or of each layer of a stack."""
+    if hasattr(model, "pairs"):
+        return model.pairs  # type: ignore[return-value]
+    layers = [layer for layer in model.modules() if isinstance(layer, LoRALinear)]
+    return [(layer.lora_A.weight, layer.lora_B.weight) for layer in layers]
+
+
+def losses(model: nn.Module, X: Tensor, y: Tensor) -> Tensor:
+    """The mean cross-entropy: of images [N, n] one number, of a stack's [M, N, n] one for each."""
+    logits = model(X).movedim(-1, 1)
+    return functional.cross_entropy(logits, y, reduction="none").mean(-1)
