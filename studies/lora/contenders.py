@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from itertools import product
@@ -185,10 +185,17 @@ def learned(rules: Sequence[str]) -> list[Contender]:
     found = []
     for name in rules:
         rule, short = load(name), Path(name).stem
-        about = {"grid": ({"lr": 1.0},), "together": False, "learned": True, "mark": _digest(rule)}
-        found.append(Contender(short, partial(_of_model, rule), **about))
+        whole = Contender(
+            short,
+            partial(_of_model, rule),
+            ({"lr": 1.0},),
+            together=False,
+            learned=True,
+            mark=_digest(rule),
+        )
+        found.append(whole)
         if rule.optimizer.engine is not None:
-            found.append(Contender(off(short), partial(_of_parameters, rule), **about))
+            found.append(replace(whole, name=off(short), make=partial(_of_parameters, rule)))
     return found
 
 

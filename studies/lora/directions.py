@@ -58,9 +58,9 @@ def gauss_newton(model: nn.Module, grads: Sequence[Pair], X: Tensor) -> Tensor:
         grads: of each pair.
         X: images [N, n].
     """
-    pairs = pairs_of(model)
-    chosen = [id(factor) for pair in pairs for factor in pair]
-    names = [name for name, p in model.named_parameters() if id(p) in chosen]
+    pairs = [(A.detach(), B.detach()) for A, B in pairs_of(model)]
+    paths = {id(p): path for path, p in model.named_parameters()}
+    names = [paths[id(factor)] for pair in pairs_of(model) for factor in pair]
     weights = {name: model.get_parameter(name).detach() for name in names}
 
     def logits(of: dict[str, Tensor], x: Tensor) -> Tensor:
@@ -75,9 +75,6 @@ def gauss_newton(model: nn.Module, grads: Sequence[Pair], X: Tensor) -> Tensor:
     half = torch.diag_embed(root) - root[..., None] * p[:, None, :]
     rows = (half @ flat).flatten(0, 1) / len(X) ** 0.5
     g = torch.cat([grad.flatten() for pair in grads for grad in pair])
-    order = [name for pair in pairs for factor in pair for name in names
-             if model.get_parameter(name) is factor]  # fmt: skip
-    assert order == names, "the factors A, B of each layer are in the model's order"
     gram = rows @ rows.mT
     damping = GN_DAMPING * gram.trace() / len(g)
     inner = torch.linalg.solve(gram + damping * torch.eye(len(gram)).to(gram), rows @ g)

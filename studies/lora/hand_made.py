@@ -129,11 +129,15 @@ class Adam(OfPairs):
                 v.lerp_(grad.square(), 1 - beta2)
                 if group["weight_decay"]:
                     p -= lr * group["weight_decay"] * p
-                p -= lr * (m / first) / ((v / second).sqrt_() + eps)
+                p -= lr * (m / _like(first, p)) / ((v / _like(second, p)).sqrt_() + eps)
 
     def preconditioned(self, pair: Pair, grads: Pair) -> Pair:
         """What takes the gradients' place."""
         return grads
+
+
+def _like(number: Number, p: Tensor) -> Number:
+    return number.to(p) if isinstance(number, Tensor) else number
 
 
 class RiemannianAdamW(Adam):

@@ -53,9 +53,10 @@ class Runs:
         if missing:
             bar.set_postfix_str(f"{contender.name}, {steps} steps")
         if missing and contender.together:
-            found = together(self.tasks, contender, missing, steps, marks)
+            new = [s for s in seeds if any(_key(point, s) not in rows for point in missing)]
+            found = together(self.tasks, contender, missing, new, steps, marks)
             for i, point in enumerate(missing):
-                rows |= {_key(point, seed): found[:, i, seed].tolist() for seed in seeds}
+                rows |= {_key(point, s): found[:, i, j].tolist() for j, s in enumerate(new)}
             _write(path, rows)
         elif missing:
             for point in missing:

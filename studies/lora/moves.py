@@ -3,8 +3,8 @@
     A -> g A,   B -> B g^-1;   G_A -> g^-T G_A,   G_B -> G_B g^T
 
 The network computes the same. Adam's first moments move as gradients do. Its second moments are
-entries' squares, which no linear map moves exactly: they are moved by the squares of its entries, or
-kept where they are.
+entries' squares, which no linear map moves exactly: they are moved by the squares of its entries,
+or kept where they are.
 """
 
 from __future__ import annotations
@@ -158,7 +158,8 @@ class ResetAdam(Adam):
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """One step, after a reset where it is time."""
         goes_on = torch.as_tensor(self.steps % self.every != 0)
-        self.steps = self.steps * goes_on
+        # In float64: what corrects the bias of a young second moment is a thousandth.
+        self.steps = self.steps * goes_on.double()
         for state in self.state.values():
             for moment in state.values():
                 moment.mul_(goes_on)

@@ -79,19 +79,18 @@ def text(found: Mapping[str, Any]) -> str:
     setting = found["setting"]
     sizes = "-".join(map(str, found["sizes"]))
     parts = [
-        f"Network {sizes}, rank {setting['rank']}, images {setting['shift'].replace('_', ' and ')}; "
-        f"test loss, geometric mean over {found['seeds']} seeds, the best point of each column "
-        f"(* where the best rate is at an edge of its grid). pytorch-optimizer "
-        f"{found['versions']['pytorch-optimizer']}, torch {found['versions']['torch']}.",
+        f"Network {sizes}, rank {setting['rank']}, images "
+        f"{setting['shift'].replace('_', ' and ')}; test loss, geometric mean over "
+        f"{found['seeds']} seeds, the best point of each column (* where the best rate is at an "
+        f"edge of its grid). pytorch-optimizer {found['versions']['pytorch-optimizer']}, torch "
+        f"{found['versions']['torch']}.",
         losses(found),
     ]
     if found["ratios"]:
         parts.append("Ratios seed by seed, with paired 95 % bootstrap intervals:")
         parts += [ratio_rows(found, name) for name in found["ratios"]]
     if found["steps_needed"]:
-        parts.append(
-            f"Steps that {ADAMW}, tuned for and told each number of them, needs to a loss:"
-        )
+        parts.append(f"Steps that {ADAMW}, tuned for and told their number, needs to a loss:")
         parts.append(needed(found))
     if found["bars"]:
         parts += ["Bars on the upper ends of the intervals:", bars(found)]

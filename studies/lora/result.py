@@ -1,4 +1,4 @@
-"""Tables in numbers: the best point of each column, ratios with intervals, steps that AdamW needs."""
+"""Tables in numbers: the best point of each column, ratios, steps that AdamW needs."""
 
 from __future__ import annotations
 

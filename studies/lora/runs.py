@@ -49,7 +49,7 @@ def judged(model: nn.Module, optimizer: Optimizer, X: Tensor, y: Tensor) -> Tens
     """The losses on images, of averaged weights where the optimizer has such."""
     averages = hasattr(optimizer, "eval")
     if averages:
-        optimizer.eval()
+        optimizer.eval()  # type: ignore[attr-defined]
     with torch.no_grad():
         found = losses(model, X, y)
     if averages:
@@ -94,25 +94,31 @@ def train(
         losses(model, shifted.X[rows[step]], shifted.y[rows[step]]).sum().backward()
         try:
             optimizer.step()
-        except (NonFiniteError, torch.linalg.LinAlgError):
+        except (NonFiniteError, torch.linalg.LinAlgError):  # type: ignore[attr-defined]
             break
     return found
 
 
 def together(
-    tasks: Tasks, contender: Contender, points: Sequence[Point], steps: int, marks: Sequence[int]
+    tasks: Tasks,
+    contender: Contender,
+    points: Sequence[Point],
+    seeds: Sequence[int],
+    steps: int,
+    marks: Sequence[int],
 ) -> NDArray[np.float64]:
     """Losses of all points and seeds side by side, [marks, points, seeds]."""
-    seeds = len(tasks.tasks)
-    stack = Stack(tasks.tasks, len(points))
+    stack = Stack([tasks.tasks[seed] for seed in seeds], len(points))
     values: dict[str, Number] = {
-        key: torch.tensor([point[key] for point in points]).repeat_interleave(seeds)[:, None, None]
+        key: torch.tensor([point[key] for point in points]).repeat_interleave(len(seeds))[
+            :, None, None
+        ]
         for key in points[0]
     }
-    rows = torch.stack([tasks.rows(seed, steps) for seed in range(seeds)] * len(points), 1)
+    rows = torch.stack([tasks.rows(seed, steps) for seed in seeds] * len(points), 1)
     optimizer = contender.make(stack, values)
     found = train(stack, optimizer, tasks.images, rows, marks, contender.told)
-    return found.double().reshape(len(marks), len(points), seeds).numpy()
+    return found.double().reshape(len(marks), len(points), len(seeds)).numpy()
 
 
 def alone(

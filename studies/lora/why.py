@@ -8,9 +8,10 @@ rule goes on, with its state, on the parameters instead of the model.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -173,8 +174,6 @@ def followed(
 
 
 def _at(contender: Contender, rate: float) -> Contender:
-    from dataclasses import replace
-
     return replace(contender, grid=({"lr": rate},))
 
 
@@ -197,8 +196,6 @@ def _summed(of: Mapping[int, Sequence[Sequence[float]]], size: WhySize) -> dict[
 def _kept(
     folder: Path, tasks: Tasks, size: WhySize, bar: tqdm, one: Contender, what: str, run: Any
 ) -> Any:
-    import hashlib
-
     about = json.dumps([asdict(tasks.setting), asdict(size), one.grid]).encode()
     digest = hashlib.sha256(about).hexdigest()[:10]
     slug = one.name.lower().replace(" ", "_").replace(",", "")
