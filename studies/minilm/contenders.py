@@ -44,8 +44,10 @@ class Plain:
 
     def step(self) -> None:
         """Of all."""
-        for one in (*self.optimizers, *self.schedules):
-            one.step()
+        for optimizer in self.optimizers:
+            optimizer.step()
+        for schedule in self.schedules:
+            schedule.step()
 
     def judged(self, being: bool) -> None:
         """Schedule-Free keeps a mean of weights, and shows it when asked."""
@@ -130,14 +132,12 @@ RIVALS = (
 )
 
 
-def contenders(rules: Sequence[str]) -> list[Contender]:
-    """The rivals and the learned rules.
-
-    Args:
-        rules: names of shipped rules, or files.
+def named(name: str) -> Contender:
+    """A rival by its name, or else a learned rule by its name or file.
 
     Raises:
-        UserError: if ``pytorch-optimizer`` is not installed.
+        UserError: if a package that it needs is not installed.
     """
-    package("pytorch_optimizer", "pytorch-optimizer")
-    return [*RIVALS, *map(learned, rules)]
+    if name in (rival.name for rival in RIVALS):
+        package("pytorch_optimizer", "pytorch-optimizer")
+    return next((rival for rival in RIVALS if rival.name == name), None) or learned(name)

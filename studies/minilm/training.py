@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from metaopt.base.streams import Stream, item_generator
-from studies.minilm.contenders import Contender
+from studies.minilm.contenders import named
 from studies.minilm.network import Make
 from studies.minilm.words import Words
 
@@ -24,17 +24,19 @@ JUDGED_AT_ONCE = 256
 class Run:
     """What is run, and from what draws."""
 
-    contender: Contender
+    contender: str  # its name
     rate: float
     horizon: int  # steps; what a schedule is told
     stream: Stream  # VALIDATION for tuning, TEST for what is shown
     seed: int
+    version: str = ""  # of a learned rule: its parameters
 
     @property
     def key(self) -> str:
         """A name for files."""
-        name = "".join(c if c.isalnum() else "_" for c in self.contender.name)
-        return f"{name}_{self.rate:g}_{self.horizon}_{self.stream.name.lower()}_{self.seed}"
+        name = "".join(c if c.isalnum() else "_" for c in self.contender)
+        draws = f"{self.stream.name.lower()}_{self.seed}"
+        return "_".join(filter(None, [name, self.version, f"{self.rate:g}_{self.horizon}", draws]))
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ def train(run: Run, make: Make, words: Words, marks: Sequence[int]) -> Curve:
     held_out = words.validation if run.stream is Stream.VALIDATION else words.test
     draws = item_generator(run.stream, run.seed, 0)
     model = make(int(draws.integers(2**31)))
-    trainer = run.contender.make(model, run.rate, run.horizon)
+    trainer = named(run.contender).make(model, run.rate, run.horizon)
     losses: dict[int, float] = {}
     seconds = 0.0
     with torch.random.fork_rng(devices=()):
