@@ -60,7 +60,7 @@ def main(world: World) -> None:
     out = arguments.out or ROOT / "runs" / "minilm"
     network.folder(), words.lexicon()
     make_folder(out)
-    stem = digest([size.steps, network.RANK, network.ALPHA, network.DROPOUT, words.TOKENS])
+    stem = digest([size.steps, size.words, network.RANK, network.ALPHA, network.DROPOUT, words.TOKENS])
     with pool.alone(out):
         rows = Plan(size, rules, Folder(out, stem), arguments.jobs).rows()
     found = [{"row": label, "cells": [asdict(cell) for cell in cells]} for label, cells in rows]

@@ -17,7 +17,7 @@ from metaopt.base.loss_statistics import geomean
 from metaopt.base.streams import Stream
 from studies.minilm import network, training, words
 from studies.minilm.contenders import COSINE, RIVALS
-from studies.minilm.training import Curve, Run
+from studies.minilm.training import Curve, Judging, Run
 from studies.noether.folder import Folder
 
 
@@ -29,6 +29,7 @@ class Size:
     seeds: int  # of what is shown
     tuning_seeds: int  # of what rates are chosen by: draws that are never shown
     rates: int  # of each rival, at most
+    words: int  # that a run is judged on, at most
 
     @property
     def marks(self) -> tuple[int, ...]:
@@ -36,8 +37,8 @@ class Size:
         return self.steps // 4, self.steps // 2, self.steps
 
 
-FULL = Size(320, 5, 2, 4)
-SMOKE = Size(4, 2, 1, 2)
+FULL = Size(320, 5, 2, 4, 10_000)
+SMOKE = Size(4, 2, 1, 2, 32)
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,8 @@ class Cell:
 Row = tuple[str, list[Cell]]
 """What a row is called, and its cells, one for each mark."""
 
-Of = Callable[[Run, tuple[int, ...]], Curve]
-"""Runs something, and judges it at the marks."""
+Of = Callable[[Run, Judging], Curve]
+"""Runs something, and judges it."""
 
 
 @cache
@@ -69,15 +70,15 @@ def _words() -> words.Words:
     return words.split(words.lexicon(), network.tokenizer())
 
 
-def on_minilm(run: Run, marks: tuple[int, ...]) -> Curve:
+def on_minilm(run: Run, judging: Judging) -> Curve:
     """One run, in a process of one thread."""
     torch.set_num_threads(1)
-    return training.train(run, network.adapted, _words(), marks)
+    return training.train(run, network.adapted, _words(), judging)
 
 
-def kept(run: Run, folder: Folder, marks: tuple[int, ...], of: Of) -> Curve:
+def kept(run: Run, folder: Folder, judging: Judging, of: Of) -> Curve:
     """A curve: read if an earlier command has found it, else run and written."""
-    found = folder.kept(run.key, lambda: asdict(of(run, marks)))
+    found = folder.kept(run.key, lambda: asdict(of(run, judging)))
     # JSON has no whole numbers as keys.
     losses = {int(mark): float(loss) for mark, loss in found["losses"].items()}
     return Curve(losses, found["seconds_per_step"])
@@ -131,8 +132,8 @@ class Plan:
         return [(label, [cell(*key) for key in row]) for label, row in table]
 
     def _curves(self, runs: Sequence[Run], what: str) -> dict[Run, Curve]:
-        marks = self.size.marks
-        of = partial(kept, folder=self.folder, marks=marks, of=self.of)
+        judging = Judging(self.size.marks, self.size.words)
+        of = partial(kept, folder=self.folder, judging=judging, of=self.of)
         with _mapping(self.jobs) as mapped:
             curves = list(tqdm(mapped(of, runs), total=len(runs), desc=what))
         return dict(zip(runs, curves, strict=True))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,6 +39,14 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Judging:
+    """When, and on how much."""
+
+    marks: tuple[int, ...]  # steps after which a run is judged, up to its horizon
+    words: int  # of the held-out part, at most
+
+
+@dataclass(frozen=True)
 class Curve:
     """What a run found."""
 
@@ -63,16 +70,17 @@ def judged(model: nn.Module, words: Words, rows: Tensor) -> float:
     return total / len(rows)
 
 
-def train(run: Run, make: Make, words: Words, marks: Sequence[int]) -> Curve:
+def train(run: Run, make: Make, words: Words, judging: Judging) -> Curve:
     """Train, and judge on the validation words if the run's stream is that of validation.
 
     Args:
         run: what is run.
         make: the network at the start.
         words: all words.
-        marks: steps after which it is judged, up to the run's horizon.
+        judging: when, and on how much of the held-out part.
     """
     held_out = words.validation if run.stream is Stream.VALIDATION else words.test
+    held_out = held_out[: judging.words]
     draws = item_generator(run.stream, run.seed, 0)
     model = make(int(draws.integers(2**31)))
     trainer = named(run.contender).make(model, run.rate, run.horizon)
@@ -88,7 +96,7 @@ def train(run: Run, make: Make, words: Words, marks: Sequence[int]) -> Curve:
             loss(model, words, rows).backward()
             trainer.step()
             seconds += time.perf_counter() - began
-            if step in marks:
+            if step in judging.marks:
                 trainer.judged(True)
                 losses[step] = judged(model, words, held_out)
                 trainer.judged(False)
