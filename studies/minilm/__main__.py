@@ -21,6 +21,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
+
 from metaopt.base import cli
 from metaopt.base.files import make_folder
 from metaopt.base.process import World
@@ -28,7 +30,8 @@ from metaopt.optim.learned import load
 from metaopt.optim.memory import identity
 from studies import pool
 from studies.minilm import network, page, words
-from studies.minilm.plan import FULL, SMOKE, Plan
+from studies.minilm.frozen import Frozen, best_head
+from studies.minilm.plan import FULL, SMOKE, Plan, Size, minilm_words
 from studies.noether.folder import Folder
 from studies.output import DOCS, ROOT, Page
 
@@ -47,6 +50,12 @@ def versions(rules: Sequence[str]) -> dict[str, str]:
     return {name: digest(identity(rule, rule.optimizer)) for name, rule in loaded.items()}
 
 
+def head_alone(size: Size) -> Frozen:
+    """The best linear head on MiniLM as it was pre-trained."""
+    torch.set_num_threads(1)
+    return best_head(network.pretrained(), minilm_words(), size.words)
+
+
 def main(world: World) -> None:
     """Run, print, write the page."""
     parser = argparse.ArgumentParser(description="LoRA on MiniLM.")
@@ -55,16 +64,22 @@ def main(world: World) -> None:
     parser.add_argument("--out", type=Path, metavar="DIR", help="default runs/minilm")
     parser.add_argument("--smoke", action="store_true", help="few steps, two seeds")
     arguments = PAGE.parse(parser)
+    for name, of in words.NEEDED.items():
+        words.package(name, of)
     size = SMOKE if arguments.smoke else FULL
     rules = versions(arguments.rules.split(","))
     out = arguments.out or ROOT / "runs" / "minilm"
-    network.folder(), words.lexicon()
     make_folder(out)
-    stem = digest([size.steps, size.words, network.RANK, network.ALPHA, network.DROPOUT, words.TOKENS])
+    stem = digest(
+        [size.steps, size.words, network.RANK, network.ALPHA, network.DROPOUT, words.TOKENS]
+    )
+    folder = Folder(out, stem)
     with pool.alone(out):
-        rows = Plan(size, rules, Folder(out, stem), arguments.jobs).rows()
-    found = [{"row": label, "cells": [asdict(cell) for cell in cells]} for label, cells in rows]
-    PAGE.tell(arguments, page.text(rows, size, list(rules)), found)
+        head = folder.kept("head_alone", lambda: asdict(head_alone(size)))
+        rows = Plan(size, rules, folder, arguments.jobs).rows()
+    table = [{"row": label, "cells": [asdict(cell) for cell in cells]} for label, cells in rows]
+    text = page.text(rows, size, list(rules), Frozen(**head))
+    PAGE.tell(arguments, text, {"rows": table, "head_alone": head})
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from metaopt import LearnedOptimizer
-from studies.minilm.words import package
 
 WARMUP = 20
 
@@ -133,11 +132,5 @@ RIVALS = (
 
 
 def named(name: str) -> Contender:
-    """A rival by its name, or else a learned rule by its name or file.
-
-    Raises:
-        UserError: if a package that it needs is not installed.
-    """
-    if name in (rival.name for rival in RIVALS):
-        package("pytorch_optimizer", "pytorch-optimizer")
+    """A rival by its name, or else a learned rule by its name or file."""
     return next((rival for rival in RIVALS if rival.name == name), None) or learned(name)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
-from transformers import AutoTokenizer, BertForSequenceClassification, PreTrainedTokenizerBase
-from transformers.utils import logging
 
 from studies.minilm.words import package
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 RANK = 8
 ALPHA = 16
@@ -32,11 +34,16 @@ def folder() -> Path:
 
 def tokenizer() -> PreTrainedTokenizerBase:
     """MiniLM's own."""
+    from transformers import AutoTokenizer
+
     return AutoTokenizer.from_pretrained(str(folder()))
 
 
 def pretrained() -> nn.Module:
     """MiniLM with a head that draws its weights from torch's global generator."""
+    from transformers import BertForSequenceClassification
+    from transformers.utils import logging
+
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     # The report of loading says that the head is new, once a run.
     logging.set_verbosity_error()

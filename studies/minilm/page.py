@@ -8,6 +8,7 @@ import numpy as np
 
 from metaopt.base.loss_statistics import ratio_of, resamples
 from metaopt.base.tables import markdown_table
+from studies.minilm.frozen import Frozen
 from studies.minilm.plan import Cell, Row, Size
 
 RESAMPLES = 2000
@@ -53,9 +54,8 @@ def verdict(rows: Sequence[Row], size: Size, rule: str) -> str:
         rule: its name.
     """
     of = dict(rows)
-    pairs = zip(of[rule], of[cosine_over(size)], strict=True)
-    short = [str(ours.mark) for ours, theirs in pairs if not ours.mean < theirs.mean]
-    missed = [mark for mark in short if mark != str(size.marks[0])]
+    pairs = zip(of[rule][1:], of[cosine_over(size)][1:], strict=True)
+    missed = [str(ours.mark) for ours, theirs in pairs if not ours.mean < theirs.mean]
     said = f"not met at {' and '.join(missed)}" if missed else "met"
     return (
         f"`{rule}` below {cosine_over(size)}, tuned for each of both columns, at {size.marks[1]} "
@@ -68,12 +68,20 @@ def cosine_over(size: Size) -> str:
     return f"AdamW, cosine over {size.steps}"
 
 
-def text(rows: Sequence[Row], size: Size, rules: Sequence[str]) -> str:
-    """All of it."""
+def text(rows: Sequence[Row], size: Size, rules: Sequence[str], head: Frozen) -> str:
+    """All of it.
+
+    Args:
+        rows: of the plan.
+        size: of the study.
+        rules: names; the verdict is on the first.
+        head: what a head does alone.
+    """
     parts = [
         f"Loss on held-out words after so many steps, geometric means over {size.seeds} seeds; in "
         f"brackets the rate, the best one of the column on validation words.",
         table(rows, size),
+        f"The best linear head on the frozen network, in closed form: {head.test:.4f}.",
         "Ratios of losses, with 95 % intervals over seeds:\n\n" + "\n".join(ratios(rows, rules)),
         verdict(rows, size, rules[0]),
     ]

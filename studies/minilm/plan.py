@@ -66,14 +66,19 @@ Of = Callable[[Run, Judging], Curve]
 
 
 @cache
-def _words() -> words.Words:
+def minilm_words() -> words.Words:
+    """The words, as MiniLM's tokens.
+
+    Raises:
+        UserError: if a package that carries them is not installed.
+    """
     return words.split(words.lexicon(), network.tokenizer())
 
 
 def on_minilm(run: Run, judging: Judging) -> Curve:
     """One run, in a process of one thread."""
     torch.set_num_threads(1)
-    return training.train(run, network.adapted, _words(), judging)
+    return training.train(run, network.adapted, minilm_words(), judging)
 
 
 def kept(run: Run, folder: Folder, judging: Judging, of: Of) -> Curve:

