@@ -92,7 +92,7 @@ def rite(model: nn.Module, rate: float, horizon: int) -> Trainer:
     References:
         Yen et al., LoRA done RITE (2025); the implementation is that of ``pytorch-optimizer``.
     """
-    from pytorch_optimizer import LoRARite
+    from pytorch_optimizer import LoRARite  # type: ignore[import-not-found]
 
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     # peft lists A [r, in] before B [out, r], which is the order that LoRARite pairs them in.
@@ -107,7 +107,7 @@ def schedule_free(model: nn.Module, rate: float, horizon: int) -> Trainer:
     References:
         Defazio et al., The road less scheduled (2024); as in ``pytorch-optimizer``.
     """
-    from pytorch_optimizer import ScheduleFreeAdamW
+    from pytorch_optimizer import ScheduleFreeAdamW  # type: ignore[import-not-found]
 
     return Plain([ScheduleFreeAdamW(trained(model), lr=rate, warmup_steps=WARMUP)])
 
