@@ -9,7 +9,7 @@ from torch import nn
 
 from metaopt.symmetry.discovery.flow import Flow
 from metaopt.symmetry.discovery.found import Found
-from metaopt.symmetry.discovery.obstacles import unmoved
+from metaopt.symmetry.discovery.obstacles import unmoved, variant
 from metaopt.symmetry.discovery.solving import Solver
 from metaopt.symmetry.discovery.values import FIXED
 from metaopt.symmetry.groups import Group, Skipped, Slot, Symmetry
@@ -93,7 +93,8 @@ def left_alone(
         _unequal(one.slots[0].path, tuple(gain for gain in one.blurs if gain not in equal))
         for one in solver.rotated(equal=False)
     ]
-    return list(dict.fromkeys([*_left_alone(model, seen, solver, makers), *streams]))
+    moved = {slot.module for symmetry in found for slot in symmetry.slots}
+    return list(dict.fromkeys([*_left_alone(model, seen, solver, makers, moved), *streams]))
 
 
 def _unequal(path: str, gains: tuple[str, ...]) -> Skipped:
@@ -111,7 +112,7 @@ def _unequal(path: str, gains: tuple[str, ...]) -> Skipped:
 
 
 def _left_alone(
-    model: nn.Module, seen: list[Flow], solver: Solver, makers: set[str]
+    model: nn.Module, seen: list[Flow], solver: Solver, makers: set[str], moved: set[str]
 ) -> Iterator[Skipped]:
     reasons = _reasons(solver) | unmoved(model)
     parts = {path: reason for flow in seen for path, reason in flow.opaque.items()}
@@ -121,6 +122,10 @@ def _left_alone(
         if path in parts:
             yield Skipped(path, parts[path])
             continue
+        kind = variant(module)
+        if kind and not any(f"{m}.".startswith(f"{path}.") for m in moved):
+            reason = f"{kind} of peft is no plain product of two factors: nothing in it moves"
+            yield Skipped(path, reason)
         held = [p for p in module.parameters(recurse=False) if p is not None]
         # A tensor that has two names is told of under the first.
         own = [first[id(p)] for p in held]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import sys
+
 from torch import nn
 
 from metaopt.symmetry.discovery.memory import PLAIN, named_tensors, shared_memory
@@ -49,6 +52,34 @@ def _of_adapters(model: nn.Module) -> dict[str, str]:
                 if name.partition(".")[0] in parts:
                     found[f"{path}.{name}" if path else name] = f"'{path}': {reason}"
     return found
+
+
+def variant(module: nn.Module) -> str:
+    """Which kind of adapters of ``peft`` a layer has, if no plain product; empty for all others.
+
+    What is exact for such a layer is found as anywhere else; this is a name for where nothing is.
+
+    Args:
+        module: any module of a model.
+    """
+    if any(list(getattr(getattr(module, mark, None), "parameters", list)()) for mark in ADAPTERS):
+        return ""
+    variants = getattr(module, "lora_variant", None)
+    if isinstance(variants, dict) and variants:
+        name = type(next(iter(variants.values()))).__name__
+        return re.sub(r"(Linear|Embedding|Conv\dd)?Variant$", "", name)
+    for kind in type(module).__mro__:
+        parts = kind.__module__.split(".")
+        if parts[:2] == ["peft", "tuners"] and len(parts) > 3 and parts[2] != "lora":
+            return _spelled(parts[2]) if hasattr(module, "adapter_layer_names") else ""
+    return ""
+
+
+def _spelled(package: str) -> str:
+    """A kind of adapters as ``peft`` spells it: its package ``lokr`` has a ``LoKrConfig``."""
+    configs = (name.removesuffix("Config") for name in dir(sys.modules[f"peft.tuners.{package}"]))
+    same = package.replace("_", "")
+    return next((name for name in configs if name.lower() == same), package)
 
 
 def _apart(model: nn.Module, path: str, other: str) -> bool:
