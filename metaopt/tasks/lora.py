@@ -22,7 +22,7 @@ import math
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
@@ -36,6 +36,7 @@ from metaopt.tasks.lora_networks import Network
 from metaopt.tasks.lora_shifts import SHIFTS
 from metaopt.tasks.own import Family, Task
 
+HEADS = ("adapted", "trained")
 UNSEEN = 1000
 """The number of the first base network that only tasks with ``unseen`` have."""
 
@@ -53,6 +54,7 @@ class LoRA(Family):
             of a transformer are those of queries, values and the feed-forward part.
         activation: ``leaky_relu``, ``relu`` or ``tanh``, in MLPs and convolutions.
         scale: the factor of B A.
+        head: ``adapted`` as the other layers; or ``trained``, all of it, from 0: a new last layer.
         shifts: ``training`` or ``test``.
         unseen: whether base networks and the images that judge are those that no task without it
             has.
@@ -73,6 +75,7 @@ class LoRA(Family):
         layers: int = 3,
         activation: str = "leaky_relu",
         scale: float = 2.0,
+        head: str = "adapted",
         shifts: str = "training",
         unseen: bool = False,
         batch: int = 64,
@@ -82,6 +85,8 @@ class LoRA(Family):
     ) -> None:
         if shifts not in SHIFTS:
             raise UserError(f"shifts: found {shifts!r}, expected one of {', '.join(SHIFTS)}")
+        if head not in HEADS:
+            raise UserError(f"head: found {head!r}, expected one of {', '.join(HEADS)}")
         if rank < 1:
             raise UserError(f"rank: found {rank}, expected at least 1")
         if not 1 <= pool <= UNSEEN:
@@ -95,7 +100,12 @@ class LoRA(Family):
         self.side = math.isqrt(pixels)
         kind = Network(network, width, layers, activation)
         self.shared = (bases(kind, UNSEEN if unseen else 0, pool, pretraining),)
-        self.net = adapted(kind.made(pixels, self.classes), rank, scale, kind.adapts)
+        made = kind.made(pixels, self.classes)
+        *_, last = (path for path, layer in made.named_modules() if isinstance(layer, nn.Linear))
+        apart = {last} if head == "trained" else set()
+        self.net = adapted(made, rank, scale, lambda path: kind.adapts(path) and path not in apart)
+        for path in apart:
+            self.net.get_submodule(path).requires_grad_()
         found = symmetries(self.net)
         pairs = (symmetry for symmetry in found if symmetry.group is Group.LINEAR)
         self.symmetries = Symmetries(pairs, found.skipped)
@@ -121,6 +131,8 @@ class LoRA(Family):
         """The mean cross-entropy of the adapted network, its base the one that the data number."""
         X, y, base = data
         row = shared[0].index_select(0, base[:1])[0]
+        # The last layer comes last: one that is trained anew is no part of the frozen base.
+        row = row[: sum(shape.numel() for shape in self.shapes)]
         frozen = zip(self.frozen, as_shaped(row, self.shapes), strict=True)
         logits = functional_call(self.net, weights | dict(frozen), (X,))
         return functional.cross_entropy(logits, y)

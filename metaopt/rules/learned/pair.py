@@ -53,7 +53,7 @@ MOMENTUM_DECAY = 0.5
 PRODUCTS_DECAY = 0.9
 EPSILON = 1e-3
 """Added to eigenvalues whose mean is 1: directions with less are not blown up any further."""
-UNTRAINED = (0.0, 0.0, 0.0, 0.0)
+UNTRAINED = (0.2, 0.0, 0.2, 0.0)
 """Untrained coefficients of the four logarithms."""
 LARGEST = 1.5
 """The largest coefficient."""
