@@ -217,7 +217,9 @@ def pairs_of(
     taken = {path: torch.zeros(shape, dtype=torch.bool) for path, shape in shapes.items()}
     chosen: list[Symmetry] = []
     for symmetry in symmetries:
-        if Group.LINEAR not in symmetry.allows or symmetry.assumes or not symmetry.outgoing:
+        # exp of a single number is positive: of pairs of width 1 positive scaling is all there is.
+        wanted = Group.LINEAR if symmetry.size > 1 else Group.SCALING
+        if wanted not in symmetry.allows or symmetry.assumes or not symmetry.outgoing:
             continue
         if not all(slot.path in places and _is_plain(slot) for slot in symmetry.slots):
             continue
