@@ -116,9 +116,9 @@ class TeleporterConfig(Model):
 
     action: ActionName = described(
         "through_data",
-        "how the group acts: on each pair of adjacent layers; or (`units`, for `unit_lstm`) on each "
-        "hidden unit of any network, or (`linear_pairs`, for `pair_lstm`) on its linear pairs, such "
-        "as LoRA adapters and the heads of attention",
+        "how the group acts: on each pair of adjacent layers; or (`units`, for `unit_lstm`) on "
+        "each hidden unit of any network, or (`linear_pairs`, for `pair_lstm`) on its linear "
+        "pairs, such as LoRA adapters and the heads of attention",
     )
     element: Literal["exponential", "cayley", "first_order"] = described(
         "exponential",

@@ -4,8 +4,9 @@
 
 F is the frame that a pair is in, exp(T) the one that it is moved to: both count from the weights
 that training began with. So a pair is never farther from there than the limit on the norm of T
-allows, whatever a rule says over any number of steps. Gradients, and running means of them, move by the inverse transpose; so do products of gradients
-that rules keep for the side of the group (``symmetry.pairs``).
+allows, whatever a rule says over any number of steps. Gradients, and running means of them, move by
+the inverse transpose; so do products of gradients that rules keep for the side of the group
+(``symmetry.pairs``).
 """
 
 from __future__ import annotations

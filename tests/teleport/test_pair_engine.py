@@ -1,4 +1,4 @@
-"""Teleports of linear pairs: frames that count from the start, exact elements, states that follow."""
+"""Teleports of linear pairs: frames that count from the start, and states that follow."""
 
 from __future__ import annotations
 

@@ -2,7 +2,8 @@
 
     f_l = -s_l (sum_d a_l^d step(m_l^d) + a_l^g G_l / rms(G_l)) - s_l a_l^w W_l        matrices
     f_l = -s_l (sum_d a_l^d m_l^d + a_l^g G_l) / root_l         - s_l a_l^w W_l        vectors
-    (s_l, a_l) = head(h_l, is l's side served),   h_l = m1(statistics of parameter l, mean statistics of all, h_l)
+    (s_l, a_l) = head(h_l, is l's side served)
+    h_l = m1(statistics of parameter l, mean statistics of all, h_l)
 
 with m^d running means of the gradient at the decays ``DECAYS``. ``step`` makes all singular values
 of a mean alike, or only sets its size (``matrix_steps``). All that is kept of a matrix is linear in
@@ -48,7 +49,7 @@ STEPS: dict[str, type[MatrixSteps]] = {"orthogonal": Orthogonal, "normalised": N
 MIXTURE = (0.6, 0.4, 0.0, 0.0)
 """Untrained coefficients of the running means, and of the gradient itself."""
 SIZE = 0.05
-"""The untrained step of a matrix [out, rest] is ``SIZE`` / sqrt(rest); of a vector a tenth of it."""
+"""The untrained step of a matrix is ``SIZE`` / sqrt(rest); of a vector a tenth of it."""
 WEIGHT_DECAY = 0.1
 """The weight decay of the untrained rule, in units of its step."""
 LOG_STEP_BOUNDS = (-10.0, 4.0)

@@ -3,8 +3,8 @@
     orthogonal    sqrt(max(out, rest)) (U V^T),   m = U S V^T      all singular values alike (Muon)
     normalised    m / rms(m)                                       the mean itself, of unit size
 
-Both have entries of root mean square about 1, are linear in nothing but m, and keep nothing else: no
-mean of squares, entry by entry, that could not follow where a teleport mixes entries.
+Both have entries of root mean square about 1, read nothing but m, and keep nothing: no mean of
+squares, entry by entry, that could not follow where a teleport mixes entries.
 
 References:
     Jordan et al., Muon (2024); Cutkosky and Mehta, Momentum improves normalized SGD (2020).

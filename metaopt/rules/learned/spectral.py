@@ -59,13 +59,13 @@ def polar(rows: Tensor, iterations: int = 7) -> Tensor:
 
         Z <- (a I + b Y + c Y^2) Z,   Y <- (..) Y (..),   Y_0 = R^T R / tr(R^T R)
 
-    Five coefficients that blow up small singular values are followed by ones that converge, so that
-    singular values of R above three thousandths of ||R||_F come out between 0.9 and 1.1. Nothing waits
-    for the device, and zero stays zero.
+    Steps that blow small singular values up are followed by steps that converge, so that singular
+    values of R above three thousandths of ||R||_F come out between 0.9 and 1.1. Nothing waits for
+    the device, and zero stays zero.
 
     Args:
         rows: R^T R, [.., k, k].
-        iterations: of both kinds, at least 5.
+        iterations: the number of steps; the first ``BLOWN`` of them blow up.
 
     Reference: Jordan et al., Muon (2024), for the coefficients.
     """

@@ -13,5 +13,5 @@ from torch import Tensor
 
 
 def served(count: Tensor) -> Tensor:
-    """The sign of the side that step ``count`` serves: -1 reads, 1 makes (``LinearPairs.sides``)."""
+    """The sign of the side that step ``count`` serves, as in ``LinearPairs.sides``."""
     return 1 - 2 * count.remainder(2)
