@@ -63,7 +63,6 @@ class Contender:
     name: str
     make: Callable[[nn.Module, float, int], Trainer]  # of the network, the rate and the horizon
     rates: tuple[float, ...]  # that it is tuned over; only 1 where nothing is tuned
-    is_told: bool = False  # whether it knows at which step it is judged
 
 
 def trained(model: nn.Module) -> list[nn.Parameter]:
@@ -121,13 +120,12 @@ def learned(rule: str) -> Contender:
     return Contender(rule, make, (1.0,))
 
 
-RATES = (3e-4, 1e-3, 3e-3, 1e-2)
-COSINE = Contender("AdamW, cosine", cosine, RATES, is_told=True)
+COSINE = Contender("AdamW, cosine", cosine, (1e-3, 2e-3, 4e-3))
 RIVALS = (
     COSINE,
-    Contender("AdamW", adamw, RATES),
-    Contender("LoRA-RITE", rite, RATES),
-    Contender("Schedule-Free AdamW", schedule_free, RATES),
+    Contender("AdamW", adamw, (1e-3, 2e-3, 4e-3)),
+    Contender("LoRA-RITE", rite, (5e-4, 1e-3, 2e-3, 4e-3)),
+    Contender("Schedule-Free AdamW", schedule_free, (2e-3, 4e-3, 8e-3)),
 )
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from metaopt.base.loss_statistics import ratio_of, resamples
 from metaopt.base.tables import markdown_table
+from studies.minilm.contenders import named
 from studies.minilm.frozen import Frozen
 from studies.minilm.plan import Cell, Row, Size
 
@@ -25,7 +26,10 @@ def table(rows: Sequence[Row], size: Size) -> str:
 
 
 def _of(cell: Cell) -> str:
-    return "" if cell.rate == 1 else f" ({cell.rate:g})"
+    rates = named(cell.name).rates
+    if len(rates) == 1:
+        return ""
+    return f" ({cell.rate:g}{' *' if cell.rate in (rates[0], rates[-1]) else ''})"
 
 
 def ratios(rows: Sequence[Row], rules: Sequence[str]) -> Iterator[str]:
@@ -79,7 +83,8 @@ def text(rows: Sequence[Row], size: Size, rules: Sequence[str], head: Frozen) ->
     """
     parts = [
         f"Loss on held-out words after so many steps, geometric means over {size.seeds} seeds; in "
-        f"brackets the rate, the best one of the column on validation words.",
+        f"brackets the rate, the best one of the column on validation words (* the smallest or the "
+        f"largest that was tried).",
         table(rows, size),
         f"The best linear head on the frozen network, in closed form: {head.test:.4f}.",
         "Ratios of losses, with 95 % intervals over seeds:\n\n" + "\n".join(ratios(rows, rules)),

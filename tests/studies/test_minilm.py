@@ -116,10 +116,11 @@ def test_the_cosine_ends_at_its_horizon() -> None:
 
 
 def made_up(run: Run, judging: Judging) -> Curve:
-    """1e-3 is the best rate at the end, 3e-4 before; what is shown is another tenth off."""
-    best = {mark: 1e-3 if mark == 4 else 3e-4 for mark in judging.marks if mark <= run.horizon}
+    """The second rate is best at the end, the first one before; test losses are a tenth larger."""
     off = 0.1 * (run.stream is Stream.TEST)
-    losses = {mark: 1 + off + (run.rate not in (rate, 1)) for mark, rate in best.items()}
+    rates = contenders.named(run.contender).rates
+    best = {mark: rates[mark == 4 and len(rates) > 1] for mark in judging.marks}
+    losses = {m: 1 + off + (run.rate != rate) for m, rate in best.items() if m <= run.horizon}
     return Curve(losses, 0.5)
 
 
@@ -137,7 +138,8 @@ def test_each_column_has_its_own_rate_and_nothing_is_run_twice(tmp_path: Path) -
     ]
     for label, cells in rows:
         rates = [cell.rate for cell in cells]
-        assert rates == ([1, 1, 1] if label == RULE else [3e-4, 3e-4, 1e-3])
+        grid = contenders.named(cells[0].name).rates
+        assert rates == ([1, 1, 1] if label == RULE else [grid[0], grid[0], grid[1]])
         assert [cell.losses for cell in cells] == [[1.1] * SIZE.seeds] * 3
     assert [cell.horizon for cell in rows[0][1]] == [1, 2, 4]
 
@@ -148,7 +150,8 @@ def test_each_column_has_its_own_rate_and_nothing_is_run_twice(tmp_path: Path) -
     with pytest.raises(AssertionError, match=RULE):
         replace(whole, of=never, rules={RULE: "trained on"}).rows()
     text = page.text(rows, SIZE, [RULE], frozen.Frozen(0.1, 1.0, 2.0))
-    assert "1.1000 (0.001) |" in text
+    assert "1.1000 (0.001 *) |" in text
+    assert "1.1000 (0.002) |" in text
     assert "in closed form: 2.0000" in text
     assert "not met at 2 and 4" in text
     assert f"- `{RULE}` against AdamW: 1.000 [1.000, 1.000] at 1, " in text

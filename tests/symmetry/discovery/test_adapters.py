@@ -155,7 +155,7 @@ OTHERS: dict[str, Callable[[], Any]] = {
 }
 MOVED = ("LoHa", "AdaLora")
 """The kinds of which something is exact, though they are no plain product."""
-FAST = ("LoKr", "AdaLora")
+FAST = ("LoKr",)
 
 
 @pytest.mark.parametrize("kind", [*OTHERS][2:])
