@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from metaopt.optim.chain import Chain
 from metaopt.optim.half import HALF
 from metaopt.symmetry.discovery.find import plain, read_beside, symmetries
+from metaopt.symmetry.discovery.flow import AS_ON_EXAMPLE
+from metaopt.symmetry.groups import Symmetries
 from metaopt.symmetry.pairs import LinearPairs, pairs_of
 from metaopt.symmetry.units import HiddenUnits, units_of
 from metaopt.teleport.base import Engine, Need
@@ -39,10 +43,22 @@ def movable_within(
         movable: HiddenUnits | LinearPairs | None = units_of(found, shapes)
         none = "no hidden units can be scaled"
     else:
-        movable, none = pairs_of(found, shapes), "it has no linear pairs"
+        movable, none = _pairs(found, shapes), "it has no linear pairs"
     if movable is None:
         return f"{none}; metaopt.symmetries(model) says why"
     return movable.to(parameters[0].device)
+
+
+def _pairs(found: Symmetries, shapes: Mapping[str, torch.Size]) -> LinearPairs | None:
+    """The linear pairs, with a warning if they rest on what the model did with an example."""
+    certain, movable = pairs_of(found, shapes), pairs_of(found, shapes, ("", AS_ON_EXAMPLE))
+    if movable is not None and (certain is None or certain.count < movable.count):
+        warnings.warn(
+            f"teleports leave what this model computes alone if {AS_ON_EXAMPLE}; for updates "
+            f"alone, give its parameters instead of the model",
+            stacklevel=6,
+        )
+    return movable
 
 
 def chain_within(

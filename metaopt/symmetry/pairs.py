@@ -16,7 +16,7 @@ device.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -201,17 +201,20 @@ class LinearPairs:
 
 
 def pairs_of(
-    symmetries: Sequence[Symmetry], shapes: Mapping[str, torch.Size]
+    symmetries: Sequence[Symmetry],
+    shapes: Mapping[str, torch.Size],
+    granted: Collection[str] = ("",),
 ) -> LinearPairs | None:
     """The linear pairs of a model whose every parameter is given; None if there are none.
 
-    Symmetries that rest on an assumption are left out. Of two that have entries in common, as in
-    a chain of three linear layers, the first is taken: what is kept of gradients on one of them is
-    no function of itself once the other has moved.
+    Symmetries that rest on an assumption that is not granted are left out. Of two that have entries
+    in common, as in a chain of three linear layers, the first is taken: what is kept of gradients
+    on one of them is no function of itself once the other has moved.
 
     Args:
         symmetries: the symmetries of the model.
         shapes: the shapes of the given parameters by path, in the order of the weights.
+        granted: the assumptions (``Symmetry.assumes``) that the caller takes for true.
     """
     places = {path: i for i, path in enumerate(shapes)}
     taken = {path: torch.zeros(shape, dtype=torch.bool) for path, shape in shapes.items()}
@@ -219,9 +222,10 @@ def pairs_of(
     for symmetry in symmetries:
         # exp of a single number is positive: of pairs of width 1 positive scaling is all there is.
         wanted = Group.LINEAR if symmetry.size > 1 else Group.SCALING
-        if wanted not in symmetry.allows or symmetry.assumes or not symmetry.outgoing:
+        if wanted not in symmetry.allows or symmetry.assumes not in granted:
             continue
-        if not all(slot.path in places and _is_plain(slot) for slot in symmetry.slots):
+        known = all(slot.path in places and _is_plain(slot) for slot in symmetry.slots)
+        if not known or not symmetry.outgoing:
             continue
         own = {slot.path: taken[slot.path].clone() for slot in symmetry.slots}
         if all(_claim(own[slot.path], symmetry, slot) for slot in symmetry.slots):

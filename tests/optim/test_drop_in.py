@@ -61,7 +61,9 @@ def test_a_step_is_the_meta_optimizers(make: Callable[[], Problem]) -> None:
         state = rule.optimizer.initial_rule_states(seen) if state is None else state
         with torch.no_grad():
             proposal, state = rule.optimizer.propose(seen, state)
-            taken = rule.optimizer.carry_out(weights, proposal, state, ModelGround(None, None))
+            taken = rule.optimizer.carry_out(
+                weights, proposal, state, ModelGround(None, None, None)
+            )
         weights, state = taken.weights, taken.state
         optimizer.step()
         for W, found in zip(weights, problem.weights(), strict=True):

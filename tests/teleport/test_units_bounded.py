@@ -29,6 +29,7 @@ class Known:
     """What the engine is told."""
 
     network = None
+    pairs = None
 
     def __init__(self, units: HiddenUnits) -> None:
         self.units = units
