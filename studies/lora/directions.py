@@ -75,7 +75,7 @@ def gauss_newton(
         return functional_call(model, weights, (X,))
 
     w = torch.cat([factor.flatten() for pair in pairs for factor in pair])
-    outputs, backward = vjp(logits, w)
+    outputs, backward, *_ = vjp(logits, w)
     p = outputs.softmax(-1)
 
     def product(v: Tensor) -> Tensor:
