@@ -70,7 +70,7 @@ def grid(**values: Sequence[float]) -> tuple[Point, ...]:
 
 
 RATES = doubled(1e-3, 7)
-FEW = doubled(1e-3, 5, 3.0)
+FEW = doubled(1e-3 / 3, 6, 3.0)
 
 
 def _adam(model: nn.Module, at: dict[str, Number]) -> Optimizer:
@@ -104,7 +104,7 @@ def _riemannian(model: nn.Module, at: dict[str, Number]) -> Optimizer:
 def hand_made() -> list[Contender]:
     """Those that run side by side: Adam, its kin and its fixed moves."""
     rates, damped = grid(lr=RATES), [1e-2, 1e-4]
-    adaptive = grid(lr=doubled(1e-3, 6), damping=damped)
+    adaptive = grid(lr=doubled(4e-3, 6), damping=damped)
     squares, kept = moves.by_squares, moves.kept
     return [
         Contender("Adam", _adam, rates),
@@ -116,7 +116,7 @@ def hand_made() -> list[Contender]:
         Contender("Adam, balanced, moments kept", partial(_moved, moves.balanced, kept), rates),
         Contender("Adam, A orthonormal", partial(_moved, moves.orthonormal, squares), rates),
         Contender("Adam, A and B in turn", partial(_moved, moves.in_turn, squares), rates),
-        Contender("Adam, random elements", _random, grid(lr=RATES[2:6], norm=[0.01, 0.1, 0.5])),
+        Contender("Adam, random elements", _random, grid(lr=RATES[1:6], norm=[0.01, 0.1, 0.5])),
         Contender("Adam, state reset", _reset, grid(lr=RATES[:6], every=[1, 10, 100])),
     ]
 
@@ -157,8 +157,9 @@ def packaged() -> list[Contender]:
     return [
         Contender("LoRA-RITE", rite, grid(lr=FEW), together=False),
         Contender("LoRA-RITE, cosine", rite, grid(lr=FEW), told=True, together=False),
-        Contender("Schedule-Free AdamW", free, grid(lr=doubled(3e-3, 5)), together=False),
+        Contender("Schedule-Free AdamW", free, grid(lr=doubled(6e-3, 6)), together=False),
         Contender("SOAP", soap, grid(lr=FEW), together=False),
+        Contender("SOAP, cosine", soap, grid(lr=FEW), told=True, together=False),
         Contender("Muon", muon, grid(lr=FEW), together=False),
         Contender("Prodigy", prodigy, grid(lr=doubled(0.3, 4)), together=False),
     ]

@@ -8,19 +8,21 @@ both directions are the same change of W in every frame.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, jacrev, vmap
+from torch.func import functional_call, jvp, vjp
 
 from studies.lora.hand_made import Pair, scaled
 from studies.lora.task import losses, pairs_of
 
 DAMPING = 1e-6
 """Of ScaledGD, as a share of the mean eigenvalue of either Gram matrix."""
-GN_DAMPING = 1e-3
-"""Of Gauss-Newton, as a share of the mean eigenvalue of J^T H J."""
+DAMPED_AT = 1e-2
+"""Damping of Gauss-Newton, as a share of the curvature along the gradient."""
+RESIDUAL = 1e-3
+"""Of its system, as a share of the gradient."""
 
 
 def gradients(model: nn.Module, X: Tensor, y: Tensor) -> list[Pair]:
@@ -47,44 +49,65 @@ def scaled_gd(pairs: Sequence[Pair], grads: Sequence[Pair]) -> Tensor:
     return products(pairs, steps)
 
 
-def gauss_newton(model: nn.Module, grads: Sequence[Pair], X: Tensor) -> Tensor:
-    """The change of W along -(J^T H J / N + e I)^-1 G, of the factors of all layers together.
+def gauss_newton(
+    model: nn.Module, grads: Sequence[Pair], X: Tensor, iterations: int = 100
+) -> Tensor:
+    """The change of W along -(M + e I)^-1 G, M = J^T H J / N, of all layers' factors together.
 
-    J [N, classes, P] is the Jacobian of the logits of the images X by all factors, H = diag p - p
-    p^T the Hessian of the cross-entropy. The system is solved by its N * classes rows.
+    J is the Jacobian of the logits of N images by all factors, H = diag p - p p^T the Hessian of
+    the cross-entropy; e is a hundredth of the curvature along the gradient, <G, M G> / <G, G>. The
+    system is solved by conjugate gradients.
 
     Args:
         model: the network.
-        grads: of each pair.
+        grads: of each pair, of the mean loss on the images.
         X: images [N, n].
+        iterations: at most; they end where the residual has fallen to a thousandth.
     """
     pairs = [(A.detach(), B.detach()) for A, B in pairs_of(model)]
     paths = {id(p): path for path, p in model.named_parameters()}
     names = [paths[id(factor)] for pair in pairs_of(model) for factor in pair]
-    weights = {name: model.get_parameter(name).detach() for name in names}
+    sizes = [factor.numel() for pair in pairs for factor in pair]
 
-    def logits(of: dict[str, Tensor], x: Tensor) -> Tensor:
-        return functional_call(model, of, (x[None],))[0]
+    def logits(flat: Tensor) -> Tensor:
+        parts = zip(names, flat.split(sizes), strict=True)
+        weights = {name: part.view_as(model.get_parameter(name)) for name, part in parts}
+        return functional_call(model, weights, (X,))
 
-    J = vmap(jacrev(logits), in_dims=(None, 0))(weights, X)
-    flat = torch.cat([J[name].flatten(2) for name in names], 2)
-    with torch.no_grad():
-        p = model(X).softmax(-1)
-    root = p.sqrt()
-    # L^T with L L^T = diag p - p p^T.
-    half = torch.diag_embed(root) - root[..., None] * p[:, None, :]
-    rows = (half @ flat).flatten(0, 1) / len(X) ** 0.5
+    w = torch.cat([factor.flatten() for pair in pairs for factor in pair])
+    outputs, backward, *_ = vjp(logits, w)
+    p = outputs.softmax(-1)
+
+    def product(v: Tensor) -> Tensor:
+        of = p * jvp(logits, (w,), (v,))[1]
+        return backward((of - p * of.sum(-1, keepdim=True)) / len(X))[0]
+
     g = torch.cat([grad.flatten() for pair in grads for grad in pair])
-    gram = rows @ rows.mT
-    damping = GN_DAMPING * gram.trace() / len(g)
-    inner = torch.linalg.solve(gram + damping * torch.eye(len(gram)).to(gram), rows @ g)
-    d = (rows.mT @ inner - g) / damping
-    parts = d.split([factor.numel() for pair in pairs for factor in pair])
-    shaped = [
+    damping = DAMPED_AT * (g @ product(g)) / (g @ g)
+    d = _conjugate_gradients(lambda v: product(v) + damping * v, -g, iterations)
+    parts = d.split(sizes)
+    steps = [
         (a.view_as(A), b.view_as(B))
         for (A, B), a, b in zip(pairs, parts[::2], parts[1::2], strict=True)
     ]
-    return products(pairs, shaped)
+    return products(pairs, steps)
+
+
+def _conjugate_gradients(
+    product: Callable[[Tensor], Tensor], right: Tensor, iterations: int
+) -> Tensor:
+    x, residual = torch.zeros_like(right), right
+    along, size = right, right @ right
+    enough = RESIDUAL**2 * size
+    for _ in range(iterations):
+        if size <= enough:
+            break
+        image = product(along)
+        share = size / (along @ image)
+        x, residual = x + share * along, residual - share * image
+        before, size = size, residual @ residual
+        along = residual + size / before * along
+    return x
 
 
 def cosine_between(a: Tensor, b: Tensor) -> float:

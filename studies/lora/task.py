@@ -29,18 +29,30 @@ _STRIDE = 2
 """Items of a stream for each seed of the study: one for the base network, one for the factors."""
 
 
-def _turned(images: Tensor) -> Tensor:
-    return torch.rot90(images, 1, (1, 2))
+def _turned(images: Tensor, times: int = 1) -> Tensor:
+    return torch.rot90(images, times, (1, 2))
+
+
+def _sheared(images: Tensor) -> Tensor:
+    """Row i is rolled by i pixels."""
+    rows = [images[:, i].roll(i, 1) for i in range(images.shape[1])]
+    return torch.stack(rows, 1)
+
+
+def _shuffled(images: Tensor) -> Tensor:
+    """All pixels in one random order."""
+    order = generator(Stream.SPLIT, seed=SEED).permutation(images[0].numel())
+    return images.flatten(1)[:, torch.from_numpy(order)].view_as(images)
 
 
 SHIFTS: dict[str, Callable[[Tensor], Tensor]] = {
     "turned_inverted": lambda images: 1 - _turned(images),
     "turned": _turned,
-    "inverted": lambda images: 1 - images,
-    "mirrored": lambda images: images.flip(2),
-    "upside_down": lambda images: images.flip(1, 2),
+    "turned_back_inverted": lambda images: 1 - _turned(images, 3),
+    "sheared": _sheared,
+    "shuffled": _shuffled,
 }
-"""What is done to images [N, 8, 8]."""
+"""What is done to images [N, 8, 8]; rules are meta-trained on none of it."""
 
 
 @dataclass(frozen=True)

@@ -49,13 +49,13 @@ class WhySize:
         marks: steps before which is looked.
         stops: steps after which teleports stop.
         columns: steps of which losses are told.
-        images: of the Gauss-Newton matrix.
+        iterations: of conjugate gradients for the Gauss-Newton direction.
     """
 
     marks: tuple[int, ...] = (1, 5, 20, 50, 100, 200, 400, 700, 999)
     stops: tuple[int, ...] = (0, 20, 100, 400)
     columns: tuple[int, ...] = (20, 100, 400, 1000)
-    images: int = 64
+    iterations: int = 100
 
     @classmethod
     def smoke(cls) -> WhySize:
@@ -73,7 +73,7 @@ def generator_norms(optimizer: Optimizer) -> list[float] | None:
     return None if norms is None else [float(norm) for norm in norms]
 
 
-def look(model: nn.Module, optimizer: Optimizer, tasks: Tasks, rows: Any, count: int) -> Any:
+def look(model: nn.Module, optimizer: Optimizer, tasks: Tasks, rows: Any, iterations: int) -> Any:
     """Take the step of the mini-batch ``rows``, and tell where it started and where it went.
 
     Args:
@@ -81,14 +81,14 @@ def look(model: nn.Module, optimizer: Optimizer, tasks: Tasks, rows: Any, count:
         optimizer: of its factors.
         tasks: with the images.
         rows: of the mini-batch.
-        count: images of the Gauss-Newton matrix.
+        iterations: of conjugate gradients.
     """
     shifted = tasks.images
     pairs = [(A.detach().clone(), B.detach().clone()) for A, B in pairs_of(model)]
     grads = gradients(model, shifted.X, shifted.y)
     along = {
         "scaled_gd": scaled_gd(pairs, grads),
-        "gauss_newton": gauss_newton(model, grads, shifted.X[:count]),
+        "gauss_newton": gauss_newton(model, grads, shifted.X, iterations),
         "gradient": -products(pairs, grads),
     }
     _step(model, optimizer, tasks, rows)
@@ -117,7 +117,7 @@ def along(tasks: Tasks, contender: Contender, seed: int, size: WhySize) -> dict[
     found = {}
     for step, rows in enumerate(tasks.rows(seed, max(size.marks) + 1)):
         if step in size.marks:
-            found[f"{step}"] = look(model, optimizer, tasks, rows, size.images)
+            found[f"{step}"] = look(model, optimizer, tasks, rows, size.iterations)
         else:
             _step(model, optimizer, tasks, rows)
     return found
