@@ -36,6 +36,13 @@ from metaopt.teleport.config import EXACT, UNITS
 _TRUNCATIONS = {"even": Even, "random": RandomPairs}
 
 
+NO_PAIRS = (
+    "the symmetries of its class hold no two factors of its weights with nothing but linear maps "
+    "between them: print(metaopt.symmetries(network)) says what there is"
+)
+"""What to look at where a configuration moves linear pairs and tasks have none."""
+
+
 def require_symmetries(config: TrainConfig, family: TaskFamily[Any]) -> None:
     """Raise ``UserError`` where a family of training knows nothing that teleports could move."""
     action = None if config.teleporter is None else config.teleporter.action
@@ -46,9 +53,10 @@ def require_symmetries(config: TrainConfig, family: TaskFamily[Any]) -> None:
         if (tasks.units if action == UNITS else tasks.pairs) is None:
             where = f"task.more[{number - 1}]" if number else "task"
             needs = "hidden units that can be scaled" if action == UNITS else "linear pairs"
+            why = one.no_units if action == UNITS else NO_PAIRS
             raise UserError(
                 f"field teleporter.action: {action} needs {needs}, and of {config.task.family} "
-                f"({where}) there are none: {one.no_units}"
+                f"({where}) there are none: {why}"
             )
 
 

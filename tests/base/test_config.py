@@ -106,19 +106,19 @@ def test_paper_recipe(file: str) -> None:
         ("meta.order=3", "meta.order", "less than or equal to 2"),
         ("meta.clip=.inf", "meta.clip", "finite"),
         ("rules.update.outer_lr=-1e-3", "rules.update.outer_lr", "greater than 0"),
-        ("rules.update.kind=sgd", "rules.update", "'informed_lstm', 'layer_lstm', 'gd'"),
+        ("rules.update.kind=sgd", "rules.update", "'layer_lstm', 'matrix_lstm', 'gd'"),
         ("rules.update={kind: adam}", "rules.update.lr", "missing"),
         ("rules.update={kind: adam, lr: 1, beta1: 1}", "rules.update.beta1", "less than 1"),
         ("rules.update=null", "rules", "exactly one of update and step_teleport"),
         ("teleporter.action=rotation", "teleporter.action", "'through_data', 'linear'"),
-        ("teleporter.action=units", "", "needs, and nothing else; found units"),
+        ("teleporter.action=units", "", "lstm needs one of through_data, linear"),
         ("teleporter={action: units, guard: refuse}", "teleporter", "found exponential and refuse"),
         (
             "rules.teleport=null",
             "",
             "or add one, e.g. rules.teleport: {kind",
         ),
-        ("rules.teleport={kind: unit_lstm, outer_lr: 1}", "", "needs, and nothing else; found thr"),
+        ("rules.teleport={kind: unit_lstm, outer_lr: 1}", "", "unit_lstm needs units; found thr"),
         ("meta.hide.inputs=0.5", "", "these rules need the layers' inputs"),
         ("meta.hide.loss=1.5", "meta.hide.loss", "less than or equal to 1"),
     ],
@@ -154,6 +154,10 @@ def test_rules_that_propose_generators_have_a_teleporter() -> None:
     units = tiny_config({"update": UPDATE, "teleport": {"kind": "unit_lstm"}}, None).teleporter
     assert units is not None
     assert (units.action, units.guard, units.max_norm) == ("units", "none", 0.1)
+    matrix, pair = {"kind": "matrix_lstm"}, {"kind": "pair_lstm"}
+    pairs = tiny_config({"update": matrix, "teleport": pair}, None).teleporter
+    assert pairs is not None
+    assert (pairs.action, pairs.guard, pairs.order) == ("linear_pairs", "none", "before")
     with pytest.raises(ConfigError, match="teleporter: there is nothing to carry out"):
         tiny_config({"update": UPDATE}, {})
 
@@ -161,6 +165,10 @@ def test_rules_that_propose_generators_have_a_teleporter() -> None:
 def test_impossible_teleporters() -> None:
     with pytest.raises(ConfigError, match="field teleporter: inexact: guard needs a guard"):
         tiny_config(UPDATE_AND_TELEPORT, {"guard": "none", "inexact": "guard"})
+    with pytest.raises(ConfigError, match="linear_pairs is for order: before, found after"):
+        tiny_config(UPDATE_AND_TELEPORT, {"action": "linear_pairs", "order": "after"})
+    with pytest.raises(ConfigError, match="mixes entries, and what rules.update keeps"):
+        tiny_config({"update": UPDATE, "teleport": {"kind": "pair_lstm"}}, None)
     with pytest.raises(ConfigError, match="field teleporter: cayley needs max_norm below 2"):
         tiny_config(UPDATE_AND_TELEPORT, {"element": "cayley", "max_norm": 2.0})
 

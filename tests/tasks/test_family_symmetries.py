@@ -77,7 +77,7 @@ class OnlyRelabelled(Symmetric):
 @pytest.mark.parametrize(
     ("family", "message"),
     [
-        (Untrue, "scaling the hidden units changes the loss by"),
+        (Untrue, "moving along them changes the loss by"),
         (Strings, "expected the list that metaopt.symmetries(network) returns"),
         (TheFunction, "expected the list that metaopt.symmetries(network) returns"),
         (Nothing, "add symmetries = metaopt.symmetries(network) to it"),
