@@ -120,7 +120,11 @@ def transformer(size: Size) -> nn.Module:
     return nn.Sequential(encoder, nn.LayerNorm(size.width), nn.Linear(size.width, 10))
 
 
-def _step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor) -> Callable[[], None]:
+def training_step(
+    model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor
+) -> Callable[[], None]:
+    """A step of training on one batch, as a call without arguments."""
+
     def run() -> None:
         optimizer.zero_grad()
         outputs = model(x).flatten(0, -2)
@@ -144,7 +148,9 @@ def rows(size: Size, device: torch.device) -> list[Row]:
             pair = [make(size).to(device) for _ in range(2)]
             optimizers = [optimizer_of(model.parameters()) for model in pair]
             ledger = Ledger(pair[1], optimizers[1], log_every=10**9)
-            steps = [_step(*both, x.to(device)) for both in zip(pair, optimizers, strict=True)]
+            steps = [
+                training_step(*both, x.to(device)) for both in zip(pair, optimizers, strict=True)
+            ]
             sides = {key: Side(run, 1) for key, run in zip(("plain", "with"), steps, strict=True)}
             seconds = compare(sides, device, size.repeats)
             ledger.close()

