@@ -165,9 +165,9 @@ def test_rules_that_propose_generators_have_a_teleporter() -> None:
 def test_impossible_teleporters() -> None:
     with pytest.raises(ConfigError, match="field teleporter: inexact: guard needs a guard"):
         tiny_config(UPDATE_AND_TELEPORT, {"guard": "none", "inexact": "guard"})
-    with pytest.raises(ConfigError, match="linear_pairs is for order: before, found after"):
+    with pytest.raises(ConfigError, match=r"linear_pairs is for order: before, found after"):
         tiny_config(UPDATE_AND_TELEPORT, {"action": "linear_pairs", "order": "after"})
-    with pytest.raises(ConfigError, match="mixes entries, and what rules.update keeps"):
+    with pytest.raises(ConfigError, match="mixes entries, and what"):
         tiny_config({"update": UPDATE, "teleport": {"kind": "pair_lstm"}}, None)
     with pytest.raises(ConfigError, match="field teleporter: cayley needs max_norm below 2"):
         tiny_config(UPDATE_AND_TELEPORT, {"element": "cayley", "max_norm": 2.0})

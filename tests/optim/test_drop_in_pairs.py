@@ -68,7 +68,7 @@ def test_a_drop_in_step_is_that_of_the_inner_loop() -> None:
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = family.loss({name: p for name, p in net.named_parameters()}, data)
+        loss = family.loss(dict(net.named_parameters()), data)
         loss.backward()
         return loss
 
