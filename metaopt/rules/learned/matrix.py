@@ -11,8 +11,9 @@ gradients, so that it follows a teleport exactly, also one that mixes entries: t
 of a run that began there. Vectors (biases, gains of norms) are divided by the root of a running
 mean of squares, as in Adam, unless a linear pair moves them.
 
-Statistics, clock and loss are those of the layer-wise rule (``layer``), to which the side of a
-linear pair is added that a parameter lies on. Where teleports serve the two sides in turn
+Statistics, clock and loss are those of the layer-wise rule (``layer``). The side of a linear pair
+that a parameter lies on is added, and how small its gradient is beside the largest one so far:
+steps of unit size have no other sign that what is trained on is fitted, where no loss is told. Where teleports serve the two sides in turn
 (``turns``), the size of a step on the side that is not served is an output of its own.
 """
 
@@ -31,6 +32,7 @@ from metaopt.rules.learned.directions import HEAD_BOUND
 from metaopt.rules.learned.layer import (
     DECAYS,
     ROUNDING,
+    SMALLEST_LOG,
     SQUARES_DECAY,
     hear,
     is_vector,
@@ -60,7 +62,7 @@ RATIO = 1 / 3
 """Factor on logarithms of ratios of norms among the features."""
 
 _MEANS = len(DECAYS)
-_OWN = (_MEANS + 1) + _MEANS + 3 + 1 + CLOCK_FEATURES + 2
+_OWN = (_MEANS + 1) + _MEANS + 3 + 2 + CLOCK_FEATURES + 2
 FEATURES = 2 * _OWN
 
 
@@ -96,10 +98,11 @@ class MatrixUpdateLSTM(Rule):
         return {"m": Kept.GRADIENTS, "v": Kept.SQUARES}.get(name, Kept.TENSORS)
 
     def initial_state(self, observation: Observation) -> State:
-        """Zeros: h and c [B, hidden, L]; three numbers [B, 1, L]; m [B, 3, P] and v [B, 1, P]."""
+        """Zeros: h and c [B, hidden, L]; four numbers [B, 1, L]; m [B, 3, P] and v [B, 1, P]."""
         W = observation.weights
         batch, entries = W[0].shape[0], sum(w[0].numel() for w in W)
-        numbers = {name: W[0].new_zeros(batch, 1, len(W)) for name in ("count", "loss", "heard")}
+        names = ("count", "loss", "heard", "most")
+        numbers = {name: W[0].new_zeros(batch, 1, len(W)) for name in names}
         means = {"m": W[0].new_zeros(batch, _MEANS, entries)}
         squares = {"v": W[0].new_zeros(batch, 1, entries)}
         return self.lstm.initial_state(batch, len(W)) | numbers | means | squares
@@ -156,8 +159,12 @@ class MatrixUpdateLSTM(Rule):
         side = torch.zeros_like(count)
         if observation.pairs is not None:
             side = side + observation.pairs.sides.to(count)
+        squares_of = [part.square().mean(2, keepdim=True) for part in G.split(sizes, dim=2)]
+        now = (torch.cat(squares_of, dim=2) + TINY).sqrt()
+        most = torch.maximum(state["most"], now)
         own_features = torch.cat(
             [
+                (now / most).log().clamp(min=SMALLEST_LOG) * RATIO,
                 statistics(torch.cat(shown, dim=2), W, ones, base, sizes),
                 is_vector(W).expand_as(count),
                 side,
@@ -183,7 +190,7 @@ class MatrixUpdateLSTM(Rule):
             shrunk.append(-decay[:, :, i, None] * torch.where(g == 0, 0.0, w))
             moved.append(shrunk[-1] - torch.bmm(mixture[:, :, i, None].mT, own).reshape_as(w))
         proposal = Proposal(updates=tuple(moved), decays=tuple(shrunk))
-        return proposal, cells | heard | {"count": count, "m": m, "v": v}
+        return proposal, cells | heard | {"count": count, "m": m, "v": v, "most": most}
 
 
 class MatrixConfig(NetworkConfig):
