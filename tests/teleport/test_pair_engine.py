@@ -103,8 +103,9 @@ def test_the_next_step_is_that_of_a_run_begun_there(step: MatrixSteps) -> None:
     turned = rule.turned(here, move, seen[0].weights)
     assert torch.allclose(turned["m"], there["m"], atol=1e-13)
     assert torch.equal(turned["v"], there["v"])
-    # With the same memory of the network, the same step.
-    memory = {name: there[name] for name in there if name[0] in "hc"}
+    # With the same memory of the network (its cells, and what its features compare with), the
+    # same step.
+    memory = {name: there[name] for name in there if name[0] in "hc" or name == "most"}
     first, _ = rule.propose(moved, turned | memory)
     second, _ = rule.propose(moved, there)
     assert first.updates is not None

@@ -13,8 +13,9 @@ mean of squares, as in Adam, unless a linear pair moves them.
 
 Statistics, clock and loss are those of the layer-wise rule (``layer``). The side of a linear pair
 that a parameter lies on is added, and how small its gradient is beside the largest one so far:
-steps of unit size have no other sign that what is trained on is fitted, where no loss is told. Where teleports serve the two sides in turn
-(``turns``), the size of a step on the side that is not served is an output of its own.
+steps of unit size have no other sign that what is trained on is fitted, where no loss is told.
+Where teleports serve the two sides in turn (``turns``), the size of a step on the side that is not
+served is an output of its own.
 """
 
 from __future__ import annotations
