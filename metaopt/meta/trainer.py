@@ -212,7 +212,8 @@ class MetaTrainer:
         optimizer, steps = self.average.optimizer, self.config.meta.steps
         losses, teleports = rollout(self.validation_tasks, optimizer, steps)
         found = shares.gathered(self.world, losses, teleports)
-        return Validation(self.progress.outer_step, *found, self.progress.best)
+        best, epsilon = self.progress.best, self.config.meta.epsilon
+        return Validation(self.progress.outer_step, *found, best, epsilon)
 
     def validated(self, found: Validation) -> None:
         """Note the score of a validation if it is the best so far."""

@@ -24,12 +24,14 @@ class Validation:
         losses: the losses by inner step, [steps + 1, tasks].
         teleports: the teleports of all tasks, or None without teleports.
         best_before: the lowest score of the validations before it.
+        epsilon: the loss below which nothing is gained (``meta.epsilon``).
     """
 
     outer_step: int
     losses: Tensor
     teleports: TeleportTrace | None
     best_before: float
+    epsilon: float
 
     @cached_property
     def cleaned(self) -> NDArray[np.float64]:
@@ -44,7 +46,7 @@ class Validation:
     @property
     def score(self) -> float:
         """See ``validation_score``."""
-        return validation_score(self.curve)
+        return validation_score(self.curve, self.epsilon)
 
     @property
     def is_best(self) -> bool:
@@ -56,10 +58,14 @@ class Validation:
         return {"outer_step": self.outer_step, "val_loss_geomean": self.curve}
 
 
-def validation_score(curve: Sequence[float]) -> float:
-    """Mean of log loss over the inner steps after the first: good early and late; less is better.
+def validation_score(curve: Sequence[float], epsilon: float) -> float:
+    """Mean of log(loss + epsilon) over the inner steps after the first; less is better.
+
+    Good early and late, in the units of the meta-loss: of losses that rounding alone tells apart
+    none counts as the better one.
 
     Args:
         curve: geometric-mean validation loss by inner step, index 0 before the first.
+        epsilon: the loss below which nothing is gained.
     """
-    return sum(math.log(loss) for loss in curve[1:]) / (len(curve) - 1)
+    return sum(math.log(loss + epsilon) for loss in curve[1:]) / (len(curve) - 1)

@@ -129,8 +129,9 @@ class Training:
         return checkpoint.read(self.checkpoint)
 
     def score(self) -> float:
-        """Mean log validation loss over the steps, at the best validation; less is better."""
-        return validation_score(self.learned().validation["val_loss_geomean"])
+        """The score of the best validation; less is better."""
+        curve = self.learned().validation["val_loss_geomean"]
+        return validation_score(curve, self.settings.meta.epsilon)
 
     def last_metrics(self) -> dict[str, Any]:
         """The last row of an outer step, or an empty one."""

@@ -17,6 +17,7 @@ from metaopt.base.process import World
 from metaopt.evaluation.config import EvalConfig
 from metaopt.evaluation.evaluate import unseen_tasks
 from metaopt.meta.build import meta_optimizer
+from metaopt.meta.config import TrainConfig
 from metaopt.meta.trainer import MetaTrainer
 from metaopt.tasks.least_loss import rank_bound
 from studies.pool import alone
@@ -186,6 +187,14 @@ def test_the_control_for_capacity_has_the_parameters_of_the_pair(tmp_path: Path)
     )
     assert alone < 0.9 * pair
     assert control == pytest.approx(pair, rel=0.02)
+
+
+@pytest.mark.parametrize("kind", ["coordinate", "lstm"])
+def test_the_teleporter_of_the_pair_may_do_what_that_of_lr_tele_may(kind: str) -> None:
+    pair = config.load(TrainConfig, f"{kind}_update_tele.yaml").rules.teleport
+    alone = config.load(TrainConfig, f"{kind}_lr_tele.yaml").rules.step_teleport
+    for field in ("hidden", "scale", "basis", "free"):
+        assert getattr(pair, field) == getattr(alone, field)
 
 
 @pytest.mark.parametrize(
