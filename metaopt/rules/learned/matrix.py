@@ -54,8 +54,8 @@ MIXTURE = (0.6, 0.4, 0.0, 0.0)
 SIZE = 0.05
 """The untrained step of a matrix is ``SIZE`` / sqrt(rest); of a vector a tenth of it."""
 SHRINKS_AFTER = 50
-"""Untrained steps shrink as 1 / (1 + t / 50): a step of unit size does not shrink by itself, and
-steps that never do fit what they train on without end."""
+"""Untrained steps shrink as 1 / ((1 + t / 50) (1 + t / 100)): a step of unit size does not shrink by
+itself, and steps that never do fit what they train on without end. Their sum is finite."""
 WEIGHT_DECAY = 0.1
 """The weight decay of the untrained rule, in units of its step."""
 LOG_STEP_BOUNDS = (-10.0, 4.0)
@@ -182,7 +182,8 @@ class MatrixUpdateLSTM(Rule):
         log_size, log_unserved, *mixed_by, more_decay = z.split(1, dim=1)
         waits = side * served(count) < 0
         log_size = log_size + torch.where(waits, self.unserved + log_unserved, 0.0)
-        size = base * log_size.clamp(*LOG_STEP_BOUNDS).exp() / (1 + count / SHRINKS_AFTER)
+        shrinks = (1 + count / SHRINKS_AFTER) * (1 + count / (2 * SHRINKS_AFTER))
+        size = base * log_size.clamp(*LOG_STEP_BOUNDS).exp() / shrinks
         untrained = zip(mixed_by, MIXTURE, strict=True)
         mixture = size * torch.cat([part + share for part, share in untrained], dim=1)
         decay = size * WEIGHT_DECAY * (1 + more_decay)
