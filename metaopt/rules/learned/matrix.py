@@ -54,8 +54,10 @@ MIXTURE = (0.6, 0.4, 0.0, 0.0)
 SIZE = 0.05
 """The untrained step of a matrix is ``SIZE`` / sqrt(rest); of a vector a tenth of it."""
 SHRINKS_AFTER = 50
-"""Untrained steps shrink as 1 / ((1 + t / 50) (1 + t / 100)), so that their sum is finite: a step of
-unit size does not shrink by itself, and steps that never do fit what they train on without end.
+"""Untrained steps shrink as 1 / ((1 + t / 50) (1 + t / 100)), so that their sum is finite.
+
+A step of unit size does not shrink by itself, and steps that never do go on fitting what they train
+on.
 """
 WEIGHT_DECAY = 0.1
 """The weight decay of the untrained rule, in units of its step."""
