@@ -2,8 +2,8 @@
 
     python -m benchmarks.pairs [--smoke] [--rule NAME] [--device cpu|cuda|cuda:N] [--json FILE]
 
-A transformer of the size of MiniLM (6 layers, 384 wide) whose feed-forward layers have LoRA
-adapters of rank 16. A step is forward, backward and ``optimizer.step()``. AdamW, the learned pair
+A transformer of the size of MiniLM (6 layers, 384 wide) whose queries, values and feed-forward
+layers have LoRA adapters of rank 16. A step is forward, backward and ``optimizer.step()``. AdamW, the learned pair
 and the same rule without its teleports take their steps in turns; seconds are medians over the
 turns. The cost of a teleport is what the pair takes more than its updates alone.
 
@@ -22,17 +22,24 @@ import torch
 
 import metaopt
 from benchmarks import machine
-from benchmarks.ledger import Size, training_step, transformer
+from benchmarks.ledger import Size, training_step
 from benchmarks.timing import Side, compare
 from metaopt.base import cli
 from metaopt.base.process import World
 from metaopt.base.tables import markdown_table
+from metaopt.tasks.attention_networks import TokenTransformer
 from metaopt.tasks.lora_layers import LowRank, adapted
 from studies.output import add_device
 
 FULL = Size(1, 1, 1, width=384, depth=6, words=32, sequences=32, repeats=9)
 SMOKE = Size(1, 1, 1, width=16, depth=1, words=4, sequences=2, repeats=1)
 RULE = "lora_update_tele"
+ADAPTED = (".q", ".v", ".up", ".down")
+
+
+def _transformer(size: Size) -> TokenTransformer:
+    heads = max(1, size.width // 32)
+    return TokenTransformer(size.width, size.words, size.width, heads, size.depth, 10)
 
 
 @dataclass(frozen=True)
@@ -63,9 +70,7 @@ def measured(size: Size, rank: int, rule: str, device: torch.device) -> Costs:
     """
     torch.manual_seed(0)
     models = [
-        adapted(
-            transformer(size), rank, 2.0, lambda path: path.endswith(("linear1", "linear2"))
-        ).to(device)
+        adapted(_transformer(size), rank, 2.0, lambda path: path.endswith(ADAPTED)).to(device)
         for _ in range(3)
     ]
     factors = [[p for p in model.parameters() if p.requires_grad] for model in models]
@@ -73,6 +78,7 @@ def measured(size: Size, rank: int, rule: str, device: torch.device) -> Costs:
         warnings.filterwarnings("ignore", message="updates only")
         updates = metaopt.LearnedOptimizer(factors[1], rule)
     pair = metaopt.LearnedOptimizer(models[2], rule)
+    assert pair.teleports_off is None
     optimizers = [torch.optim.AdamW(factors[0], lr=1e-3), updates, pair]
     x = torch.randn(size.sequences, size.words, size.width, device=device)
     sides = {

@@ -19,7 +19,7 @@ transformers = pytest.importorskip("transformers")
 
 PAGE = (ROOT / "docs" / "guide" / "lora.md").read_text(encoding="utf-8")
 PAGES_RULE = "lora_update_tele"
-RULE = "digits_update_tele"
+RULE = "lora_update_tele"
 """What trains; the page's own once it is shipped."""
 WORDS = ["happy", "sad", "win", "lose", "love", "hate", "kind", "cruel"]
 

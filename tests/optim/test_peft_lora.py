@@ -18,7 +18,7 @@ transformers = pytest.importorskip("transformers")
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*:UserWarning")
 
-RULE = "digits_update_tele"
+RULE = "lora_update_tele"
 """What trains; ``lora_update_tele`` once it is shipped."""
 CONFIG = {
     "vocab_size": 40,

@@ -25,7 +25,7 @@ TINY: dict[str, Any] = {
     "max_position_embeddings": 8,
     "num_labels": 1,
 }
-RULE = "digits_update_tele"
+RULE = "lora_update_tele"
 SIZE = replace(plan.SMOKE, words=6)
 JUDGING = Judging(SIZE.marks, SIZE.words)
 
