@@ -3,9 +3,9 @@
     python -m benchmarks.pairs [--smoke] [--rule NAME] [--device cpu|cuda|cuda:N] [--json FILE]
 
 A transformer of the size of MiniLM (6 layers, 384 wide) whose queries, values and feed-forward
-layers have LoRA adapters of rank 16. A step is forward, backward and ``optimizer.step()``. AdamW, the learned pair
-and the same rule without its teleports take their steps in turns; seconds are medians over the
-turns. The cost of a teleport is what the pair takes more than its updates alone.
+layers have LoRA adapters of rank 16. A step is forward, backward and ``optimizer.step()``. AdamW,
+the learned pair and the same rule without its teleports take their steps in turns; seconds are
+medians over the turns. The cost of a teleport is what the pair takes more than its updates alone.
 
 ``--smoke`` takes a small model, to see that it works.
 """
