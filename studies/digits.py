@@ -14,8 +14,6 @@ weights: other points of the same orbits. Everything runs through ``train_meta.p
 from __future__ import annotations
 
 import argparse
-import csv
-import json
 import shlex
 import subprocess
 import sys
@@ -29,6 +27,7 @@ from metaopt.base.errors import UserError
 from metaopt.base.process import World
 from metaopt.base.tables import markdown_table
 from studies.output import DOCS, PRETRAINED, ROOT, Page, commit, in_repository
+from studies.shipping import figures_of, results
 
 PAGE = Page(DOCS / "digits.md", "digits tables", "digits")
 PAIR = "digits_update_tele"
@@ -143,41 +142,19 @@ def ship(evaluated: Path, run_folder: Path, command: list[str], folder: Path) ->
     Returns:
         The file written.
     """
-    found, source = _results(evaluated), run_folder / "optimizer.safetensors"
+    found, source = results(evaluated), run_folder / "optimizer.safetensors"
     name = next(
         name
         for name, one in found["optimizers"].items()
         if one["origin"].get("checkpoint") == str(source)
     )
-    one, curve = found["optimizers"][name], _curve(evaluated, name)
-    figures = {
-        "tasks": found["tasks"],
-        "task_seed": found["task_seed"],
-        "task": found["config"]["task"]["options"],
-        # Of a loss that has no known least one.
-        "least_loss_mean": 0.0,
-        "loss_geomean_above_least": {
-            str(step): {
-                "geomean": one["loss_geomean"][step],
-                "ci95": [float(curve[step]["low"]), float(curve[step]["high"])],
-            }
-            for step in _shown(found)
-        },
-        "diverged": one["diverged"],
-        "teleport": one["teleport"],
-    }
     content = checkpoint.read(source)
     # Without --out, which is a folder of this machine.
     content.training.update({"commit": commit(), "command": shlex.join(command[:-2])})
-    content.validation["test"] = {"digits": figures}
+    content.validation["test"] = {"digits": figures_of(evaluated, name, _shown(found))}
     path = folder / f"{PAIR}.safetensors"
     checkpoint.write(path, replace(content, licence=LICENCE))
     return path
-
-
-def _results(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    return found
 
 
 def _shorten(found: dict[str, Any]) -> None:
@@ -186,11 +163,6 @@ def _shorten(found: dict[str, Any]) -> None:
         one["origin"] = in_repository(one["origin"])
         for key in [key for key in one if key.startswith("loss_")]:
             one[key] = {step: one[key][step] for step in _shown(found)}
-
-
-def _curve(folder: Path, name: str) -> list[dict[str, str]]:
-    with (folder / "curves.csv").open(encoding="utf-8", newline="") as file:
-        return [row for row in csv.DictReader(file) if row["optimizer"] == name]
 
 
 def main(world: World) -> None:
@@ -212,13 +184,13 @@ def main(world: World) -> None:
     balanced, unbalanced = folder / "balanced", folder / "unbalanced"
     run(evaluation(balanced, files, (), smoke))
     run(evaluation(unbalanced, files, UNBALANCED, smoke))
-    found = {folder.name: _results(folder) for folder in (balanced, unbalanced)}
+    found = {folder.name: results(folder) for folder in (balanced, unbalanced)}
     text = (
         f"{tables(found['balanced'])}\n\nFrom unbalanced initial weights (each hidden unit moved "
         f"along its orbit):\n\n{tables(found['unbalanced'])}"
     )
-    for results in found.values():
-        _shorten(results)
+    for one in found.values():
+        _shorten(one)
     PAGE.tell(arguments, text, found)
     if arguments.ship:
         print(ship(balanced, *runs[0], PRETRAINED))

@@ -125,8 +125,9 @@ def test_evaluation_follows_the_contract(trained: Path) -> None:
     # The shipped ones that fit these shapes, and then what was trained here.
     shipped = [path.stem for path in paths if path.parent.name == "pretrained"]
     coordinate = ["coordinate_lr_tele", "coordinate_update", "coordinate_update_tele"]
-    assert shipped == [*coordinate, "digits_update_tele"]
-    assert [path.parent.name for path in paths[4:]] == ["coordinate_update_tele", "lstm_update"]
+    updates = ["factorised_update", "lora_update"]
+    assert shipped == [*coordinate, "digits_update_tele", *updates]
+    assert [path.parent.name for path in paths[6:]] == ["coordinate_update_tele", "lstm_update"]
     for name, entry in found["optimizers"].items():
         assert entry["kind"] == ("learned" if name in learned else "baseline")
         assert entry["gradients_per_step"] == 1.0
