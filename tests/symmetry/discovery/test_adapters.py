@@ -1,8 +1,12 @@
-"""Adapters of ``peft``: a pair for each LoRA, and a name where there is no plain product."""
+"""Adapters of ``peft``: a pair for each LoRA, and a name where there is no plain product.
+
+``METAOPT_ALL=1`` tries all of them; otherwise a part is tried, since each search takes seconds.
+"""
 
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -82,6 +86,8 @@ def assert_exact(model: nn.Module, found: Symmetries) -> None:
     torch.testing.assert_close(outputs(model), before, rtol=1e-9, atol=1e-9)
 
 
+ALL = bool(os.environ.get("METAOPT_ALL"))
+rarely = pytest.mark.skipif(not ALL, reason="METAOPT_ALL=1 tries it")
 SLOW = pytest.mark.slow  # a search takes seconds, with all that peft and transformers define
 AS_ON_EXAMPLE = "its forward does with other inputs what it did with the example"
 MANY: dict[str, Any] = {
@@ -98,10 +104,12 @@ MANY: dict[str, Any] = {
     ("options", "layers"),
     [
         (MANY, (*LAYERS, "head")),
-        pytest.param({}, LAYERS, marks=SLOW),
-        pytest.param({"r": 1, "lora_alpha": 3}, LAYERS, marks=SLOW),
-        pytest.param({"target_modules": ["value"], "bias": "all"}, ("value",), marks=SLOW),
-        pytest.param({"modules_to_save": ["head"]}, LAYERS, marks=SLOW),
+        pytest.param({}, LAYERS, marks=(SLOW, rarely)),
+        pytest.param({"r": 1, "lora_alpha": 3}, LAYERS, marks=(SLOW, rarely)),
+        pytest.param(
+            {"target_modules": ["value"], "bias": "all"}, ("value",), marks=(SLOW, rarely)
+        ),
+        pytest.param({"modules_to_save": ["head"]}, LAYERS, marks=(SLOW, rarely)),
     ],
     ids=str,
 )
@@ -120,6 +128,7 @@ def test_each_adapted_layer_has_one_pair(options: dict[str, Any], layers: tuple[
 
 
 @SLOW
+@rarely
 def test_each_of_several_adapters_has_its_own_pairs() -> None:
     model = adapted(lora(), lora(r=3, target_modules=["value"]))
     found = metaopt.symmetries(model, X)
@@ -133,6 +142,7 @@ def test_each_of_several_adapters_has_its_own_pairs() -> None:
 
 
 @SLOW
+@rarely
 def test_an_adapter_that_is_not_active_has_no_pair() -> None:
     model = adapted(lora(), lora(r=3))
     model.set_adapter("second")
@@ -170,7 +180,7 @@ def test_a_plain_lora_has_no_other_name() -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=() if kind in FAST else SLOW) for kind in OTHERS]
+    "kind", [pytest.param(kind, marks=() if kind in FAST else (SLOW, rarely)) for kind in OTHERS]
 )
 def test_what_is_no_plain_product_is_moved_exactly_or_left_alone_by_name(kind: str) -> None:
     model = adapted(OTHERS[kind]())
