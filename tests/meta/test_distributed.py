@@ -324,5 +324,8 @@ def test_a_mistake_under_torchrun_is_one_line(tmp_path: Path) -> None:
     done = finish(in_two(train), tmp_path)
     (line,) = our_lines(done.stderr)
     assert "meta.batch: found 1, expected at least 2" in line
-    assert set(re.findall(r"exitcode +: (\S+)", done.stderr)) == {"2"}
+    codes = set(re.findall(r"exitcode +: (\S+)", done.stderr))
+    # torchrun stops a process that is still importing when the other one has ended.
+    assert "2" in codes
+    assert codes <= {"2", "-15"}
     assert not list(tmp_path.iterdir())
