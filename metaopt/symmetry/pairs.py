@@ -121,13 +121,11 @@ class Width:
         size: k.
         count: the number of pairs.
         faces: the parameters on their sides.
-        heights: the number of rows of each, on each side, [2, pairs].
     """
 
     size: int
     count: int
     faces: tuple[Face, ...]
-    heights: Tensor
 
     def products(self, left: Sequence[Tensor], right: Sequence[Tensor] | None = None) -> Tensor:
         """Sums of outer products of rows, [B, 2, pairs, k, k]: A A^T and B^T B of weights.
@@ -188,7 +186,6 @@ class LinearPairs:
         widths = (
             replace(
                 width,
-                heights=width.heights.to(device),
                 faces=tuple(replace(face, pairs=face.pairs.to(device)) for face in width.faces),
             )
             for width in self.widths
@@ -198,6 +195,18 @@ class LinearPairs:
     def within(self, active: Sequence[bool]) -> bool:
         """Whether all tensors that a pair moves are active."""
         return all(active[i] for i in self.tensors)
+
+
+def turned(products: Tensor, makes: Tensor, reads: Tensor) -> Tensor:
+    """R^T X R of sums X of outer products of rows, after the rows of a side were multiplied by R.
+
+    Args:
+        products: [B, 2, pairs, k, k], as ``Width.products`` returns them.
+        makes: R of the rows on the side that makes, [B, pairs, k, k].
+        reads: R on the side that reads.
+    """
+    right = torch.stack([makes, reads], dim=1)
+    return right.mT @ products @ right
 
 
 def pairs_of(
@@ -264,7 +273,6 @@ def _width(
 ) -> Width:
     """The pairs of one width; parameters that lie alike are put into one face."""
     count = sum(symmetry.blocks for symmetry in symmetries)
-    heights = torch.zeros(2, count)
     alike: dict[tuple, list[tuple[int, int]]] = {}
     first = 0
     for symmetry in symmetries:
@@ -274,15 +282,10 @@ def _width(
                 place = replace(slot, module="", name="", axis=slot.axis + _BATCH)
                 key = (side, number, shape, place, symmetry.blocks)
                 alike.setdefault(key, []).append((places[slot.path], first))
-                entries = slot.length(symmetry.blocks, size) * shape.numel() // shape[slot.axis]
-                picks = [n for role, n in slot.factors if role.startswith("pick")]
-                for n in picks:
-                    entries //= n
-                heights[side, first : first + symmetry.blocks] += entries / (symmetry.blocks * size)
         first += symmetry.blocks
     faces = []
     for (side, _, shape, place, blocks), found in alike.items():
         numbers = torch.cat([torch.arange(first, first + blocks) for _, first in found])
         tensors = tuple(position for position, _ in found)
         faces.append(Face(tensors, shape, place, side, blocks, numbers))
-    return Width(size, count, tuple(faces), heights)
+    return Width(size, count, tuple(faces))

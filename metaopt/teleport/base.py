@@ -89,9 +89,6 @@ class MovesPairs(Protocol):
     def rows_of_gradients(self, rows: Tensor, weights: Weights) -> Tensor:
         """What is linear in gradients, [B, any, P], after it."""
 
-    def products(self, width: int, products: Tensor) -> Tensor:
-        """Products of gradients on the side of the group, [B, 2, pairs, k, k], after it."""
-
 
 class Scaled(Protocol):
     """A rule whose state can follow a teleport of the weights."""

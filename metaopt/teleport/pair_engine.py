@@ -23,7 +23,7 @@ from metaopt.base.network import Weights
 from metaopt.symmetry.actions import InexactActionError
 from metaopt.symmetry.limits import NormLimit
 from metaopt.symmetry.maps import ElementMap, GroupElement
-from metaopt.symmetry.pairs import LinearPairs
+from metaopt.symmetry.pairs import LinearPairs, turned
 from metaopt.tasks.base import Ground, Observation, Problem
 from metaopt.teleport.base import Generators, Need, Scaled, State, TeleportTrace, log_ratio
 
@@ -76,8 +76,7 @@ class PairMove:
             products: those of its pairs, or means of them.
         """
         g, g_inv = self.elements[width]
-        right = torch.stack([g_inv, g.mT], dim=1)
-        return right.mT @ products @ right
+        return turned(products, g_inv, g.mT)
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -71,7 +71,37 @@ _OWN = (_MEANS + 1) + _MEANS + 3 + CLOCK_FEATURES + 2
 FEATURES = 2 * _OWN
 
 
-class LayerUpdateLSTM(Rule):
+class LayerWise(Rule):
+    """What layer-wise rules keep: cells and numbers of whole parameters, means of entries.
+
+    Attributes:
+        lstm: the network, with a row for each parameter.
+        numbers: names of the numbers that are kept of each parameter, beside its cells.
+    """
+
+    numbers: ClassVar[tuple[str, ...]] = ("count", "loss", "heard")
+    lstm: LSTM
+
+    @property
+    def reads(self) -> Hidden:
+        """The loss, if it is known; never the inputs of the layers."""
+        return frozenset({"loss"})
+
+    def kept(self, name: str) -> Kept:
+        """m and v belong to entries; h, c, the counts and the loss belong to whole parameters."""
+        return {"m": Kept.GRADIENTS, "v": Kept.SQUARES}.get(name, Kept.TENSORS)
+
+    def initial_state(self, observation: Observation) -> State:
+        """Zeros: h and c [B, hidden, L]; numbers [B, 1, L]; m [B, 3, P] and v [B, 1, P]."""
+        W = observation.weights
+        batch, entries = W[0].shape[0], sum(w[0].numel() for w in W)
+        numbers = {name: W[0].new_zeros(batch, 1, len(W)) for name in self.numbers}
+        means = {"m": W[0].new_zeros(batch, _MEANS, entries)}
+        squares = {"v": W[0].new_zeros(batch, 1, entries)}
+        return self.lstm.initial_state(batch, len(W)) | numbers | means | squares
+
+
+class LayerUpdateLSTM(LayerWise):
     """m1 on statistics of whole parameters -> the coefficients of their updates.
 
     Args:
@@ -86,24 +116,6 @@ class LayerUpdateLSTM(Rule):
         self.scale = scale
         self.lstm = LSTM(FEATURES, hidden, seed, f"{name}/lstm")
         self.head = Head(hidden, 1 + len(MIXTURE) + 1, seed, f"{name}/head", bound=HEAD_BOUND)
-
-    @property
-    def reads(self) -> Hidden:
-        """The loss, if it is known; never the inputs of the layers."""
-        return frozenset({"loss"})
-
-    def kept(self, name: str) -> Kept:
-        """m and v belong to entries; h, c, the counts and the loss belong to whole parameters."""
-        return {"m": Kept.GRADIENTS, "v": Kept.SQUARES}.get(name, Kept.TENSORS)
-
-    def initial_state(self, observation: Observation) -> State:
-        """Zeros: h and c [B, hidden, L]; three numbers [B, 1, L]; m [B, 3, P] and v [B, 1, P]."""
-        W = observation.weights
-        batch, entries = W[0].shape[0], sum(w[0].numel() for w in W)
-        numbers = {name: W[0].new_zeros(batch, 1, len(W)) for name in ("count", "loss", "heard")}
-        means = {"m": W[0].new_zeros(batch, _MEANS, entries)}
-        squares = {"v": W[0].new_zeros(batch, 1, entries)}
-        return self.lstm.initial_state(batch, len(W)) | numbers | means | squares
 
     def propose(self, observation: Observation, state: State) -> tuple[Proposal, State]:
         """Updates f."""

@@ -35,6 +35,7 @@ from metaopt.rules.learned.layer import (
     ROUNDING,
     SMALLEST_LOG,
     SQUARES_DECAY,
+    LayerWise,
     hear,
     is_vector,
     mean_over,
@@ -44,8 +45,7 @@ from metaopt.rules.learned.lstm import LSTM, Head
 from metaopt.rules.learned.matrix_steps import TINY, MatrixSteps, Normalised, Orthogonal
 from metaopt.rules.learned.turns import served
 from metaopt.rules.rule_config import NetworkConfig, Place
-from metaopt.tasks.base import Hidden, Observation
-from metaopt.teleport.optimizer_state import Kept
+from metaopt.tasks.base import Observation
 
 STEPS: dict[str, type[MatrixSteps]] = {"orthogonal": Orthogonal, "normalised": Normalised}
 """What is made of momenta, by name."""
@@ -70,8 +70,10 @@ _OWN = (_MEANS + 1) + _MEANS + 3 + 2 + CLOCK_FEATURES + 2
 FEATURES = 2 * _OWN
 
 
-class MatrixUpdateLSTM(Rule):
+class MatrixUpdateLSTM(LayerWise):
     """m1 on statistics of whole parameters -> the coefficients of their updates.
+
+    One more number is kept of each parameter: the largest root mean square of its gradient so far.
 
     Args:
         hidden: size of the cells.
@@ -82,6 +84,8 @@ class MatrixUpdateLSTM(Rule):
         name: the name of the random stream of the initialisation.
     """
 
+    numbers = (*LayerWise.numbers, "most")
+
     def __init__(
         self, hidden: int, scale: float, step: MatrixSteps, unserved: float, seed: int, name: str
     ) -> None:
@@ -91,25 +95,6 @@ class MatrixUpdateLSTM(Rule):
         self.unserved = unserved
         self.lstm = LSTM(FEATURES, hidden, seed, f"{name}/lstm")
         self.head = Head(hidden, 2 + len(MIXTURE) + 1, seed, f"{name}/head", bound=HEAD_BOUND)
-
-    @property
-    def reads(self) -> Hidden:
-        """The loss, if it is known; never the inputs of the layers."""
-        return frozenset({"loss"})
-
-    def kept(self, name: str) -> Kept:
-        """m and v belong to entries; h, c, the counts and the loss belong to whole parameters."""
-        return {"m": Kept.GRADIENTS, "v": Kept.SQUARES}.get(name, Kept.TENSORS)
-
-    def initial_state(self, observation: Observation) -> State:
-        """Zeros: h and c [B, hidden, L]; four numbers [B, 1, L]; m [B, 3, P] and v [B, 1, P]."""
-        W = observation.weights
-        batch, entries = W[0].shape[0], sum(w[0].numel() for w in W)
-        names = ("count", "loss", "heard", "most")
-        numbers = {name: W[0].new_zeros(batch, 1, len(W)) for name in names}
-        means = {"m": W[0].new_zeros(batch, _MEANS, entries)}
-        squares = {"v": W[0].new_zeros(batch, 1, entries)}
-        return self.lstm.initial_state(batch, len(W)) | numbers | means | squares
 
     def propose(self, observation: Observation, state: State) -> tuple[Proposal, State]:
         """Updates f."""
@@ -139,11 +124,11 @@ class MatrixUpdateLSTM(Rule):
         made = self.step([grown[i].unflatten(2, W[i].shape[1:]) for i in by_matrix])
         ready = dict(zip(by_matrix, made, strict=True))
         old = (1 - SQUARES_DECAY**count).rsqrt()
+        variances = v.split(sizes, dim=2)
         for i, own in enumerate(grown):
             if by_entry[i]:
-                variance = v.split(sizes, dim=2)[i]
-                floor = ROUNDING**2 * variance.mean(2, keepdim=True) + FLOOR
-                shown.append(own * (variance + floor).rsqrt() / old[:, :, i, None])
+                floor = ROUNDING**2 * variances[i].mean(2, keepdim=True) + FLOOR
+                shown.append(own * (variances[i] + floor).rsqrt() / old[:, :, i, None])
                 steps.append(shown[-1])
             else:
                 # Of the slowest mean, whose size the others are compared with.

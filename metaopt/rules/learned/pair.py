@@ -44,7 +44,7 @@ from metaopt.rules.learned.spectral import logarithm
 from metaopt.rules.learned.turns import served
 from metaopt.rules.rule_config import FreeConfig, Place
 from metaopt.symmetry.maps import GroupElement
-from metaopt.symmetry.pairs import MAKES, READS, LinearPairs, Width
+from metaopt.symmetry.pairs import MAKES, READS, LinearPairs, Width, turned
 from metaopt.tasks.base import Observation
 from metaopt.teleport.base import MovesPairs, Need
 from metaopt.teleport.optimizer_state import Kept
@@ -129,9 +129,9 @@ class PairLSTM(Rule):
             frames.append(frame)
             new |= {f"{name}{i}": x for name, x in zip(_FRAME, frame, strict=True)}
             # Rows of weights there are those here times the transposed inverse of the frame.
-            of_weights = _turned(width.products(W), frame.g_inv.mT, frame.g)
-            of_means = _turned(width.products(means), frame.g, frame.g_inv.mT)
-            of_grads = _turned(width.products(observation.grads), frame.g, frame.g_inv.mT)
+            of_weights = turned(width.products(W), frame.g_inv.mT, frame.g)
+            of_means = turned(width.products(means), frame.g, frame.g_inv.mT)
+            of_grads = turned(width.products(observation.grads), frame.g, frame.g_inv.mT)
             products = torch.lerp(of_grads, state[f"s{i}"], PRODUCTS_DECAY)
             new[f"s{i}"] = products
             own = [_side(x, sign) for x in (of_means, products, of_weights, of_weights)]
@@ -169,12 +169,6 @@ def _generators(
         T = sign / 2 * (towards - away.sum(1))
         found.append(T + of_free[..., None, None] * free)
     return tuple(found)
-
-
-def _turned(products: Tensor, makes: Tensor, reads: Tensor) -> Tensor:
-    """Products of rows [B, 2, pairs, k, k] after those of each side were multiplied by a matrix."""
-    right = torch.stack([makes, reads], dim=1)
-    return right.mT @ products @ right
 
 
 def _side(products: Tensor, sign: Tensor) -> Tensor:
