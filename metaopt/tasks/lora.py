@@ -107,7 +107,14 @@ class LoRA(Family):
         for path in apart:
             self.net.get_submodule(path).requires_grad_()
         found = symmetries(self.net)
-        pairs = (symmetry for symmetry in found if symmetry.group is Group.LINEAR)
+        # Of rank 1, GL(1) is listed as the scaling of one number.
+        group = Group.LINEAR if rank > 1 else Group.SCALING
+        trained = {name for name, p in self.net.named_parameters() if p.requires_grad}
+        pairs = (
+            symmetry
+            for symmetry in found
+            if symmetry.group is group and all(slot.path in trained for slot in symmetry.slots)
+        )
         self.symmetries = Symmetries(pairs, found.skipped)
         frozen = [(n, p.shape) for n, p in self.net.named_parameters() if not p.requires_grad]
         self.frozen, self.shapes = map(list, zip(*frozen, strict=True))

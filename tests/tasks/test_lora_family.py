@@ -181,3 +181,10 @@ def test_the_loss_is_that_of_the_network_written_out() -> None:
 def test_mistakes_are_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         LoRA(**{"rank": 2} | SMALL | options)
+
+
+def test_adapters_of_rank_1_are_pairs_too() -> None:
+    family = LoRA(width=8, rank=1, pool=2, pretraining=5)
+    tasks = LossFamily(family, "family").drawn(Stream.TRAIN, 0, 0, 1)
+    assert tasks.pairs is not None
+    assert tasks.pairs.count == 3
