@@ -105,7 +105,7 @@ def test_the_next_step_is_that_of_a_run_begun_there(step: MatrixSteps) -> None:
     assert torch.equal(turned["v"], there["v"])
     # With the same memory of the network (its cells, and what its features compare with), the
     # same step.
-    memory = {name: there[name] for name in there if name[0] in "hc" or name == "most"}
+    memory = {name: there[name] for name in there if name[0] in "hc" or name == "power"}
     first, _ = rule.propose(moved, turned | memory)
     second, _ = rule.propose(moved, there)
     assert first.updates is not None

@@ -1,8 +1,9 @@
 """The layer-wise rule for matrices that teleports may mix: momenta, and no squares of entries.
 
-    f_l = -s_l (sum_d a_l^d step(m_l^d) + a_l^g G_l / rms(G_l)) - s_l a_l^w W_l        matrices
-    f_l = -s_l (sum_d a_l^d m_l^d + a_l^g G_l) / root_l         - s_l a_l^w W_l        vectors
-    (s_l, a_l) = head(h_l, is l's side served)
+    f_l = -s_l c^p (sum_d a_l^d step(m_l^d) + a_l^g G_l / rms(G_l) + a_l^w W_l)        matrices
+    f_l = -s_l ((sum_d a_l^d m_l^d + a_l^g G_l) / root_l + a_l^w W_l)                  vectors
+    c = exp mean_l min(0, log(rms(m_l) / v_l))
+    (s_l, p_l, a_l) = head(h_l, is l's side served)
     h_l = m1(statistics of parameter l, mean statistics of all, h_l)
 
 with m^d running means of the gradient at the decays ``DECAYS``. ``step`` makes all singular values
@@ -11,19 +12,26 @@ gradients, so that it follows a teleport exactly, also one that mixes entries: t
 of a run that began there. Vectors (biases, gains of norms) are divided by the root of a running
 mean of squares, as in Adam, unless a linear pair moves them.
 
+Steps of unit size do not end by themselves. What ends them here is c: how large momenta m (at the
+decay 0.9) are beside the root mean square v of gradients over the last thousand steps. It is small
+where gradients have become small, and where they are noise that cancels. Its logarithm is the mean
+over all matrices, since a teleport that makes the gradients of one side of a pair larger makes
+those of the other side smaller. Weights shrink with the step: they go on as long as it does.
+
 Statistics, clock and loss are those of the layer-wise rule (``layer``). The side of a linear pair
-that a parameter lies on is added, and how small its gradient is beside the largest one so far:
-steps of unit size have no other sign that what is trained on is fitted, where no loss is told.
+that a parameter lies on is added, and the own log(rms(m_l) / v_l).
 Where teleports serve the two sides in turn (``turns``), the size of a step on the side that is not
 served is an output of its own.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from metaopt.base.fields import described, required
 from metaopt.base.loss_statistics import FLOOR
@@ -51,16 +59,16 @@ STEPS: dict[str, type[MatrixSteps]] = {"orthogonal": Orthogonal, "normalised": N
 """What is made of momenta, by name."""
 MIXTURE = (0.6, 0.4, 0.0, 0.0)
 """Untrained coefficients of the running means, and of the gradient itself."""
-SIZE = 0.05
+SIZE = 0.2
 """The untrained step of a matrix is ``SIZE`` / sqrt(rest); of a vector a tenth of it."""
-SHRINKS_AFTER = 50
-"""Untrained steps shrink as 1 / ((1 + t / 50) (1 + t / 100)), so that their sum is finite.
-
-A step of unit size does not shrink by itself, and steps that never do go on fitting what they train
-on.
-"""
-WEIGHT_DECAY = 0.1
-"""The weight decay of the untrained rule, in units of its step."""
+SHRINKS_AFTER = 500
+"""Untrained steps shrink as 1 / (1 + t / 500), beside c."""
+POWER = 1.0
+"""The untrained power of c."""
+COHERENT = 1
+"""The number of the mean in ``DECAYS`` whose size c reads."""
+WEIGHT_DECAY = (2.0, 0.1)
+"""The weight decay of the untrained rule, in units of its step: of a matrix, of a vector."""
 LOG_STEP_BOUNDS = (-10.0, 4.0)
 RATIO = 1 / 3
 """Factor on logarithms of ratios of norms among the features."""
@@ -73,7 +81,7 @@ FEATURES = 2 * _OWN
 class MatrixUpdateLSTM(LayerWise):
     """m1 on statistics of whole parameters -> the coefficients of their updates.
 
-    One more number is kept of each parameter: the largest root mean square of its gradient so far.
+    One more number is kept of each parameter: the running mean of the mean square of its gradient.
 
     Args:
         hidden: size of the cells.
@@ -84,7 +92,7 @@ class MatrixUpdateLSTM(LayerWise):
         name: the name of the random stream of the initialisation.
     """
 
-    numbers = (*LayerWise.numbers, "most")
+    numbers = (*LayerWise.numbers, "power")
 
     def __init__(
         self, hidden: int, scale: float, step: MatrixSteps, unserved: float, seed: int, name: str
@@ -94,7 +102,7 @@ class MatrixUpdateLSTM(LayerWise):
         self.step = step
         self.unserved = unserved
         self.lstm = LSTM(FEATURES, hidden, seed, f"{name}/lstm")
-        self.head = Head(hidden, 2 + len(MIXTURE) + 1, seed, f"{name}/head", bound=HEAD_BOUND)
+        self.head = Head(hidden, 3 + len(MIXTURE) + 1, seed, f"{name}/head", bound=HEAD_BOUND)
 
     def propose(self, observation: Observation, state: State) -> tuple[Proposal, State]:
         """Updates f."""
@@ -136,6 +144,13 @@ class MatrixUpdateLSTM(LayerWise):
                 shown.append(own * (size + TINY).rsqrt())
                 steps.append(ready[i].flatten(2))
 
+        of_matrix = torch.cat(
+            [
+                w.new_full((1, 1, 1), not alone, dtype=torch.bool)
+                for w, alone in zip(W, by_entry, strict=True)
+            ],
+            dim=2,
+        )
         base = torch.cat(
             [
                 w.new_full((1, 1, 1), SIZE / w.shape[2] ** 0.5 / (10 if alone else 1))
@@ -148,12 +163,16 @@ class MatrixUpdateLSTM(LayerWise):
         side = torch.zeros_like(count)
         if observation.pairs is not None:
             side = side + observation.pairs.sides.to(count)
-        squares_of = [part.square().mean(2, keepdim=True) for part in G.split(sizes, dim=2)]
-        now = (torch.cat(squares_of, dim=2) + TINY).sqrt()
-        most = torch.maximum(state["most"], now)
+        power = _mean_squares(G.split(sizes, dim=2))
+        power = torch.lerp(power, state["power"], SQUARES_DECAY)
+        coherent = _mean_squares([own[:, COHERENT, None] for own in grown])
+        # Of a parameter that has had no gradient yet, both are 0.
+        small = ((coherent + TINY) / (power * old.square() + TINY)).log() / 2
+        small = small.clamp(SMALLEST_LOG, 0)
+        calm = mean_over(small, moves & of_matrix, (moves & of_matrix).sum(2, keepdim=True))
         own_features = torch.cat(
             [
-                (now / most).log().clamp(min=SMALLEST_LOG) * RATIO,
+                small * RATIO,
                 statistics(torch.cat(shown, dim=2), W, ones, base, sizes),
                 is_vector(W).expand_as(count),
                 side,
@@ -167,20 +186,25 @@ class MatrixUpdateLSTM(LayerWise):
         h, cells = self.lstm(features, state)
 
         z = self.scale * self.head(h)
-        log_size, log_unserved, *mixed_by, more_decay = z.split(1, dim=1)
+        log_size, log_unserved, more_power, *mixed_by, more_decay = z.split(1, dim=1)
         waits = side * served(count) < 0
         log_size = log_size + torch.where(waits, self.unserved + log_unserved, 0.0)
-        shrinks = (1 + count / SHRINKS_AFTER) * (1 + count / (2 * SHRINKS_AFTER))
-        size = base * log_size.clamp(*LOG_STEP_BOUNDS).exp() / shrinks
+        log_size = log_size + torch.where(of_matrix, (POWER + more_power) * calm, 0.0)
+        size = base * log_size.clamp(*LOG_STEP_BOUNDS).exp() / (1 + count / SHRINKS_AFTER)
         untrained = zip(mixed_by, MIXTURE, strict=True)
         mixture = size * torch.cat([part + share for part, share in untrained], dim=1)
-        decay = size * WEIGHT_DECAY * (1 + more_decay)
+        decay = size * torch.where(of_matrix, *WEIGHT_DECAY) * (1 + more_decay)
         moved, shrunk = [], []
         for i, (own, w, g) in enumerate(zip(steps, W, observation.grads, strict=True)):
             shrunk.append(-decay[:, :, i, None] * torch.where(g == 0, 0.0, w))
             moved.append(shrunk[-1] - torch.bmm(mixture[:, :, i, None].mT, own).reshape_as(w))
         proposal = Proposal(updates=tuple(moved), decays=tuple(shrunk))
-        return proposal, cells | heard | {"count": count, "m": m, "v": v, "most": most}
+        return proposal, cells | heard | {"count": count, "m": m, "v": v, "power": power}
+
+
+def _mean_squares(parts: Sequence[Tensor]) -> Tensor:
+    """Of each parameter, [B, 1, n] -> [B, 1, L]."""
+    return torch.cat([part.square().mean(2, keepdim=True) for part in parts], dim=2)
 
 
 class MatrixConfig(NetworkConfig):
