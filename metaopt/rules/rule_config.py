@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
+
+from pydantic import Field
 
 from metaopt.base.config import ConfigError
 from metaopt.base.fields import Model, PositiveFloat, Size, described, required
@@ -98,4 +100,18 @@ class FreeConfig(NetworkConfig):
 
     free: PositiveFloat = described(
         1.0, "factor on how far outputs may move weights where no known direction says how"
+    )
+
+
+Fading = Annotated[int, Field(ge=1)] | None
+"""Steps after which what is learned counts half; None: it never fades."""
+
+
+class FadingConfig(NetworkConfig):
+    """The fields of learned rules whose later steps may be those of the untrained rule."""
+
+    fades: Fading = described(
+        None,
+        "inner steps after which what is learned counts half, and less from there on: for "
+        "mini-batches, whose noise makes meta-gradients of short windows greedy; null: never",
     )

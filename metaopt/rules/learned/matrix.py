@@ -3,7 +3,7 @@
     f_l = -s_l c^p (sum_d a_l^d step(m_l^d) + a_l^g G_l / rms(G_l) + a_l^w W_l)        matrices
     f_l = -s_l ((sum_d a_l^d m_l^d + a_l^g G_l) / root_l + a_l^w W_l)                  vectors
     c = exp mean_l min(0, log(rms(m_l) / v_l))
-    (s_l, p_l, a_l) = head(h_l, is l's side served)
+    (s_l, p_l, a_l) = head(h_l, is l's side served),   a_l^w = 3 (matrices), 0.1 (vectors)
     h_l = m1(statistics of parameter l, mean statistics of all, h_l)
 
 with m^d running means of the gradient at the decays ``DECAYS``. ``step`` makes all singular values
@@ -36,7 +36,7 @@ from torch import Tensor
 from metaopt.base.fields import described, required
 from metaopt.base.loss_statistics import FLOOR
 from metaopt.rules.base import Proposal, Rule, State, flat_gradient
-from metaopt.rules.learned.clock import CLOCK_FEATURES, clock_features
+from metaopt.rules.learned.clock import CLOCK_FEATURES, clock_features, fading
 from metaopt.rules.learned.directions import HEAD_BOUND
 from metaopt.rules.learned.layer import (
     DECAYS,
@@ -52,7 +52,7 @@ from metaopt.rules.learned.layer import (
 from metaopt.rules.learned.lstm import LSTM, Head
 from metaopt.rules.learned.matrix_steps import TINY, MatrixSteps, Normalised, Orthogonal
 from metaopt.rules.learned.turns import served
-from metaopt.rules.rule_config import NetworkConfig, Place
+from metaopt.rules.rule_config import FadingConfig, Place
 from metaopt.tasks.base import Observation
 
 STEPS: dict[str, type[MatrixSteps]] = {"orthogonal": Orthogonal, "normalised": Normalised}
@@ -61,14 +61,17 @@ MIXTURE = (0.6, 0.4, 0.0, 0.0)
 """Untrained coefficients of the running means, and of the gradient itself."""
 SIZE = 0.2
 """The untrained step of a matrix is ``SIZE`` / sqrt(rest); of a vector a tenth of it."""
-SHRINKS_AFTER = 500
-"""Untrained steps shrink as 1 / (1 + t / 500), beside c."""
+SHRINKS_AFTER = 200
+"""Untrained steps shrink as 1 / (1 + t / 200), beside c."""
 POWER = 1.0
 """The untrained power of c."""
 COHERENT = 1
 """The number of the mean in ``DECAYS`` whose size c reads."""
-WEIGHT_DECAY = (2.0, 0.1)
-"""The weight decay of the untrained rule, in units of its step: of a matrix, of a vector."""
+WEIGHT_DECAY = (3.0, 0.1)
+"""The weight decay, in units of the step: of a matrix, of a vector.
+
+It is not learned: it pays later than a window of meta-training reaches.
+"""
 LOG_STEP_BOUNDS = (-10.0, 4.0)
 RATIO = 1 / 3
 """Factor on logarithms of ratios of norms among the features."""
@@ -88,6 +91,7 @@ class MatrixUpdateLSTM(LayerWise):
         scale: factor on the outputs of the head.
         step: what is made of the running means of a matrix.
         unserved: the untrained logarithm of the factor on steps of a side that is not served.
+        fades: steps after which what is learned, and taking turns, count half; None: they never do.
         seed: the seed of the initialisation.
         name: the name of the random stream of the initialisation.
     """
@@ -95,14 +99,22 @@ class MatrixUpdateLSTM(LayerWise):
     numbers = (*LayerWise.numbers, "power")
 
     def __init__(
-        self, hidden: int, scale: float, step: MatrixSteps, unserved: float, seed: int, name: str
+        self,
+        hidden: int,
+        scale: float,
+        step: MatrixSteps,
+        unserved: float,
+        fades: int | None,
+        seed: int,
+        name: str,
     ) -> None:
         super().__init__()
         self.scale = scale
         self.step = step
         self.unserved = unserved
+        self.fades = fades
         self.lstm = LSTM(FEATURES, hidden, seed, f"{name}/lstm")
-        self.head = Head(hidden, 3 + len(MIXTURE) + 1, seed, f"{name}/head", bound=HEAD_BOUND)
+        self.head = Head(hidden, 3 + len(MIXTURE), seed, f"{name}/head", bound=HEAD_BOUND)
 
     def propose(self, observation: Observation, state: State) -> tuple[Proposal, State]:
         """Updates f."""
@@ -185,15 +197,16 @@ class MatrixUpdateLSTM(LayerWise):
         features = torch.cat([own_features, of_all.expand_as(own_features)], dim=1)
         h, cells = self.lstm(features, state)
 
-        z = self.scale * self.head(h)
-        log_size, log_unserved, more_power, *mixed_by, more_decay = z.split(1, dim=1)
+        fade = fading(count[:, :, :1], self.fades)
+        z = self.scale * fade * self.head(h)
+        log_size, log_unserved, more_power, *mixed_by = z.split(1, dim=1)
         waits = side * served(count) < 0
-        log_size = log_size + torch.where(waits, self.unserved + log_unserved, 0.0)
+        log_size = log_size + torch.where(waits, fade * self.unserved + log_unserved, 0.0)
         log_size = log_size + torch.where(of_matrix, (POWER + more_power) * calm, 0.0)
         size = base * log_size.clamp(*LOG_STEP_BOUNDS).exp() / (1 + count / SHRINKS_AFTER)
         untrained = zip(mixed_by, MIXTURE, strict=True)
         mixture = size * torch.cat([part + share for part, share in untrained], dim=1)
-        decay = size * torch.where(of_matrix, *WEIGHT_DECAY) * (1 + more_decay)
+        decay = size * torch.where(of_matrix, *WEIGHT_DECAY)
         moved, shrunk = [], []
         for i, (own, w, g) in enumerate(zip(steps, W, observation.grads, strict=True)):
             shrunk.append(-decay[:, :, i, None] * torch.where(g == 0, 0.0, w))
@@ -207,7 +220,7 @@ def _mean_squares(parts: Sequence[Tensor]) -> Tensor:
     return torch.cat([part.square().mean(2, keepdim=True) for part in parts], dim=2)
 
 
-class MatrixConfig(NetworkConfig):
+class MatrixConfig(FadingConfig):
     """m1 parameter by parameter, on momenta of matrices."""
 
     knows_loss_alone = True
@@ -229,5 +242,5 @@ class MatrixConfig(NetworkConfig):
     def make(self, place: Place) -> Rule:
         """The rule that this section describes."""
         step = STEPS[self.step]()
-        own = (self.hidden, self.scale, step, self.unserved, place.seed, place.name)
-        return MatrixUpdateLSTM(*own)
+        own = (self.hidden, self.scale, step, self.unserved, self.fades)
+        return MatrixUpdateLSTM(*own, place.seed, place.name)

@@ -37,12 +37,12 @@ from metaopt.base.fields import required
 from metaopt.base.loss_statistics import FLOOR
 from metaopt.base.network import Weights
 from metaopt.rules.base import Proposal, Rule, State, flat_gradient
-from metaopt.rules.learned.clock import CLOCK_FEATURES, clock_features
+from metaopt.rules.learned.clock import CLOCK_FEATURES, clock_features, fading
 from metaopt.rules.learned.directions import HEAD_BOUND
 from metaopt.rules.learned.lstm import LSTM, Head
 from metaopt.rules.learned.spectral import logarithm
 from metaopt.rules.learned.turns import served
-from metaopt.rules.rule_config import FreeConfig, Place
+from metaopt.rules.rule_config import FadingConfig, FreeConfig, Place
 from metaopt.symmetry.maps import GroupElement
 from metaopt.symmetry.pairs import MAKES, READS, LinearPairs, Width, turned
 from metaopt.tasks.base import Observation
@@ -71,14 +71,18 @@ class PairLSTM(Rule):
         hidden: size of the cells.
         scale: factor on the outputs of the head.
         free: factor on that of X.
+        fades: steps after which generators are half of what the network says; None: they never are.
         seed: the seed of the initialisation.
         name: the name of the random stream of the initialisation.
     """
 
-    def __init__(self, hidden: int, scale: float, free: float, seed: int, name: str) -> None:
+    def __init__(
+        self, hidden: int, scale: float, free: float, fades: int | None, seed: int, name: str
+    ) -> None:
         super().__init__()
         self.scale = scale
         self.free = free
+        self.fades = fades
         self.lstm = LSTM(FEATURES, hidden, seed, f"{name}/lstm")
         self.head = Head(hidden, _LOGS + 1, seed, f"{name}/head", bound=HEAD_BOUND)
 
@@ -149,10 +153,11 @@ class PairLSTM(Rule):
         shown = torch.cat([shown, turn.expand(-1, -1, shown.shape[2])], dim=1)
         h, cells = self.lstm(shown, state)
         z = self.scale * self.head(h)
+        fade = fading(count, self.fades)
         untrained = torch.cat([z.new_full((1, 1, 1), a) for a in UNTRAINED], dim=1)
         a = (untrained + z[:, :_LOGS]).clamp(-LARGEST, LARGEST)
         f = self.free * torch.tanh(z[:, _LOGS])
-        generators = _generators(sign, a, f, logs, frees)
+        generators = _generators(sign, fade * a, fade[:, 0] * f, logs, frees)
         return Proposal(generators=generators, frames=tuple(frames)), cells | new
 
 
@@ -210,7 +215,7 @@ def _pairs(observation: Observation) -> LinearPairs:
     return observation.pairs
 
 
-class PairConfig(FreeConfig):
+class PairConfig(FreeConfig, FadingConfig):
     """m2 pair by pair."""
 
     knows_loss_alone = True
@@ -222,4 +227,5 @@ class PairConfig(FreeConfig):
 
     def make(self, place: Place) -> Rule:
         """The rule that this section describes."""
-        return PairLSTM(self.hidden, self.scale, self.free, place.seed, place.name)
+        own = (self.hidden, self.scale, self.free, self.fades)
+        return PairLSTM(*own, place.seed, place.name)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from paired import NETWORKS, observed, pairs_in
 
-from metaopt.rules.learned.matrix import MatrixUpdateLSTM
+from metaopt.rules.learned.matrix import SHRINKS_AFTER, SIZE, MatrixUpdateLSTM
 from metaopt.rules.learned.matrix_steps import Normalised, Orthogonal
 from metaopt.rules.learned.turns import served
+from metaopt.tasks.base import Observation
 
 
 def random(*shape: int) -> torch.Tensor:
@@ -37,7 +40,7 @@ def test_squares_are_kept_of_vectors_that_no_pair_moves_alone() -> None:
     net = make()
     pairs = pairs_in(net, width)
     seen = observed(net, pairs, random(6, width))
-    rule = MatrixUpdateLSTM(4, 1.0, Orthogonal(), 0.0, 0, "test").double()
+    rule = MatrixUpdateLSTM(4, 1.0, Orthogonal(), 0.0, None, 0, "test").double()
     _, state = rule.propose(seen, rule.initial_state(seen))
     names = [name for name, p in net.named_parameters() if p.requires_grad]
     sizes = [p.numel() for p in net.parameters()]
@@ -48,3 +51,59 @@ def test_squares_are_kept_of_vectors_that_no_pair_moves_alone() -> None:
 def test_sides_take_turns_and_b_comes_first() -> None:
     counts = torch.arange(1.0, 5.0)
     assert served(counts).tolist() == [-1, 1, -1, 1]
+
+
+def one_matrix(gradient: torch.Tensor) -> Observation:
+    """A matrix of weights, 0.1 each, with this gradient [out, rest]."""
+    w = torch.full((1, *gradient.shape), 0.1, dtype=torch.float64)
+    return Observation(weights=(w,), grads=(gradient[None],), inputs=(), loss=None)
+
+
+def sizes_of_steps(gradients: list[torch.Tensor], fades: int | None = None) -> list[float]:
+    """Of an untrained rule without decay, in units of what a first step would have there."""
+    rule = MatrixUpdateLSTM(4, 0.0, Orthogonal(), 0.0, fades, 0, "test").double()
+    state = rule.initial_state(one_matrix(gradients[0]))
+    found = []
+    for t, gradient in enumerate(gradients, 1):
+        seen = one_matrix(gradient)
+        proposal, state = rule.propose(seen, state)
+        assert proposal.updates is not None
+        assert proposal.decays is not None
+        step = proposal.updates[0] - proposal.decays[0]
+        unit = SIZE / gradient.shape[1] ** 0.5 / (1 + t / SHRINKS_AFTER)
+        found.append(float(step.square().mean().sqrt()) / unit)
+    return found
+
+
+def test_steps_are_whole_while_gradients_stay_and_end_with_them() -> None:
+    G = random(5, 4)
+    stays = sizes_of_steps([G] * 30)
+    assert stays == pytest.approx([stays[0]] * 30, rel=1e-6)
+    shrinks = sizes_of_steps([0.8**t * G for t in range(30)])
+    assert all(after < before for before, after in pairwise(shrinks))
+    # Both means are geometric sums: of 0.9 and 0.8, and of the squares.
+    m = sum(0.1 * 0.9 ** (29 - t) * 0.8**t for t in range(30)) / (1 - 0.9**30)
+    v = sum(0.001 * 0.999 ** (29 - t) * 0.64**t for t in range(30)) / (1 - 0.999**30)
+    assert shrinks[-1] / shrinks[0] == pytest.approx(m / v**0.5, rel=0.02)
+
+
+def test_steps_are_short_where_gradients_cancel() -> None:
+    G = random(5, 4)
+    noise = sizes_of_steps([(-1) ** t * G for t in range(60)])
+    # The mean at 0.9 of signs in turn is 0.1 / 1.9.
+    assert noise[-1] / noise[0] == pytest.approx(0.1 / 1.9, rel=0.3)
+
+
+def test_what_is_learned_fades() -> None:
+    G = [random(5, 4) for _ in range(300)]
+
+    def last(scale: float, fades: int | None) -> torch.Tensor:
+        rule = MatrixUpdateLSTM(4, scale, Orthogonal(), 0.0, fades, 0, "test").double()
+        state = rule.initial_state(one_matrix(G[0]))
+        for gradient in G:
+            proposal, state = rule.propose(one_matrix(gradient), state)
+        assert proposal.updates is not None
+        return proposal.updates[0]
+
+    untrained, for_ever, faded = last(0.0, None), last(30.0, None), last(30.0, 10)
+    assert (faded - untrained).norm() < 0.01 * (for_ever - untrained).norm()
