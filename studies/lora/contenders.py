@@ -81,6 +81,10 @@ def _adamw(model: nn.Module, at: dict[str, Number]) -> Optimizer:
     return Adam(pairs_of(model), at["lr"], WEIGHT_DECAY)
 
 
+def _decayed(model: nn.Module, at: dict[str, Number]) -> Optimizer:
+    return Adam(pairs_of(model), at["lr"], at["decay"])
+
+
 def _moved(move: moves.Move, second: Any, model: nn.Module, at: dict[str, Number]) -> Optimizer:
     return moves.MovedAdam(pairs_of(model), at["lr"], move, second)
 
@@ -105,10 +109,12 @@ def hand_made() -> list[Contender]:
     """Those that run side by side: Adam, its kin and its fixed moves."""
     rates, damped = grid(lr=RATES), [1e-2, 1e-4]
     adaptive = grid(lr=doubled(4e-3, 6), damping=damped)
+    decays = grid(lr=RATES[2:6], decay=[0.1, 0.3, 1.0])
     squares, kept = moves.by_squares, moves.kept
     return [
         Contender("Adam", _adam, rates),
         Contender(ADAMW, _adamw, rates, told=True),
+        Contender(f"{ADAMW}, decay tuned", _decayed, decays, told=True),
         Contender("ScaledGD", _scaled, grid(lr=doubled(1e-3, 7, 3.0), damping=damped)),
         Contender("Riemannian AdamW", _riemannian, adaptive),
         Contender("Riemannian AdamW, cosine", _riemannian, adaptive, told=True),

@@ -105,7 +105,7 @@ class Adam(OfPairs):
         self,
         pairs: Sequence[Pair],
         lr: Number,
-        weight_decay: float = 0.0,
+        weight_decay: Number = 0.0,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
     ) -> None:
@@ -127,8 +127,7 @@ class Adam(OfPairs):
                 m, v = self.state[p]["m"], self.state[p]["v"]
                 m.lerp_(grad, 1 - beta1)
                 v.lerp_(grad.square(), 1 - beta2)
-                if group["weight_decay"]:
-                    p -= lr * group["weight_decay"] * p
+                p -= lr * _like(group["weight_decay"], p) * p
                 p -= lr * (m / _like(first, p)) / ((v / _like(second, p)).sqrt_() + eps)
 
     def preconditioned(self, pair: Pair, grads: Pair) -> Pair:
