@@ -3,7 +3,7 @@
     f_l = -s_l c^p (sum_d a_l^d step(m_l^d) + a_l^g G_l / rms(G_l) + a_l^w W_l)        matrices
     f_l = -s_l ((sum_d a_l^d m_l^d + a_l^g G_l) / root_l + a_l^w W_l)                  vectors
     c = exp mean_l min(0, log(rms(m_l) / v_l))
-    (s_l, p_l, a_l) = head(h_l, is l's side served)
+    (s_l, p_l, a_l) = head(h_l, is l's side served),   a_l^w = 2 (matrices), 0.1 (vectors)
     h_l = m1(statistics of parameter l, mean statistics of all, h_l)
 
 with m^d running means of the gradient at the decays ``DECAYS``. ``step`` makes all singular values
@@ -59,16 +59,19 @@ STEPS: dict[str, type[MatrixSteps]] = {"orthogonal": Orthogonal, "normalised": N
 """What is made of momenta, by name."""
 MIXTURE = (0.6, 0.4, 0.0, 0.0)
 """Untrained coefficients of the running means, and of the gradient itself."""
-SIZE = 0.2
-"""The untrained step of a matrix is ``SIZE`` / sqrt(rest); of a vector a tenth of it."""
+SIZE = 0.1
+"""The untrained step of a matrix is ``SIZE`` / rest^(1/4); of a vector a tenth of it."""
 SHRINKS_AFTER = 200
 """Untrained steps shrink as 1 / (1 + t / 200), beside c."""
 POWER = 1.0
 """The untrained power of c."""
 COHERENT = 1
 """The number of the mean in ``DECAYS`` whose size c reads."""
-WEIGHT_DECAY = (3.0, 0.1)
-"""The weight decay of the untrained rule, in units of its step: of a matrix, of a vector."""
+WEIGHT_DECAY = (2.0, 0.1)
+"""The weight decay, in units of the step: of a matrix, of a vector.
+
+It is not learned: it pays later than a window of meta-training reaches.
+"""
 LOG_STEP_BOUNDS = (-10.0, 4.0)
 RATIO = 1 / 3
 """Factor on logarithms of ratios of norms among the features."""
@@ -111,7 +114,7 @@ class MatrixUpdateLSTM(LayerWise):
         self.unserved = unserved
         self.fades = fades
         self.lstm = LSTM(FEATURES, hidden, seed, f"{name}/lstm")
-        self.head = Head(hidden, 3 + len(MIXTURE) + 1, seed, f"{name}/head", bound=HEAD_BOUND)
+        self.head = Head(hidden, 3 + len(MIXTURE), seed, f"{name}/head", bound=HEAD_BOUND)
 
     def propose(self, observation: Observation, state: State) -> tuple[Proposal, State]:
         """Updates f."""
@@ -162,7 +165,7 @@ class MatrixUpdateLSTM(LayerWise):
         )
         base = torch.cat(
             [
-                w.new_full((1, 1, 1), SIZE / w.shape[2] ** 0.5 / (10 if alone else 1))
+                w.new_full((1, 1, 1), SIZE / w.shape[2] ** 0.25 / (10 if alone else 1))
                 for w, alone in zip(W, by_entry, strict=True)
             ],
             dim=2,
@@ -196,14 +199,14 @@ class MatrixUpdateLSTM(LayerWise):
 
         fade = fading(count[:, :, :1], self.fades)
         z = self.scale * fade * self.head(h)
-        log_size, log_unserved, more_power, *mixed_by, more_decay = z.split(1, dim=1)
+        log_size, log_unserved, more_power, *mixed_by = z.split(1, dim=1)
         waits = side * served(count) < 0
         log_size = log_size + torch.where(waits, fade * self.unserved + log_unserved, 0.0)
         log_size = log_size + torch.where(of_matrix, (POWER + more_power) * calm, 0.0)
         size = base * log_size.clamp(*LOG_STEP_BOUNDS).exp() / (1 + count / SHRINKS_AFTER)
         untrained = zip(mixed_by, MIXTURE, strict=True)
         mixture = size * torch.cat([part + share for part, share in untrained], dim=1)
-        decay = size * torch.where(of_matrix, *WEIGHT_DECAY) * (1 + more_decay)
+        decay = size * torch.where(of_matrix, *WEIGHT_DECAY)
         moved, shrunk = [], []
         for i, (own, w, g) in enumerate(zip(steps, W, observation.grads, strict=True)):
             shrunk.append(-decay[:, :, i, None] * torch.where(g == 0, 0.0, w))

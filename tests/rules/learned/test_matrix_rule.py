@@ -70,7 +70,7 @@ def sizes_of_steps(gradients: list[torch.Tensor], fades: int | None = None) -> l
         assert proposal.updates is not None
         assert proposal.decays is not None
         step = proposal.updates[0] - proposal.decays[0]
-        unit = SIZE / gradient.shape[1] ** 0.5 / (1 + t / SHRINKS_AFTER)
+        unit = SIZE / gradient.shape[1] ** 0.25 / (1 + t / SHRINKS_AFTER)
         found.append(float(step.square().mean().sqrt()) / unit)
     return found
 
