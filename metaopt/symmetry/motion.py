@@ -195,8 +195,8 @@ class OwnSymmetry:
 
         act(w, 0) = w,   act(act(w, T), -T) = w,   L(act(w, T)) = L(w)
 
-    ``metaopt.teleport`` and ``Teleporting`` take it beside those of ``metaopt.symmetries``. Rotations
-    of residuals are an example, whose orbits are the circles on which a sum of squares is constant.
+    ``metaopt.teleport`` and ``Teleporting`` take it beside those of ``metaopt.symmetries``. An
+    example are rotations of residuals, whose orbits are circles on which their squares' sum stays.
 
     Attributes:
         name: what it is called in reports.

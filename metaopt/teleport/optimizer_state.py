@@ -135,6 +135,44 @@ def transport(optimizer: Optimizer, model: nn.Module, found: Touches) -> None:
     return None
 
 
+@torch.no_grad()
+def transport_by(
+    optimizer: Optimizer,
+    model: nn.Module,
+    paths: Iterable[str],
+    gradients_at: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None,
+) -> None:
+    """Move the state of an optimizer by a map of the gradients of all parameters together.
+
+    What is linear in gradients moves by it, and counts as 0 where a parameter keeps none. Squares of
+    gradients do not: parameters that keep any, and those of learned rules, are reset.
+
+    Args:
+        optimizer: the optimizer, whose state changes in place.
+        model: the model that is teleported.
+        paths: what moves.
+        gradients_at: gradients at w, by path -> those at g . w, float64; None: all that moves is
+            reset.
+    """
+    moving = list(paths)
+    if gradients_at is None or isinstance(optimizer, Learned):
+        return reset(optimizer, model, dict.fromkeys(moving, []))
+    degrees = _degrees(optimizer)
+    states = {path: optimizer.state.get(tensor_at(model, path), {}) for path in moving}
+    held = {
+        path: [n for n in degrees if isinstance(own.get(n), Tensor)] for path, own in states.items()
+    }
+    for path in moving:
+        if any(degrees[name] != 1 for name in held[path]):
+            optimizer.state.pop(tensor_at(model, path), None)
+            held[path] = []
+    for name in {name for names in held.values() for name in names}:
+        own = {path: states[path][name] for path in moving if name in held[path]}
+        for path, value in gradients_at({p: m.double() for p, m in own.items()}).items():
+            own[path].copy_(value)
+    return None
+
+
 Moved = dict[str, Tensor] | None
 """The state of a parameter after a teleport, or None if it is to be reset."""
 OfParameter = Callable[[Tensor, Mapping[str, Tensor], list[Touch]], Moved]

@@ -1,0 +1,202 @@
+"""A model's teleport to a better point of its orbit, by a search over group elements, in place.
+
+    T = argmax of F(g(T) . w) over ||T|| <= max_norm,   w -> g(T) . w
+
+F is an ``Objective``, ``search.climb`` finds T, the motions of ``symmetry.motion`` carry it out.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from metaopt.base.streams import Stream, generator
+from metaopt.landscape.data import Data
+from metaopt.landscape.samples import Loss, Samples
+from metaopt.symmetry.motion import Motion, moved_weights
+from metaopt.teleport.carrying import carried_out
+from metaopt.teleport.drift import drift, mean_loss, require_small, tensors_at
+from metaopt.teleport.objectives import GradientNorm, Objective, OfModel, Own
+from metaopt.teleport.search import (
+    Ball,
+    FixedRate,
+    Generators,
+    Spectral,
+    Steps,
+    climb,
+    norms,
+    require_bounded,
+)
+from metaopt.teleport.search_report import SearchReport
+
+LEVEL_SET = "level_set"
+"""The objective that needs no symmetry."""
+OBJECTIVES = ("gradient_norm", "sharpness", "curvature", LEVEL_SET)
+"""Objectives that have a name."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to search for, and how; the arguments of ``metaopt.teleport`` of these names."""
+
+    objective: str | OfModel
+    loss: Loss | None = None
+    data: Data | None = None
+    fresh: Data | None = None
+    maximise: bool = True
+    steps: int = 10
+    lr: float | None = None
+    max_norm: float | None = 0.5
+    tolerance: float = 1e-4
+    starts: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, value in (("steps", self.steps), ("starts", self.starts)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, found {value}")
+        if self.lr is not None and not 0 < self.lr < math.inf:
+            raise ValueError(f"lr must be a finite number above 0 or None, found {self.lr}")
+        if not self.tolerance >= 0:
+            raise ValueError(f"tolerance must not be negative, found {self.tolerance}")
+        if self.seed < 0:
+            raise ValueError(f"seed must not be negative, found {self.seed}")
+        if (self.loss is None) != (self.data is None):
+            missing = "loss" if self.loss is None else "data"
+            raise ValueError(f"loss and data belong together: {missing} is missing")
+
+    def how(self) -> Steps:
+        """How the search steps."""
+        return Spectral(self.max_norm) if self.lr is None else FixedRate(self.lr)
+
+
+def objective_of(
+    model: nn.Module, wanted: str | OfModel, samples: Samples | None, seed: int
+) -> Objective:
+    """The objective of this name, or one's own.
+
+    Raises:
+        ValueError: if there is no such name.
+    """
+    if callable(wanted):
+        return Own(model, wanted)
+    if wanted == "gradient_norm":
+        return GradientNorm(model, samples)
+    raise ValueError(
+        f"objective must be one of {', '.join(OBJECTIVES)} or a function of the model, found "
+        f"{wanted!r}"
+    )
+
+
+def searched(
+    model: nn.Module,
+    motions: Sequence[Motion],
+    left: dict[str, str],
+    request: Request,
+    optimizer: Optimizer | None,
+    state: str,
+) -> SearchReport:
+    """Search, check, move: see ``metaopt.teleport``.
+
+    Args:
+        model: the module inside wrappers.
+        motions: what moves it; may be empty.
+        left: symmetries that are left out, for the report.
+        request: what to search for.
+        optimizer: the optimizer inside wrappers.
+        state: a name in ``POLICIES``.
+    """
+    began = time.perf_counter()
+    samples = None
+    if request.loss is not None:
+        samples = Samples(model, request.loss, request.data)
+    require_bounded(motions, request.max_norm)
+    wanted = objective_of(model, request.objective, samples, request.seed)
+    values = tensors_at(model)
+    before, after, generators, count = _found(wanted, motions, values, request)
+    new = _new_values(motions, values, generators)
+    drifts = [drift(model, values, new, where) for where in (request.data, request.fresh)]
+    require_small(drifts, new, request.tolerance)
+    change = math.nan
+    if samples is not None:
+        change = mean_loss(samples, new) - mean_loss(samples, values)
+    told = carried_out(model, motions, generators, optimizer, state)
+    names = tuple(motion.name for motion in motions)
+    far = [float(norms(T[None]).max()) for T in generators]
+    return SearchReport(
+        objective=wanted.name,
+        maximise=request.maximise,
+        symmetries=names,
+        objective_before=before,
+        objective_after=after,
+        norms=dict(zip(names, far, strict=True)),
+        drift=drifts[0],
+        fresh_drift=drifts[1],
+        loss_change=change,
+        gradients=wanted.passes if isinstance(wanted, GradientNorm) else count,
+        seconds=time.perf_counter() - began,
+        state=told,
+        left=dict(left),
+    )
+
+
+def _found(
+    wanted: Objective, motions: Sequence[Motion], values: dict[str, Tensor], request: Request
+) -> tuple[float, float, Generators, int]:
+    """The objective before and after, the best generators, and evaluations of the objective."""
+    if not motions:
+        value = float("nan")
+        if isinstance(wanted, GradientNorm):
+            value = sum(float(G.square().sum()) for G in wanted.gradient().values())
+        return value, value, (), 0
+    sign = 1.0 if request.maximise else -1.0
+    along = wanted.along(motions, values)
+
+    def evaluate(generators: Generators) -> tuple[Tensor, Generators]:
+        value, gradient = along(generators)
+        return sign * value, tuple(sign * G for G in gradient)
+
+    start = _starts(motions, values, request)
+    before, _ = along(tuple(T[:1] for T in start))
+    end = climb(evaluate, start, request.steps, request.how(), Ball(request.max_norm))
+    reached = end.values
+    extra = 1
+    if reached is None:
+        reached, extra = evaluate(end.generators)[0], 2
+    best = int(torch.nan_to_num(reached, nan=-math.inf).argmax())
+    return (
+        float(before[0]),
+        sign * float(reached[best]),
+        tuple(T[best] for T in end.generators),
+        end.gradients + extra,
+    )
+
+
+def _starts(motions: Sequence[Motion], values: dict[str, Tensor], request: Request) -> Generators:
+    """T = 0, and random generators with norms uniform up to the bound (pi if there is none)."""
+    numbers = generator(Stream.SEARCH, request.seed)
+    far = math.pi if request.max_norm is None else request.max_norm
+    found = []
+    for motion in motions:
+        zero = motion.zero(values)
+        drawn = torch.from_numpy(numbers.standard_normal((request.starts - 1, *zero.shape)))
+        reach = torch.from_numpy(numbers.uniform(0, far, (request.starts - 1, len(zero))))
+        size = norms(drawn).clamp(min=torch.finfo(drawn.dtype).tiny)
+        drawn = drawn * (reach / size).view(*drawn.shape[:2], *[1] * (drawn.dim() - 2))
+        found.append(torch.cat([zero[None], drawn]))
+    return tuple(found)
+
+
+def _new_values(
+    motions: Sequence[Motion], values: dict[str, Tensor], generators: Generators
+) -> dict[str, Tensor]:
+    """The model's tensors at g . w, computed in float64."""
+    wide = {p: v.double() if v.is_floating_point() else v for p, v in values.items()}
+    moved = moved_weights(motions, wide, generators)
+    return {path: moved[path].to(value.dtype) for path, value in values.items()}
