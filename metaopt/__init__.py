@@ -17,6 +17,7 @@ from metaopt.symmetry.conserved import charges
 from metaopt.symmetry.discovery.find import symmetries
 from metaopt.symmetry.discovery.rules.registry import symmetry_rule
 from metaopt.symmetry.groups import Symmetries, Symmetry
+from metaopt.symmetry.motion import OwnSymmetry
 from metaopt.tasks.own import Family, Task, fresh_weights
 from metaopt.teleport.module import teleport
 
@@ -37,6 +38,7 @@ __all__ = [
     "LearnedRule",
     "Ledger",
     "NonFiniteError",
+    "OwnSymmetry",
     "Proposal",
     "Rule",
     "Symmetries",

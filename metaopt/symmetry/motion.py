@@ -229,7 +229,8 @@ class OwnSymmetry:
 
     def gradients(self, moved: Tensors, gradients: Tensors, T: Tensor) -> dict[str, Tensor]:
         """J^T G at g . w, J the derivative there of the inverse, w' -> act(w', -T)."""
-        _, pull = torch.func.vjp(lambda w: self.weights(w, -T), dict(moved))
+        pull: Callable[[Tensors], tuple[dict[str, Tensor]]]
+        _, pull = torch.func.vjp(lambda w: self.weights(w, -T), dict(moved))  # type: ignore[misc]
         given = {
             path: gradients[path] if path in gradients else torch.zeros_like(value)
             for path, value in moved.items()

@@ -144,8 +144,8 @@ def transport_by(
 ) -> None:
     """Move the state of an optimizer by a map of the gradients of all parameters together.
 
-    What is linear in gradients moves by it, and counts as 0 where a parameter keeps none. Squares of
-    gradients do not: parameters that keep any, and those of learned rules, are reset.
+    What is linear in gradients moves by it, and counts as 0 where a parameter keeps none. Squares
+    of gradients do not: parameters that keep any, and those of learned rules, are reset.
 
     Args:
         optimizer: the optimizer, whose state changes in place.
@@ -156,7 +156,7 @@ def transport_by(
     """
     moving = list(paths)
     if gradients_at is None or isinstance(optimizer, Learned):
-        return reset(optimizer, model, dict.fromkeys(moving, []))
+        return reset(optimizer, model, {path: [] for path in moving})
     degrees = _degrees(optimizer)
     states = {path: optimizer.state.get(tensor_at(model, path), {}) for path in moving}
     held = {

@@ -50,6 +50,11 @@ def norms(T: Tensor) -> Tensor:
     return torch.linalg.vector_norm(T.flatten(2) if T.dim() > 2 else T[..., None], dim=2)
 
 
+def scaled(T: Tensor, factors: Tensor) -> Tensor:
+    """Each block of T times a factor, [C, blocks]."""
+    return T * factors.view(*factors.shape, *[1] * (T.dim() - 2))
+
+
 @dataclass(frozen=True)
 class Ball:
     """||T|| <= radius in each block; None: no bound.
@@ -64,13 +69,7 @@ class Ball:
         """The nearest generators within the bound."""
         if self.radius is None:
             return generators
-        return tuple(
-            T
-            * (self.radius / norms(T).clamp(min=self.radius)).view(
-                *T.shape[:2], *[1] * (T.dim() - 2)
-            )
-            for T in generators
-        )
+        return tuple(scaled(T, self.radius / norms(T).clamp(min=self.radius)) for T in generators)
 
 
 class Steps(ABC):
@@ -86,8 +85,8 @@ class Steps(ABC):
     def step(self, gradients: Generators) -> Generators:
         """s at a point where F has these gradients."""
 
-    def learn(self, taken: Generators, change: Generators, rose: Tensor) -> None:
-        """What the last step did, if steps are tried.
+    def learn(self, taken: Generators, change: Generators, rose: Tensor) -> None:  # noqa: B027
+        """What the last step did, if steps are tried; nothing is done with it by default.
 
         Args:
             taken: T' - T, after the projection.
@@ -134,8 +133,9 @@ class Spectral(Steps):
     """s = l dF/dT, with l = -<s, s> / <s, y> of the step before, y the change of the gradient.
 
     This is Barzilai and Borwein's length, in one dimension the secant method. Where F is convex
-    along the last step (<s, y> >= 0) the next is longer, at least as far as the bound reaches: there
-    the largest value lies on the bound. A step on which F falls is taken back, and made shorter.
+    along the last step (<s, y> >= 0) the next is longer, at least as far as the bound reaches:
+    there the largest value lies on the bound. A step on which F falls is taken back, and made
+    shorter.
 
     Args:
         reach: the bound on ||T||, or None.

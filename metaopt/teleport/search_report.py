@@ -58,10 +58,11 @@ class SearchReport:
 
     def __str__(self) -> str:
         way = "up" if self.maximise else "down"
+        values = f"{self.objective_before:.6g} -> {self.objective_after:.6g}"
         rows = [[short(r["name"]), f"{r['norm']:.3g}", r["left"]] for r in self.rows()]
         return "\n".join(
             [
-                f"{self.objective} {way}: {self.objective_before:.6g} -> {self.objective_after:.6g}",
+                f"{self.objective} {way}: {values}",
                 f"drift {self.drift:.1e}, on fresh data {self.fresh_drift:.1e}; "
                 f"optimizer state: {self.state}",
                 "",

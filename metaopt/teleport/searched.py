@@ -32,6 +32,7 @@ from metaopt.teleport.search import (
     climb,
     norms,
     require_bounded,
+    scaled,
 )
 from metaopt.teleport.search_report import SearchReport
 
@@ -188,7 +189,7 @@ def _starts(motions: Sequence[Motion], values: dict[str, Tensor], request: Reque
         drawn = torch.from_numpy(numbers.standard_normal((request.starts - 1, *zero.shape)))
         reach = torch.from_numpy(numbers.uniform(0, far, (request.starts - 1, len(zero))))
         size = norms(drawn).clamp(min=torch.finfo(drawn.dtype).tiny)
-        drawn = drawn * (reach / size).view(*drawn.shape[:2], *[1] * (drawn.dim() - 2))
+        drawn = scaled(drawn, reach / size)
         found.append(torch.cat([zero[None], drawn]))
     return tuple(found)
 
