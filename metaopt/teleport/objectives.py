@@ -110,17 +110,12 @@ class GradientNorm(Objective):
                 "loss and data"
             )
         learned = {path for path, p in self._model.named_parameters() if p.requires_grad}
-        # Weights that do not move are leaves; the gradient is by them too.
-        here = {
-            path: value if value.requires_grad else value.detach().requires_grad_(path in learned)
-            for path, value in values.items()
-            if value.is_floating_point()
-        }
+        here = _independent(values, learned)
         gradients: dict[str, Tensor] = {}
         paths = [path for path in here if path in learned]
         for inputs, targets in samples.batches():
             self.passes += 1
-            outputs = called(samples.model, {**values, **here}, inputs)
+            outputs = called(samples.model, here, inputs)
             loss = samples.loss(outputs, targets)
             found = torch.autograd.grad(
                 loss,
@@ -206,18 +201,27 @@ class Own(Objective):
 
     def at(self, values: Tensors) -> Tensor:
         """The function's value, with a graph."""
-        # The function may differentiate by any parameter itself.
-        here = {
-            f"model.{path}": value
-            if value.requires_grad or path not in self._learned
-            else value.detach().requires_grad_()
-            for path, value in values.items()
-        }
-        value = functional_call(self._within, here, ())
+        here = _independent(values, self._learned)
+        given = {f"model.{path}": value for path, value in here.items()}
+        value = functional_call(self._within, given, ())
         if not isinstance(value, Tensor) or value.numel() != 1:
             found = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise ValueError(f"objective {self.name!r} must give a scalar tensor, found {found}")
         return value.reshape(())
+
+
+def _independent(values: Tensors, learned: set[str]) -> dict[str, Tensor]:
+    """Weights to differentiate by: each is a tensor of its own, from which no other is computed.
+
+    A move may compute one weight from another that has moved. Copies keep a gradient by the second
+    from counting what it does to the first.
+    """
+    return {
+        path: value.clone()
+        if value.requires_grad
+        else value.detach().requires_grad_(path in learned)
+        for path, value in values.items()
+    }
 
 
 class _Within(nn.Module):
