@@ -29,8 +29,11 @@ if TYPE_CHECKING:
     from metaopt.optim.learned import LearnedRule, load
     from metaopt.optim.ledger import Ledger
     from metaopt.optim.optimizer import LearnedOptimizer
+    from metaopt.optim.teleporting import Teleporting
     from metaopt.rules.base import Proposal, Rule
     from metaopt.teleport.balance import balance
+    from metaopt.teleport.search_report import SearchReport
+    from metaopt.teleport.through_data import through_data
 
 __all__ = [
     "Family",
@@ -41,9 +44,11 @@ __all__ = [
     "OwnSymmetry",
     "Proposal",
     "Rule",
+    "SearchReport",
     "Symmetries",
     "Symmetry",
     "Task",
+    "Teleporting",
     "__version__",
     "balance",
     "charges",
@@ -55,6 +60,7 @@ __all__ = [
     "symmetries",
     "symmetry_rule",
     "teleport",
+    "through_data",
 ]
 
 # They read configurations, and what that takes (pydantic, YAML) is slow to import: it comes with
@@ -66,11 +72,14 @@ _WHEN_USED = {
     "NonFiniteError": "metaopt.optim.finite",
     "Proposal": "metaopt.rules.base",
     "Rule": "metaopt.rules.base",
+    "SearchReport": "metaopt.teleport.search_report",
+    "Teleporting": "metaopt.optim.teleporting",
     "balance": "metaopt.teleport.balance",
     "load": "metaopt.optim.learned",
     "noether": "metaopt.landscape.noether",
     "noise": "metaopt.landscape.noise",
     "orbit": "metaopt.landscape.orbit",
+    "through_data": "metaopt.teleport.through_data",
 }
 
 

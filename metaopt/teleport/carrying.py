@@ -66,6 +66,23 @@ def _moved_by(
     return paths
 
 
+@torch.no_grad()
+def written(model: nn.Module, new: dict[str, Tensor], optimizer: Optimizer | None) -> None:
+    """Write weights that no symmetry leads to: what is known at the old ones is forgotten.
+
+    Args:
+        model: the model.
+        new: its new weights, by path; their gradients are set to None.
+        optimizer: its state of these parameters is reset.
+    """
+    if optimizer is not None:
+        transport_by(optimizer, model, new, None)
+    for path, value in new.items():
+        tensor = tensor_at(model, path)
+        tensor.copy_(value)
+        tensor.grad = None
+
+
 def states_of(optimizer: Optimizer | None, model: nn.Module) -> set[str]:
     """The paths of the parameters of which an optimizer keeps anything."""
     if optimizer is None:

@@ -163,14 +163,14 @@ def teleport(
 
         listed: Sequence[Symmetry | Motion] = ()
         if objective != LEVEL_SET:
-            listed = _found(model) if symmetries is None else symmetries
+            listed = found_symmetries(model) if symmetries is None else symmetries
         motions, left = motions_of(listed)
         request = Request(
             objective, loss, data, fresh, maximise, steps, lr, max_norm, tolerance, starts, seed
         )
         return searched(model, motions, left, request, optimizer, state)
     if symmetries is None:
-        chosen = _found(model)
+        chosen = found_symmetries(model)
     else:
         chosen = Symmetries(one for one in symmetries if isinstance(one, Symmetry))
         if len(chosen) < len(symmetries):
@@ -192,8 +192,12 @@ def teleport(
     return chosen
 
 
-def _found(model: nn.Module) -> Symmetries:
-    """The symmetries of a model that assume nothing; a warning names the others."""
+def found_symmetries(model: nn.Module) -> Symmetries:
+    """The symmetries of a model that assume nothing; a warning names the others.
+
+    Args:
+        model: any module.
+    """
     found = find_symmetries(model)
     left_alone = [_left_alone(symmetry) for symmetry in found if symmetry.assumes]
     chosen = Symmetries([s for s in found if not s.assumes], found.skipped + left_alone)

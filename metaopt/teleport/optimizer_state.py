@@ -229,6 +229,12 @@ def _of_kind(part: Tensor, kept: Kept | None, steps: list[Touch]) -> Tensor | No
     return weights(part, steps)
 
 
+def require_known(optimizer: Optimizer) -> None:
+    """Raise ``ValueError`` if it is not known how the state of an optimizer moves."""
+    if not isinstance(optimizer, Learned):
+        _degrees(optimizer)
+
+
 def _degrees(optimizer: Optimizer) -> dict[str, int]:
     try:
         return DEGREES[type(optimizer)]

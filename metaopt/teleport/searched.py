@@ -20,8 +20,9 @@ from metaopt.base.streams import Stream, generator
 from metaopt.landscape.data import Data
 from metaopt.landscape.samples import Loss, Samples
 from metaopt.symmetry.motion import Motion, moved_weights
-from metaopt.teleport.carrying import carried_out
+from metaopt.teleport.carrying import carried_out, states_of, told, written
 from metaopt.teleport.drift import drift, mean_loss, require_small, tensors_at
+from metaopt.teleport.level_set import steepest
 from metaopt.teleport.objectives import GradientNorm, Objective, OfModel, Own
 from metaopt.teleport.search import (
     Ball,
@@ -117,6 +118,8 @@ def searched(
     samples = None
     if request.loss is not None:
         samples = Samples(model, request.loss, request.data)
+    if request.objective == LEVEL_SET:
+        return _on_level_set(model, samples, request, optimizer)
     require_bounded(motions, request.max_norm)
     wanted = objective_of(model, request.objective, samples, request.seed)
     values = tensors_at(model)
@@ -127,7 +130,7 @@ def searched(
     change = math.nan
     if samples is not None:
         change = mean_loss(samples, new) - mean_loss(samples, values)
-    told = carried_out(model, motions, generators, optimizer, state)
+    what = carried_out(model, motions, generators, optimizer, state)
     names = tuple(motion.name for motion in motions)
     far = [float(norms(T[None]).max()) for T in generators]
     return SearchReport(
@@ -142,8 +145,42 @@ def searched(
         loss_change=change,
         gradients=wanted.passes if isinstance(wanted, GradientNorm) else count,
         seconds=time.perf_counter() - began,
-        state=told,
+        state=what,
         left=dict(left),
+    )
+
+
+def _on_level_set(
+    model: nn.Module, samples: Samples | None, request: Request, optimizer: Optimizer | None
+) -> SearchReport:
+    """The search that needs no symmetry. Outputs change; what stays no larger is the loss."""
+    began = time.perf_counter()
+    if samples is None or not request.maximise:
+        raise ValueError(
+            "objective 'level_set' makes the gradient large at no larger loss: give loss and data, "
+            "and leave maximise at True"
+        )
+    had = states_of(optimizer, model)
+    values = tensors_at(model)
+    end = steepest(samples, request.steps, request.lr, request.max_norm)
+    new = {**values, **end.weights}
+    drifts = [drift(model, values, new, where) for where in (request.data, request.fresh)]
+    moved = list(end.weights) if end.distance > 0 else []
+    written(model, {path: new[path] for path in moved}, optimizer)
+    return SearchReport(
+        objective=LEVEL_SET,
+        maximise=True,
+        symmetries=(),
+        objective_before=end.squared_before,
+        objective_after=end.squared_after,
+        norms={"level set": end.distance},
+        drift=drifts[0],
+        fresh_drift=drifts[1],
+        loss_change=end.loss_change,
+        gradients=end.gradients,
+        seconds=time.perf_counter() - began,
+        state=told(optimizer, model, had, moved),
+        residual=end.residual,
     )
 
 
