@@ -16,16 +16,17 @@ from metaopt.evaluation.config import EvalConfig
 from metaopt.evaluation.contenders import baseline_contenders
 from metaopt.meta.unroll import rollout
 from metaopt.rules.baselines import BASELINES
-from metaopt.rules.composed import Optimizer, Step
+from metaopt.rules.composed import MetaOptimizer, Optimizer, Step
 from metaopt.rules.gradient_teleport import GradientTeleport
+from metaopt.rules.hand_made import GradientDescent
 from metaopt.rules.references import KFAC, SolveLast, WhitenLast, whitening
 from metaopt.symmetry.actions import InexactActionError, ThroughData
-from metaopt.symmetry.limits import FixedNorm
+from metaopt.symmetry.limits import CappedNorm, FixedNorm
 from metaopt.symmetry.maps import Exponential
 from metaopt.tasks.regression import TaskBatch
 from metaopt.teleport.engine import TeleportEngine, TeleportReport
 from metaopt.teleport.guard import Refuse
-from metaopt.teleport.search import ascent_direction
+from metaopt.teleport.search_on_tasks import gradient_norms
 
 CPU = torch.device("cpu")
 SHAPES = [[6, 4, 3], [7, 6, 4, 3]]
@@ -188,8 +189,13 @@ def test_kfac_descends_at_any_depth() -> None:
 
 def _engine(norm: float) -> TeleportEngine:
     return TeleportEngine(
-        ThroughData(), Exponential(norm), FixedNorm(norm), Refuse(1e-4), require_exact=True
+        ThroughData(), Exponential(norm), CappedNorm(norm), Refuse(1e-4), require_exact=True
     )
+
+
+def _teleported(lr: float, norm: float, ascents: int, every: int) -> GradientTeleport:
+    updated = MetaOptimizer({"update": GradientDescent(lr)}, None)
+    return GradientTeleport(updated, norm, ascents, every, _engine(ascents * norm))
 
 
 @pytest.mark.parametrize("sizes", SHAPES)
@@ -197,8 +203,10 @@ def test_ascent_raises_the_gradient_norm_to_first_order(sizes: list[int]) -> Non
     tasks = regression(sizes, samples=5, seed=0)
     norm = 1e-4
     engine = _engine(norm)
-    direction = ascent_direction(tasks, tasks.initial, engine)
-    unit = engine.limit
+    start = tuple(W.new_zeros(len(W), W.shape[1], W.shape[1]) for W in tasks.initial[:-1])
+    value, direction = gradient_norms(tasks, tasks.initial, engine)(start)
+    torch.testing.assert_close(value, _squares(tasks, tasks.initial))
+    unit = FixedNorm(norm)
     rise = sum((T * unit(T)).sum(dim=(-2, -1)) for T in direction)
     ahead = engine.move(tasks.initial, tuple(unit(T) for T in direction), tasks)
     behind = engine.move(tasks.initial, tuple(-unit(T) for T in direction), tasks)
@@ -211,7 +219,7 @@ def test_ascent_raises_the_gradient_norm_to_first_order(sizes: list[int]) -> Non
 def test_classical_teleport_follows_the_update_and_keeps_its_loss() -> None:
     tasks = regression([6, 4, 3], samples=5, seed=0)
     lr, norm = 1e-3, 0.01
-    optimizer = GradientTeleport(lr, ascents=2, every=3, engine=_engine(norm))
+    optimizer = _teleported(lr, norm, ascents=2, every=3)
     taken = _first(optimizer, tasks)
     grads = tasks.observe(tasks.initial).grads
     updated = tuple(W - lr * G for W, G in zip(tasks.initial, grads, strict=True))
@@ -232,7 +240,7 @@ def test_classical_teleport_follows_the_update_and_keeps_its_loss() -> None:
 
 def test_classical_teleport_of_a_trajectory_that_is_lost_is_refused() -> None:
     tasks = regression([6, 4, 3], samples=5, seed=0)
-    optimizer = GradientTeleport(1e3, ascents=1, every=7, engine=_engine(0.1))
+    optimizer = _teleported(1e3, 0.1, ascents=1, every=7)
     _, teleports = rollout(tasks, optimizer, 60)
     assert teleports is not None
     assert teleports.refused[-10:].all()
