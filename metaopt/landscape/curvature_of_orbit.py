@@ -1,0 +1,128 @@
+"""How strongly curves on an orbit bend: kappa of t -> exp(t T) w at t = 0.
+
+    kappa = |n| / |w'|^2,   n = w'' - (<w', w''> / |w'|^2) w'
+
+which is sqrt(|w'|^2 |w''|^2 - <w', w''>^2) / |w'|^3, over all weights as one vector. All groups
+move at once, w(t) = exp(t T_m) .. exp(t T_1) w, so that a layer between two of them has the cross
+term of both in w'': -2 T_2 W T_1 for a matrix that T_2 makes and T_1 reads.
+
+Reference: Zhao, Gower, Walters and Yu, arXiv 2305.13404, section 4.2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torch.func import jvp
+
+from metaopt.symmetry.groups import Group, Slot, Symmetry
+
+Weights = Mapping[str, Tensor]
+"""Path of a parameter -> its value."""
+Curve = Callable[[Tensor], Weights]
+"""t, a scalar tensor -> weights."""
+Direction = tuple[Symmetry, Tensor]
+"""A symmetry and a generator T of it: [blocks, size, size] of a linear or orthogonal group,
+[blocks, size] of scalings, [blocks, 2] of a scale and rotation (see ``metaopt.orbit``)."""
+LINEAR = (Group.LINEAR, Group.ORTHOGONAL, Group.ROTARY, Group.SCALING)
+"""Continuous groups that act linearly on weights."""
+
+
+def kappa(weights: Weights, directions: Sequence[Direction]) -> Tensor:
+    """kappa of w(t) = exp(t T_m) .. exp(t T_1) w at t = 0, a scalar; differentiable in w and T.
+
+    Args:
+        weights: w, by path. Tensors that a symmetry moves and that are not given count as fixed.
+        directions: symmetries with their generators, in the order in which they act.
+    """
+    return bend(*derivatives(weights, directions))
+
+
+def derivatives(
+    weights: Weights, directions: Sequence[Direction]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """w' and w'' of exp(t T_m) .. exp(t T_1) w at t = 0, by path; arguments as of ``kappa``.
+
+    With A what T does to w, each factor makes w' + A w of w' and w'' + 2 A w' + A^2 w of w''.
+    """
+    first = {path: torch.zeros_like(value) for path, value in weights.items()}
+    second = dict(first)
+    for symmetry, T in directions:
+        for slots, is_incoming in ((symmetry.incoming, True), (symmetry.outgoing, False)):
+            for slot in slots:
+                if slot.path in weights:
+                    p, A = slot.path, _Action(symmetry, T, slot, is_incoming)
+                    once = A(weights[p])
+                    second[p] = second[p] + 2 * A(first[p]) + A(once)
+                    first[p] = first[p] + once
+    return first, second
+
+
+def velocity(weights: Weights, directions: Sequence[Direction]) -> dict[str, Tensor]:
+    """w' alone, the sum of T w over the directions, which is linear in T; arguments as before."""
+    found = {path: torch.zeros_like(value) for path, value in weights.items()}
+    for symmetry, T in directions:
+        for slots, is_incoming in ((symmetry.incoming, True), (symmetry.outgoing, False)):
+            for slot in slots:
+                if slot.path in weights:
+                    A = _Action(symmetry, T, slot, is_incoming)
+                    found[slot.path] = found[slot.path] + A(weights[slot.path])
+    return found
+
+
+def bend(first: Weights, second: Weights) -> Tensor:
+    """kappa of a curve that has these derivatives, a scalar; NaN if it stands still."""
+    v, a = (torch.cat([some[path].flatten() for path in first]) for some in (first, second))
+    squared = v @ v
+    return torch.linalg.vector_norm(a - (v @ a) / squared * v) / squared
+
+
+def curvature_of(curve: Curve, zero: Tensor) -> Tensor:
+    """kappa of any curve at t = 0, by two forward derivatives, a scalar.
+
+    Args:
+        curve: t -> weights.
+        zero: 0 as a scalar tensor, of the dtype and on the device of the weights.
+    """
+    one = torch.ones_like(zero)
+
+    def slope(t: Tensor) -> Weights:
+        return jvp(curve, (t,), (one,))[1]
+
+    return bend(*jvp(slope, (zero,), (one,)))
+
+
+class _Action:
+    """x -> A x for a tensor of a slot, exp(t A) what exp(t T) does to it.
+
+    Entries of the tensor that are not the slot's go to 0, as A leaves them where they are.
+    """
+
+    def __init__(self, symmetry: Symmetry, T: Tensor, slot: Slot, is_incoming: bool) -> None:
+        if symmetry.group not in LINEAR:
+            raise ValueError(
+                f"curves need a group that acts linearly, one of {', '.join(LINEAR)}, found "
+                f"{symmetry.group}"
+            )
+        self._symmetry, self._T, self._slot = symmetry, T, slot
+        self._sign = 1 if is_incoming else -1
+
+    def __call__(self, x: Tensor) -> Tensor:
+        sizes = self._symmetry.blocks, self._symmetry.size
+        moved = self._of_entries(self._slot.entries(x, *sizes))
+        return self._slot.apply(torch.zeros_like(x), *sizes, lambda _: moved)
+
+    def _of_entries(self, x: Tensor) -> Tensor:
+        """Of entries [copies, blocks, size, any]."""
+        T, sign = self._T.to(x), self._sign
+        match self._symmetry.group:
+            case Group.SCALING:
+                return sign * self._slot.power * T[..., None] * x
+            case Group.ROTARY:
+                scale, angle = T[:, 0, None, None], T[:, 1, None, None]
+                first, second = x.unbind(2)
+                return sign * scale * x + angle * torch.stack([-second, first], 2)
+            case _:
+                return (T if sign == 1 else -T.mT) @ x
