@@ -22,6 +22,7 @@ from metaopt.landscape.samples import Loss, Samples
 from metaopt.symmetry.motion import Motion, moved_weights
 from metaopt.teleport.carrying import carried_out, states_of, told, written
 from metaopt.teleport.drift import drift, mean_loss, require_small, tensors_at
+from metaopt.teleport.landscape_objectives import Curvature, Sharpness
 from metaopt.teleport.level_set import steepest
 from metaopt.teleport.objectives import GradientNorm, Objective, OfModel, Own
 from metaopt.teleport.search import (
@@ -79,17 +80,27 @@ class Request:
 
 
 def objective_of(
-    model: nn.Module, wanted: str | OfModel, samples: Samples | None, seed: int
+    model: nn.Module,
+    wanted: str | OfModel,
+    samples: Samples | None,
+    motions: Sequence[Motion],
+    seed: int,
 ) -> Objective:
     """The objective of this name, or one's own.
 
     Raises:
-        ValueError: if there is no such name.
+        ValueError: if there is no such name, or it needs what is not given.
     """
     if callable(wanted):
         return Own(model, wanted)
     if wanted == "gradient_norm":
         return GradientNorm(model, samples)
+    if wanted == "curvature":
+        return Curvature(model, motions, seed)
+    if wanted == "sharpness":
+        if samples is None:
+            raise ValueError("objective 'sharpness' needs loss and data")
+        return Sharpness(samples, seed)
     raise ValueError(
         f"objective must be one of {', '.join(OBJECTIVES)} or a function of the model, found "
         f"{wanted!r}"
@@ -121,7 +132,7 @@ def searched(
     if request.objective == LEVEL_SET:
         return _on_level_set(model, samples, request, optimizer)
     require_bounded(motions, request.max_norm)
-    wanted = objective_of(model, request.objective, samples, request.seed)
+    wanted = objective_of(model, request.objective, samples, motions, request.seed)
     values = tensors_at(model)
     before, after, generators, count = _found(wanted, motions, values, request)
     new = _new_values(motions, values, generators)

@@ -22,30 +22,11 @@ from torch.linalg import matrix_exp
 
 from metaopt.base.network import LeakyReLU, pseudo_inverse
 from metaopt.landscape.data import Data, pairs_of, tensors_of
+from metaopt.landscape.through_data import Layer, layers_of
 from metaopt.symmetry.actions import LayerPair, ThroughData
 from metaopt.symmetry.discovery.find import plain
 from metaopt.symmetry.maps import GroupElement
 from metaopt.symmetry.motion import Tensors
-
-
-@dataclass(frozen=True)
-class Layer:
-    """A dense layer and the activation after it.
-
-    Attributes:
-        weight: the path of its weights.
-        bias: the path of its bias, or None.
-        s: the activation; the identity if there is none.
-    """
-
-    weight: str
-    bias: str | None
-    s: LeakyReLU
-
-    def preactivations(self, weights: Tensors, A: Tensor) -> Tensor:
-        """W A + b, [k, N]."""
-        Z = weights[self.weight] @ A
-        return Z if self.bias is None else Z + weights[self.bias][:, None]
 
 
 @dataclass(frozen=True)
@@ -54,11 +35,13 @@ class DataMotion:
 
     Attributes:
         layers: those of the network from the first to the one that reads the hidden space.
+        s: the activation between the last two.
         X: the samples, float64 [n, N].
         X_inverse: X^+, float64 [N, n].
     """
 
     layers: Sequence[Layer]
+    s: LeakyReLU
     X: Tensor = field(repr=False)
     X_inverse: Tensor = field(repr=False)
 
@@ -89,14 +72,15 @@ class DataMotion:
         W_in, W_out = weights[makes.weight], weights[reads.weight]
         A, inverse = self.X.to(W_in), self.X_inverse.to(W_in)
         for layer in earlier:
-            A = layer.s(layer.preactivations(weights, A))
+            Z = weights[layer.weight] @ A
+            A = layer.s(Z if layer.bias is None else Z + weights[layer.bias][:, None])
         if earlier:
             inverse = torch.linalg.pinv(A)
         T = T.to(W_in)
         pair = LayerPair(
             W_in=W_in[None],
             W_out=W_out[None],
-            s=makes.s,
+            s=self.s,
             b_in=None if makes.bias is None else weights[makes.bias][None],
             inputs=A[None],
             inputs_pinv=inverse[None],
@@ -114,7 +98,7 @@ def through_data(model: nn.Module, data: Data) -> list[DataMotion]:
 
     Args:
         model: an ``nn.Sequential`` of ``nn.Linear`` with ``nn.LeakyReLU`` of a slope above 0, or
-            nothing, between them; ``nn.Flatten`` and ``nn.Identity`` may be among them.
+            nothing, between them; ``nn.Flatten`` may come first.
         data: a pair (inputs, targets), or an iterable of such pairs; all samples are used together,
             and the targets are not read.
 
@@ -127,35 +111,23 @@ def through_data(model: nn.Module, data: Data) -> list[DataMotion]:
     References:
         Zhao, Gower, Walters and Yu, arXiv 2305.13404, section 6.2.
     """
-    layers = _layers(plain(model))
+    model = plain(model)
+    layers = layers_of(model)
+    activations = [_invertible(layer) for layer in layers[:-1]]
     X = torch.cat([next(iter(tensors_of(inputs))).flatten(1) for inputs, _ in pairs_of(data)])
     X = X.detach().double().mT
     inverse = pseudo_inverse(X[None])[0]
-    return [DataMotion(layers[: i + 2], X, inverse) for i in range(len(layers) - 1)]
+    return [DataMotion(layers[: i + 2], s, X, inverse) for i, s in enumerate(activations)]
 
 
-def _layers(model: nn.Module) -> list[Layer]:
-    wanted = (
-        "the action through the data needs an nn.Sequential of nn.Linear and nn.LeakyReLU (slope "
-        "above 0)"
+def _invertible(layer: Layer) -> LeakyReLU:
+    """The activation after a layer, which must take all numbers as values."""
+    s = layer.s
+    if isinstance(s, nn.Identity):
+        return LeakyReLU(1.0)
+    if isinstance(s, nn.LeakyReLU) and s.negative_slope > 0:
+        return LeakyReLU(s.negative_slope)
+    raise ValueError(
+        f"a search through the data needs nn.LeakyReLU with a slope above 0, or nothing, after "
+        f"each layer, since g s(Z) must be a value of s; found {s} after {layer.weight!r}"
     )
-    if not isinstance(model, nn.Sequential):
-        raise ValueError(f"{wanted}, found {type(model).__name__}")
-    found: list[Layer] = []
-    for path, module in model.named_children():
-        last = found[-1] if found else None
-        if isinstance(module, nn.Linear):
-            bias = None if module.bias is None else f"{path}.bias"
-            found.append(Layer(f"{path}.weight", bias, LeakyReLU(1.0)))
-        elif isinstance(module, nn.LeakyReLU) and module.negative_slope > 0 and last is not None:
-            slope = last.s.slope * module.negative_slope
-            if not last.s.is_identity:
-                raise ValueError(f"{wanted}, found two activations in a row at {path!r}")
-            found[-1] = Layer(last.weight, last.bias, LeakyReLU(slope))
-        elif not isinstance(module, nn.Identity | nn.Flatten):
-            raise ValueError(f"{wanted}, found {module} at {path!r}")
-    if len(found) < 2:
-        raise ValueError(f"{wanted} with a hidden layer, found {len(found)} nn.Linear")
-    if not found[-1].s.is_identity:
-        raise ValueError(f"{wanted}, and no activation after the last, found one")
-    return found
