@@ -2,68 +2,105 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from metaopt.symmetry.modules import move, tensor_at, touches_of
-from metaopt.symmetry.motion import GroupMotion, Motion
-from metaopt.teleport.drift import tensors_at
+from metaopt.symmetry.modules import Touches, tensor_at, touches_of
+from metaopt.symmetry.motion import GroupMotion, Motion, Tensors
+from metaopt.symmetry.touch import gradients as moved_gradient
+from metaopt.symmetry.touch import weights as moved_weight
 from metaopt.teleport.optimizer_state import POLICIES, transport_by
 from metaopt.teleport.search import Generators
 
 
-def carried_out(
-    model: nn.Module,
-    motions: Sequence[Motion],
-    generators: Generators,
-    optimizer: Optimizer | None,
-    state: str,
-) -> str:
-    """Move weights, the gradients that they hold and the optimizer's state; what became of it."""
-    had = states_of(optimizer, model)
-    found = [(m, T) for m, T in zip(motions, generators, strict=True) if bool((T != 0).any())]
-    groups = [(m.symmetry, m.element(T)) for m, T in found if isinstance(m, GroupMotion)]
-    touched = touches_of(groups)
-    if optimizer is not None:
-        POLICIES[state](optimizer, model, touched)
-    move(model, touched)
-    paths = dict.fromkeys(touched)
-    for motion, T in found:
-        if not isinstance(motion, GroupMotion):
-            paths |= dict.fromkeys(_moved_by(motion, T, model, optimizer, state))
-    return told(optimizer, model, had, list(paths))
+@dataclass(frozen=True)
+class Plan:
+    """A move that is not made yet.
+
+    Attributes:
+        touched: what symmetries that were found do to each tensor, by path.
+        others: the other motions with T and all weights after each, float64.
+        new: the tensors that move at g . w, by path, computed in float64.
+    """
+
+    touched: Touches
+    others: Sequence[tuple[Motion, Tensor, Tensors]]
+    new: dict[str, Tensor]
 
 
 @torch.no_grad()
-def _moved_by(
-    motion: Motion, T: Tensor, model: nn.Module, optimizer: Optimizer | None, state: str
-) -> list[str]:
-    """The same for one motion that is no symmetry that was found; returns what moved."""
-    values = tensors_at(model)
-    wide = {p: v.double() if v.is_floating_point() else v for p, v in values.items()}
-    new = motion.weights(wide, T)
-    paths = [path for path, value in new.items() if value is not wide[path]]
-    linear: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None
+def planned(motions: Sequence[Motion], values: dict[str, Tensor], generators: Generators) -> Plan:
+    """What a move would do.
+
+    Args:
+        motions: those that are no ``GroupMotion`` come last.
+        values: all parameters and buffers of the model.
+        generators: one for each motion; motions with T = 0 are left out.
+    """
+    found = [(m, T) for m, T in zip(motions, generators, strict=True) if bool((T != 0).any())]
+    touched = touches_of((m.symmetry, m.element(T)) for m, T in found if isinstance(m, GroupMotion))
+    new = {path: moved_weight(values[path], steps) for path, steps in touched.items()}
+    others = []
+    now: dict[str, Tensor] = {}
+    for motion, T in found:
+        if isinstance(motion, GroupMotion):
+            continue
+        now = now or {
+            p: v.double() if v.is_floating_point() else v for p, v in {**values, **new}.items()
+        }
+        after = motion.weights(now, T)
+        moved = [path for path, value in after.items() if value is not now[path]]
+        new |= {path: after[path].to(values[path].dtype) for path in moved}
+        others.append((motion, T, after))
+        now = after
+    return Plan(touched, others, new)
+
+
+@torch.no_grad()
+def carried_out(plan: Plan, model: nn.Module, optimizer: Optimizer | None, state: str) -> str:
+    """Move weights, the gradients that they hold and the optimizer's state; what became of it."""
+    had = states_of(optimizer, model)
+    if optimizer is not None:
+        POLICIES[state](optimizer, model, plan.touched)
+    for path, steps in plan.touched.items():
+        grad = tensor_at(model, path).grad
+        if grad is not None:
+            grad.copy_(moved_gradient(grad, steps))
+    for motion, T, after in plan.others:
+        _others(motion, T, after, model, optimizer, state, plan.new)
+    for path, value in plan.new.items():
+        tensor_at(model, path).copy_(value)
+    return told(optimizer, model, had, list(plan.new))
+
+
+def _others(
+    motion: Motion,
+    T: Tensor,
+    after: Tensors,
+    model: nn.Module,
+    optimizer: Optimizer | None,
+    state: str,
+    new: Tensors,
+) -> None:
+    """Gradients and state under a motion that is no symmetry that was found."""
+    linear = None
     if motion.is_exact:
-        moved = {path: value for path, value in new.items() if value.is_floating_point()}
-        linear = lambda gradients: motion.gradients(moved, gradients, T)  # noqa: E731
-        held = {p: tensor_at(model, p).grad for p in paths}
-        there = linear({p: G.double() for p, G in held.items() if G is not None})
-        for path, G in there.items():
-            grad = held[path]
-            assert grad is not None
-            grad.copy_(G)
+        moved = {path: value for path, value in after.items() if value.is_floating_point()}
+        linear = partial(motion.gradients, moved, T=T)
+        # One that stays may be read by what moves, so that its gradient changes too.
+        held = {path: p.grad for path, p in model.named_parameters() if p.grad is not None}
+        for path, G in linear({path: grad.double() for path, grad in held.items()}).items():
+            held[path].copy_(G)
     else:
-        for path in paths:
+        for path in new:
             tensor_at(model, path).grad = None
     if optimizer is not None:
-        transport_by(optimizer, model, paths, linear if state == "transport" else None)
-    for path in paths:
-        tensor_at(model, path).copy_(new[path])
-    return paths
+        transport_by(optimizer, model, new, linear if state == "transport" else None)
 
 
 @torch.no_grad()

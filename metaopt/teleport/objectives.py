@@ -19,14 +19,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
 from metaopt.landscape.samples import Samples, require_finite
-from metaopt.symmetry.groups import Group
-from metaopt.symmetry.motion import (
-    GroupMotion,
-    Motion,
-    Tensors,
-    moved_gradients,
-    moved_weights,
-)
+from metaopt.symmetry.motion import GroupMotion, Motion, Tensors, moved_weights
+from metaopt.teleport.closed_form import SquaredNorm
 from metaopt.teleport.drift import called
 from metaopt.teleport.search import Evaluate, Generators
 
@@ -157,17 +151,10 @@ class GradientNorm(Objective):
         """In closed form where all motions are exact: |J^-T grad L|^2, from one gradient."""
         if not all(motion.is_exact for motion in motions):
             return super().along(motions, values)
-        gradient = self.gradient()
         wide: dict[str, Tensor] = {}
-        if all(isinstance(motion, GroupMotion) for motion in motions):
-            gradient = _shortened(motions, gradient)
-        else:
+        if not all(isinstance(motion, GroupMotion) for motion in motions):
             wide = {p: v.double() for p, v in values.items() if v.is_floating_point()}
-
-        def squared(*generators: Tensor) -> Tensor:
-            moved = moved_gradients(motions, wide, gradient, generators)
-            return torch.stack([G.square().sum() for G in moved.values()]).sum()
-
+        squared = SquaredNorm(motions, wide, self.gradient())
         together = vmap(grad_and_value(squared, argnums=tuple(range(len(motions)))))
 
         def evaluate(generators: Generators) -> tuple[Tensor, Generators]:
@@ -235,26 +222,3 @@ class _Within(nn.Module):
 
     def forward(self) -> Tensor:
         return self._function(self.model)
-
-
-def _shortened(motions: Sequence[Motion], gradient: Tensors) -> dict[str, Tensor]:
-    """Gradients with fewer entries, whose squared norm is the same after any move.
-
-    Where nothing but scaling acts, and along one axis, the root of the sum of squares over the
-    other axes stands for all of them.
-    """
-    axes: dict[str, set[int]] = {}
-    mixed: set[str] = set()
-    for motion in motions:
-        assert isinstance(motion, GroupMotion)
-        for slot in motion.symmetry.slots:
-            axes.setdefault(slot.path, set()).add(slot.axis)
-            is_plain = motion.symmetry.group is Group.SCALING
-            if not is_plain or slot.rows is not None or slot.groups > 1:
-                mixed.add(slot.path)
-    found = {}
-    for path, G in gradient.items():
-        others = [axis for axis in range(G.dim()) if axis not in axes.get(path, set())]
-        is_short = path not in mixed and others
-        found[path] = G.square().sum(others, keepdim=True).sqrt() if is_short else G
-    return found

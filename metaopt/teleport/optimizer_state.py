@@ -31,7 +31,7 @@ from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer
+from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
 
 from metaopt.symmetry.elements import Relabelling, Translation
 from metaopt.symmetry.modules import Touches, tensor_at
@@ -42,6 +42,7 @@ DEGREES: dict[type[Optimizer], dict[str, int]] = {
     Adam: {"exp_avg": 1, "exp_avg_sq": 2, "max_exp_avg_sq": 2},
     AdamW: {"exp_avg": 1, "exp_avg_sq": 2, "max_exp_avg_sq": 2},
     Adagrad: {"sum": 2},
+    RMSprop: {"square_avg": 2, "grad_avg": 1},
 }
 """Optimizer -> name of a tensor of its state -> its degree in the gradient."""
 
@@ -158,16 +159,17 @@ def transport_by(
     if gradients_at is None or isinstance(optimizer, Learned):
         return reset(optimizer, model, {path: [] for path in moving})
     degrees = _degrees(optimizer)
-    states = {path: optimizer.state.get(tensor_at(model, path), {}) for path in moving}
-    held = {
-        path: [n for n in degrees if isinstance(own.get(n), Tensor)] for path, own in states.items()
-    }
-    for path in moving:
-        if any(degrees[name] != 1 for name in held[path]):
-            optimizer.state.pop(tensor_at(model, path), None)
-            held[path] = []
-    for name in {name for names in held.values() for name in names}:
-        own = {path: states[path][name] for path in moving if name in held[path]}
+    held: dict[str, dict[str, Tensor]] = {name: {} for name in degrees}
+    for path, parameter in model.named_parameters():
+        kept = {name: optimizer.state.get(parameter, {}).get(name) for name in degrees}
+        found = {name: value for name, value in kept.items() if isinstance(value, Tensor)}
+        if all(degrees[name] == 1 for name in found):
+            # One that stays may be read by what moves, so that its gradient changes too.
+            for name, value in found.items():
+                held[name][path] = value
+        elif path in moving:
+            optimizer.state.pop(parameter, None)
+    for own in held.values():
         for path, value in gradients_at({p: m.double() for p, m in own.items()}).items():
             own[path].copy_(value)
     return None
@@ -236,6 +238,12 @@ def require_known(optimizer: Optimizer) -> None:
 
 
 def _degrees(optimizer: Optimizer) -> dict[str, int]:
+    if isinstance(optimizer, RMSprop) and any(g["momentum"] for g in optimizer.param_groups):
+        # It sums gradients that are divided by their sizes already, which have no degree.
+        raise ValueError(
+            "state='transport' is known for RMSprop without momentum, found momentum: use "
+            "state='reset'"
+        )
     try:
         return DEGREES[type(optimizer)]
     except KeyError:

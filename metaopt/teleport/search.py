@@ -31,6 +31,8 @@ Evaluate = Callable[[Generators], tuple[Tensor, Generators]]
 
 FIRST = 0.1
 """Length of the first step, in units of the bound, or absolutely where there is none."""
+MEMORY = 5
+"""A step is kept if F is above the least of so many values before it."""
 GROWS, SHRINKS = 8.0, 0.25
 """Factors on the length of a step where F is convex, and after a step that F fell on."""
 
@@ -181,11 +183,13 @@ class Climbed:
 
     Attributes:
         generators: T of each candidate.
+        first: F at the start, [C].
         values: F(T), [C]; None where steps were taken unseen, F at the end is then not known.
         gradients: how often F and its gradient were computed.
     """
 
     generators: Generators
+    first: Tensor
     values: Tensor | None
     gradients: int
 
@@ -207,14 +211,16 @@ def climb(
         bound: the projection on the generators that are allowed.
     """
     T = start
-    value, gradient = evaluate(T)
+    first, gradient = evaluate(T)
+    value = first
     if not how.looks:
         for count in range(1, steps + 1):
             T = _plus(T, how.step(gradient), bound)
             if count < steps:
                 _, gradient = evaluate(T)
-        return Climbed(T, None, steps)
+        return Climbed(T, value, None, steps)
     done = 1
+    best_T, best, last = T, value, [value]
     for _ in range(steps):
         trial = _plus(T, how.step(gradient), bound)
         taken = tuple(a - b for a, b in zip(trial, T, strict=True))
@@ -223,11 +229,13 @@ def climb(
         found, there = evaluate(trial)
         done += 1
         # Written so that a value that is no number counts as a fall.
-        rose = found > value
+        rose = found > torch.stack(last[-MEMORY:]).min(0).values
         how.learn(taken, tuple(a - b for a, b in zip(there, gradient, strict=True)), rose)
         T, gradient = _where(rose, trial, T), _where(rose, there, gradient)
         value = torch.where(rose, found, value)
-    return Climbed(T, value, done)
+        last.append(value)
+        best_T, best = _where(found > best, trial, best_T), torch.where(found > best, found, best)
+    return Climbed(best_T, first, best, done)
 
 
 def _plus(T: Generators, s: Generators, bound: Callable[[Generators], Generators]) -> Generators:

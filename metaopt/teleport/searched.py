@@ -19,9 +19,9 @@ from torch.optim import Optimizer
 from metaopt.base.streams import Stream, generator
 from metaopt.landscape.data import Data
 from metaopt.landscape.samples import Loss, Samples
-from metaopt.symmetry.motion import Motion, moved_weights
-from metaopt.teleport.carrying import carried_out, states_of, told, written
-from metaopt.teleport.drift import drift, mean_loss, require_small, tensors_at
+from metaopt.symmetry.motion import Motion
+from metaopt.teleport.carrying import carried_out, planned, states_of, told, written
+from metaopt.teleport.drift import change, require_small, tensors_at
 from metaopt.teleport.landscape_objectives import Curvature, Sharpness
 from metaopt.teleport.level_set import steepest
 from metaopt.teleport.objectives import GradientNorm, Objective, OfModel, Own
@@ -135,13 +135,11 @@ def searched(
     wanted = objective_of(model, request.objective, samples, motions, request.seed)
     values = tensors_at(model)
     before, after, generators, count = _found(wanted, motions, values, request)
-    new = _new_values(motions, values, generators)
-    drifts = [drift(model, values, new, where) for where in (request.data, request.fresh)]
-    require_small(drifts, new, request.tolerance)
-    change = math.nan
-    if samples is not None:
-        change = mean_loss(samples, new) - mean_loss(samples, values)
-    what = carried_out(model, motions, generators, optimizer, state)
+    plan = planned(motions, values, generators)
+    here = change(model, values, plan.new, request.data, request.loss)
+    there = change(model, values, plan.new, request.fresh)
+    require_small([here.drift, there.drift], plan.new, request.tolerance)
+    what = carried_out(plan, model, optimizer, state)
     names = tuple(motion.name for motion in motions)
     far = [float(norms(T[None]).max()) for T in generators]
     return SearchReport(
@@ -151,9 +149,9 @@ def searched(
         objective_before=before,
         objective_after=after,
         norms=dict(zip(names, far, strict=True)),
-        drift=drifts[0],
-        fresh_drift=drifts[1],
-        loss_change=change,
+        drift=here.drift,
+        fresh_drift=there.drift,
+        loss_change=here.loss,
         gradients=wanted.passes if isinstance(wanted, GradientNorm) else count,
         seconds=time.perf_counter() - began,
         state=what,
@@ -174,10 +172,9 @@ def _on_level_set(
     had = states_of(optimizer, model)
     values = tensors_at(model)
     end = steepest(samples, request.steps, request.lr, request.max_norm)
-    new = {**values, **end.weights}
-    drifts = [drift(model, values, new, where) for where in (request.data, request.fresh)]
+    here, there = (change(model, values, end.weights, d) for d in (request.data, request.fresh))
     moved = list(end.weights) if end.distance > 0 else []
-    written(model, {path: new[path] for path in moved}, optimizer)
+    written(model, {path: end.weights[path] for path in moved}, optimizer)
     return SearchReport(
         objective=LEVEL_SET,
         maximise=True,
@@ -185,8 +182,8 @@ def _on_level_set(
         objective_before=end.squared_before,
         objective_after=end.squared_after,
         norms={"level set": end.distance},
-        drift=drifts[0],
-        fresh_drift=drifts[1],
+        drift=here.drift,
+        fresh_drift=there.drift,
         loss_change=end.loss_change,
         gradients=end.gradients,
         seconds=time.perf_counter() - began,
@@ -212,15 +209,14 @@ def _found(
         return sign * value, tuple(sign * G for G in gradient)
 
     start = _starts(motions, values, request)
-    before, _ = along(tuple(T[:1] for T in start))
     end = climb(evaluate, start, request.steps, request.how(), Ball(request.max_norm))
     reached = end.values
-    extra = 1
+    extra = 0
     if reached is None:
-        reached, extra = evaluate(end.generators)[0], 2
+        reached, extra = evaluate(end.generators)[0], 1
     best = int(torch.nan_to_num(reached, nan=-math.inf).argmax())
     return (
-        float(before[0]),
+        sign * float(end.first[0]),
         sign * float(reached[best]),
         tuple(T[best] for T in end.generators),
         end.gradients + extra,
@@ -240,12 +236,3 @@ def _starts(motions: Sequence[Motion], values: dict[str, Tensor], request: Reque
         drawn = scaled(drawn, reach / size)
         found.append(torch.cat([zero[None], drawn]))
     return tuple(found)
-
-
-def _new_values(
-    motions: Sequence[Motion], values: dict[str, Tensor], generators: Generators
-) -> dict[str, Tensor]:
-    """The model's tensors at g . w, computed in float64."""
-    wide = {p: v.double() if v.is_floating_point() else v for p, v in values.items()}
-    moved = moved_weights(motions, wide, generators)
-    return {path: moved[path].to(value.dtype) for path, value in values.items()}
