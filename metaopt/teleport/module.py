@@ -123,7 +123,7 @@ def teleport(
         steps: steps of the search, at least 1.
         lr: a fixed rate of gradient ascent, T + lr dF/dT, whose steps are taken whatever they do;
             of a level set the first size of its steps. None: the search finds the lengths of its
-            steps, and takes none that makes the objective worse (``teleport.search.Spectral``).
+            steps, and takes none that makes the objective worse (``teleport.search.QuasiNewton``).
         max_norm: the bound on the norm of the generator of each symmetry (of each block), to which
             the search projects; of a level set, on |w' - w|. None: none, if all orbits are compact.
         tolerance: the drift ||f(w') - f(w)|| / (||f(w)|| + ||Y||) up to which the model is moved;

@@ -4,13 +4,14 @@
 
 A candidate is a starting point of the search, or, where many tasks are trained side by side, the
 orbit of one of them. How s follows from gradients is an object (``Steps``): the fixed rate of the
-papers, steps of fixed length, or the spectral projected gradient, which finds its own lengths.
+papers, steps of fixed length, or a quasi-Newton method, which finds its own.
 Functions on orbits grow like exp(2 |T|) where the orbit is not compact, so that there the search is
 bounded or refused (``require_bounded``).
 
 References:
-    Zhao, Dehmamy, Walters and Yu, arXiv 2205.10637, for teleports by gradient ascent; Birgin,
-    Martinez and Raydan, Nonmonotone spectral projected gradient methods on convex sets (2000).
+    Zhao, Dehmamy, Walters and Yu, arXiv 2205.10637, for teleports by gradient ascent; Liu and
+    Nocedal, On the limited memory BFGS method (1989); Birgin, Martinez and Raydan, Nonmonotone
+    spectral projected gradient methods on convex sets (2000).
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ Evaluate = Callable[[Generators], tuple[Tensor, Generators]]
 
 FIRST = 0.1
 """Length of the first step, in units of the bound, or absolutely where there is none."""
+PAIRS = 10
+"""Steps from which the curvature of F is estimated."""
 MEMORY = 5
 """A step is kept if F is above the least of so many values before it."""
 GROWS, SHRINKS = 8.0, 0.25
@@ -45,6 +48,15 @@ def _per_candidate(x: Tensor, like: Tensor) -> Tensor:
 def _dot(x: Generators, y: Generators) -> Tensor:
     """<x, y> over all generators, [C]."""
     return torch.stack([(a * b).flatten(1).sum(1) for a, b in zip(x, y, strict=True)]).sum(0)
+
+
+def _sum(x: Generators, y: Generators) -> Generators:
+    return tuple(a + b for a, b in zip(x, y, strict=True))
+
+
+def _scaled(factors: Tensor, x: Generators) -> Generators:
+    """x times a factor for each candidate."""
+    return tuple(_per_candidate(factors, a) * a for a in x)
 
 
 def norms(T: Tensor) -> Tensor:
@@ -131,13 +143,14 @@ class FixedLength(Steps):
         return tuple(found)
 
 
-class Spectral(Steps):
-    """s = l dF/dT, with l = -<s, s> / <s, y> of the step before, y the change of the gradient.
+class QuasiNewton(Steps):
+    """s = -B dF/dT, B an estimate of the inverse Hessian from the last steps (L-BFGS).
 
-    This is Barzilai and Borwein's length, in one dimension the secant method. Where F is convex
-    along the last step (<s, y> >= 0) the next is longer, at least as far as the bound reaches:
-    there the largest value lies on the bound. A step on which F falls is taken back, and made
-    shorter.
+    Without a step to learn from, and where the bound has cut the last one off, s = l dF/dT with
+    Barzilai and Borwein's length l = -<s, s> / <s, y>, y the change of the gradient. Where F is
+    convex along the last step (<s, y> >= 0) the next is longer, at least as far as the bound
+    reaches: there the largest value lies on the bound. A step on which F falls is taken back, and
+    made shorter.
 
     Args:
         reach: the bound on ||T||, or None.
@@ -147,34 +160,68 @@ class Spectral(Steps):
 
     def __init__(self, reach: float | None) -> None:
         self.reach = reach
+        self._pairs: list[tuple[Generators, Generators, Tensor]] = []
         self._rates: Tensor | None = None
+        self._share = torch.ones(())
         self._size = torch.zeros(())
+        self._asked: Generators = ()
+        self._is_free = torch.zeros(())
 
     def step(self, gradients: Generators) -> Generators:
-        """l dF/dT."""
+        """The step, of each candidate by itself."""
         self._size = _dot(gradients, gradients).sqrt()
         if self._rates is None:
             first = FIRST * (1.0 if self.reach is None else self.reach)
             self._rates = first / torch.where(self._size == 0, 1.0, self._size)
-        return tuple(_per_candidate(self._rates, G) * G for G in gradients)
+            self._share = torch.ones_like(self._rates)
+            self._is_free = torch.zeros_like(self._rates, dtype=torch.bool)
+        plain = _scaled(self._rates, gradients)
+        self._asked = plain
+        if self._pairs:
+            curved = _scaled(self._share, self._curved(gradients))
+            is_up = self._is_free & (_dot(curved, gradients) > 0)
+            self._asked = _where(is_up, curved, plain)
+        return self._asked
+
+    def _curved(self, gradients: Generators) -> Generators:
+        """-B dF/dT by the two-loop recursion."""
+        r, kept = gradients, []
+        for s, y, inverse in reversed(self._pairs):
+            share = inverse * _dot(s, r)
+            kept.append(share)
+            r = _sum(r, _scaled(-share, y))
+        s, y, inverse = self._pairs[-1]
+        squared = _dot(y, y)
+        size = _dot(s, y) / torch.where(squared == 0, 1.0, squared)
+        assert self._rates is not None
+        r = _scaled(torch.where(inverse > 0, size, self._rates), r)
+        for (s, y, inverse), share in zip(self._pairs, reversed(kept), strict=True):
+            r = _sum(r, _scaled(share - inverse * _dot(y, r), s))
+        return r
 
     def learn(self, taken: Generators, change: Generators, rose: Tensor) -> None:
-        """The next length."""
+        """What is known of the curvature of F."""
         assert self._rates is not None
-        along, squared = _dot(taken, change), _dot(taken, taken)
+        falls = _scaled(-torch.ones_like(self._rates), change)
+        along, squared = _dot(taken, falls), _dot(taken, taken)
+        is_concave = along > 0
+        secant = squared / torch.where(is_concave, along, 1.0)
         longer = GROWS * self._rates
         if self.reach is not None:
-            longer = torch.maximum(
-                longer, self.reach / torch.where(self._size == 0, 1.0, self._size)
-            )
-        is_concave = along < 0
-        secant = squared / torch.where(is_concave, -along, 1.0)
-        after = torch.where(is_concave, secant, longer)
+            size = torch.where(self._size == 0, 1.0, self._size)
+            longer = torch.maximum(longer, self.reach / size)
+        shorter = SHRINKS * self._rates
         # A fall tells how F bends too: the secant is used if it is shorter still.
-        shorter = torch.where(
-            is_concave, torch.minimum(secant, SHRINKS * self._rates), SHRINKS * self._rates
-        )
-        self._rates = torch.where(rose, after, shorter)
+        shorter = torch.where(is_concave, torch.minimum(secant, shorter), shorter)
+        self._rates = torch.where(rose, torch.where(is_concave, secant, longer), shorter)
+        self._share = torch.where(rose, 1.0, SHRINKS * self._share)
+        cut = _sum(taken, _scaled(-torch.ones_like(along), self._asked))
+        is_whole = _dot(cut, cut) <= 1e-18 * _dot(self._asked, self._asked)
+        use = rose & is_concave & is_whole
+        if bool(use.any()):
+            inverse = torch.where(use, 1 / torch.where(use, along, 1.0), 0.0)
+            self._pairs = [*self._pairs, (taken, falls, inverse)][-PAIRS:]
+        self._is_free = torch.where(rose, is_whole & is_concave, self._is_free & is_whole)
 
 
 @dataclass(frozen=True)
@@ -239,7 +286,7 @@ def climb(
 
 
 def _plus(T: Generators, s: Generators, bound: Callable[[Generators], Generators]) -> Generators:
-    return bound(tuple(a + b for a, b in zip(T, s, strict=True)))
+    return bound(_sum(T, s))
 
 
 def _where(condition: Tensor, yes: Generators, no: Generators) -> Generators:

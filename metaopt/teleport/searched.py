@@ -29,7 +29,7 @@ from metaopt.teleport.search import (
     Ball,
     FixedRate,
     Generators,
-    Spectral,
+    QuasiNewton,
     Steps,
     climb,
     norms,
@@ -76,7 +76,7 @@ class Request:
 
     def how(self) -> Steps:
         """How the search steps."""
-        return Spectral(self.max_norm) if self.lr is None else FixedRate(self.lr)
+        return QuasiNewton(self.max_norm) if self.lr is None else FixedRate(self.lr)
 
 
 def objective_of(

@@ -16,7 +16,7 @@ from metaopt.teleport.search import (
     FixedLength,
     FixedRate,
     Generators,
-    Spectral,
+    QuasiNewton,
     climb,
     norms,
     require_bounded,
@@ -44,7 +44,7 @@ def test_a_scaling_is_brought_to_its_balance() -> None:
     # a e^{-2t} + b e^{2t} is least at e^{4t} = a / b, where it is 2 sqrt(a b).
     a, b = torch.tensor([5.0, 0.01]).double(), torch.tensor([0.2, 3.0]).double()
     f = evaluated(lambda T: -(a * (-2 * T[:, 0]).exp() + b * (2 * T[:, 0]).exp()))
-    end = climb(f, (zeros(2, 1),), 30, Spectral(None), FREE)
+    end = climb(f, (zeros(2, 1),), 30, QuasiNewton(None), FREE)
     torch.testing.assert_close(end.generators[0][:, 0], (a / b).log() / 4, rtol=0, atol=1e-7)
     assert end.values is not None
     torch.testing.assert_close(-end.values, 2 * (a * b).sqrt(), rtol=1e-12, atol=0)
@@ -53,7 +53,7 @@ def test_a_scaling_is_brought_to_its_balance() -> None:
 def test_on_a_ball_a_convex_function_is_largest_on_the_bound() -> None:
     c = torch.tensor([1.0, 2.0, 2.0]).double()
     f = evaluated(lambda T: (T[:, 0] @ c).exp())
-    end = climb(f, (zeros(1, 1, 3),), 10, Spectral(0.5), Ball(0.5))
+    end = climb(f, (zeros(1, 1, 3),), 10, QuasiNewton(0.5), Ball(0.5))
     torch.testing.assert_close(end.generators[0][0, 0], 0.5 * c / 3, rtol=1e-12, atol=0)
     assert end.values is not None
     assert float(end.values[0]) == pytest.approx(math.exp(1.5), rel=1e-12)
@@ -62,7 +62,7 @@ def test_on_a_ball_a_convex_function_is_largest_on_the_bound() -> None:
 def test_no_step_makes_the_objective_worse_and_lost_candidates_stay() -> None:
     f = evaluated(lambda T: torch.where(T[:, 0] > 0.2, math.nan, T[:, 0]))
     start = torch.tensor([[0.0], [0.1]]).double()
-    end = climb(f, (start,), 25, Spectral(None), FREE)
+    end = climb(f, (start,), 25, QuasiNewton(None), FREE)
     assert end.values is not None
     assert bool((end.values >= start[:, 0]).all())
     assert bool((end.values <= 0.2).all())

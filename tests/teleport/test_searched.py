@@ -37,7 +37,7 @@ def squared_gradient(model: nn.Module, data: tuple[Tensor, Tensor]) -> float:
 
 def test_booth_from_the_best_point_of_its_orbit_is_solved_in_one_step() -> None:
     model = Booth()
-    assert float(model(NOTHING)) == 144
+    assert float(model(NOTHING).detach()) == 144
     assert model.squared_gradient() == 2880
     report = metaopt.teleport(
         model,
@@ -50,12 +50,12 @@ def test_booth_from_the_best_point_of_its_orbit_is_solved_in_one_step() -> None:
     assert report.objective_before == pytest.approx(2880, abs=1e-9)
     assert report.objective_after == pytest.approx(5184, abs=1e-6)
     assert model.squared_gradient() == pytest.approx(5184, abs=1e-6)
-    assert float(model(NOTHING)) == pytest.approx(144, abs=1e-10)
+    assert float(model(NOTHING).detach()) == pytest.approx(144, abs=1e-10)
     assert report.gradients == 1
     (G,) = torch.autograd.grad(model(NOTHING).sum(), [model.w])
     with torch.no_grad():
         model.w -= G / 18
-    assert float(model(NOTHING)) < 1e-12
+    assert float(model(NOTHING).detach()) < 1e-12
 
 
 @pytest.mark.parametrize("kind", [Booth, Rosenbrock])
@@ -80,7 +80,7 @@ def test_the_best_of_several_starts_is_the_best_of_a_grid(kind: type[Booth]) -> 
 
 def test_rosenbrock_at_its_start() -> None:
     model = Rosenbrock((-1.0, -1.0))
-    assert float(model(NOTHING)) == 404
+    assert float(model(NOTHING).detach()) == 404
     assert Rosenbrock.residuals(model.w).tolist() == [20, -2]
     (G,) = torch.autograd.grad(model(NOTHING).sum(), [model.w])
     assert G.tolist() == [40 * -1 * 20 + 2 * -2, -20 * 20]
@@ -103,7 +103,7 @@ def test_the_least_gradient_is_that_of_the_closed_form(linear: bool) -> None:
         data=data,
         maximise=False,
         max_norm=10,
-        steps=400,
+        steps=100,
     )
     assert report.objective_after == pytest.approx(squared_gradient(other, data), rel=1e-6)
     assert report.objective_after == pytest.approx(squared_gradient(model, data), rel=1e-9)
