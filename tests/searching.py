@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from metaopt.symmetry.motion import OwnSymmetry
 
@@ -63,3 +65,18 @@ def rotation(kind: type[Booth]) -> OwnSymmetry:
         return {"w": kind.solved(torch.stack([cos * u - sin * v, sin * u + cos * v]))}
 
     return OwnSymmetry("SO(2)", act, is_compact=True)
+
+
+mse: Callable[[Any, Tensor], Tensor] = functional.mse_loss
+
+
+def network(dtype: torch.dtype = torch.float64) -> tuple[nn.Sequential, tuple[Tensor, Tensor]]:
+    """A network of two hidden layers with data."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 3))
+    return model.to(dtype), (torch.randn(40, 4, dtype=dtype), torch.randn(40, 3, dtype=dtype))
+
+
+def squared_gradient(model: nn.Module, data: tuple[Tensor, Tensor]) -> float:
+    loss = mse(model(data[0]), data[1])
+    return float(sum(G.square().sum() for G in torch.autograd.grad(loss, list(model.parameters()))))

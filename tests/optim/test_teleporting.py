@@ -44,7 +44,7 @@ def batch(step: int) -> tuple[Tensor, Tensor]:
 
 
 def around(model: nn.Module, name: str, **more: Any) -> Teleporting:
-    arguments = {"every": 2, "loss": loss_of, "data": batch, "steps": 3} | more
+    arguments: dict[str, Any] = {"every": 2, "loss": loss_of, "data": batch, "steps": 3} | more
     return Teleporting(OPTIMIZERS[name](model.parameters()), model, **arguments)
 
 
@@ -78,9 +78,8 @@ def through_a_file(state: Any) -> Any:
 
 
 def same(model: nn.Module, other: nn.Module) -> bool:
-    return all(
-        torch.equal(p, q) for p, q in zip(model.parameters(), other.parameters(), strict=True)
-    )
+    pairs = zip(model.parameters(), other.parameters(), strict=True)
+    return all(torch.equal(p, q) for p, q in pairs)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -103,7 +102,8 @@ def test_a_run_is_resumed_bit_for_bit(name: str) -> None:
 
     resumed = network()
     again, schedule, scaler = made(resumed)
-    for part, state in zip([resumed, again, schedule, scaler], saved, strict=True):
+    parts: list[Any] = [resumed, again, schedule, scaler]
+    for part, state in zip(parts, saved, strict=True):
         part.load_state_dict(state)
     assert again.taken == 5
     trained(resumed, again, range(5, 11), schedule, scaler)
@@ -274,10 +274,8 @@ def test_mistakes_are_named_at_once(more: dict[str, Any], message: str) -> None:
 
 def test_optimizers_whose_state_is_not_known_are_to_be_reset() -> None:
     model = network()
-    for unknown in (
-        torch.optim.NAdam(model.parameters()),
-        RMSprop(model.parameters(), momentum=0.9),
-    ):
+    parameters = list(model.parameters())
+    for unknown in (torch.optim.NAdam(parameters), RMSprop(parameters, momentum=0.9)):
         with pytest.raises(ValueError, match="use state='reset'"):
             Teleporting(unknown, model, every=1)
         optimizer = Teleporting(unknown, model, every=1, state="reset")
@@ -285,26 +283,23 @@ def test_optimizers_whose_state_is_not_known_are_to_be_reset() -> None:
         assert "reset" in optimizer.reports[-1][1].state
 
 
-def test_rmsprop_moves_as_adam_does() -> None:
-    """Under scaling of hidden units its step in the units' own scale is the same."""
+def test_the_state_of_rmsprop_is_that_of_a_run_begun_there() -> None:
     model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)).double()
     other = copy.deepcopy(model)
     optimizer = RMSprop(model.parameters(), lr=0.0, centered=True, eps=0.0)
     begun = RMSprop(other.parameters(), lr=0.0, centered=True, eps=0.0)
-    x, y = (one.double() for one in batch(0))
-    for m, o in ((model, optimizer), (other, begun)):
-        for _ in range(3):
-            if m is other:
-                continue
-            o.zero_grad()
-            loss_of(m(x + 0.1), y).backward()
-            o.step()
+
+    def stepped(model: nn.Module, optimizer: Optimizer) -> None:
+        for step in range(3):
+            x, y = (one.double() for one in batch(step))
+            optimizer.zero_grad()
+            loss_of(model(x), y).backward()
+            optimizer.step()
+
+    stepped(model, optimizer)
     metaopt.teleport(model, seed=3, optimizer=optimizer)
     other.load_state_dict(model.state_dict())
-    for _ in range(3):
-        begun.zero_grad()
-        loss_of(other(x + 0.1), y).backward()
-        begun.step()
+    stepped(other, begun)
     for p, q in zip(model.parameters(), other.parameters(), strict=True):
         for name in ("square_avg", "grad_avg"):
             torch.testing.assert_close(optimizer.state[p][name], begun.state[q][name])
