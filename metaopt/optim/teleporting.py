@@ -100,6 +100,7 @@ class Teleporting(Optimizer):
         # Not that of torch: groups and state are those of the other optimizer.
         self.optimizer = optimizer
         self.taken = 0
+        self._is_lost = False
         self.reports: list[tuple[int, SearchReport]] = []
         self._model, self._loss, self._data, self._fresh = model, loss, data, fresh
         self._when = _when(every, at)
@@ -114,7 +115,8 @@ class Teleporting(Optimizer):
             listed = found_symmetries(model) if symmetries is None else symmetries
         motions, _ = motions_of(listed)
         self._moves = bool(motions) or objective == LEVEL_SET
-        if symmetries is not None and not self._moves:
+        if not self._moves and (listed or symmetries is not None):
+            # That none are there at all has been said where they were looked for.
             warnings.warn("nothing is teleported: no symmetry to search along", stacklevel=2)
         self._is_first = objective != LEVEL_SET and all(motion.is_exact for motion in motions)
         if objective != LEVEL_SET:
@@ -147,6 +149,17 @@ class Teleporting(Optimizer):
         return found
 
     def _teleport(self, number: int) -> None:
+        lost = [path for path, p in self._model.named_parameters() if not _is_finite(p)]
+        if lost:
+            # The run is lost, but that is for the user to find, as with the optimizer alone.
+            if not self._is_lost:
+                self._is_lost = True
+                warnings.warn(
+                    f"not teleported at step {number}: weights or gradients of {lost[0]!r} are not "
+                    f"finite",
+                    stacklevel=3,
+                )
+            return
         report = teleport(
             self._model,
             loss=self._loss,
@@ -211,6 +224,12 @@ class Teleporting(Optimizer):
 
     def __repr__(self) -> str:
         return f"Teleporting({self._arguments['objective']!r}, {self.optimizer!r})"
+
+
+def _is_finite(parameter: nn.Parameter) -> bool:
+    grad = parameter.grad
+    tensors = (parameter.detach(),) if grad is None else (parameter.detach(), grad)
+    return all(bool(torch.isfinite(one).all()) for one in tensors)
 
 
 def _when(every: int | None, at: Collection[int] | None) -> Callable[[int], bool]:

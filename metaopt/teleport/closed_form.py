@@ -52,11 +52,11 @@ class SquaredNorm:
         total: Tensor | float = self._fixed
         for path, G in moved.items():
             if path not in self._factors:
-                total = total + G.square().sum()
+                total = total + G.square().sum().cpu()
         for path, S in self._squares.items():
             for axis in reversed(self._axes[path]):
                 S = S @ moved[_name(path, axis)].square()
-            total = total + S
+            total = total + S.cpu()
         return torch.as_tensor(total)
 
     def _shorten(self, groups: Sequence[GroupMotion]) -> None:
@@ -72,7 +72,7 @@ class SquaredNorm:
         gradients, self._moved = self._moved, {}
         for path, G in gradients.items():
             if path not in axes:
-                self._fixed = self._fixed + G.square().sum()
+                self._fixed = self._fixed + G.square().sum().cpu()
             elif path in mixed:
                 self._moved[path] = G
             else:

@@ -31,7 +31,7 @@ from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
+from torch.optim import LBFGS, SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
 
 from metaopt.symmetry.elements import Relabelling, Translation
 from metaopt.symmetry.modules import Touches, tensor_at
@@ -84,7 +84,8 @@ def require_optimizer_of(optimizer: Optimizer, model: nn.Module) -> None:
 
 def reset(optimizer: Optimizer, model: nn.Module, found: Touches) -> None:
     """Reset the state of every parameter that moved, and all state if parameters share some."""
-    if found and isinstance(optimizer, Learned) and optimizer.shared_state():
+    shares = isinstance(optimizer, Learned) and optimizer.shared_state()
+    if found and (shares or isinstance(optimizer, LBFGS)):
         optimizer.state.clear()
     for path in found:
         optimizer.state.pop(tensor_at(model, path), None)

@@ -19,7 +19,8 @@ from torch.optim import Optimizer
 from metaopt.base.streams import Stream, generator
 from metaopt.landscape.data import Data
 from metaopt.landscape.samples import Loss, Samples
-from metaopt.symmetry.motion import Motion
+from metaopt.symmetry.modules import require
+from metaopt.symmetry.motion import GroupMotion, Motion
 from metaopt.teleport.carrying import carried_out, planned, states_of, told, written
 from metaopt.teleport.drift import change, require_small, tensors_at
 from metaopt.teleport.landscape_objectives import Curvature, Sharpness
@@ -132,6 +133,10 @@ def searched(
     if request.objective == LEVEL_SET:
         return _on_level_set(model, samples, request, optimizer)
     require_bounded(motions, request.max_norm)
+    for motion in motions:
+        if isinstance(motion, GroupMotion):
+            for slot in motion.symmetry.slots:
+                require(model, motion.symmetry, slot)
     wanted = objective_of(model, request.objective, samples, motions, request.seed)
     values = tensors_at(model)
     before, after, generators, count = _found(wanted, motions, values, request)

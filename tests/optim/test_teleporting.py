@@ -186,6 +186,33 @@ def test_a_model_without_symmetries_trains_as_without_it_after_one_warning() -> 
         around(network(), "Adam", symmetries=[])
 
 
+def test_a_lost_run_goes_on_as_with_the_optimizer_alone() -> None:
+    model = network()
+    optimizer = Teleporting(SGD(model.parameters(), lr=1e30), model, every=1)
+    with pytest.warns(UserWarning, match="not teleported at step 2: weights") as caught:
+        trained(model, optimizer, range(8))
+    assert len([w for w in caught if "not teleported" in str(w.message)]) == 1
+    assert optimizer.taken == 8
+
+
+def test_lbfgs_begins_anew_after_a_teleport() -> None:
+    model, (x, y) = network(), batch(0)
+    inner = torch.optim.LBFGS(model.parameters(), max_iter=4)
+    optimizer = Teleporting(inner, model, every=2, state="reset", loss=loss_of, data=batch)
+    seen = []
+
+    def closure() -> Tensor:
+        seen.append(len(optimizer.state))
+        optimizer.zero_grad()
+        loss = loss_of(model(x), y)
+        loss.backward()
+        return loss
+
+    first = float(optimizer.step(closure).detach())
+    assert float(optimizer.step(closure).detach()) < first
+    assert "reset" in optimizer.reports[0][1].state
+
+
 def test_level_sets_serve_models_without_symmetries() -> None:
     torch.manual_seed(0)
     model = nn.Linear(4, 2)

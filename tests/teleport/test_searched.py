@@ -228,6 +228,11 @@ def test_without_a_symmetry_nothing_moves() -> None:
     assert report.norms == {}
 
 
+def other() -> nn.Module:
+    """Another model."""
+    return nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 2))
+
+
 @pytest.mark.parametrize(
     ("given_search", "message"),
     [
@@ -246,6 +251,10 @@ def test_without_a_symmetry_nothing_moves() -> None:
         ({"objective": lambda model: torch.ones(2)}, "must give a scalar"),
         ({"objective": lambda model: torch.ones(())}, "does not depend"),
         ({"symmetries": [rotation(Booth)]}, "need an objective"),
+        (
+            {"objective": "curvature", "symmetries": metaopt.symmetries(other())},
+            "has no tensor '1.weight'",
+        ),
     ],
 )
 def test_mistakes_are_named(given_search: dict[str, Any], message: str) -> None:
