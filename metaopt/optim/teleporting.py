@@ -46,7 +46,8 @@ class Teleporting(Optimizer):
 
     It is used in the place of the other: learning rate schedulers, closures, ``GradScaler`` and
     ``state_dict`` work as with the other alone. A run that is resumed from its state goes on bit
-    for bit.
+    for bit. Of several processes with the same weights, each has to search with the same gradients:
+    those that they have averaged, or the same data.
 
     Args:
         optimizer: the optimizer that trains the model, any of torch's or of yours.

@@ -126,8 +126,9 @@ def teleport(
             steps, and takes none that makes the objective worse (``teleport.search.QuasiNewton``).
         max_norm: the bound on the norm of the generator of each symmetry (of each block), to which
             the search projects; of a level set, on |w' - w|. None: none, if all orbits are compact.
-        tolerance: the drift ||f(w') - f(w)|| / (||f(w)|| + ||Y||) up to which the model is moved;
-            ``math.inf`` lets every move through.
+        tolerance: the drift ||f(w') - f(w)|| / (||f(w)|| + ||Y||) up to which the model is moved,
+            on the data and on fresh data; ``math.inf`` lets every move through. A level set, which
+            keeps the loss and not the outputs, is not held to it.
         starts: points that the search starts from, the first at w; the best is taken.
         optimizer: the optimizer that trains the model, if its state has to move too. It may be
             wrapped by Accelerate or Lightning.
@@ -169,6 +170,11 @@ def teleport(
             objective, loss, data, fresh, maximise, steps, lr, max_norm, tolerance, starts, seed
         )
         return searched(model, motions, left, request, optimizer, state)
+    if not (loss is None and data is None and fresh is None):
+        raise ValueError(
+            "loss and data are for a search: give an objective, one of gradient_norm, sharpness, "
+            "curvature, level_set or a function of the model"
+        )
     if symmetries is None:
         chosen = found_symmetries(model)
     else:

@@ -236,6 +236,7 @@ def other() -> nn.Module:
 @pytest.mark.parametrize(
     ("given_search", "message"),
     [
+        ({"loss": mse, "data": DATA}, "give an objective"),
         ({"objective": "loudness"}, "one of gradient_norm, sharpness, curvature, level_set"),
         ({"objective": "gradient_norm", "loss": mse}, "data is missing"),
         ({"objective": "gradient_norm", "data": DATA}, "loss is missing"),
