@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +47,7 @@ class Sharpness(Objective):
         self._distance = SHARE * squared**0.5
         numbers = item_generator(Stream.SHARPNESS, seed, 0)
         self._directions = isotropic(weights, RISES, numbers)
+        self._vectorises = True
 
     def at(self, values: Tensors) -> Tensor:
         """The mean rise, with a graph."""
@@ -59,9 +60,22 @@ class Sharpness(Objective):
 
             here = {path: values[path] for path in self._paths}
             with plain_attention():
-                found = expected_rise(loss, here, self._directions, [self._distance])
-            rises.append(len(targets) / samples.count * found.mean())
+                rises.append(len(targets) / samples.count * self._rise(loss, here))
         return torch.stack(rises).sum()
+
+    def _rise(self, loss: Callable[[dict[str, Tensor]], Tensor], here: Tensors) -> Tensor:
+        if self._vectorises:
+            try:
+                return expected_rise(loss, here, self._directions, [self._distance]).mean()
+            except RuntimeError:
+                # Operations that vmap does not know; if they are not at fault, it comes again.
+                self._vectorises = False
+        far = [
+            loss({p: w + sign * self._distance * self._directions[p][i] for p, w in here.items()})
+            for i in range(RISES)
+            for sign in (1, -1)
+        ]
+        return torch.stack(far).mean() - loss(dict(here))
 
 
 class Curvature(Objective):

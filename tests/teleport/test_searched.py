@@ -208,6 +208,21 @@ def test_an_objective_may_differentiate_the_model_itself() -> None:
     assert math.isnan(own.drift)
 
 
+def test_sharpness_of_a_model_that_vmap_cannot_run() -> None:
+    model, data = network()
+
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        found = mse(outputs, targets)
+        # A number on the host, which vmap refuses.
+        return found if float(found.detach()) > 0 else 2 * found
+
+    given_search: dict[str, Any] = {"objective": "sharpness", "data": data, "steps": 3}
+    plain = metaopt.teleport(copy.deepcopy(model), loss=mse, **given_search)
+    other = metaopt.teleport(copy.deepcopy(model), loss=loss, **given_search)
+    assert other.objective_before == pytest.approx(plain.objective_before, rel=1e-9)
+    assert other.objective_after == pytest.approx(plain.objective_after, rel=1e-9)
+
+
 def test_sharpness_and_curvature_go_both_ways() -> None:
     model, data = network()
     for name in ("sharpness", "curvature"):
