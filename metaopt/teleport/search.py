@@ -220,7 +220,10 @@ class QuasiNewton(Steps):
         use = rose & is_concave & is_whole
         if bool(use.any()):
             inverse = torch.where(use, 1 / torch.where(use, along, 1.0), 0.0)
-            self._pairs = [*self._pairs, (taken, falls, inverse)][-PAIRS:]
+            # Of other candidates, which may have been lost on this step, nothing is kept.
+            none = tuple(torch.zeros_like(s) for s in taken)
+            pair = _where(use, taken, none), _where(use, falls, none), inverse
+            self._pairs = [*self._pairs, pair][-PAIRS:]
         self._is_free = torch.where(rose, is_whole & is_concave, self._is_free & is_whole)
 
 
