@@ -4,14 +4,14 @@ Gradient descent of rate 1 / beta on a mu-strongly convex, beta-smooth f has
 f(w_{t+1}) - f* <= (1 - mu / beta) (f(w_t) - f*) from every point, and so from the steepest point of
 a level set too: teleports do not worsen the bound. They do not improve it either:
 
-    f = mu |w|^2 / 2           level sets are spheres, on which |g| is the same: the factor a step is
-                               (1 - mu / beta)^2 with teleports and without
-    a quadratic, rate 2 / (beta + mu)   the steepest point lies along the largest eigenvalue, where
-                               the factor is ((beta - mu) / (beta + mu))^2, the worst of all
+    f = mu |w|^2 / 2 at rate 1 / beta: level sets are spheres, on which |g| is the same, and the
+        factor a step is (1 - mu / beta)^2 with teleports and without
+    a quadratic at rate 2 / (beta + mu): the steepest point lies along the largest eigenvalue, where
+        the factor is ((beta - mu) / (beta + mu))^2, the worst of all
 
-How it goes in between is tried on f = sum_k p_k s(c_k . w) + mu |w|^2 / 2 in the plane, s a softplus
-less its tangent: teleports to the steepest of 180 directions before each step, the steps to 1e-8 of
-the first gap, with teleports and without.
+How it goes in between is tried on f = sum_k p_k s(c_k . w) + mu |w|^2 / 2 in the plane, s a
+softplus less its tangent: teleports to the steepest of 180 directions before each step, the steps
+to 1e-8 of the first gap, with teleports and without.
 
 Reference: Mishkin, Bietti and Gower, arXiv 2403.03362.
 """
@@ -113,7 +113,8 @@ def run(problems: Problems, start: Array, size: Size, teleported: bool) -> tuple
     angles = np.arange(size.directions) * (2 * np.pi / size.directions)
     directions = np.stack([np.cos(angles), np.sin(angles)], 1)
     w, lr = start.copy(), 1 / problems.beta[:, None]
-    first = loss = problems.loss(w[:, None])[:, 0]
+    first = problems.loss(w[:, None])[:, 0]
+    loss = first.copy()
     taken, worst = np.full(len(w), size.steps), np.zeros(len(w))
     active = np.arange(len(w))
     for step in trange(size.steps, desc="convex", leave=False):

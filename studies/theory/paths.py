@@ -29,6 +29,8 @@ from studies.theory.told import exact
 
 SEED = 5
 ASCENTS = 10
+LOST = 1e30
+"""Stands for a loss that has risen above the first one, or is not finite."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def none(plane: Plane, setting: Setting, w: Array, draws: Generator) -> Array:
 
 def ascent(plane: Plane, setting: Setting, w: Array, draws: Generator) -> Array:
     """Ten ascents, as published."""
-    angle = draws.uniform(0, 1, w.shape[1]) * setting.largest_angle
+    angle = np.asarray(draws.uniform(0, setting.largest_angle, w.shape[1]))
     for _ in range(ASCENTS):
         angle = angle + setting.group_lr * plane.slope(plane.turned(w, angle))
     return plane.turned(w, angle)
@@ -118,14 +120,15 @@ def run(plane: Plane, name: str, runs: int) -> dict[str, Any]:
             w = w - setting.lr * plane.gradient(w)
         ends = plane.loss(w)
     lost = ~np.isfinite(ends) | (ends > first)
-    ends = np.where(lost, np.inf, ends)
+    ends = np.where(lost, LOST, ends)
+    there = [point for point in path if np.isfinite(point).all()]
     return {
         "median": float(np.median(ends)),
-        "quartiles": [float(x) for x in np.quantile(np.where(lost, 1e300, ends), (0.25, 0.75))],
+        "quartiles": [float(x) for x in np.quantile(ends, (0.25, 0.75))],
         "lost": float(lost.mean()),
-        "losses": losses,
-        "squares": squares,
-        "path": path[:: max(1, len(path) // 500)] if plane.name == "Booth" else path,
+        "losses": np.nan_to_num(losses, nan=LOST, posinf=LOST).clip(max=LOST).tolist(),
+        "squares": np.nan_to_num(squares, nan=LOST, posinf=LOST).clip(max=LOST).tolist(),
+        "path": there,
     }
 
 
@@ -143,8 +146,8 @@ def part(size: Size, folder: Folder) -> dict[str, Any]:
     ]
     angles = np.linspace(0, 2 * np.pi, 1_000_001)
     corner = np.array(rosenbrock.start)
-    grid = rosenbrock.squared(rosenbrock.turned(corner[:, None], angles)).max()
-    found = rosenbrock.squared(rosenbrock.extreme(corner))
+    grid = float(rosenbrock.squared(rosenbrock.turned(corner[:, None], angles)).max())
+    found = float(rosenbrock.squared(rosenbrock.extreme(corner)))
     medians = {name: one["median"] for name, one in pieces["Rosenbrock"].items()}
     after = booth.loss(best - booth.gradient(best) / 18)
     over = {name: median / medians["no teleport"] for name, median in medians.items()}
