@@ -1,4 +1,4 @@
-"""The trace of the Gauss-Newton matrix at the flattest point of the orbit: the same all along it."""
+"""The trace of the Gauss-Newton matrix at the flattest point of an orbit: one for all of it."""
 
 from __future__ import annotations
 
