@@ -26,12 +26,10 @@ from torch.func import grad, vmap
 from metaopt.base.streams import Stream, item_generator
 from metaopt.landscape.data import Data
 from metaopt.landscape.estimate import Estimate, mean_and_error
-from metaopt.landscape.gauss_newton import is_estimated, sharpness_stack
-from metaopt.landscape.noise import quadratic
+from metaopt.landscape.flattest import least_trace
 from metaopt.landscape.products import ENTRIES, MOST, HessianProducts
 from metaopt.landscape.samples import Loss, Samples, plain_attention
 from metaopt.landscape.spectrum import extremes, hutchinson, is_small
-from metaopt.symmetry.balancing import balanced
 from metaopt.symmetry.groups import Symmetry
 
 Weights = Mapping[str, Tensor]
@@ -124,9 +122,7 @@ MEASURES = ("rise", "trace", "eigenvalue", "invariant")
 """What ``sharpness`` measures."""
 SHARE = 0.05
 """The distance, as a share of |w|, if none is given."""
-FILL = 1e-12
-"""The trace of what is added to a Gauss-Newton matrix that has no flattest point, as a share."""
-SAMPLES = 4096
+SAMPLES = 512
 """Samples that go through the model at a time, at most."""
 
 
@@ -242,7 +238,7 @@ def sharpness(
     if "rise" in measures:
         values = _rises(samples, weights, sizes, draws, seed)
     trace, eigenvalue = _of_hessian(samples, paths, seed, measures)
-    invariant = _least_trace(samples, paths, symmetries) if "invariant" in measures else None
+    invariant = least_trace(samples, paths, symmetries) if "invariant" in measures else None
     mean, error = mean_and_error(values) if len(values) else (float("nan"), float("nan"))
     return Sharpness(mean, error, values, sizes, _loss(samples), trace, eigenvalue, invariant)
 
@@ -251,31 +247,50 @@ def _rises(
     samples: Samples, weights: Weights, sizes: Sequence[float], draws: int, seed: int
 ) -> Tensor:
     """The rise along each direction, [draws], float64."""
-    directions = isotropic(weights, draws, item_generator(Stream.SHARPNESS, seed, 0))
+    numbers = item_generator(Stream.SHARPNESS, seed, 0)
     size = sum(value.numel() for value in weights.values())
     chunk = max(1, min(MOST, ENTRIES // size))
-    total = torch.zeros(draws, dtype=torch.float64)
-    for inputs, targets in samples.parts(SAMPLES):
+    found = []
+    for start in range(0, draws, chunk):
+        directions = isotropic(weights, min(chunk, draws - start), numbers)
+        parts = [
+            len(targets)
+            / samples.count
+            * _rise(samples, inputs, targets, weights, directions, sizes)
+            for inputs, targets in samples.parts(SAMPLES)
+        ]
+        found.append(torch.stack(parts).sum(0))
+    return torch.cat(found)
 
-        def of_part(at: dict[str, Tensor], inputs: Any = inputs, y: Tensor = targets) -> Tensor:
-            return samples.loss(samples.outputs(at, inputs), y)
 
-        with torch.no_grad(), plain_attention():
-            try:
-                found = expected_rise(of_part, weights, directions, sizes, chunk)
-            except RuntimeError:
-                # Operations that vmap does not know; if they are not at fault, it comes again.
-                one = torch.stack(
-                    [
-                        of_part({p: w + sign * r * directions[p][i] for p, w in weights.items()})
-                        for i in range(draws)
-                        for r in sizes
-                        for sign in (1, -1)
-                    ]
-                )
-                found = one.reshape(draws, -1).mean(1) - of_part(dict(weights))
-        total += len(targets) / samples.count * found.double().cpu()
-    return total
+@torch.no_grad()
+def _rise(
+    samples: Samples,
+    inputs: Any,
+    targets: Tensor,
+    weights: Weights,
+    directions: Weights,
+    sizes: Sequence[float],
+) -> Tensor:
+    """Of the loss of one part of the data, [directions], float64."""
+
+    def of_part(at: dict[str, Tensor]) -> Tensor:
+        return samples.loss(samples.outputs(at, inputs), targets)
+
+    with plain_attention():
+        try:
+            return expected_rise(of_part, weights, directions, sizes).double().cpu()
+        except RuntimeError:
+            # Operations that vmap does not know; if they are not at fault, it comes again.
+            count = len(next(iter(directions.values())))
+            each = [
+                of_part({p: w + sign * r * directions[p][i] for p, w in weights.items()})
+                for i in range(count)
+                for r in sizes
+                for sign in (1, -1)
+            ]
+            means = torch.stack(each).reshape(count, -1).mean(1)
+            return (means - of_part(dict(weights))).double().cpu()
 
 
 def _of_hessian(
@@ -304,35 +319,6 @@ def _of_hessian(
         start = torch.from_numpy(numbers.standard_normal(products.size)).to(empty)
         eigenvalue = Estimate(extremes(products, start)[0], 0.0)
     return trace, eigenvalue
-
-
-def _least_trace(
-    samples: Samples, paths: Sequence[str], symmetries: Sequence[Symmetry] | None
-) -> Estimate:
-    """The least trace of the Gauss-Newton matrix on the orbit."""
-    chosen = list(quadratic(samples, symmetries).values())
-    stacks = sharpness_stack(samples, chosen, also=paths)
-    moved = {slot.path for symmetry in chosen for slot in symmetry.slots}
-    rest = sum(float(x.square().sum()) for path, x in stacks.items() if path not in moved)
-    found = balanced(chosen, stacks, "gradients")
-    if found.reasons:
-        # The least trace is only approached, as elements leave for infinity.
-        found = balanced(chosen, _filled(stacks), "gradients")
-    return Estimate(rest + found.after, float("nan") if is_estimated(samples) else 0.0)
-
-
-def _filled(stacks: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The stacks with rows of small random numbers, so that nothing in them is singular."""
-    numbers = item_generator(Stream.SHARPNESS, 0, 3)
-    size = sum(float(x.square().sum()) for x in stacks.values())
-    entries = sum(x[0].numel() for x in stacks.values())
-    found = {}
-    for path, x in stacks.items():
-        shape = x.shape[1:]
-        count = 1 + 2 * max(shape, default=1) ** 2 // x[0].numel()
-        rows = torch.from_numpy(numbers.standard_normal((count, *shape))).to(x)
-        found[path] = torch.cat([x, (FILL * size / entries / count) ** 0.5 * rows])
-    return found
 
 
 @torch.no_grad()
