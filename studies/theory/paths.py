@@ -125,7 +125,7 @@ def run(plane: Plane, name: str, runs: int) -> dict[str, Any]:
         "median": float(np.median(ends)),
         "quartiles": [float(x) for x in np.quantile(ends, (0.25, 0.75))],
         "lost": float(lost.mean()),
-        "factor": losses[-1] / losses[-2],
+        "factor": losses[-1] / losses[-2] if np.isfinite(losses[-1]) else LOST,
         "losses": [float(f"{x:.4g}") if x < LOST else LOST for x in losses],
         "path": np.round(there, 4).tolist(),
     }
@@ -163,7 +163,7 @@ def part(size: Size, folder: Folder) -> dict[str, Any]:
         [
             name,
             move,
-            *(f"{x:.2g}" for x in (one["median"], *one["quartiles"])),
+            *(f"{x:.2g}" if x < LOST / 2 else "lost" for x in (one["median"], *one["quartiles"])),
             f"{one['lost']:.1%}",
         ]
         for name, piece in pieces.items()
