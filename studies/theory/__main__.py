@@ -16,7 +16,7 @@ Options:
                           default runs/theory
     --smoke               tiny sizes, which show that everything works
 
-Two minutes on one core.
+Three minutes on one core.
 """
 
 from __future__ import annotations

@@ -103,12 +103,12 @@ MOVES: dict[str, tuple[Move, bool]] = {
 
 
 def run(plane: Plane, name: str, runs: int) -> dict[str, Any]:
-    """Gradient descent with teleports: losses, and the path of the first run."""
+    """Gradient descent with teleports: where runs end; losses and the path of the first one."""
     setting, (move, is_random) = SETTINGS[plane.name], MOVES[name]
     draws = item_generator(Stream.THEORY_STUDY, SEED, list(MOVES).index(name))
     w = np.tile(np.array(plane.start)[:, None], (1, runs if is_random else 1))
     first = float(plane.loss(w)[0])
-    losses, squares, path = [], [], []
+    losses, path = [], []
     with np.errstate(all="ignore"):
         for step in range(setting.steps):
             path.append(w[:, 0].tolist())
@@ -116,7 +116,6 @@ def run(plane: Plane, name: str, runs: int) -> dict[str, Any]:
                 w = move(plane, setting, w, draws)
                 path.append(w[:, 0].tolist())
             losses.append(float(plane.loss(w)[0]))
-            squares.append(float(plane.squared(w)[0]))
             w = w - setting.lr * plane.gradient(w)
         ends = plane.loss(w)
     lost = ~np.isfinite(ends) | (ends > first)
@@ -126,9 +125,9 @@ def run(plane: Plane, name: str, runs: int) -> dict[str, Any]:
         "median": float(np.median(ends)),
         "quartiles": [float(x) for x in np.quantile(ends, (0.25, 0.75))],
         "lost": float(lost.mean()),
-        "losses": np.nan_to_num(losses, nan=LOST, posinf=LOST).clip(max=LOST).tolist(),
-        "squares": np.nan_to_num(squares, nan=LOST, posinf=LOST).clip(max=LOST).tolist(),
-        "path": there,
+        "factor": losses[-1] / losses[-2] if np.isfinite(losses[-1]) else LOST,
+        "losses": [float(f"{x:.4g}") if x < LOST else LOST for x in losses],
+        "path": np.round(there, 4).tolist(),
     }
 
 
@@ -140,10 +139,7 @@ def part(size: Size, folder: Folder) -> dict[str, Any]:
     booth, rosenbrock = PLANES["Booth"], PLANES["Rosenbrock"]
     start = np.array(booth.start)
     best = booth.extreme(start)
-    factors = [
-        pieces["Booth"][name]["losses"][6] / pieces["Booth"][name]["losses"][5]
-        for name in ("largest gradient", "no teleport")
-    ]
+    factors = [pieces["Booth"][name]["factor"] for name in ("largest gradient", "no teleport")]
     angles = np.linspace(0, 2 * np.pi, 1_000_001)
     corner = np.array(rosenbrock.start)
     grid = float(rosenbrock.squared(rosenbrock.turned(corner[:, None], angles)).max())
@@ -167,7 +163,7 @@ def part(size: Size, folder: Folder) -> dict[str, Any]:
         [
             name,
             move,
-            *(f"{x:.2g}" for x in (one["median"], *one["quartiles"])),
+            *(f"{x:.2g}" if x < LOST / 2 else "lost" for x in (one["median"], *one["quartiles"])),
             f"{one['lost']:.1%}",
         ]
         for name, piece in pieces.items()

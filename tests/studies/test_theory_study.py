@@ -16,6 +16,7 @@ from studies.theory import bound, newton
 from studies.theory.convex import Problems, run
 from studies.theory.convex import Size as ConvexSize
 from studies.theory.displacement import to_circle, to_parabola
+from studies.theory.page import text
 from studies.theory.planes import PLANES, Plane
 
 
@@ -108,6 +109,13 @@ def test_distances_to_curves() -> None:
     x = np.linspace(-5, 5, 200_001)
     for found, (p, q) in zip(to_parabola(points), points.T, strict=True):
         assert found == pytest.approx(float(np.hypot(x - p, x**2 / 2 - q).min()), abs=1e-6)
+
+
+def test_the_page_has_the_tables_of_its_figures() -> None:
+    found = json.loads(command.PAGE.path.with_name("theory.json").read_text(encoding="utf-8"))
+    assert list(found) == list(command.PARTS)
+    assert text(found) in command.PAGE.path.read_text(encoding="utf-8")
+    assert all(one["holds"] for part in found.values() for one in part["claims"])
 
 
 def test_all_parts_run_small_and_go_on(
