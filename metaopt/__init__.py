@@ -3,7 +3,8 @@
 ``load`` reads a learned optimizer, ``LearnedOptimizer`` trains a model with one, ``symmetries``
 finds the symmetries of a model (``symmetry_rule`` tells it of your own operations), ``teleport``
 moves a model along them. ``charges``, ``noise``, ``noether`` and ``orbit`` say where on its orbit a
-model stands, ``balance`` moves it to a chosen point there, and ``Ledger`` follows its charges in
+model stands, ``sharpness``, ``curvature`` and ``criticality`` what the loss and the orbit look like
+there, ``balance`` moves it to a chosen point of the orbit, and ``Ledger`` follows its charges in
 training. ``Family``, ``Task`` and ``fresh_weights`` describe your own training tasks; ``Rule`` and
 ``Proposal`` are what a learned rule of your own is made of.
 """
@@ -17,19 +18,26 @@ from metaopt.symmetry.conserved import charges
 from metaopt.symmetry.discovery.find import symmetries
 from metaopt.symmetry.discovery.rules.registry import symmetry_rule
 from metaopt.symmetry.groups import Symmetries, Symmetry
+from metaopt.symmetry.motion import OwnSymmetry
 from metaopt.tasks.own import Family, Task, fresh_weights
 from metaopt.teleport.module import teleport
 
 if TYPE_CHECKING:
+    from metaopt.landscape.criticality import criticality
+    from metaopt.landscape.curvature_of_orbit import curvature
     from metaopt.landscape.noether import noether
     from metaopt.landscape.noise import noise
     from metaopt.landscape.orbit import orbit
+    from metaopt.landscape.sharpness import sharpness
     from metaopt.optim.finite import NonFiniteError
     from metaopt.optim.learned import LearnedRule, load
     from metaopt.optim.ledger import Ledger
     from metaopt.optim.optimizer import LearnedOptimizer
+    from metaopt.optim.teleporting import Teleporting
     from metaopt.rules.base import Proposal, Rule
     from metaopt.teleport.balance import balance
+    from metaopt.teleport.search_report import SearchReport
+    from metaopt.teleport.through_data import through_data
 
 __all__ = [
     "Family",
@@ -37,22 +45,29 @@ __all__ = [
     "LearnedRule",
     "Ledger",
     "NonFiniteError",
+    "OwnSymmetry",
     "Proposal",
     "Rule",
+    "SearchReport",
     "Symmetries",
     "Symmetry",
     "Task",
+    "Teleporting",
     "__version__",
     "balance",
     "charges",
+    "criticality",
+    "curvature",
     "fresh_weights",
     "load",
     "noether",
     "noise",
     "orbit",
+    "sharpness",
     "symmetries",
     "symmetry_rule",
     "teleport",
+    "through_data",
 ]
 
 # They read configurations, and what that takes (pydantic, YAML) is slow to import: it comes with
@@ -64,11 +79,17 @@ _WHEN_USED = {
     "NonFiniteError": "metaopt.optim.finite",
     "Proposal": "metaopt.rules.base",
     "Rule": "metaopt.rules.base",
+    "SearchReport": "metaopt.teleport.search_report",
+    "Teleporting": "metaopt.optim.teleporting",
     "balance": "metaopt.teleport.balance",
+    "criticality": "metaopt.landscape.criticality",
+    "curvature": "metaopt.landscape.curvature_of_orbit",
     "load": "metaopt.optim.learned",
     "noether": "metaopt.landscape.noether",
     "noise": "metaopt.landscape.noise",
     "orbit": "metaopt.landscape.orbit",
+    "sharpness": "metaopt.landscape.sharpness",
+    "through_data": "metaopt.teleport.through_data",
 }
 
 

@@ -16,7 +16,7 @@ from metaopt.rules.hand_made import Adam, CosineAdamW, GradientDescent, Momentum
 from metaopt.rules.lbfgs import LBFGS
 from metaopt.rules.references import KFAC, SolveLast, WhitenLast
 from metaopt.symmetry.actions import ThroughData
-from metaopt.symmetry.limits import FixedNorm
+from metaopt.symmetry.limits import CappedNorm
 from metaopt.symmetry.maps import Exponential
 from metaopt.teleport.config import TeleporterConfig
 from metaopt.teleport.engine import TeleportEngine
@@ -61,38 +61,59 @@ class Baseline:
     needs_network: bool = False
 
 
-def _ruled(rule: Callable[..., Rule]) -> Callable[[Values, int], Optimizer]:
+Made = Callable[[Values, int], MetaOptimizer]
+
+TELEPORT: Mapping[str, Possible] = {"norm": _positive, "ascents": _count, "every": _count}
+"""The hyper-parameters of a searched teleport: the length of an ascent step, and how many."""
+
+
+def _ruled(rule: Callable[..., Rule]) -> Made:
     """What makes an optimizer of an update rule alone."""
     return lambda values, horizon: MetaOptimizer({"update": rule(**values)}, None)
 
 
-def _gradient_teleport(values: Values, horizon: int) -> Optimizer:
-    norm, tolerance = values["norm"], TeleporterConfig().tolerance
-    engine = TeleportEngine(
-        ThroughData(), Exponential(norm), FixedNorm(norm), Refuse(tolerance), require_exact=False
-    )
-    ascents, every = int(values["ascents"]), int(values["every"])
-    return GradientTeleport(values["lr"], ascents=ascents, every=every, engine=engine)
+def _cosine(values: Values, horizon: int) -> MetaOptimizer:
+    return MetaOptimizer({"update": CosineAdamW(**values, horizon=horizon)}, None)
 
+
+def _teleported(make: Made) -> Callable[[Values, int], Optimizer]:
+    """What makes the same optimizer with a searched teleport."""
+
+    def made(values: Values, horizon: int) -> Optimizer:
+        own = {name: value for name, value in values.items() if name not in TELEPORT}
+        norm, ascents = values["norm"], int(values["ascents"])
+        engine = TeleportEngine(
+            ThroughData(),
+            Exponential(ascents * norm),
+            CappedNorm(ascents * norm),
+            Refuse(TeleporterConfig().tolerance),
+            require_exact=False,
+        )
+        every = int(values["every"])
+        return GradientTeleport(make(own, horizon), norm, ascents, every, engine)
+
+    return made
+
+
+RULES: dict[str, tuple[Made, Mapping[str, Possible]]] = {
+    "GD": (_ruled(GradientDescent), {"lr": _positive}),
+    "Momentum": (_ruled(Momentum), {"lr": _positive, "momentum": _decay}),
+    "Adam": (_ruled(Adam), {"lr": _positive, "beta1": _decay, "beta2": _decay}),
+    "AdamW+cosine": (_cosine, {"lr": _positive, "beta1": _decay, "decay": _not_negative}),
+}
+"""Optimizers that are an update rule, with their hyper-parameters."""
 
 BASELINES: dict[str, Baseline] = {
-    "GD": Baseline(_ruled(GradientDescent), {"lr": _positive}),
-    "Momentum": Baseline(_ruled(Momentum), {"lr": _positive, "momentum": _decay}),
-    "Adam": Baseline(_ruled(Adam), {"lr": _positive, "beta1": _decay, "beta2": _decay}),
-    "AdamW+cosine": Baseline(
-        lambda values, horizon: MetaOptimizer(
-            {"update": CosineAdamW(**values, horizon=horizon)}, None
-        ),
-        {"lr": _positive, "beta1": _decay, "decay": _not_negative},
-    ),
+    **{name: Baseline(make, possible) for name, (make, possible) in RULES.items()},
     "L-BFGS": Baseline(
         lambda values, horizon: LBFGS(history=int(values["history"])), {"history": _count}
     ),
-    "GD+teleport": Baseline(
-        _gradient_teleport,
-        {"lr": _positive, "norm": _positive, "ascents": _count, "every": _count},
-        needs_network=True,
-    ),
+    **{
+        f"{name}+teleport": Baseline(
+            _teleported(make), {**possible, **TELEPORT}, needs_network=True
+        )
+        for name, (make, possible) in RULES.items()
+    },
     "K-FAC": Baseline(
         lambda values, horizon: KFAC(**values),
         {"lr": _positive, "damping": _positive},

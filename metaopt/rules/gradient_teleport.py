@@ -1,88 +1,78 @@
-"""Gradient descent with the classical teleport: gradient ascent on the group, no learning.
+"""Hand-made optimizers with the classical teleport: gradient ascent on the group, no learning.
 
-    w' = w - eta grad L(w),   then p times   w' -> exp(T).w',   T = c D / ||D||_F,
-    D = d/dT ||grad L(exp(T).w')||_F^2   at T = 0
+    w' = w + f(w),   then   w' -> exp(T) . w',   T the sum of p steps c D / ||D||_F,
+    D = d/dT ||grad L(exp(T) . w')||_F^2
 
 It is the rule of Zhao, Dehmamy, Walters and Yu, *Symmetry Teleportation for Accelerated
 Optimization* (NeurIPS 2022, arXiv 2205.10637), which maximises the gradient norm on the orbit by
-gradient ascent; c is the length of an ascent step.
+gradient ascent; c is the length of an ascent step. The search is the one of ``metaopt.teleport``
+(``teleport.search``), on all tasks side by side.
 """
 
 from __future__ import annotations
 
-import torch
-
-from metaopt.base.network import Weights, forward
-from metaopt.rules.composed import Optimizer, Step
-from metaopt.tasks.base import KnownNetwork, Observation, Problem, Tasks
+from metaopt.base.network import Weights
+from metaopt.rules.composed import MetaOptimizer, Optimizer, States, Step
+from metaopt.tasks.base import Observation, Problem, Tasks
 from metaopt.teleport.engine import TeleportEngine, TeleportReport, known_network
-from metaopt.teleport.guard import drift
-from metaopt.teleport.search import ascent_direction
+from metaopt.teleport.search import FixedLength
+from metaopt.teleport.search_on_tasks import steepest_generators
 
 GRADIENTS_PER_ASCENT = 3.0
 """The gradient at w' and, through it backwards, D: twice as much again."""
 
+Taken = tuple[int, States]
+"""How many steps were taken, and the states of the rules."""
 
-class GradientTeleport(Optimizer[int]):
-    """Gradient descent, with a teleport up the gradient norm after every so many steps.
+
+class GradientTeleport(Optimizer[Taken]):
+    """An update rule, with a teleport up the gradient norm after every so many steps.
 
     Each ascent step is counted as three gradient evaluations: reverse mode over a function costs
     about twice the function (Griewank and Walther 2008, section 4.6), here over grad L itself. The
-    evaluation at the teleported weights is that of the next step.
+    evaluation at the teleported weights is that of the next step. What the rule remembers goes
+    through teleports as that of a rule with a learned teleporter does.
 
     Args:
-        lr: eta.
+        updated: the update rule, as an optimizer without teleports.
+        length: c.
         ascents: p, ascent steps of a teleport.
         every: inner steps from one teleport to the next; the first follows the first step.
-        engine: carries the generators out; its norm limit makes D the T of the equation.
+        engine: carries the generators out; its limit lets norms up to p c through.
     """
 
-    def __init__(self, lr: float, ascents: int, every: int, engine: TeleportEngine) -> None:
-        self.lr = lr
+    def __init__(
+        self,
+        updated: MetaOptimizer,
+        length: float,
+        ascents: int,
+        every: int,
+        engine: TeleportEngine,
+    ) -> None:
+        self.updated = updated
+        self.length = length
         self.ascents = ascents
         self.every = every
         self.engine = engine
         self.gradients_per_step = 1 + GRADIENTS_PER_ASCENT * ascents / every
 
-    def initial_state(self, tasks: Tasks, observation: Observation) -> int:
-        """t = 0; raises ``InexactActionError`` where teleports cannot work."""
+    def initial_state(self, tasks: Tasks, observation: Observation) -> Taken:
+        """No step taken; raises ``InexactActionError`` where teleports cannot work."""
         self.engine.check(tasks, observation.weights)
-        return 0
+        return 0, self.updated.initial_state(tasks, observation)
 
     def step(
-        self, weights: Weights, observation: Observation, state: int, problem: Problem
-    ) -> Step[int]:
+        self, weights: Weights, observation: Observation, state: Taken, problem: Problem
+    ) -> Step[Taken]:
         """Update first, teleport after it."""
-        weights = tuple(W - self.lr * G for W, G in zip(weights, observation.grads, strict=True))
-        data = known_network(problem)
-        if state % self.every:
-            return Step(weights, state + 1, TeleportReport.none(weights, data))
-        moved = weights
-        reports = []
-        for _ in range(self.ascents):
-            direction = ascent_direction(problem, moved, self.engine)
-            moved, report = self.engine.teleport(moved, direction, problem)
-            reports.append(report)
-        return Step(moved, state + 1, _in_turn(reports, moved, data))
-
-
-def _in_turn(reports: list[TeleportReport], moved: Weights, data: KnownNetwork) -> TeleportReport:
-    """One report of teleports that followed each other.
-
-    Its generators are the sums, those of the product of the elements to first order; it is refused
-    where every one was.
-    """
-    every = TeleportReport.stack(reports)
-    refused = every.refused.all(0)
-    before = reports[0].outputs_before
-    moved_by = drift(before, forward(moved, data.X, data.s).outputs, data.target_norm)
-    return TeleportReport(
-        generators=tuple(
-            torch.where(every.refused[..., None, None], 0.0, T).sum(0) for T in every.generators
-        ),
-        scale=torch.ones_like(moved_by),
-        drift=torch.where(refused, 0.0, moved_by),
-        refused=refused,
-        outputs_before=before,
-        earlier_log_ratio=torch.zeros_like(moved_by),
-    )
+        taken, own = state
+        updated = self.updated.step(weights, observation, own, problem)
+        if taken % self.every:
+            report = TeleportReport.none(updated.weights, known_network(problem))
+            return Step(updated.weights, (taken + 1, updated.state), report)
+        how = FixedLength(self.length)
+        found = steepest_generators(problem, updated.weights, self.engine, self.ascents, how)
+        moved, report = self.engine.teleport(updated.weights, found, problem)
+        rules = self.updated.rules.items()
+        states = {name: report.moved(rule, updated.state[name]) for name, rule in rules}
+        return Step(moved, (taken + 1, states), report)

@@ -31,7 +31,7 @@ from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer
+from torch.optim import LBFGS, SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
 
 from metaopt.symmetry.elements import Relabelling, Translation
 from metaopt.symmetry.modules import Touches, tensor_at
@@ -42,6 +42,7 @@ DEGREES: dict[type[Optimizer], dict[str, int]] = {
     Adam: {"exp_avg": 1, "exp_avg_sq": 2, "max_exp_avg_sq": 2},
     AdamW: {"exp_avg": 1, "exp_avg_sq": 2, "max_exp_avg_sq": 2},
     Adagrad: {"sum": 2},
+    RMSprop: {"square_avg": 2, "grad_avg": 1},
 }
 """Optimizer -> name of a tensor of its state -> its degree in the gradient."""
 
@@ -83,7 +84,8 @@ def require_optimizer_of(optimizer: Optimizer, model: nn.Module) -> None:
 
 def reset(optimizer: Optimizer, model: nn.Module, found: Touches) -> None:
     """Reset the state of every parameter that moved, and all state if parameters share some."""
-    if found and isinstance(optimizer, Learned) and optimizer.shared_state():
+    shares = isinstance(optimizer, Learned) and optimizer.shared_state()
+    if found and (shares or isinstance(optimizer, LBFGS)):
         optimizer.state.clear()
     for path in found:
         optimizer.state.pop(tensor_at(model, path), None)
@@ -132,6 +134,45 @@ def transport(optimizer: Optimizer, model: nn.Module, found: Touches) -> None:
             continue
         for name, value in new.items():
             state[name].copy_(value)
+    return None
+
+
+@torch.no_grad()
+def transport_by(
+    optimizer: Optimizer,
+    model: nn.Module,
+    paths: Iterable[str],
+    gradients_at: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None,
+) -> None:
+    """Move the state of an optimizer by a map of the gradients of all parameters together.
+
+    What is linear in gradients moves by it, and counts as 0 where a parameter keeps none. Squares
+    of gradients do not: parameters that keep any, and those of learned rules, are reset.
+
+    Args:
+        optimizer: the optimizer, whose state changes in place.
+        model: the model that is teleported.
+        paths: what moves.
+        gradients_at: gradients at w, by path -> those at g . w, float64; None: all that moves is
+            reset.
+    """
+    moving = list(paths)
+    if gradients_at is None or isinstance(optimizer, Learned):
+        return reset(optimizer, model, {path: [] for path in moving})
+    degrees = _degrees(optimizer)
+    held: dict[str, dict[str, Tensor]] = {name: {} for name in degrees}
+    for path, parameter in model.named_parameters():
+        kept = {name: optimizer.state.get(parameter, {}).get(name) for name in degrees}
+        found = {name: value for name, value in kept.items() if isinstance(value, Tensor)}
+        if all(degrees[name] == 1 for name in found):
+            # One that stays may be read by what moves, so that its gradient changes too.
+            for name, value in found.items():
+                held[name][path] = value
+        elif path in moving:
+            optimizer.state.pop(parameter, None)
+    for own in held.values():
+        for path, value in gradients_at({p: m.double() for p, m in own.items()}).items():
+            own[path].copy_(value)
     return None
 
 
@@ -191,7 +232,19 @@ def _of_kind(part: Tensor, kept: Kept | None, steps: list[Touch]) -> Tensor | No
     return weights(part, steps)
 
 
+def require_known(optimizer: Optimizer) -> None:
+    """Raise ``ValueError`` if it is not known how the state of an optimizer moves."""
+    if not isinstance(optimizer, Learned):
+        _degrees(optimizer)
+
+
 def _degrees(optimizer: Optimizer) -> dict[str, int]:
+    if isinstance(optimizer, RMSprop) and any(g["momentum"] for g in optimizer.param_groups):
+        # It sums gradients that are divided by their sizes already, which have no degree.
+        raise ValueError(
+            "state='transport' is known for RMSprop without momentum, found momentum: use "
+            "state='reset'"
+        )
     try:
         return DEGREES[type(optimizer)]
     except KeyError:

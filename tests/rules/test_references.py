@@ -15,17 +15,18 @@ from metaopt.base.process import World
 from metaopt.evaluation.config import EvalConfig
 from metaopt.evaluation.contenders import baseline_contenders
 from metaopt.meta.unroll import rollout
-from metaopt.rules.baselines import BASELINES
-from metaopt.rules.composed import Optimizer, Step
+from metaopt.rules.baselines import BASELINES, RULES, hand_made
+from metaopt.rules.composed import MetaOptimizer, Optimizer, Step
 from metaopt.rules.gradient_teleport import GradientTeleport
+from metaopt.rules.hand_made import GradientDescent
 from metaopt.rules.references import KFAC, SolveLast, WhitenLast, whitening
 from metaopt.symmetry.actions import InexactActionError, ThroughData
-from metaopt.symmetry.limits import FixedNorm
+from metaopt.symmetry.limits import CappedNorm, FixedNorm
 from metaopt.symmetry.maps import Exponential
 from metaopt.tasks.regression import TaskBatch
 from metaopt.teleport.engine import TeleportEngine, TeleportReport
 from metaopt.teleport.guard import Refuse
-from metaopt.teleport.search import ascent_direction
+from metaopt.teleport.search_on_tasks import gradient_norms
 
 CPU = torch.device("cpu")
 SHAPES = [[6, 4, 3], [7, 6, 4, 3]]
@@ -188,8 +189,13 @@ def test_kfac_descends_at_any_depth() -> None:
 
 def _engine(norm: float) -> TeleportEngine:
     return TeleportEngine(
-        ThroughData(), Exponential(norm), FixedNorm(norm), Refuse(1e-4), require_exact=True
+        ThroughData(), Exponential(norm), CappedNorm(norm), Refuse(1e-4), require_exact=True
     )
+
+
+def _teleported(lr: float, norm: float, ascents: int, every: int) -> GradientTeleport:
+    updated = MetaOptimizer({"update": GradientDescent(lr)}, None)
+    return GradientTeleport(updated, norm, ascents, every, _engine(ascents * norm))
 
 
 @pytest.mark.parametrize("sizes", SHAPES)
@@ -197,8 +203,10 @@ def test_ascent_raises_the_gradient_norm_to_first_order(sizes: list[int]) -> Non
     tasks = regression(sizes, samples=5, seed=0)
     norm = 1e-4
     engine = _engine(norm)
-    direction = ascent_direction(tasks, tasks.initial, engine)
-    unit = engine.limit
+    start = tuple(W.new_zeros(len(W), W.shape[1], W.shape[1]) for W in tasks.initial[:-1])
+    value, direction = gradient_norms(tasks, tasks.initial, engine)(start)
+    torch.testing.assert_close(value, _squares(tasks, tasks.initial))
+    unit = FixedNorm(norm)
     rise = sum((T * unit(T)).sum(dim=(-2, -1)) for T in direction)
     ahead = engine.move(tasks.initial, tuple(unit(T) for T in direction), tasks)
     behind = engine.move(tasks.initial, tuple(-unit(T) for T in direction), tasks)
@@ -211,7 +219,7 @@ def test_ascent_raises_the_gradient_norm_to_first_order(sizes: list[int]) -> Non
 def test_classical_teleport_follows_the_update_and_keeps_its_loss() -> None:
     tasks = regression([6, 4, 3], samples=5, seed=0)
     lr, norm = 1e-3, 0.01
-    optimizer = GradientTeleport(lr, ascents=2, every=3, engine=_engine(norm))
+    optimizer = _teleported(lr, norm, ascents=2, every=3)
     taken = _first(optimizer, tasks)
     grads = tasks.observe(tasks.initial).grads
     updated = tuple(W - lr * G for W, G in zip(tasks.initial, grads, strict=True))
@@ -230,9 +238,33 @@ def test_classical_teleport_follows_the_update_and_keeps_its_loss() -> None:
     assert float(teleports.log_ratio.abs().max()) < 1e-9
 
 
+VALUES = {"lr": 1e-3, "momentum": 0.5, "beta1": 0.5, "beta2": 0.9, "decay": 1e-3}
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_each_rule_teleports_to_a_larger_gradient_at_the_same_loss(name: str) -> None:
+    tasks = regression([7, 6, 4, 3], samples=5, seed=0)
+    own = {key: VALUES[key] for key in BASELINES[name].hyperparameters}
+    plain = hand_made(name, own, 9)
+    more: dict[str, float] = {"norm": 0.01, "ascents": 3, "every": 2}
+    teleported = hand_made(f"{name}+teleport", own | more, 9)
+    assert teleported.gradients_per_step == 1 + 3 * 3 / 2
+    updated, moved = (_first(one, tasks) for one in (plain, teleported))
+    before, after = tasks.loss(updated.weights), tasks.loss(moved.weights)
+    torch.testing.assert_close(after, before, rtol=1e-9, atol=0)
+    larger = _squares(tasks, moved.weights) / _squares(tasks, updated.weights)
+    assert (larger > 1.01).all()
+    assert BASELINES[f"{name}+teleport"].needs_network
+    losses, teleports = rollout(tasks, teleported, 6)
+    assert teleports is not None
+    assert (teleports.norm > 0).all(1).tolist() == [True, False] * 3
+    assert float(teleports.drift.max()) < 1e-10
+    assert (losses[-1] < losses[0]).all()
+
+
 def test_classical_teleport_of_a_trajectory_that_is_lost_is_refused() -> None:
     tasks = regression([6, 4, 3], samples=5, seed=0)
-    optimizer = GradientTeleport(1e3, ascents=1, every=7, engine=_engine(0.1))
+    optimizer = _teleported(1e3, 0.1, ascents=1, every=7)
     _, teleports = rollout(tasks, optimizer, 60)
     assert teleports is not None
     assert teleports.refused[-10:].all()
@@ -244,10 +276,18 @@ def test_classical_teleport_of_a_trajectory_that_is_lost_is_refused() -> None:
 
 
 def test_kinds_and_grids(tmp_path: Path) -> None:
-    names = ["GD", "GD+teleport", "K-FAC", "solve W2@2", "whiten W2"]
+    names = ["GD", "GD+teleport", "Adam+teleport", "K-FAC", "solve W2@2", "whiten W2"]
     grids = {
         "GD": {"lr": [1e-4]},
         "GD+teleport": {"lr": [1e-4], "norm": [0.01], "ascents": [1], "every": [2]},
+        "Adam+teleport": {
+            "lr": [0.01],
+            "beta1": [0.5, 0.9],
+            "beta2": [0.9],
+            "norm": [0.01],
+            "ascents": [2],
+            "every": [2],
+        },
         "K-FAC": {"lr": [0.1], "damping": [1e-3, 1e-2]},
     }
     task = {"width": 3, "inputs": 4, "outputs": 2, "samples": 3}
@@ -255,7 +295,7 @@ def test_kinds_and_grids(tmp_path: Path) -> None:
     content = {"task": task, "steps": 3, "baselines": names, "tuning": tuning}
     config = check(EvalConfig, content, "test")
     found = baseline_contenders(config, CPU, tmp_path / "cache.json", World())
-    kinds = ["baseline", "baseline", "reference", "reference", "reference"]
+    kinds = ["baseline", "baseline", "baseline", "reference", "reference", "reference"]
     assert [(one.name, one.kind) for one in found] == list(zip(names, kinds, strict=True))
 
     inexact = check(EvalConfig, content | {"task": task | {"samples": 5}}, "test")

@@ -11,6 +11,7 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -173,10 +174,10 @@ CASES = {
 every_case = pytest.mark.parametrize("name", CASES)
 
 
-def moved(case: Case, model: Weights, norm: float = NORM, **options: object) -> None:
+def moved(case: Case, model: Weights, norm: float = NORM, **options: Any) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore" if case.blurs else "error", UserWarning)
-        metaopt.teleport(model, norm, 1, case.symmetries, **options)  # type: ignore[arg-type]
+        metaopt.teleport(model, norm, 1, case.symmetries, **options)
 
 
 @every_case
