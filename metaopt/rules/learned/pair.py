@@ -140,9 +140,11 @@ class PairLSTM(Rule):
             new[f"s{i}"] = products
             own = [_side(x, sign) for x in (of_means, products, of_weights, of_weights)]
             own[2] = _side(of_weights, -sign)
-            log = logarithm(torch.stack([_relative(x) for x in own], dim=1))
+            # Constants to the meta-gradient, as features are: through logarithms of momenta, step
+            # after step, that of second order explodes.
+            log = logarithm(torch.stack([_relative(x.detach()) for x in own], dim=1))
             free = frame.g_inv @ width.products(W, means)[:, MAKES] @ frame.g
-            free = free + free.mT
+            free = (free + free.mT).detach()
             norm = (free.square().sum(dim=(-2, -1), keepdim=True) + CONSTANT).sqrt()
             logs.append(log)
             frees.append(free / norm)
@@ -151,7 +153,7 @@ class PairLSTM(Rule):
         shown = torch.cat(features, dim=2)
         turn = torch.cat([served(count), clock_features(count)], dim=1)
         shown = torch.cat([shown, turn.expand(-1, -1, shown.shape[2])], dim=1)
-        h, cells = self.lstm(shown, state)
+        h, cells = self.lstm(shown.detach(), state)
         z = self.scale * self.head(h)
         fade = fading(count, self.fades)
         untrained = torch.cat([z.new_full((1, 1, 1), a) for a in UNTRAINED], dim=1)
