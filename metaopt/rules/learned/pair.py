@@ -142,7 +142,7 @@ class PairLSTM(Rule):
             own[2] = _side(of_weights, -sign)
             # Constants to the meta-gradient, as features are: through logarithms of momenta, step
             # after step, that of second order explodes.
-            log = logarithm(torch.stack([_relative(x.detach()) for x in own], dim=1))
+            log = logarithm(torch.stack([_relative(x) for x in own], dim=1))
             free = frame.g_inv @ width.products(W, means)[:, MAKES] @ frame.g
             free = (free + free.mT).detach()
             norm = (free.square().sum(dim=(-2, -1), keepdim=True) + CONSTANT).sqrt()

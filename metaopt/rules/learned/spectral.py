@@ -1,57 +1,25 @@
-"""Functions of symmetric matrices that meta-gradients flow through, degenerate or not.
-
-    f(M) = V f(L) V^T,   M = V L V^T
-
-    d f(M) = V (F * (V^T dM V)) V^T,   F_ij = (f(l_i) - f(l_j)) / (l_i - l_j),   F_ii = f'(l_i)
-
-The derivative of the eigenvectors alone is infinite where two eigenvalues are equal, as those of
-A A^T = I are; that of f(M) is not.
-
-Reference: Higham, Functions of Matrices (2008), theorem 3.11 (Daleckii and Krein).
-"""
+"""Functions of symmetric matrices."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
-
-CLOSE = 1e-3
-"""Eigenvalues count as equal within this share of the larger: the difference is then rounding."""
-
-
-class _Logarithm(torch.autograd.Function):
-    """log M of symmetric positive M [.., k, k]."""
-
-    @staticmethod
-    def forward(ctx: Any, M: Tensor) -> Tensor:
-        finite = torch.isfinite(M).all(-1, keepdim=True).all(-2, keepdim=True)
-        # A matrix that is not finite would raise an error for the whole batch: it has no logarithm.
-        eye = torch.eye(M.shape[-1], dtype=M.dtype, device=M.device)
-        values, vectors = torch.linalg.eigh(torch.where(finite, M, eye))
-        values = values.clamp(min=torch.finfo(M.dtype).tiny)
-        ctx.save_for_backward(values, vectors)
-        log = (vectors * values.log()[..., None, :]) @ vectors.mT
-        return torch.where(finite, log, torch.nan)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor]:
-        values, vectors = ctx.saved_tensors
-        rows, columns = values[..., :, None], values[..., None, :]
-        apart = rows - columns
-        close = apart.abs() <= CLOSE * torch.maximum(rows, columns)
-        slope = (rows.log() - columns.log()) / torch.where(close, 1.0, apart)
-        slope = torch.where(close, 2 / (rows + columns), slope)
-        inner = vectors.mT @ grads[0] @ vectors
-        return (vectors @ (slope * inner) @ vectors.mT,)
 
 
 def logarithm(M: Tensor) -> Tensor:
-    """log M of symmetric positive matrices [.., k, k]; NaN for one that is not finite."""
-    return _Logarithm.apply(M)
+    """log M = V log(L) V^T, M = V L V^T, of symmetric positive matrices [.., k, k].
+
+    A constant: no gradient flows through it. That of the eigenvectors would be infinite where two
+    eigenvalues are equal. NaN for a matrix that is not finite.
+    """
+    M = M.detach()
+    finite = torch.isfinite(M).all(-1, keepdim=True).all(-2, keepdim=True)
+    # A matrix that is not finite would raise an error for the whole batch: it has no logarithm.
+    eye = torch.eye(M.shape[-1], dtype=M.dtype, device=M.device)
+    values, vectors = torch.linalg.eigh(torch.where(finite, M, eye))
+    values = values.clamp(min=torch.finfo(M.dtype).tiny)
+    log = (vectors * values.log()[..., None, :]) @ vectors.mT
+    return torch.where(finite, log, torch.nan)
 
 
 def polar(rows: Tensor, iterations: int = 7) -> Tensor:
