@@ -31,6 +31,7 @@ STEPS = (1, 10, 20, 50, 100)
 UNSEEN = {
     "lora": "{width: 96, rank: 8, unseen: true, shifts: test}",
     "factorised": "{size: 32, rank: 5, from_condition: 1000}",
+    "attention": "{width: 32, heads: 4, unseen: true}",
 }
 """Options of the test tasks, by the first part of a name; no configuration has them."""
 

@@ -126,8 +126,8 @@ def test_evaluation_follows_the_contract(trained: Path) -> None:
     shipped = [path.stem for path in paths if path.parent.name == "pretrained"]
     coordinate = ["coordinate_lr_tele", "coordinate_update", "coordinate_update_tele"]
     updates = ["factorised_update", "lora_update"]
-    assert shipped == [*coordinate, "digits_update_tele", *updates]
-    assert [path.parent.name for path in paths[6:]] == ["coordinate_update_tele", "lstm_update"]
+    assert shipped == ["attention_update", *coordinate, "digits_update_tele", *updates]
+    assert [path.parent.name for path in paths[7:]] == ["coordinate_update_tele", "lstm_update"]
     for name, entry in found["optimizers"].items():
         assert entry["kind"] == ("learned" if name in learned else "baseline")
         assert entry["gradients_per_step"] == 1.0
