@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from metaopt.base.streams import Stream, item_generator
 from studies.teleport.stack import (
     Layers,
     first,
@@ -41,10 +42,10 @@ def gradient_norm(x: Tensor, y: Tensor) -> Objective:
     return objective
 
 
-def _given(layers: Layers, x: Tensor, l: int) -> Tensor:  # noqa: E741
-    """V X of hidden layer l."""
+def _given(layers: Layers, x: Tensor, i: int) -> Tensor:
+    """V X of hidden layer i."""
     z = first(layers[0], x)
-    for W in layers[1 : l + 1]:
+    for W in layers[1 : i + 1]:
         z = W @ leaky(z)
     return z
 
@@ -61,13 +62,13 @@ def act(layers: Layers, x: Tensor, generators: Sequence[Tensor]) -> Layers:
         ValueError: where there is not one generator for each hidden layer.
     """
     moved = list(layers)
-    for l, (T, _) in enumerate(zip(generators, layers[:-1], strict=True)):  # noqa: E741
-        z = _given(moved, x, l)
+    for i, (T, _) in enumerate(zip(generators, layers[:-1], strict=True)):
+        z = _given(moved, x, i)
         before, after = leaky(z).double(), leaky(z + T @ z).double()
-        target = moved[l + 1].double() @ before
+        target = moved[i + 1].double() @ before
         fit = least_squares(after.mT, target.mT).mT
-        moved[l] = moved[l] + T @ moved[l]
-        moved[l + 1] = fit.to(z.dtype)
+        moved[i] = moved[i] + T @ moved[i]
+        moved[i + 1] = fit.to(z.dtype)
     return moved
 
 
@@ -77,12 +78,25 @@ def pulled_back(layers: Layers, x: Tensor, slopes: Layers) -> list[Tensor]:
     V moves by T V, and U by -U (s'(VX) * T V X) s(VX)^+ to first order.
     """
     found = []
-    for l in range(len(layers) - 1):  # noqa: E741
-        z = _given(layers, x, l)
-        read = (slopes[l + 1].mT @ layers[l + 1]).double()
+    for i in range(len(layers) - 1):
+        z = _given(layers, x, i)
+        read = (slopes[i + 1].mT @ layers[i + 1]).double()
         back = least_squares(leaky(z).double(), read).mT.to(z.dtype)
-        found.append(slopes[l] @ layers[l].mT - (slope(z) * back) @ z.mT)
+        found.append(slopes[i] @ layers[i].mT - (slope(z) * back) @ z.mT)
     return found
+
+
+def random_direction(seeds: Sequence[int], index: int, k: int) -> Tensor:
+    """Normal matrices of Frobenius norm 1, [seeds, k, k], a draw of each seed's own."""
+    T = torch.stack(
+        [
+            torch.from_numpy(
+                item_generator(Stream.RANDOM_GENERATORS, seed, index).standard_normal((k, k))
+            )
+            for seed in seeds
+        ]
+    ).float()
+    return T / torch.linalg.matrix_norm(T, keepdim=True)
 
 
 @dataclass(frozen=True)
@@ -159,14 +173,14 @@ def best_scales(slopes: Layers, bounds: Sequence[Tensor], sweeps: int = 50) -> l
     scales = [torch.zeros_like(S.sum(-1)) for S in squares[:-1]]
     for _ in range(sweeps):
         before = [t.clone() for t in scales]
-        for l, bound in enumerate(bounds):  # noqa: E741
-            a, b = squares[l], squares[l + 1]
-            if l > 0:
-                a = a * (2 * scales[l - 1]).exp()[:, None]
-            if l + 1 < len(scales):
-                b = b * (-2 * scales[l + 1]).exp()[..., None]
+        for i, bound in enumerate(bounds):
+            a, b = squares[i], squares[i + 1]
+            if i > 0:
+                a = a * (2 * scales[i - 1]).exp()[:, None]
+            if i + 1 < len(scales):
+                b = b * (-2 * scales[i + 1]).exp()[..., None]
             up = b.sum(-2) > a.sum(-1)
-            scales[l] = torch.where(up, bound[:, None], -bound[:, None])
+            scales[i] = torch.where(up, bound[:, None], -bound[:, None])
         if all(torch.equal(one, other) for one, other in zip(before, scales, strict=True)):
             break
     return scales

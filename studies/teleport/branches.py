@@ -1,8 +1,8 @@
 """Study b, second part: teleports up and down in phi and psi at epoch 20 (figure 4 of the paper).
 
 One run of SGD to epoch 15; from its weights seeds x variants run on side by side, each seed with
-mini-batches in an order of its own, which all its variants share. Beside each search stands a random
-element that moves the outputs as far.
+mini-batches in an order of its own, which all its variants share. Beside each search stands a
+random element that moves the outputs as far.
 """
 
 from __future__ import annotations
@@ -17,10 +17,17 @@ from torch import Tensor
 from tqdm import trange
 
 from metaopt.base.streams import Stream, item_generator
-from studies.teleport.action import act, drift, search
+from studies.teleport.action import act, drift, random_direction, search
 from studies.teleport.data import BATCH, Images, drawn
 from studies.teleport.measures import curve, exponential, phi, phi_of, psi
-from studies.teleport.stack import Layers, gradients, initial, mean_losses
+from studies.teleport.stack import (
+    Layers,
+    forward,
+    gradients,
+    initial,
+    leaky,
+    mean_losses,
+)
 from studies.teleport.steps import SGD
 
 BRANCHED, MOVED = 15, 20
@@ -28,6 +35,8 @@ BRANCHED, MOVED = 15, 20
 DISTANCES = tuple(round(0.1 * i, 1) for i in range(1, 10))
 PHI_RATE = 5e-2
 PHI_STOP = 2.0
+FARTHEST = -0.7
+"""Log of the norm that a random element has at most, half: some hardly move the outputs at all."""
 DRAWS = 50
 """Of phi and psi where they are told."""
 
@@ -67,18 +76,6 @@ def variants() -> list[str]:
     return ["none"] + [name for m in MOVES for name in (m.name, f"{m.name}, random")]
 
 
-def _normal(seeds: Sequence[int], index: int, k: int) -> Tensor:
-    T = torch.stack(
-        [
-            torch.from_numpy(
-                item_generator(Stream.RANDOM_GENERATORS, seed, index).standard_normal((k, k))
-            )
-            for seed in seeds
-        ]
-    ).float()
-    return T / torch.linalg.matrix_norm(T, keepdim=True)
-
-
 def as_far(
     move: Callable[[Tensor], Layers], moved: Callable[[Layers], Tensor], far: Tensor
 ) -> Layers:
@@ -89,7 +86,7 @@ def as_far(
         moved: how far the outputs of weights are, [R].
         far: [R].
     """
-    low, high = torch.full_like(far, -12.0), torch.full_like(far, 1.0)
+    low, high = torch.full_like(far, -12.0), torch.full_like(far, FARTHEST)
     for _ in range(24):
         middle = (low + high) / 2
         less = moved(move(middle.exp())) < far
@@ -142,7 +139,10 @@ class Branches:
         draws = item_generator(Stream.SHARPNESS, 2, place)
         before = [W[self._rows(move.name)].clone() for W in self.layers]
         other = [W[self._rows(f"{move.name}, random")].clone() for W in self.layers]
-        units = [_normal(self.seeds, 10 * place + l, W.shape[1]) for l, W in enumerate(before[:-1])]
+        units = [
+            random_direction(self.seeds, 10 * place + i, W.shape[1])
+            for i, W in enumerate(before[:-1])
+        ]
         if move.measure == "phi":
             rate = torch.full((len(self.seeds),), PHI_RATE if move.up else -PHI_RATE)
             stop = PHI_STOP if move.up else float("inf")
@@ -184,8 +184,10 @@ class Branches:
                 [phi(layers, x[..., :200], y[..., :200], DISTANCES, draws) for _ in range(DRAWS)]
             ).mean(0)
             draws = item_generator(Stream.SHARPNESS, 4, index)
+            # Of the last hidden layer, as the search: what is above its inputs is a network.
+            inputs = leaky(forward(layers, x[..., :200])[-3])
             said[f"psi {when}"] = torch.stack(
-                [psi(layers, x[..., :200], draws) for _ in range(DRAWS // 10)]
+                [psi(layers[-2:], inputs, draws) for _ in range(DRAWS)]
             ).mean(0)
         return {key: [float(f"{v:.5g}") for v in value] for key, value in said.items()}
 

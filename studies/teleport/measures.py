@@ -51,10 +51,12 @@ def phi(
     return along(layers, directions(layers, draws, uniform=True), x, y, distances).mean(0)
 
 
-def increase(layers: Layers, x: Tensor, y: Tensor, draws: Generator) -> Tensor:
+def increase(
+    layers: Layers, x: Tensor, y: Tensor, draws: Generator, radius: float = RADIUS
+) -> Tensor:
     """One batch of an honest sharpness, [R]: (L(w + r d) + L(w - r d)) / 2 - L(w), d isotropic."""
     moves = directions(layers, draws, uniform=False)
-    ends = along(layers, moves, x, y, (RADIUS, 0.0, -RADIUS))
+    ends = along(layers, moves, x, y, (radius, 0.0, -radius))
     return (ends[0] + ends[2]) / 2 - ends[1]
 
 
@@ -148,22 +150,22 @@ def curve(layers: Layers, x: Tensor, generators: Sequence[Tensor | None]) -> Cur
     """
     orders: list[Layers] = [[torch.zeros_like(W) for W in layers] for _ in range(3)]
     z = forward(layers, x)
-    for l, M in enumerate(generators):
+    for i, M in enumerate(generators):
         if M is None:
             continue
         power = M
         for order, kept in enumerate(orders):
-            made = (power @ leaky(z[l])) / slope(z[l])
-            kept[l] += _fitted(made, x, z, l)
-            kept[l + 1] += (-1) ** (order + 1) * layers[l + 1] @ power
+            made = (power @ leaky(z[i])) / slope(z[i])
+            kept[i] += _fitted(made, x, z, i)
+            kept[i + 1] += (-1) ** (order + 1) * layers[i + 1] @ power
             power = power @ M
     return Curve(*orders)
 
 
-def _fitted(made: Tensor, x: Tensor, z: Layers, l: int) -> Tensor:  # noqa: E741
-    """made h^+, h what hidden layer l is given: [R, k, S] -> [R, k, in]."""
-    if l > 0:
-        return least_squares(leaky(z[l - 1]).double().mT, made.double().mT).mT.to(made.dtype)
+def _fitted(made: Tensor, x: Tensor, z: Layers, i: int) -> Tensor:
+    """made h^+, h what hidden layer i is given: [R, k, S] -> [R, k, in]."""
+    if i > 0:
+        return least_squares(leaky(z[i - 1]).double().mT, made.double().mT).mT.to(made.dtype)
     inverse = torch.linalg.pinv(x.double()).to(made.dtype)  # [B, S, n]
     grouped = made.reshape(len(x), -1, made.shape[-1]) @ inverse
     return grouped.view(*made.shape[:2], -1)

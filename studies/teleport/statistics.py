@@ -20,7 +20,7 @@ def _resampled(count: int) -> NDArray[np.int64]:
 
 
 def mean_interval(values: Array) -> tuple[float, float, float]:
-    """The mean of runs [n], and the ends of its percentile interval: paired if they are differences."""
+    """The mean of runs [n], and its percentile interval, paired if they are differences."""
     means = values[_resampled(len(values))].mean(1)
     low, high = np.quantile(means, (0.025, 0.975))
     return float(values.mean()), float(low), float(high)

@@ -1,4 +1,4 @@
-"""Five optimizers on stacks, each run with a rate of its own, by the formulas of ``torch.optim``."""
+"""Five optimizers of stacks, each run with a rate of its own, by ``torch.optim``'s formulas."""
 
 from __future__ import annotations
 

@@ -13,14 +13,13 @@ import torch
 from torch import Tensor
 from tqdm import trange
 
-from metaopt.base.streams import Stream, item_generator
 from studies.teleport.action import (
-    act,
     best_scales,
     drift,
     factors,
     follow,
     gradient_norm,
+    random_direction,
     search,
 )
 from studies.teleport.data import AROUND, BATCH, Images, drawn
@@ -56,19 +55,6 @@ SCALING = Variant("exact scaling", "scaling")
 OWN = Variant("recipe at its own rate", "search", reset=True, own=True)
 ALL = (NONE, RESET, RANDOM, RECIPE, KEPT, SCALING, OWN)
 STATELESS = (NONE, RANDOM, RECIPE, SCALING, OWN)
-
-
-def _unit(seeds: Sequence[int], index: int, k: int) -> Tensor:
-    """Normal matrices of Frobenius norm 1, one for each seed."""
-    T = torch.stack(
-        [
-            torch.from_numpy(
-                item_generator(Stream.RANDOM_GENERATORS, seed, index).standard_normal((k, k))
-            )
-            for seed in seeds
-        ]
-    ).float()
-    return T / torch.linalg.matrix_norm(T, keepdim=True)
 
 
 def bounded_scales(
@@ -148,8 +134,8 @@ class Training:
             elif variant.move == "random":
                 norms = of_recipe
                 units = [
-                    _unit(self.seeds, index * len(before) + l, W.shape[1])
-                    for l, W in enumerate(before[:-1])
+                    random_direction(self.seeds, index * len(before) + i, W.shape[1])
+                    for i, W in enumerate(before[:-1])
                 ]
                 after = follow(before, x, units, norms)
             elif variant.move == "scaling":

@@ -1,4 +1,4 @@
-"""studies/teleport, optimizers: parity with torch, the action and its ascent, the whole in small."""
+"""studies/teleport, optimizers: parity with torch, the action and its ascent, all in small."""
 
 from __future__ import annotations
 
@@ -131,9 +131,9 @@ def test_the_ascent_direction_is_the_derivative_of_the_act() -> None:
         h = 1e-5
         # One layer at a time: the derivative of each is taken with the others at 0.
         expected = torch.zeros(4, dtype=torch.float64)
-        for l in range(2):  # noqa: E741
+        for hidden in range(2):
             ends = [
-                objective(act(layers, x, [s * h * D * (i == l) for i, D in enumerate(T)]))[0]
+                objective(act(layers, x, [s * h * D * (i == hidden) for i, D in enumerate(T)]))[0]
                 for s in (1, -1)
             ]
             expected += (ends[0] - ends[1]) / (2 * h)
