@@ -3,7 +3,8 @@
 ``load`` reads a learned optimizer, ``LearnedOptimizer`` trains a model with one, ``symmetries``
 finds the symmetries of a model (``symmetry_rule`` tells it of your own operations), ``teleport``
 moves a model along them. ``charges``, ``noise``, ``noether`` and ``orbit`` say where on its orbit a
-model stands, ``balance`` moves it to a chosen point there, and ``Ledger`` follows its charges in
+model stands, ``sharpness``, ``curvature`` and ``criticality`` what the loss and the orbit look like
+there, ``balance`` moves it to a chosen point of the orbit, and ``Ledger`` follows its charges in
 training. ``Family``, ``Task`` and ``fresh_weights`` describe your own training tasks; ``Rule`` and
 ``Proposal`` are what a learned rule of your own is made of.
 """
@@ -21,9 +22,12 @@ from metaopt.tasks.own import Family, Task, fresh_weights
 from metaopt.teleport.module import teleport
 
 if TYPE_CHECKING:
+    from metaopt.landscape.criticality import criticality
+    from metaopt.landscape.curvature_of_orbit import curvature
     from metaopt.landscape.noether import noether
     from metaopt.landscape.noise import noise
     from metaopt.landscape.orbit import orbit
+    from metaopt.landscape.sharpness import sharpness
     from metaopt.optim.finite import NonFiniteError
     from metaopt.optim.learned import LearnedRule, load
     from metaopt.optim.ledger import Ledger
@@ -45,11 +49,14 @@ __all__ = [
     "__version__",
     "balance",
     "charges",
+    "criticality",
+    "curvature",
     "fresh_weights",
     "load",
     "noether",
     "noise",
     "orbit",
+    "sharpness",
     "symmetries",
     "symmetry_rule",
     "teleport",
@@ -65,10 +72,13 @@ _WHEN_USED = {
     "Proposal": "metaopt.rules.base",
     "Rule": "metaopt.rules.base",
     "balance": "metaopt.teleport.balance",
+    "criticality": "metaopt.landscape.criticality",
+    "curvature": "metaopt.landscape.curvature_of_orbit",
     "load": "metaopt.optim.learned",
     "noether": "metaopt.landscape.noether",
     "noise": "metaopt.landscape.noise",
     "orbit": "metaopt.landscape.orbit",
+    "sharpness": "metaopt.landscape.sharpness",
 }
 
 

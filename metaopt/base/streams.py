@@ -47,6 +47,7 @@ class Stream(IntEnum):
     SHARPNESS = 14
     NOISE_STUDY = 15
     COMMON = 16
+    THEORY_STUDY = 18
 
 
 def generator(stream: Stream, seed: int, block: int = 0) -> np.random.Generator:

@@ -35,7 +35,7 @@ MOST_OUTPUTS = 4096
 
 
 def sharpness_stack(
-    samples: Samples, symmetries: Iterable[Symmetry], seed: int = 0
+    samples: Samples, symmetries: Iterable[Symmetry], seed: int = 0, also: Iterable[str] = ()
 ) -> dict[str, Tensor]:
     """J_n^T L_n / sqrt(N) as a stack {path: [rows, *shape]}, float64.
 
@@ -48,13 +48,15 @@ def sharpness_stack(
         samples: model, loss and data; the model returns one tensor.
         symmetries: symmetries of the model.
         seed: the seed of the random signs, at least 0.
+        also: parameters that are to have a stack besides those that the symmetries move.
 
     Raises:
         ValueError: if the model returns no tensor, a sample has more than 4096 outputs or no
             outputs of its own, or the loss is not convex in the outputs.
     """
     symmetries = list(symmetries)
-    values = samples.values(list(parameters_of(samples.model, symmetries)))
+    paths = dict.fromkeys([*parameters_of(samples.model, symmetries), *also])
+    values = samples.values(list(paths))
     if not values:
         return {}
     outputs = _count_outputs(samples)

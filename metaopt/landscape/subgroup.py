@@ -103,7 +103,7 @@ class Subgroup:
         elif generator == "identity" and has_identity:
             T = _identity(symmetry)
         elif generator == "random":
-            T = _random(symmetry, numbers.of())
+            T = random_generator(symmetry, numbers.of())
         elif generator == "identity":
             raise ValueError(
                 f"the identity is no generator of the {symmetry.group} group of "
@@ -157,7 +157,8 @@ def _identity(symmetry: Symmetry) -> Tensor:
     return T
 
 
-def _random(symmetry: Symmetry, numbers: np.random.Generator) -> Tensor:
+def random_generator(symmetry: Symmetry, numbers: np.random.Generator) -> Tensor:
+    """A generator of Frobenius norm 1 in each block, of normal numbers (see ``Subgroup.T``)."""
     T = torch.from_numpy(numbers.standard_normal(_shape(symmetry)))
     if symmetry.group is Group.ORTHOGONAL:
         T = T - T.mT

@@ -1,0 +1,1 @@
+"""What teleports can do in theory: bounds, Newton's direction, test functions."""
