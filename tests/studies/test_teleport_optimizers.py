@@ -265,7 +265,7 @@ def test_statistics() -> None:
 def test_the_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    size = optimizers.Size(2, 1, (1.0,), 3, (optimizers.SETTINGS[-1],), 2)
+    size = optimizers.Size(2, 1, (1.0,), 3, (optimizers.SETTINGS[1],), 2)
     study = command.STUDIES["optimizers"]
     monkeypatch.setitem(command.STUDIES, "optimizers", command.replace(study, smoke=size))
     page, folder = tmp_path / "page.md", tmp_path / "out"
