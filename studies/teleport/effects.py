@@ -59,8 +59,10 @@ def effects(run: dict[str, Any], seconds: dict[str, float], batches: int) -> dic
     """
     names, first = run["variants"], run["epoch"]
     train, test = (logs(run["losses"][which]) for which in ("train", "test"))
-    times = np.arange(len(train)) * batches * seconds["step"]
-    late = np.where(np.arange(len(train)) > first, TELEPORTS * seconds["teleport"], 0.0)
+    times: Array = np.arange(len(train), dtype=np.float64) * batches * seconds["step"]
+    late: Array = np.where(times > times[first], TELEPORTS * seconds["teleport"], 0.0).astype(
+        np.float64
+    )
     clocked = train.copy()
     for v, name in enumerate(names):
         if name in (RANDOM.name, RECIPE.name, KEPT.name, OWN.name):
