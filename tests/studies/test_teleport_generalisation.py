@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -247,7 +248,7 @@ def test_the_whole_in_small(
 ) -> None:
     size = Size(5, 2, 0.1, (6, 5), 2, 2, (6, 5), 1, 60)
     study = command.STUDIES["generalisation"]
-    monkeypatch.setitem(command.STUDIES, "generalisation", command.replace(study, smoke=size))
+    monkeypatch.setitem(command.STUDIES, "generalisation", replace(study, smoke=size))
     page = tmp_path / "page.md"
     folder = str(tmp_path / "out")
     arguments = ["teleport", "generalisation", "--smoke", "--out", folder]

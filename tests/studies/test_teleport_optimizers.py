@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -267,7 +268,7 @@ def test_the_command(
 ) -> None:
     size = optimizers.Size(2, 1, (1.0,), 3, (optimizers.SETTINGS[1],), 2)
     study = command.STUDIES["optimizers"]
-    monkeypatch.setitem(command.STUDIES, "optimizers", command.replace(study, smoke=size))
+    monkeypatch.setitem(command.STUDIES, "optimizers", replace(study, smoke=size))
     page, folder = tmp_path / "page.md", tmp_path / "out"
     arguments = [
         "teleport",
