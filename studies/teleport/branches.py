@@ -37,7 +37,7 @@ PHI_RATE = 5e-2
 PHI_STOP = 2.0
 FARTHEST = -0.7
 """Log of the norm that a random element has at most, half: some hardly move the outputs at all."""
-DRAWS = 50
+DRAWS = 20
 """Of phi and psi where they are told."""
 
 
@@ -156,7 +156,8 @@ class Branches:
             k = before[-1].shape[2]
             M = torch.from_numpy(draws.random((len(self.seeds), k, k))).float()
             climb = curve(before, x, [*[None] * (len(before) - 2), M]).slope()
-            t = PSI_RATES[move.up] * climb * (1 if move.up else -1)
+            # A run that has diverged stays where it is.
+            t = PSI_RATES[move.up] * climb.nan_to_num(0, 0, 0) * (1 if move.up else -1)
             after = exponential(before, x, t[:, None, None] * M)
 
             def random(size: Tensor) -> Layers:

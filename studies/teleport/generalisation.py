@@ -54,7 +54,7 @@ class Size:
     samples: int = 500
 
 
-SMOKE = Size(6, 3, 0.1, (6, 5), 4, 2, (6, 5), 1, 100)
+SMOKE = Size(6, 3, 0.05, (6, 5), 4, 2, (6, 5), 1, 100)
 
 
 def trained(images: Images, size: Size) -> Layers:
@@ -127,6 +127,8 @@ def correlations(runs: dict[str, Any]) -> dict[str, Any]:
 def differences(run: dict[str, Any]) -> dict[str, Any]:
     """Of each search: losses to those without teleports, and to its control, seed by seed."""
     names = run["names"]
+    ends = logs(run["losses"]["train"])
+    diverged = dict(zip(names, (ends[-1] > ends[0]).T, strict=True))
     first = branches.MOVED - branches.BRANCHED + 1
     found: dict[str, Any] = {}
     for which in ("train", "test"):
@@ -140,17 +142,22 @@ def differences(run: dict[str, Any]) -> dict[str, Any]:
                 said[f"{which} {key}"] = statistics.mean_interval(of[move.name] - of["none"])
                 said[f"{which} {key}, random"] = statistics.mean_interval(random - of["none"])
                 said[f"{which} {key}, beyond"] = statistics.mean_interval(of[move.name] - random)
+                kept = ~(diverged[move.name] | diverged[f"{move.name}, random"] | diverged["none"])
+                if 1 < kept.sum() < len(kept):
+                    left = (of[move.name] - random)[kept]
+                    said[f"{which} {key}, beyond, kept"] = statistics.mean_interval(left)
     for name, moments in run["told"].items():
-        told = {key: float(np.mean([m[key] for m in moments])) for key in ("drift", "fresh drift")}
-        told["log loss"] = float(np.sum([np.mean(m["log loss"]) for m in moments]))
+        # Means over the runs that have not diverged.
+        good = ~diverged[name]
+        of = {key: np.array([m[key] for m in moments])[:, good] for key in moments[0]}
+        told = {key: float(of[key].mean()) for key in ("drift", "fresh drift")}
+        told["log loss"] = float(of["log loss"].sum(0).mean())
         for measure in ("phi", "psi"):
-            before, after = (
-                np.log([m[f"{measure} {when}"] for m in moments]) for when in ("before", "after")
-            )
+            before, after = (np.log(of[f"{measure} {when}"]) for when in ("before", "after"))
             told[measure] = float(np.exp(before[0].mean()))
             # Of teleports alone, without the steps between them.
             told[f"log {measure}"] = float((after - before).sum(0).mean())
-        found.setdefault(name, {})["told"] = told
+        found.setdefault(name, {})["told"] = told | {"diverged": int((~good).sum())}
     curves = np.exp(logs(run["losses"]["test"]).mean(1)).T
     found["curves"] = dict(zip(names, curves.round(5).tolist(), strict=True))
     return found

@@ -10,6 +10,7 @@ from typing import Any
 from metaopt.base.tables import markdown_table
 from studies.output import png
 from studies.teleport.branches import MOVES
+from studies.teleport.effects import WORST
 from studies.teleport.generalisation import MEASURES
 from studies.teleport.optimizers_page import percent
 
@@ -50,10 +51,20 @@ def sentences(found: Mapping[str, Any]) -> str:
         pieces = []
         for name, one in found["sets"].items():
             said = one["moves"][move.name]
-            pieces.append(
-                f"{name} {percent(said['test end'])}, beyond a random element of the same drift "
-                f"{percent(said['test end, beyond'])}, {_sign(said['test end, beyond'])}"
+            own = 100 * math.expm1(said["told"][f"log {move.measure}"])
+            piece = (
+                f"{name} ({move.measure} {own:+.2g} % by teleports) {percent(said['test end'])}, "
+                f"beyond a random element of the same drift {percent(said['test end, beyond'])}, "
+                f"{_sign(said['test end, beyond'])}"
             )
+            if "test end, beyond, kept" in said:
+                kept = said["test end, beyond, kept"]
+                piece += (
+                    f" ({said['told']['diverged']} of {found['size']['seeds']} runs diverged, "
+                    f"which count as a loss of {WORST:g}; without them {percent(kept)}, "
+                    f"{_sign(kept)})"
+                )
+            pieces.append(piece)
         lines.append(f"- **{move.name}** changes the test loss at the end: {'. '.join(pieces)}.")
     return "\n".join(lines)
 

@@ -166,7 +166,8 @@ def _fitted(made: Tensor, x: Tensor, z: Layers, i: int) -> Tensor:
     """made h^+, h what hidden layer i is given: [R, k, S] -> [R, k, in]."""
     if i > 0:
         return least_squares(leaky(z[i - 1]).double().mT, made.double().mT).mT.to(made.dtype)
-    inverse = torch.linalg.pinv(x.double()).to(made.dtype)  # [B, S, n]
+    # What a run that has diverged is given is not finite.
+    inverse = torch.linalg.pinv(x.double().nan_to_num(0, 0, 0)).to(made.dtype)  # [B, S, n]
     grouped = made.reshape(len(x), -1, made.shape[-1]) @ inverse
     return grouped.view(*made.shape[:2], -1)
 

@@ -207,9 +207,12 @@ def test_a_control_moves_outputs_as_far() -> None:
     torch.testing.assert_close(drift(layers, moved, x, y)[0], far, rtol=1e-4, atol=0)
 
 
-def test_branches_differ_from_the_teleports_on() -> None:
+def test_branches_differ_from_the_teleports_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(branches, "DRAWS", 4)
+    # So small a network is above the published one after 20 epochs still.
+    monkeypatch.setattr(branches, "PHI_STOP", 10.0)
     whole = data_sets(Path("nowhere"), smoke=True)[0]["digits"]
-    plan = branches.Branching(seeds=2, epochs=22, rate=0.01, directions=1, samples=60)
+    plan = branches.Branching(seeds=2, epochs=22, rate=0.05, directions=1, samples=60)
     found = branches.Branches(whole, (6, 5), plan).run()
     losses = np.array(found["losses"]["train"])
     assert losses.shape == (8, 2, 9)
@@ -219,7 +222,12 @@ def test_branches_differ_from_the_teleports_on() -> None:
     for move in branches.MOVES:
         searched, random = (found["told"][name] for name in (move.name, f"{move.name}, random"))
         assert len(searched) == move.teleports
-        np.testing.assert_allclose(searched[0]["drift"], random[0]["drift"], rtol=1e-2)
+        far, reached = (np.array([one["drift"] for one in of]) for of in (searched, random))
+        assert (far > 0).all()
+        # Or less far, where the greatest random element that is allowed moves outputs no more.
+        assert (reached <= 1.01 * far).all()
+        if not move.up:
+            np.testing.assert_allclose(reached, far, rtol=1e-2)
     for name, sign in (("phi down", -1), ("phi up", 1)):
         key = name.split()[0]
         before, after = (
@@ -231,9 +239,9 @@ def test_branches_differ_from_the_teleports_on() -> None:
 
 def test_correlations_of_planted_runs() -> None:
     draws = np.random.default_rng(0)
-    train = draws.standard_normal(200)
-    test = train + 0.5 * draws.standard_normal(200)
-    runs = {key: (train + draws.standard_normal(200)).tolist() for key in MEASURES}
+    train = draws.standard_normal(100)
+    test = train + 0.5 * draws.standard_normal(100)
+    runs = {key: (train + draws.standard_normal(100)).tolist() for key in MEASURES}
     runs |= {"train": train.tolist(), "test": test.tolist(), "psi": (-test).tolist()}
     found = correlations(runs)
     assert found["psi"]["pearson"] == pytest.approx((-1, -1, -1))
@@ -246,7 +254,8 @@ def test_correlations_of_planted_runs() -> None:
 def test_the_whole_in_small(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    size = Size(5, 2, 0.1, (6, 5), 2, 2, (6, 5), 1, 60)
+    monkeypatch.setattr(branches, "DRAWS", 2)
+    size = Size(5, 2, 0.05, (6, 5), 2, 2, (6, 5), 1, 60)
     study = command.STUDIES["generalisation"]
     monkeypatch.setitem(command.STUDIES, "generalisation", replace(study, smoke=size))
     page = tmp_path / "page.md"

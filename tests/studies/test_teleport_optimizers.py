@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from metaopt.base.errors import UserError
 from metaopt.base.process import World
 from studies.teleport import __main__ as command
-from studies.teleport import optimizers
+from studies.teleport import optimizers, training
 from studies.teleport.action import (
     act,
     best_scales,
@@ -266,6 +266,8 @@ def test_statistics() -> None:
 def test_the_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr(training, "TELEPORTS", 2)
+    monkeypatch.setattr(optimizers, "TELEPORTS", 2)
     size = optimizers.Size(2, 1, (1.0,), 3, (optimizers.SETTINGS[1],), 2)
     study = command.STUDIES["optimizers"]
     monkeypatch.setitem(command.STUDIES, "optimizers", replace(study, smoke=size))
