@@ -6,7 +6,8 @@
 optimizers: five optimizers with the published recipe, and what of its effect is the reset of their
 state, the drift of an inexact action, or the teleport. generalisation: what sharpness and curvature
 have to do with the test loss, over 100 runs, and by teleports up and down in each. What the folder
-(``runs/teleport`` by default) already has is not run again, so that a stopped command goes on.
+(``runs/teleport`` by default) already has is not run again, so that a stopped command goes on;
+Ctrl-C writes the page of what there is.
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence, Sized
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,23 @@ def folder(out: Path, name: str, what: Any) -> Folder:
     """
     digest = hashlib.sha256(json.dumps(asdict(what)).encode()).hexdigest()[:12]
     return Folder(out, f"{name}_{digest}")
+
+
+@contextmanager
+def until_stopped(done: Sized, missing: list[str], left: list[str]) -> Iterator[None]:
+    """Ctrl-C ends what is inside, and the page is written of what there is.
+
+    Args:
+        done: what there is; where it is empty, Ctrl-C is what it always is.
+        missing: gets a line that names what is ``left``.
+        left: what has not been done; who is inside takes out what has.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not done:
+            raise
+        missing.append(f"Stopped before its end; not run: {'; '.join(left)}.")
 
 
 def drawn(data: Labelled, seeds: Sequence[int], index: int, count: int) -> tuple[Tensor, Tensor]:

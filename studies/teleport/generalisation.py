@@ -15,7 +15,7 @@ from tqdm import tqdm, trange
 
 from metaopt.base.streams import Stream, item_generator
 from studies.teleport import branches, statistics
-from studies.teleport.data import AROUND, BATCH, Images, drawn, folder
+from studies.teleport.data import AROUND, BATCH, Images, drawn, folder, until_stopped
 from studies.teleport.effects import logs
 from studies.teleport.measures import COUNT, increase, phi, psi, trace
 from studies.teleport.stack import Layers, gradients, initial, mean_losses
@@ -34,6 +34,7 @@ MEASURES = {
     "psi": "curvature psi of the minimum, as published",
     "train": "training loss",
 }
+PARTS = ("correlations", "teleports")
 TRACED = 1000
 """Training images of the trace."""
 
@@ -167,16 +168,18 @@ def study(sets: dict[str, Images], missing: Sequence[str], size: Size, out: Path
     """All data sets, each piece kept as it is done."""
     torch.set_num_threads(1)
     pieces = folder(out, "generalisation", size)
-    found: dict[str, Any] = {"missing": list(missing), "size": vars(size), "sets": {}}
-    with tqdm(total=2 * len(sets), desc="generalisation") as bar:
+    said, left = list(missing), [f"{part} of {name}" for part in PARTS for name in sets]
+    found: dict[str, Any] = {"missing": said, "size": vars(size), "sets": {}}
+    bar = tqdm(total=len(left), desc="generalisation")
+    with bar, until_stopped(found["sets"], said, left):
         for name, images in sets.items():
             runs = pieces.kept(f"{name}_runs", bound(measured, images, name, size))
+            found["sets"][name] = {"runs": runs, "correlations": correlations(runs)}
+            left.remove(f"{PARTS[0]} of {name}")
             bar.update()
+        for name, images in sets.items():
             run = pieces.kept(f"{name}_branches", bound(branched, images, size))
+            found["sets"][name]["moves"] = differences(run)
+            left.remove(f"{PARTS[1]} of {name}")
             bar.update()
-            found["sets"][name] = {
-                "runs": runs,
-                "correlations": correlations(runs),
-                "moves": differences(run),
-            }
     return found

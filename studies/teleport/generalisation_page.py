@@ -50,6 +50,8 @@ def sentences(found: Mapping[str, Any]) -> str:
     for move in MOVES:
         pieces = []
         for name, one in found["sets"].items():
+            if "moves" not in one:
+                continue
             said = one["moves"][move.name]
             own = 100 * math.expm1(said["told"][f"log {move.measure}"])
             piece = (
@@ -61,11 +63,14 @@ def sentences(found: Mapping[str, Any]) -> str:
                 kept = said["test end, beyond, kept"]
                 piece += (
                     f" ({said['told']['diverged']} of {found['size']['seeds']} runs diverged, "
-                    f"which count as a loss of {WORST:g}; without them {percent(kept)}, "
-                    f"{_sign(kept)})"
+                    f"with a loss that counts as at most {WORST:g}; without pairs in which one has, "
+                    f"{percent(kept)}, {_sign(kept)})"
                 )
             pieces.append(piece)
-        lines.append(f"- **{move.name}** changes the test loss at the end: {'. '.join(pieces)}.")
+        if pieces:
+            lines.append(
+                f"- **{move.name}** changes the test loss at the end: {'. '.join(pieces)}."
+            )
     return "\n".join(lines)
 
 
@@ -139,7 +144,9 @@ def text(found: Mapping[str, Any]) -> str:
         sentences(found),
     ]
     for name, one in found["sets"].items():
-        pieces += [f"### {name}", _correlations(one), _moves(one)]
+        pieces += [f"### {name}", _correlations(one)]
+        if "moves" in one:
+            pieces.append(_moves(one))
     return re.sub("-{4,}", "---", re.sub(" {2,}", " ", "\n\n".join(pieces)))
 
 
@@ -159,6 +166,9 @@ def figure(found: Mapping[str, Any]) -> bytes:
             axis.set_xlabel(NAMES[key], fontsize=8)
             axis.tick_params(labelsize=6)
         row[0].set_ylabel(f"{name}: test loss", fontsize=8)
+        if "moves" not in one:
+            row[-1].set_axis_off()
+            continue
         for move, colour in zip(MOVES, ("C0", "C1", "C2", "C3"), strict=True):
             for end, style in (("", "-"), (", random", ":")):
                 curve = one["moves"]["curves"][move.name + end]

@@ -16,7 +16,7 @@ import torch
 from tqdm import tqdm
 
 from studies.teleport.action import gradient_norm, search
-from studies.teleport.data import AROUND, Images, drawn, folder
+from studies.teleport.data import AROUND, Images, drawn, folder, until_stopped
 from studies.teleport.effects import effects
 from studies.teleport.stack import gradients
 from studies.teleport.training import (
@@ -165,8 +165,10 @@ def study(sets: dict[str, Images], missing: Sequence[str], size: Size, out: Path
     """All settings, each piece kept as it is done."""
     torch.set_num_threads(1)
     chosen = [setting for setting in size.settings if setting.data in sets]
-    found: dict[str, Any] = {"missing": list(missing), "seeds": size.seeds, "settings": {}}
-    with tqdm(total=len(chosen) * len(EPOCH), desc="optimizers") as bar:
+    said, left = list(missing), [setting.name for setting in chosen]
+    found: dict[str, Any] = {"missing": said, "seeds": size.seeds, "settings": {}}
+    bar = tqdm(total=len(chosen) * len(EPOCH), desc="optimizers")
+    with bar, until_stopped(found["settings"], said, left):
         for setting in chosen:
             images = sets[setting.data]
             if setting.pooled:
@@ -184,4 +186,5 @@ def study(sets: dict[str, Images], missing: Sequence[str], size: Size, out: Path
                 told[kind] = effects(run, timed[kind], images.batches) | {"tuning": rates}
                 bar.update()
             found["settings"][setting.name] = told
+            left.remove(setting.name)
     return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -261,6 +262,31 @@ def test_statistics() -> None:
     assert high - low == pytest.approx(2 * 1.96 * x[:400].std() / 20, rel=0.1)
     assert low < mean < high
     assert share_interval(2 * z + 10, z + 5) == pytest.approx((2, 2, 2))
+
+
+def test_what_ctrl_c_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = replace(optimizers.SETTINGS[1], name="first", tuned=False)
+    size = optimizers.Size(2, 1, (1.0,), 0, (first, replace(first, name="second")), 0)
+    sets = data_sets(Path("nowhere"), smoke=True)[0]
+    seen: list[str] = []
+
+    def stopped(*of: Any) -> dict[str, Any]:
+        seen.append(of[1].name)
+        if len(seen) > at:
+            raise KeyboardInterrupt
+        return {}
+
+    monkeypatch.setattr(optimizers, "reported", stopped)
+    monkeypatch.setattr(optimizers, "seconds", lambda *_: {kind: {} for kind in OPTIMIZERS})
+    monkeypatch.setattr(optimizers, "effects", lambda *_: {})
+    at = 3
+    with pytest.raises(KeyboardInterrupt):
+        optimizers.study(sets, [], size, tmp_path)
+    at = 8
+    found = optimizers.study(sets, ["one"], size, tmp_path)
+    assert list(found["settings"]) == ["first"]
+    assert found["missing"] == ["one", "Stopped before its end; not run: second."]
+    assert seen == ["first"] * 6 + ["second"] * 3
 
 
 def test_the_command(
