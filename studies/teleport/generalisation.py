@@ -168,7 +168,7 @@ def study(sets: dict[str, Images], missing: Sequence[str], size: Size, out: Path
     """All data sets, each piece kept as it is done."""
     torch.set_num_threads(1)
     pieces = folder(out, "generalisation", size)
-    said, left = list(missing), [f"{part} of {name}" for part in PARTS for name in sets]
+    said, left = list(missing), [f"{part} of {name}" for name in sets for part in PARTS]
     found: dict[str, Any] = {"missing": said, "size": vars(size), "sets": {}}
     bar = tqdm(total=len(left), desc="generalisation")
     with bar, until_stopped(found["sets"], said, left):
@@ -177,7 +177,6 @@ def study(sets: dict[str, Images], missing: Sequence[str], size: Size, out: Path
             found["sets"][name] = {"runs": runs, "correlations": correlations(runs)}
             left.remove(f"{PARTS[0]} of {name}")
             bar.update()
-        for name, images in sets.items():
             run = pieces.kept(f"{name}_branches", bound(branched, images, size))
             found["sets"][name]["moves"] = differences(run)
             left.remove(f"{PARTS[1]} of {name}")

@@ -63,8 +63,8 @@ def sentences(found: Mapping[str, Any]) -> str:
                 kept = said["test end, beyond, kept"]
                 piece += (
                     f" ({said['told']['diverged']} of {found['size']['seeds']} runs diverged, "
-                    f"with a loss that counts as at most {WORST:g}; without pairs in which one has, "
-                    f"{percent(kept)}, {_sign(kept)})"
+                    f"with a loss that counts as at most {WORST:g}; without pairs in which one "
+                    f"has, {percent(kept)}, {_sign(kept)})"
                 )
             pieces.append(piece)
         if pieces:
