@@ -12,7 +12,7 @@ from studies.output import png
 from studies.teleport.branches import MOVES
 from studies.teleport.effects import WORST
 from studies.teleport.generalisation import MEASURES
-from studies.teleport.optimizers_page import percent
+from studies.teleport.optimizers_page import percent, short
 
 NAMES = {
     "phi": "phi, as published",
@@ -55,7 +55,7 @@ def sentences(found: Mapping[str, Any]) -> str:
             said = one["moves"][move.name]
             own = 100 * math.expm1(said["told"][f"log {move.measure}"])
             piece = (
-                f"{name} ({move.measure} {own:+.2g} % by teleports) {percent(said['test end'])}, "
+                f"{name} ({move.measure} {short(own)} % by teleports) {percent(said['test end'])}, "
                 f"beyond a random element of the same drift {percent(said['test end, beyond'])}, "
                 f"{_sign(said['test end, beyond'])}"
             )
@@ -107,7 +107,7 @@ def _moves(one: Mapping[str, Any]) -> str:
             told = one["moves"][name]["told"]
             cells = [
                 *(
-                    f"{told[measure]:.3g}, {100 * math.expm1(told[f'log {measure}']):+.2g} %"
+                    f"{told[measure]:.3g}, {short(100 * math.expm1(told[f'log {measure}']))} %"
                     for measure in ("phi", "psi")
                 ),
                 f"{told['drift']:.2g}",
