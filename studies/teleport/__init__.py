@@ -1,0 +1,1 @@
+"""Teleports by search, beside the controls that the published experiments lack."""
