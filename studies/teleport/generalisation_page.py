@@ -172,7 +172,8 @@ def figure(found: Mapping[str, Any]) -> bytes:
         for move, colour in zip(MOVES, ("C0", "C1", "C2", "C3"), strict=True):
             for end, style in (("", "-"), (", random", ":")):
                 curve = one["moves"]["curves"][move.name + end]
-                row[-1].plot(range(15, 15 + len(curve)), curve, colour + style, label=move.name)
+                label = None if end else move.name
+                row[-1].plot(range(15, 15 + len(curve)), curve, colour + style, label=label)
         plain = one["moves"]["curves"]["none"]
         row[-1].plot(range(15, 15 + len(plain)), plain, "k-", label="none")
         row[-1].set_xlabel("epoch (random controls dotted)", fontsize=8)
