@@ -137,7 +137,7 @@ def test_evaluation_follows_the_contract(trained: Path) -> None:
         assert entry["seconds_per_step"] > 0
     first = {round(entry["loss_geomean"][0], 6) for entry in found["optimizers"].values()}
     assert len(first) == 1
-    teleport = found["optimizers"][learned[0]]["teleport"]
+    teleport = found["optimizers"][learned[1]]["teleport"]
     assert set(teleport) == {"norm_mean", "refused_share", "drift_max", "drift_log_total_mean"}
     pairs = {(pair["a"], pair["b"], pair["step"]): pair for pair in found["pairs"]}
     compared = len(found["optimizers"])

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from studies.teleport.statistics import Array, mean_interval, share_interval
+from studies.teleport.intervals import Array, mean_interval, share_interval
 from studies.teleport.training import (
     KEPT,
     NONE,

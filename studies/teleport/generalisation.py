@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm, trange
 
 from metaopt.base.streams import Stream, item_generator
-from studies.teleport import branches, statistics
+from studies.teleport import branches, intervals
 from studies.teleport.data import AROUND, BATCH, Images, drawn, folder, until_stopped
 from studies.teleport.effects import logs
 from studies.teleport.measures import COUNT, increase, phi, psi, trace
@@ -106,20 +106,20 @@ def correlations(runs: dict[str, Any]) -> dict[str, Any]:
     of = {key: np.array(values) for key, values in runs.items()}
     test, train = of["test"], of["train"]
     found: dict[str, Any] = {}
-    statistic: dict[str, Callable[..., statistics.Array]] = {
-        "pearson": statistics.pearson,
-        "spearman": statistics.spearman,
+    statistic: dict[str, Callable[..., intervals.Array]] = {
+        "pearson": intervals.pearson,
+        "spearman": intervals.spearman,
     }
     for key in MEASURES:
         said: dict[str, Any] = {
-            name: statistics.correlation_interval(one, of[key], test)
+            name: intervals.correlation_interval(one, of[key], test)
             for name, one in statistic.items()
         }
         if key != "train":
-            said["partial"] = statistics.correlation_interval(
-                statistics.partial, of[key], test, train
+            said["partial"] = intervals.correlation_interval(
+                intervals.partial, of[key], test, train
             )
-            said["with training loss"] = float(statistics.pearson(of[key], train))
+            said["with training loss"] = float(intervals.pearson(of[key], train))
         said["range"] = [float(of[key].min()), float(of[key].max())]
         found[key] = said
     return found
@@ -140,13 +140,13 @@ def differences(run: dict[str, Any]) -> dict[str, Any]:
             for move in branches.MOVES:
                 random = of[f"{move.name}, random"]
                 said = found.setdefault(move.name, {})
-                said[f"{which} {key}"] = statistics.mean_interval(of[move.name] - of["none"])
-                said[f"{which} {key}, random"] = statistics.mean_interval(random - of["none"])
-                said[f"{which} {key}, beyond"] = statistics.mean_interval(of[move.name] - random)
+                said[f"{which} {key}"] = intervals.mean_interval(of[move.name] - of["none"])
+                said[f"{which} {key}, random"] = intervals.mean_interval(random - of["none"])
+                said[f"{which} {key}, beyond"] = intervals.mean_interval(of[move.name] - random)
                 kept = ~(diverged[move.name] | diverged[f"{move.name}, random"] | diverged["none"])
                 if 1 < kept.sum() < len(kept):
                     left = (of[move.name] - random)[kept]
-                    said[f"{which} {key}, beyond, kept"] = statistics.mean_interval(left)
+                    said[f"{which} {key}, beyond, kept"] = intervals.mean_interval(left)
     for name, moments in run["told"].items():
         # Means over the runs that have not diverged.
         good = ~diverged[name]

@@ -28,6 +28,7 @@ from studies.teleport.action import (
 )
 from studies.teleport.data import data_sets
 from studies.teleport.effects import by_second, effects
+from studies.teleport.intervals import mean_interval, partial, pearson, ranks, share_interval
 from studies.teleport.stack import (
     SLOPE,
     Layers,
@@ -38,7 +39,6 @@ from studies.teleport.stack import (
     mean_losses,
     squared_norm,
 )
-from studies.teleport.statistics import mean_interval, partial, pearson, ranks, share_interval
 from studies.teleport.steps import OPTIMIZERS
 from studies.teleport.training import NONE, RECIPE, RESET, STOP, Training, bounded_scales
 
