@@ -175,7 +175,7 @@ def test_evaluation_follows_the_contract(trained: Path) -> None:
         name: entry["origin"].get("from", "baseline") for name, entry in found["optimizers"].items()
     }
     assert [places[name] for name in learned] == [
-        *["shipped"] * 6,
+        *["shipped"] * 7,
         "runs/coordinate_update_tele",
         "runs/lstm_update",
     ]
