@@ -42,7 +42,7 @@ class RuleConfig(Model):
         knows_loss_alone: whether the rule works on a family of which only the loss is known.
         needs_inputs: whether it can propose nothing without the inputs of layers.
         generates_for: what the engine of its generators has to know; None for updates alone.
-        decays: whether its updates hold a weight decay that it has learned.
+        decays: whether its updates hold a weight decay of their own.
         follows_pairs: whether all that it keeps can move with linear pairs.
     """
 

@@ -19,9 +19,9 @@ over all matrices, since a teleport that makes the gradients of one side of a pa
 those of the other side smaller. Weights shrink with the step: they go on as long as it does.
 
 Statistics, clock and loss are those of the layer-wise rule (``layer``). The side of a linear pair
-that a parameter lies on is added, and the own log(rms(m_l) / v_l).
-Where teleports serve the two sides in turn (``turns``), the size of a step on the side that is not
-served is an output of its own.
+that a parameter lies on is added, and the own log(rms(m_l) / v_l). Where teleports serve the two
+sides in turn (``turns``), the size of a step on the side that is not served is an output of its
+own.
 """
 
 from __future__ import annotations
@@ -156,12 +156,9 @@ class MatrixUpdateLSTM(LayerWise):
                 shown.append(own * (size + TINY).rsqrt())
                 steps.append(ready[i].flatten(2))
 
+        kinds = zip(W, by_entry, strict=True)
         of_matrix = torch.cat(
-            [
-                w.new_full((1, 1, 1), not alone, dtype=torch.bool)
-                for w, alone in zip(W, by_entry, strict=True)
-            ],
-            dim=2,
+            [w.new_full((1, 1, 1), not alone, dtype=torch.bool) for w, alone in kinds], dim=2
         )
         base = torch.cat(
             [
@@ -197,7 +194,7 @@ class MatrixUpdateLSTM(LayerWise):
         features = torch.cat([own_features, of_all.expand_as(own_features)], dim=1)
         h, cells = self.lstm(features, state)
 
-        fade = fading(count[:, :, :1], self.fades)
+        fade = fading(count, self.fades)
         z = self.scale * fade * self.head(h)
         log_size, log_unserved, more_power, *mixed_by = z.split(1, dim=1)
         waits = side * served(count) < 0
@@ -228,7 +225,7 @@ class MatrixConfig(FadingConfig):
     follows_pairs = True
     kind: Literal["matrix_lstm"] = required(
         "layer-wise update rule whose state follows every teleport: one LSTM for all parameters, "
-        "whose outputs mix momenta of matrices, and give step size and weight decay"
+        "whose outputs mix momenta of matrices and give the step size; its weight decay is fixed"
     )
     step: Literal["orthogonal", "normalised"] = described(
         "orthogonal", "what a momentum is made into: all singular values alike, or its size set"
