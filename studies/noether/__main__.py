@@ -13,10 +13,7 @@ of a warm-up. f: digits and Fashion-MNIST. ``--only`` runs some of them; what th
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,19 +26,10 @@ from metaopt.base.process import World
 from studies import pool
 from studies.noether import equilibria, networks, page, scalar, scale, sharpness, warmup
 from studies.noether.figure import figure
-from studies.noether.folder import Folder
 from studies.output import DOCS, ROOT, Page
+from studies.parts import Part, letters
 
 PAGE = Page(DOCS / "noether.md", "noether tables", "noether")
-
-
-@dataclass(frozen=True)
-class Part:
-    """What is run together."""
-
-    run: Callable[[Any, Folder], dict[str, Any]]
-    full: Any
-    smoke: Any
 
 
 PARTS: dict[str, Part] = {
@@ -54,30 +42,19 @@ PARTS: dict[str, Part] = {
 }
 
 
-def _letters(text: str) -> list[str]:
-    chosen = text.split(",")
-    unknown = [letter for letter in chosen if letter not in PARTS]
-    if unknown:
-        raise argparse.ArgumentTypeError(
-            f"found {unknown[0]!r}, expected some of {','.join(PARTS)}"
-        )
-    return [letter for letter in PARTS if letter in chosen]
-
-
 def found(letter: str, smoke: bool, out: Path, fashion: Path | None) -> dict[str, Any]:
     """A part, run or read."""
     part = PARTS[letter]
     size = part.smoke if smoke else part.full
     if letter == "f" and fashion is not None:
         size = replace(size, fashion=str(fashion))
-    digest = hashlib.sha256(json.dumps(asdict(size)).encode()).hexdigest()[:12]
-    return part.run(size, Folder(out, f"{letter}_{digest}"))
+    return part.found(letter, size, out)
 
 
 def main(world: World) -> None:
     """Run, print, write the page."""
     parser = argparse.ArgumentParser(description="Where SGD goes on an orbit.")
-    parser.add_argument("--only", type=_letters, default=list(PARTS), metavar="a,b,..")
+    parser.add_argument("--only", type=letters(PARTS), default=list(PARTS), metavar="a,b,..")
     parser.add_argument("--out", type=Path, metavar="DIR", help="default runs/noether")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes, under a minute")
     parser.add_argument("--fashion", type=Path, metavar="DIR", help="Fashion-MNIST's IDX files")

@@ -22,10 +22,6 @@ Three minutes on one core.
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,21 +30,12 @@ from metaopt.base.errors import UserError
 from metaopt.base.files import make_folder
 from metaopt.base.process import World
 from studies import pool
-from studies.noether.folder import Folder
 from studies.output import DOCS, ROOT, Page
+from studies.parts import Part, letters
 from studies.theory import bound, convex, displacement, enough, newton, page, paths
 from studies.theory.figure import figure
 
 PAGE = Page(DOCS / "theory.md", "theory tables", "theory")
-
-
-@dataclass(frozen=True)
-class Part:
-    """What is run together."""
-
-    run: Callable[[Any, Folder], dict[str, Any]]
-    full: Any
-    smoke: Any
 
 
 PARTS: dict[str, Part] = {
@@ -61,28 +48,17 @@ PARTS: dict[str, Part] = {
 }
 
 
-def _letters(text: str) -> list[str]:
-    chosen = text.split(",")
-    unknown = [letter for letter in chosen if letter not in PARTS]
-    if unknown:
-        raise argparse.ArgumentTypeError(
-            f"found {unknown[0]!r}, expected some of {','.join(PARTS)}"
-        )
-    return [letter for letter in PARTS if letter in chosen]
-
-
 def found(letter: str, smoke: bool, out: Path) -> dict[str, Any]:
     """A part, run or read."""
     part = PARTS[letter]
     size = part.smoke if smoke else part.full
-    digest = hashlib.sha256(json.dumps(asdict(size)).encode()).hexdigest()[:12]
-    return part.run(size, Folder(out, f"{letter}_{digest}"))
+    return part.found(letter, size, out)
 
 
 def main(world: World) -> None:
     """Run, print, write the page."""
     parser = argparse.ArgumentParser(description="When teleports help, by exact numbers.")
-    parser.add_argument("--only", type=_letters, default=list(PARTS), metavar="a,b,..")
+    parser.add_argument("--only", type=letters(PARTS), default=list(PARTS), metavar="a,b,..")
     parser.add_argument("--out", type=Path, metavar="DIR", help="default runs/theory")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes, in seconds")
     arguments = PAGE.parse(parser)
