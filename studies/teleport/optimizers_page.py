@@ -12,7 +12,7 @@ import numpy as np
 from metaopt.base.tables import markdown_table
 from studies.output import png
 from studies.teleport.effects import PARTS
-from studies.teleport.training import RANDOM, RECIPE
+from studies.teleport.training import RECIPE
 
 Interval = Sequence[float]
 
@@ -62,6 +62,17 @@ def _shares(told: Mapping[str, Any]) -> str:
     return markdown_table(["share of the recipe's effect", *PARTS], rows)
 
 
+def _by_second(told: Mapping[str, Any]) -> str:
+    parts = [
+        f"{kind} {percent(one['to plain']['clock'][RECIPE.name])}, {one['late_updates']:.2g} updates"
+        for kind, one in told.items()
+    ]
+    return (
+        f"Training loss by second, published recipe to without, and how many updates take as long "
+        f"as its eight teleports: {'; '.join(parts)}."
+    )
+
+
 def _table(told: Mapping[str, Any], key: str) -> str:
     names = [name for name in told["Adam"]["names"] if name != "none"]
     rows = []
@@ -78,35 +89,16 @@ def _table(told: Mapping[str, Any], key: str) -> str:
 
 
 def _moves(told: Mapping[str, Any]) -> str:
-    rows = []
+    parts = []
     for kind, one in told.items():
-        for name in (RECIPE.name, RANDOM.name):
-            of = one["teleports"][name]
-            rows.append(
-                [
-                    f"{kind}, {name}",
-                    f"{of['squared norm before'][0]:.2g}",
-                    f"{of['squared norm after'][0]:.2g}",
-                    f"{of['squared norm after'][-1]:.2g}",
-                    f"{sum(of['length']) / len(of['length']):.2g}",
-                    f"{sum(of['drift']) / len(of['drift']):.2g}",
-                    f"{sum(of['fresh drift']) / len(of['drift']):.2g}",
-                    f"{sum(of['log loss']):+.2g}",
-                    f"{sum(of['fresh log loss']):+.2g}",
-                ]
-            )
-    header = (
-        "teleports, means over seeds",
-        "squared norm before the first",
-        "after it",
-        "after the eighth",
-        "length of a path",
-        "drift",
-        "fresh drift",
-        "log loss, sum of 8",
-        "fresh",
+        of = one["teleports"][RECIPE.name]
+        before, after = of["squared norm before"][0], of["squared norm after"][-1]
+        drift, fresh = (sum(of[key]) / len(of[key]) for key in ("drift", "fresh drift"))
+        parts.append(f"{kind} {before:.2g} -> {after:.2g}, drift {drift:.2g} / {fresh:.2g}")
+    return (
+        f"The recipe's teleports, means over seeds: squared norm before the first -> after the "
+        f"eighth, mean drift on their images / on fresh ones: {'; '.join(parts)}."
     )
-    return markdown_table(header, rows)
 
 
 def _tuning(told: Mapping[str, Any]) -> str:
@@ -132,13 +124,8 @@ def text(found: Mapping[str, Any]) -> str:
         pieces.append(_shares(told))
         if any(one["tuning"] for one in told.values()):
             pieces.append(_tuning(told))
-        late = ", ".join(f"{kind} {one['late_updates']:.2g}" for kind, one in told.items())
-        for key, what in (
-            ("speed", "Training loss, by epoch"),
-            ("clock", f"By second (eight teleports take as long as so many updates: {late})"),
-            ("test end", "Test loss at the end"),
-        ):
-            pieces += [f"{what}:", _table(told, key)]
+        pieces += ["Training loss, by epoch:", _table(told, "speed"), _by_second(told)]
+        pieces += ["Test loss at the end:", _table(told, "test end")]
         pieces.append(_moves(told))
     return re.sub("-{4,}", "---", re.sub(" {2,}", " ", "\n\n".join(pieces)))
 
