@@ -49,24 +49,24 @@ def sentence(kind: str, one: Mapping[str, Any], key: str = "speed") -> str:
 
 
 def _shares(told: Mapping[str, Any]) -> str:
+    """Of the optimizers on which the recipe has an effect that can be told from zero."""
     rows = []
     for kind, one in told.items():
         shares = one["parts"]["speed"].get("shares")
-        cells = ["no effect to share"] * 3
         if shares is not None:
             cells = [
                 f"{100 * m:.0f} % ({100 * low:.0f} to {100 * high:.0f})"
                 for m, low, high in (shares[name] for name in PARTS)
             ]
-        rows.append([kind, *cells])
-    return markdown_table(["share of the recipe's effect", *PARTS], rows)
+            rows.append([kind, *cells])
+    return markdown_table(["share of the recipe's effect, where it has one", *PARTS], rows)
 
 
 def _by_second(told: Mapping[str, Any]) -> str:
-    parts = [
-        f"{kind} {percent(one['to plain']['clock'][RECIPE.name])}, {one['late_updates']:.2g} updates"
-        for kind, one in told.items()
-    ]
+    parts = []
+    for kind, one in told.items():
+        ratio = percent(one["to plain"]["clock"][RECIPE.name])
+        parts.append(f"{kind} {ratio}, {one['late_updates']:.2g} updates")
     return (
         f"Training loss by second, published recipe to without, and how many updates take as long "
         f"as its eight teleports: {'; '.join(parts)}."
