@@ -84,7 +84,7 @@ def first_steps(*shapes: tuple[int, int]) -> list[torch.Tensor]:
     assert proposal.updates is not None
     assert proposal.decays is not None
     pairs = zip(proposal.updates, proposal.decays, strict=True)
-    return [(update - decay)[0] for update, decay in pairs]
+    return [(update - decay)[0].detach() for update, decay in pairs]
 
 
 @pytest.mark.parametrize(("width", "count"), [(6, 1), (6, 4), (48, 4)])
@@ -106,7 +106,7 @@ def test_the_first_step_of_a_vector_has_the_size_of_later_ones() -> None:
         proposal, state = rule.propose(seen, state)
         assert proposal.updates is not None
         assert proposal.decays is not None
-        step = (proposal.updates[0] - proposal.decays[0]).abs() * (1 + t / SHRINKS_AFTER)
+        step = (proposal.updates[0] - proposal.decays[0]).detach().abs() * (1 + t / SHRINKS_AFTER)
         assert step.flatten().numpy() == pytest.approx([VECTOR_SIZE] * 5, rel=1e-2)
 
 
