@@ -89,7 +89,7 @@ def test_the_next_step_is_that_of_a_run_begun_there(step: MatrixSteps) -> None:
     """Momenta of five gradients, moved with the weights, are those of the moved gradients."""
     net = adapters()
     pairs = pairs_in(net, 5)
-    rule = MatrixUpdateLSTM(4, 1.0, step, 0.0, None, 0, "test").double()
+    rule = MatrixUpdateLSTM(4, 1.0, step, 0.0, None, 0.2, 0, "test").double()
     move = random_move(pairs)
     seen = [observed(net, pairs, data(5, seed)) for seed in range(5)]
     here = rule.initial_state(seen[0])
@@ -118,7 +118,7 @@ def test_a_teleport_first_step_is_the_update_at_the_moved_weights() -> None:
     """w' = g . w + f, f what the update rule proposes to a run whose gradient is taken at g . w."""
     net = adapters()
     pairs = pairs_in(net, 5)
-    update = MatrixUpdateLSTM(4, 1.0, Orthogonal(), -1.0, None, 0, "update").double()
+    update = MatrixUpdateLSTM(4, 1.0, Orthogonal(), -1.0, None, 0.2, 0, "update").double()
     teleport = PairLSTM(4, 1.0, 0.1, None, 0, "teleport").double()
     pair = TeleportFirst({"update": update, "teleport": teleport}, engine())
     seen = observed(net, pairs, data(5))

@@ -1,9 +1,10 @@
 """The layer-wise rule for matrices that teleports may mix: momenta, and no squares of entries.
 
-    f_l = -s_l c^p (sum_d a_l^d step(m_l^d) + a_l^g G_l / rms(G_l) + a_l^w W_l)        matrices
-    f_l = -s_l ((sum_d a_l^d m_l^d + a_l^g G_l) / root_l + a_l^w W_l)                  vectors
+    f_l = -s_l c^p (b_l (sum_d a_l^d step(m_l^d) + a_l^g G_l / rms(G_l)) + r_l W_l)        matrices
+    f_l = -s_l (b_l (sum_d a_l^d m_l^d + a_l^g G_l) / root_l + r_l W_l)                    vectors
+    b_l = (1 or 0.6) / sqrt(M max(out, rest))  (matrices),   0.03 / sqrt(M)  (vectors)
     c = exp mean_l min(0, log(rms(m_l) / v_l))
-    (s_l, p_l, a_l) = head(h_l, is l's side served),   a_l^w = 2 (matrices), 0.1 (vectors)
+    (s_l, p_l, a_l) = head(h_l, is l's side served)
     h_l = m1(statistics of parameter l, mean statistics of all, h_l)
 
 with m^d running means of the gradient at the decays ``DECAYS``. ``step`` makes all singular values
@@ -11,6 +12,11 @@ of a mean alike, or only sets its size (``matrix_steps``). All that is kept of a
 gradients, so that it follows a teleport exactly, also one that mixes entries: the next step is that
 of a run that began there. Vectors (biases, gains of norms) are divided by the root of a running
 mean of squares, as in Adam, unless a linear pair moves them.
+
+The sizes b_l are those of untrained steps. ``step`` has entries of root mean square 1, so that the
+singular values of b_l step(m) are 1 / sqrt(M), of M matrices in all: how far outputs go in a step
+does not depend on width or depth (0.6 where a matrix reads more than it makes, as A of an adapter).
+Weights decay by r_l = weight_decay / sqrt(M).
 
 Steps of unit size do not end by themselves. What ends them here is c: how large momenta m (at the
 decay 0.9) are beside the root mean square v of gradients over the last thousand steps. It is small
@@ -27,6 +33,7 @@ own.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import torch
@@ -35,6 +42,7 @@ from torch import Tensor
 
 from metaopt.base.fields import described, required
 from metaopt.base.loss_statistics import FLOOR
+from metaopt.base.network import Weights
 from metaopt.rules.base import Proposal, Rule, State, flat_gradient
 from metaopt.rules.learned.clock import CLOCK_FEATURES, clock_features, fading
 from metaopt.rules.learned.directions import HEAD_BOUND
@@ -59,19 +67,20 @@ STEPS: dict[str, type[MatrixSteps]] = {"orthogonal": Orthogonal, "normalised": N
 """What is made of momenta, by name."""
 MIXTURE = (0.6, 0.4, 0.0, 0.0)
 """Untrained coefficients of the running means, and of the gradient itself."""
-SIZE = 0.1
-"""The untrained step of a matrix is ``SIZE`` / rest^(1/4); of a vector a tenth of it."""
-SHRINKS_AFTER = 200
-"""Untrained steps shrink as 1 / (1 + t / 200), beside c."""
+SIZE = 1.0
+"""The largest singular value of the untrained steps of all matrices side by side."""
+WIDE = 0.6
+"""The factor on steps of matrices that read more than they make, as the A of an adapter does."""
+VECTOR_SIZE = 0.03
+"""Entries of the untrained step of a vector, before they are divided as those of matrices are."""
+SHRINKS_AFTER = 400
+"""Untrained steps shrink as 1 / (1 + t / 400), beside c; the decay of weights by its power 2/3."""
 POWER = 1.0
 """The untrained power of c."""
 COHERENT = 1
 """The number of the mean in ``DECAYS`` whose size c reads."""
-WEIGHT_DECAY = (2.0, 0.1)
-"""The weight decay, in units of the step: of a matrix, of a vector.
-
-It is not learned: it pays later than a window of meta-training reaches.
-"""
+VECTOR_DECAY = 0.003
+"""The weight decay of vectors that goes with an untrained step."""
 LOG_STEP_BOUNDS = (-10.0, 4.0)
 RATIO = 1 / 3
 """Factor on logarithms of ratios of norms among the features."""
@@ -92,6 +101,7 @@ class MatrixUpdateLSTM(LayerWise):
         step: what is made of the running means of a matrix.
         unserved: the untrained logarithm of the factor on steps of a side that is not served.
         fades: steps after which what is learned, and taking turns, count half; None: they never do.
+        weight_decay: of matrices, that goes with an untrained step.
         seed: the seed of the initialisation.
         name: the name of the random stream of the initialisation.
     """
@@ -105,6 +115,7 @@ class MatrixUpdateLSTM(LayerWise):
         step: MatrixSteps,
         unserved: float,
         fades: int | None,
+        weight_decay: float,
         seed: int,
         name: str,
     ) -> None:
@@ -113,79 +124,38 @@ class MatrixUpdateLSTM(LayerWise):
         self.step = step
         self.unserved = unserved
         self.fades = fades
+        self.weight_decay = weight_decay
         self.lstm = LSTM(FEATURES, hidden, seed, f"{name}/lstm")
         self.head = Head(hidden, 3 + len(MIXTURE), seed, f"{name}/head", bound=HEAD_BOUND)
 
     def propose(self, observation: Observation, state: State) -> tuple[Proposal, State]:
         """Updates f."""
-        W, sizes = observation.weights, [w[0].numel() for w in observation.weights]
+        W, G = observation.weights, flat_gradient(observation)[:, None]
         mixed = frozenset() if observation.pairs is None else observation.pairs.tensors
         by_entry = [w.shape[2] == 1 and i not in mixed for i, w in enumerate(W)]
-        G = flat_gradient(observation)[:, None]
-        means = zip(state["m"].split(1, dim=1), DECAYS, strict=True)
-        # Python numbers, since a tensor of them would have to be copied to the device first.
-        m = torch.cat([torch.lerp(G, mean, decay) for mean, decay in means], dim=1)
-        squares = torch.lerp(G.square(), state["v"], SQUARES_DECAY)
-        v = torch.cat(
-            [
-                part if alone else torch.zeros_like(part)
-                for part, alone in zip(squares.split(sizes, dim=2), by_entry, strict=True)
-            ],
-            dim=2,
-        )
-        count = state["count"] + 1
+        means = _means(W, G, by_entry, state)
+        steps, shown = self._steps(W, G, by_entry, means)
+        sizes = [w[0].numel() for w in W]
         moves = torch.cat([part.any(2, keepdim=True) for part in G.split(sizes, dim=2)], dim=2)
-        start = torch.cat([*(1 - decay**count for decay in DECAYS), torch.ones_like(count)], dim=1)
-        raw = torch.cat([m, G], dim=1).split(sizes, dim=2)
-        gains = 1 / start
-        shown, steps = [], []
-        by_matrix = [i for i, alone in enumerate(by_entry) if not alone]
-        grown = [(gains[:, :, i, None] * raw[i]) for i in range(len(W))]
-        made = self.step([grown[i].unflatten(2, W[i].shape[1:]) for i in by_matrix])
-        ready = dict(zip(by_matrix, made, strict=True))
-        old = (1 - SQUARES_DECAY**count).rsqrt()
-        variances = v.split(sizes, dim=2)
-        for i, own in enumerate(grown):
-            if by_entry[i]:
-                floor = ROUNDING**2 * variances[i].mean(2, keepdim=True) + FLOOR
-                shown.append(own * (variances[i] + floor).rsqrt() / old[:, :, i, None])
-                steps.append(shown[-1])
-            else:
-                # Of the slowest mean, whose size the others are compared with.
-                size = own[:, _MEANS - 1 : _MEANS].square().mean(2, keepdim=True)
-                shown.append(own * (size + TINY).rsqrt())
-                steps.append(ready[i].flatten(2))
-
         kinds = zip(W, by_entry, strict=True)
-        of_matrix = torch.cat(
+        matrices = torch.cat(
             [w.new_full((1, 1, 1), not alone, dtype=torch.bool) for w, alone in kinds], dim=2
         )
-        base = torch.cat(
-            [
-                w.new_full((1, 1, 1), SIZE / w.shape[2] ** 0.25 / (10 if alone else 1))
-                for w, alone in zip(W, by_entry, strict=True)
-            ],
-            dim=2,
-        )
+        small = _small(means)
+        calm = mean_over(small, moves & matrices, (moves & matrices).sum(2, keepdim=True))
+        base, rate = _untrained(W, by_entry, self.weight_decay)
         loss_features, heard = hear(observation.loss, state)
-        ones = torch.ones_like(start)
-        side = torch.zeros_like(count)
+        side = torch.zeros_like(means.count)
         if observation.pairs is not None:
-            side = side + observation.pairs.sides.to(count)
-        power = _mean_squares(G.split(sizes, dim=2))
-        power = torch.lerp(power, state["power"], SQUARES_DECAY)
-        coherent = _mean_squares([own[:, COHERENT, None] for own in grown])
-        # Of a parameter that has had no gradient yet, both are 0.
-        small = ((coherent + TINY) / (power * old.square() + TINY)).log() / 2
-        small = small.clamp(SMALLEST_LOG, 0)
-        calm = mean_over(small, moves & of_matrix, (moves & of_matrix).sum(2, keepdim=True))
+            side = side + observation.pairs.sides.to(side)
+        ones = torch.ones_like(small).expand(-1, _MEANS + 1, -1)
         own_features = torch.cat(
             [
                 small * RATIO,
                 statistics(torch.cat(shown, dim=2), W, ones, base, sizes),
-                is_vector(W).expand_as(count),
+                is_vector(W).expand_as(side),
                 side,
-                clock_features(count),
+                clock_features(means.count),
                 loss_features,
             ],
             dim=1,
@@ -194,22 +164,106 @@ class MatrixUpdateLSTM(LayerWise):
         features = torch.cat([own_features, of_all.expand_as(own_features)], dim=1)
         h, cells = self.lstm(features, state)
 
-        fade = fading(count, self.fades)
+        fade = fading(means.count, self.fades)
         z = self.scale * fade * self.head(h)
         log_size, log_unserved, more_power, *mixed_by = z.split(1, dim=1)
-        waits = side * served(count) < 0
+        waits = side * served(means.count) < 0
         log_size = log_size + torch.where(waits, fade * self.unserved + log_unserved, 0.0)
-        log_size = log_size + torch.where(of_matrix, (POWER + more_power) * calm, 0.0)
-        size = base * log_size.clamp(*LOG_STEP_BOUNDS).exp() / (1 + count / SHRINKS_AFTER)
+        log_size = log_size + torch.where(matrices, (POWER + more_power) * calm, 0.0)
+        old = 1 + means.count / SHRINKS_AFTER
+        length = log_size.clamp(*LOG_STEP_BOUNDS).exp() / old
         untrained = zip(mixed_by, MIXTURE, strict=True)
-        mixture = size * torch.cat([part + share for part, share in untrained], dim=1)
-        decay = size * torch.where(of_matrix, *WEIGHT_DECAY)
+        mixture = base * length * torch.cat([part + share for part, share in untrained], dim=1)
+        decay = rate * length * old ** (1 / 3)
         moved, shrunk = [], []
         for i, (own, w, g) in enumerate(zip(steps, W, observation.grads, strict=True)):
             shrunk.append(-decay[:, :, i, None] * torch.where(g == 0, 0.0, w))
             moved.append(shrunk[-1] - torch.bmm(mixture[:, :, i, None].mT, own).reshape_as(w))
         proposal = Proposal(updates=tuple(moved), decays=tuple(shrunk))
-        return proposal, cells | heard | {"count": count, "m": m, "v": v, "power": power}
+        kept = {"count": means.count, "m": means.m, "v": means.v, "power": means.power}
+        return proposal, cells | heard | kept
+
+    def _steps(
+        self, W: Weights, G: Tensor, by_entry: Sequence[bool], means: _Means
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Of each parameter steps of unit size, and what features are told of: [B, 4, entries]."""
+        variances = means.v.split([w[0].numel() for w in W], dim=2)
+        matrices = [i for i, alone in enumerate(by_entry) if not alone]
+        made = self.step([means.grown[i].unflatten(2, W[i].shape[1:]) for i in matrices])
+        ready = dict(zip(matrices, made, strict=True))
+        steps, shown = [], []
+        for i, own in enumerate(means.grown):
+            if by_entry[i]:
+                floor = ROUNDING**2 * variances[i].mean(2, keepdim=True) + FLOOR
+                shown.append(own * (variances[i] + floor).rsqrt() * means.start[:, :, i, None])
+                steps.append(shown[-1])
+            else:
+                # Of the slowest mean, whose size the others are compared with.
+                size = own[:, _MEANS - 1 : _MEANS].square().mean(2, keepdim=True)
+                shown.append(own * (size + TINY).rsqrt())
+                steps.append(ready[i].flatten(2))
+        return steps, shown
+
+
+@dataclass(frozen=True)
+class _Means:
+    """What is kept, and what is made of it.
+
+    Attributes:
+        count: gradients that were not 0, [B, 1, L].
+        m: running means of the gradient, [B, 3, P].
+        v: that of squares of vectors, [B, 1, P]; 0 elsewhere.
+        power: that of the mean square of a parameter's gradient, [B, 1, L].
+        grown: the means corrected for their start at 0, and the gradient: [B, 4, entries] each.
+        start: the root of what corrects ``v`` and ``power``, [B, 1, L].
+    """
+
+    count: Tensor
+    m: Tensor
+    v: Tensor
+    power: Tensor
+    grown: list[Tensor]
+    start: Tensor
+
+
+def _means(W: Weights, G: Tensor, by_entry: Sequence[bool], state: State) -> _Means:
+    """The next ones, of gradients [B, 1, P]."""
+    sizes = [w[0].numel() for w in W]
+    old = zip(state["m"].split(1, dim=1), DECAYS, strict=True)
+    # Python numbers, since a tensor of them would have to be copied to the device first.
+    m = torch.cat([torch.lerp(G, mean, decay) for mean, decay in old], dim=1)
+    squares = torch.lerp(G.square(), state["v"], SQUARES_DECAY).split(sizes, dim=2)
+    v = [x if alone else torch.zeros_like(x) for x, alone in zip(squares, by_entry, strict=True)]
+    count = state["count"] + 1
+    gains = [1 / (1 - decay**count) for decay in DECAYS]
+    gain = torch.cat([*gains, torch.ones_like(count)], dim=1)
+    raw = torch.cat([m, G], dim=1).split(sizes, dim=2)
+    grown = [gain[:, :, i, None] * own for i, own in enumerate(raw)]
+    power = torch.lerp(_mean_squares(G.split(sizes, dim=2)), state["power"], SQUARES_DECAY)
+    start = (1 - SQUARES_DECAY**count).sqrt()
+    return _Means(count, m, torch.cat(v, dim=2), power, grown, start)
+
+
+def _small(means: _Means) -> Tensor:
+    """min(0, log(rms(m) / v)) of each parameter, [B, 1, L]."""
+    coherent = _mean_squares([own[:, COHERENT, None] for own in means.grown])
+    # Of a parameter that has had no gradient yet, both are 0.
+    ratio = (coherent + TINY) / (means.power / means.start.square() + TINY)
+    return (ratio.log() / 2).clamp(SMALLEST_LOG, 0)
+
+
+def _untrained(W: Weights, by_entry: Sequence[bool], weight_decay: float) -> tuple[Tensor, Tensor]:
+    """The size of entries of untrained steps, and the decay that goes with them: [1, 1, L] each."""
+    share = max(1, len(by_entry) - sum(by_entry)) ** -0.5
+    sizes, decays = [], []
+    for w, alone in zip(W, by_entry, strict=True):
+        out, rest = w.shape[1:]
+        wide = WIDE if rest > out else 1.0
+        size = VECTOR_SIZE if alone else SIZE * wide / max(out, rest) ** 0.5
+        sizes.append(w.new_full((1, 1, 1), share * size))
+        decay = VECTOR_DECAY if alone else weight_decay
+        decays.append(w.new_full((1, 1, 1), share * decay))
+    return torch.cat(sizes, dim=2), torch.cat(decays, dim=2)
 
 
 def _mean_squares(parts: Sequence[Tensor]) -> Tensor:
@@ -236,8 +290,13 @@ class MatrixConfig(FadingConfig):
         "step's teleport does not serve; 0 where there are none",
     )
 
+    # A window of meta-training would unlearn it: it pays later.
+    weight_decay: Annotated[float, Field(ge=0)] = described(
+        0.2, "decay of matrices that goes with an untrained step; it is not learned"
+    )
+
     def make(self, place: Place) -> Rule:
         """The rule that this section describes."""
         step = STEPS[self.step]()
-        own = (self.hidden, self.scale, step, self.unserved, self.fades)
+        own = (self.hidden, self.scale, step, self.unserved, self.fades, self.weight_decay)
         return MatrixUpdateLSTM(*own, place.seed, place.name)

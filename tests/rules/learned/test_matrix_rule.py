@@ -8,7 +8,7 @@ import pytest
 import torch
 from paired import NETWORKS, observed, pairs_in
 
-from metaopt.rules.learned.matrix import SHRINKS_AFTER, SIZE, MatrixUpdateLSTM
+from metaopt.rules.learned.matrix import SHRINKS_AFTER, SIZE, VECTOR_SIZE, WIDE, MatrixUpdateLSTM
 from metaopt.rules.learned.matrix_steps import Normalised, Orthogonal
 from metaopt.rules.learned.turns import served
 from metaopt.tasks.base import Observation
@@ -40,7 +40,7 @@ def test_squares_are_kept_of_vectors_that_no_pair_moves_alone() -> None:
     net = make()
     pairs = pairs_in(net, width)
     seen = observed(net, pairs, random(6, width))
-    rule = MatrixUpdateLSTM(4, 1.0, Orthogonal(), 0.0, None, 0, "test").double()
+    rule = MatrixUpdateLSTM(4, 1.0, Orthogonal(), 0.0, None, 0.2, 0, "test").double()
     _, state = rule.propose(seen, rule.initial_state(seen))
     names = [name for name, p in net.named_parameters() if p.requires_grad]
     sizes = [p.numel() for p in net.parameters()]
@@ -61,7 +61,7 @@ def one_matrix(gradient: torch.Tensor) -> Observation:
 
 def sizes_of_steps(gradients: list[torch.Tensor], fades: int | None = None) -> list[float]:
     """Of an untrained rule without decay, in units of what a first step would have there."""
-    rule = MatrixUpdateLSTM(4, 0.0, Orthogonal(), 0.0, fades, 0, "test").double()
+    rule = MatrixUpdateLSTM(4, 0.0, Orthogonal(), 0.0, fades, 0.2, 0, "test").double()
     state = rule.initial_state(one_matrix(gradients[0]))
     found = []
     for t, gradient in enumerate(gradients, 1):
@@ -70,9 +70,44 @@ def sizes_of_steps(gradients: list[torch.Tensor], fades: int | None = None) -> l
         assert proposal.updates is not None
         assert proposal.decays is not None
         step = proposal.updates[0] - proposal.decays[0]
-        unit = SIZE / gradient.shape[1] ** 0.25 / (1 + t / SHRINKS_AFTER)
+        unit = SIZE / max(gradient.shape) ** 0.5 / (1 + t / SHRINKS_AFTER)
         found.append(float(step.square().mean().sqrt()) / unit)
     return found
+
+
+def first_steps(*shapes: tuple[int, int]) -> list[torch.Tensor]:
+    """Of an untrained rule, without decay: the first step of each parameter, [out, rest]."""
+    rule = MatrixUpdateLSTM(4, 0.0, Orthogonal(), 0.0, None, 0.2, 0, "test").double()
+    own = tuple(random(1, *shape) for shape in shapes)
+    seen = Observation(weights=own, grads=own, inputs=(), loss=None)
+    proposal, _ = rule.propose(seen, rule.initial_state(seen))
+    assert proposal.updates is not None
+    assert proposal.decays is not None
+    pairs = zip(proposal.updates, proposal.decays, strict=True)
+    return [(update - decay)[0].detach() for update, decay in pairs]
+
+
+@pytest.mark.parametrize(("width", "count"), [(6, 1), (6, 4), (48, 4)])
+def test_singular_values_of_steps_depend_on_the_number_of_matrices_alone(
+    width: int, count: int
+) -> None:
+    tall, wide = (first_steps(*[shape] * count)[0] for shape in ((width, 3), (3, width)))
+    wanted = SIZE / count**0.5 / (1 + 1 / SHRINKS_AFTER)
+    assert torch.linalg.svdvals(tall).numpy() == pytest.approx([wanted] * 3, rel=0.05)
+    assert torch.linalg.svdvals(wide).numpy() == pytest.approx([WIDE * wanted] * 3, rel=0.05)
+
+
+def test_the_first_step_of_a_vector_has_the_size_of_later_ones() -> None:
+    rule = MatrixUpdateLSTM(4, 0.0, Orthogonal(), 0.0, None, 0.2, 0, "test").double()
+    own = (random(1, 5, 1),)
+    seen = Observation(weights=own, grads=own, inputs=(), loss=None)
+    state = rule.initial_state(seen)
+    for t in range(1, 20):
+        proposal, state = rule.propose(seen, state)
+        assert proposal.updates is not None
+        assert proposal.decays is not None
+        step = (proposal.updates[0] - proposal.decays[0]).detach().abs() * (1 + t / SHRINKS_AFTER)
+        assert step.flatten().numpy() == pytest.approx([VECTOR_SIZE] * 5, rel=1e-2)
 
 
 def test_steps_are_whole_while_gradients_stay_and_end_with_them() -> None:
@@ -98,7 +133,7 @@ def test_what_is_learned_fades() -> None:
     G = [random(5, 4) for _ in range(300)]
 
     def last(scale: float, fades: int | None) -> torch.Tensor:
-        rule = MatrixUpdateLSTM(4, scale, Orthogonal(), 0.0, fades, 0, "test").double()
+        rule = MatrixUpdateLSTM(4, scale, Orthogonal(), 0.0, fades, 0.2, 0, "test").double()
         state = rule.initial_state(one_matrix(G[0]))
         for gradient in G:
             proposal, state = rule.propose(one_matrix(gradient), state)
