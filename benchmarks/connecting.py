@@ -48,7 +48,7 @@ class Size:
     repeats: int  # calls of each side that are timed
 
 
-FULL = Size(512, 128, ledger.Size(16, 32, 64, 128, 2, 64, 32, 0), steps=20, repeats=9)
+FULL = Size(512, 128, ledger.Size(16, 16, 16, 128, 2, 64, 8, 0), steps=100, repeats=5)
 SMOKE = Size(8, 4, ledger.Size(4, 8, 4, 16, 1, 8, 2, 0), steps=2, repeats=1)
 
 

@@ -203,9 +203,9 @@ def _own_numbers(seed: int, device: torch.device) -> Iterator[None]:
 def drawn(seed: int, step: int) -> Iterator[float]:
     """Random numbers on [0, 1), one for each step from ``step`` on.
 
-    Each is uniform; 256 in a row are scrambled points of Sobol's sequence, of which any 2^k in a row
-    that begin at a multiple of 2^k lie one in each part. Their sum effect on a bend is much less
-    noisy than that of independent numbers. Blocks of 256 are independent of each other.
+    Each is uniform. Blocks of 256 are scrambled points of Sobol's sequence, so that any 2^k in a
+    row from a multiple of 2^k on lie one in each 2^k-th of the interval: together they move a bend
+    with much less noise than independent numbers. Blocks are independent of each other.
     """
     while True:
         block, done = divmod(step, STRATA)
