@@ -129,7 +129,7 @@ def connect(
         settings = [kind, bends, shape, steps, lr, momentum, weight_decay, seed, batch_size]
         with _training_mode(template), _own_numbers(seed, device):
             batches = Batches(data, batch_size, seed, device)
-            kept = _Kept(folder, training, batches, settings, points)
+            kept = _Kept(folder, training, batches, settings, points, device)
             _train(training, batches, kept, steps, lr, seed)
     if folder is not None:
         make_folder(Path(folder))
@@ -263,7 +263,9 @@ class _Kept:
         batches: Batches,
         settings: list,
         points: ControlPoints,
+        device: torch.device,
     ) -> None:
+        self._device = device
         self._folder = None if folder is None else Path(folder)
         self._training, self._batches = training, batches
         self.step, self._saved = 0, time.monotonic()
@@ -284,8 +286,8 @@ class _Kept:
         self._training.resume(state["training"])
         self._batches.resume(state["batches"])
         torch.set_rng_state(state["torch"])
-        if state["cuda"] is not None and torch.cuda.is_available():
-            torch.cuda.set_rng_state(state["cuda"])
+        if state["cuda"] is not None and self._device.type == "cuda":
+            torch.cuda.set_rng_state(state["cuda"], self._device)
         self.step = state["step"]
 
     def __enter__(self) -> None:
@@ -315,13 +317,14 @@ class _Kept:
             self._save(self._folder, step)
 
     def _save(self, folder: Path, step: int) -> None:
+        on_cuda = self._device.type == "cuda"
         state = {
             "of": self._of,
             "step": step,
             "training": self._training.state(),
             "batches": self._batches.state(),
             "torch": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
+            "cuda": torch.cuda.get_rng_state(self._device) if on_cuda else None,
         }
         write_state(folder / STATE, state)
         self._saved = time.monotonic()
