@@ -23,6 +23,8 @@ from metaopt.tasks.own import Family, Task, fresh_weights
 from metaopt.teleport.module import teleport
 
 if TYPE_CHECKING:
+    from metaopt.landscape.between.align import align
+    from metaopt.landscape.between.barrier import barrier
     from metaopt.landscape.criticality import criticality
     from metaopt.landscape.curvature_of_orbit import curvature
     from metaopt.landscape.noether import noether
@@ -54,7 +56,9 @@ __all__ = [
     "Task",
     "Teleporting",
     "__version__",
+    "align",
     "balance",
+    "barrier",
     "charges",
     "criticality",
     "curvature",
@@ -81,7 +85,9 @@ _WHEN_USED = {
     "Rule": "metaopt.rules.base",
     "SearchReport": "metaopt.teleport.search_report",
     "Teleporting": "metaopt.optim.teleporting",
+    "align": "metaopt.landscape.between.align",
     "balance": "metaopt.teleport.balance",
+    "barrier": "metaopt.landscape.between.barrier",
     "criticality": "metaopt.landscape.criticality",
     "curvature": "metaopt.landscape.curvature_of_orbit",
     "load": "metaopt.optim.learned",
