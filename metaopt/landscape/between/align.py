@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from copy import deepcopy
-from typing import Any, Literal
+from typing import Literal
 
-import torch
 from torch import nn
 
 from metaopt.base.streams import Stream, generator

@@ -22,9 +22,7 @@ class Sides:
         counted: the paths of the parameters, whose distance is the aim. Buffers only move along.
     """
 
-    def __init__(
-        self, a: dict[str, Tensor], b: dict[str, Tensor], counted: Iterable[str]
-    ) -> None:
+    def __init__(self, a: dict[str, Tensor], b: dict[str, Tensor], counted: Iterable[str]) -> None:
         self.a, self.b, self.counted = a, b, tuple(counted)
         self.changes = dict.fromkeys(b, 0)
         """How often each tensor of b has moved."""

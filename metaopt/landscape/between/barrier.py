@@ -1,20 +1,22 @@
 """The loss on the straight line between two models.
 
-    w(t) = (1 - t) w_a + t w_b,    barrier = max over t of  L(t) - (1 - t) L(0) - t L(1)
+w(t) = (1 - t) w_a + t w_b,    barrier = max over t of  L(t) - (1 - t) L(0) - t L(1)
 """
 
 from __future__ import annotations
 
+import math
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from metaopt.landscape.between.align import AlignReport, align, require_alike
+from metaopt.landscape.between.align import AlignReport, By, align, require_alike
+from metaopt.landscape.between.curve_evaluation import Probe
 from metaopt.landscape.data import Data
-from metaopt.landscape.samples import Loss, Samples
+from metaopt.landscape.samples import Loss
 from metaopt.symmetry.discovery.find import plain
 
 
@@ -51,7 +53,9 @@ def barrier(
     loss: Loss,
     data: Data,
     points: int = 25,
-    align: Literal["weights", "activations", "orbit"] | None = None,
+    align: By | None = None,
+    *,
+    statistics: Data | None = None,
     **options: Any,
 ) -> Barrier:
     """How much higher the loss is on the chord from a to b than between their losses.
@@ -59,7 +63,7 @@ def barrier(
         w(t) = (1 - t) w_a + t w_b,    value = max over t of  L(t) - (1 - t) L(0) - t L(1)
 
     The models stay as they are; the loss is taken in evaluation mode. With BatchNorm, statistics
-    are taken anew from ``data`` at every point, the ends too.
+    are taken anew at every point, the ends too (``metaopt.refresh_batchnorm``).
 
     Args:
         a: a model.
@@ -68,6 +72,7 @@ def barrier(
         data: a pair (inputs, targets), or an iterable of such pairs.
         points: how many t are tried, from 0 to 1, at least 3.
         align: how b is moved along its symmetries first (``metaopt.align``); None: not at all.
+        statistics: the data over which statistics of BatchNorm are taken; None: ``data``.
         options: further arguments of ``metaopt.align``.
 
     Raises:
@@ -82,13 +87,16 @@ def barrier(
     elif options:
         raise ValueError(f"without align nothing takes {', '.join(sorted(options))}")
     between = deepcopy(plain(a)).eval()
-    samples = Samples(between, loss, data)
+    probe = Probe(between, loss, data, data if statistics is None else statistics)
     grid = tuple(float(t) for t in torch.linspace(0, 1, points, dtype=torch.float64))
-    found = [_at(between, plain(a), plain(b), t, samples) for t in grid]
-    losses = tuple(one for one, _ in found)
-    errors = tuple(e for _, e in found if e is not None)
+    found = []
+    for t in grid:
+        _go(between, plain(a), plain(b), t)
+        found.append(probe.at({}, {}))
+    losses, errors = zip(*found, strict=True)
     value, at = _highest(grid, losses)
-    return Barrier(value, at, grid, losses, errors if len(errors) == len(grid) else None, report)
+    is_judged = not any(math.isnan(error) for error in errors)
+    return Barrier(value, at, grid, losses, errors if is_judged else None, report)
 
 
 def _aligned(
@@ -99,38 +107,21 @@ def _aligned(
 
 def _highest(points: tuple[float, ...], values: tuple[float, ...]) -> tuple[float, float]:
     """The largest height over the line between the ends, and where it is."""
-    heights = [v - (1 - t) * values[0] - t * values[-1] for t, v in zip(points, values, strict=True)]
+    heights = [
+        v - (1 - t) * values[0] - t * values[-1] for t, v in zip(points, values, strict=True)
+    ]
     best = max(range(len(heights)), key=heights.__getitem__)
     return max(heights[best], 0.0), points[best]
 
 
 @torch.no_grad()
-def _at(
-    between: nn.Module, a: nn.Module, b: nn.Module, t: float, samples: Samples
-) -> tuple[float, float | None]:
-    """The loss and the error at w(t)."""
+def _go(between: nn.Module, a: nn.Module, b: nn.Module, t: float) -> None:
+    """Put w(t) into a model; what is no number of a float type is taken from the nearer end."""
     mine = dict(between.named_parameters()) | dict(between.named_buffers())
     ends = [dict(one.named_parameters()) | dict(one.named_buffers()) for one in (a, b)]
     for path, tensor in mine.items():
         x, y = (end[path] for end in ends)
-        if tensor.is_floating_point():
-            tensor.copy_((1 - t) * x + t * y if 0 < t < 1 else (y if t else x))
+        if tensor.is_floating_point() and 0 < t < 1:
+            tensor.copy_((1 - t) * x + t * y)
         else:
-            tensor.copy_(y if t > 0.5 else x)
-    total, wrong = 0.0, 0.0
-    for inputs, targets in samples.batches():
-        outputs = samples.outputs({}, inputs)
-        total += float(samples.loss(outputs, targets)) * len(targets)
-        found = _wrong(outputs, targets)
-        wrong = float("nan") if found is None else wrong + found
-    error = wrong / samples.count
-    return total / samples.count, None if error != error else error
-
-
-def _wrong(outputs: Any, targets: Tensor) -> float | None:
-    """How many samples are classified wrongly; None if the targets are no classes."""
-    if not isinstance(outputs, Tensor) or targets.is_floating_point():
-        return None
-    if outputs.dim() != 2 or targets.dim() != 1:
-        return None
-    return float((outputs.argmax(1) != targets).sum())
+            tensor.copy_(x if t < 0.5 else y)
