@@ -130,18 +130,22 @@ class Search:
             self.sides.b[path].copy_(value)
         self.sides.log = []
 
-    def run(self, start: Start, permuting: bool, alternating: bool) -> tuple[float, Log]:
+    def run(
+        self, plans: Sequence[Layout], start: Start, alternating: bool, first: Log | None = None
+    ) -> tuple[float, Log]:
         """By way of the representatives; the distance and what was done.
 
         Args:
-            start: where permutations start: "ends", from what inputs and outputs say of the layers
-                next to them, and so on inwards; "here", where b is; "random".
-            permuting: whether permutations take turns at all.
+            plans: the permutations that take turns.
+            start: where they start: "ends", from what inputs and outputs say of the layers next to
+                them, and so on inwards; "here", where b is; "random".
             alternating: whether they take turns where b has a's scales and frames, too.
+            first: what is done to b before.
         """
         self.reset()
-        plans = self.chosen.plans if permuting else ()
-        if start == "random" and permuting:
+        for one, element in first or []:
+            self.sides.move(one, element)
+        if start == "random":
             for plan in plans:
                 order = _random(plan.symmetry, self.numbers)
                 self.sides.move(plan.symmetry, Relabelling(order))
@@ -152,11 +156,10 @@ class Search:
             self._compared(self.sides, plans, start)
         return self.sides.distance(), self.sides.log
 
-    def direct(self, permuting: bool) -> tuple[float, Log]:
+    def direct(self) -> tuple[float, Log]:
         """From b itself, in a's scales and frames."""
         self.reset()
-        plans = self.chosen.plans if permuting else ()
-        self._sweep(self.sides, plans, self.chosen.others, False)
+        self._sweep(self.sides, self.chosen.plans, self.chosen.others, False)
         return self.sides.distance(), self.sides.log
 
     def _represented(self, plans: Sequence[Layout], start: Start) -> None:
