@@ -24,7 +24,8 @@ from metaopt.teleport.module import teleport
 
 if TYPE_CHECKING:
     from metaopt.landscape.between.align import align
-    from metaopt.landscape.between.barrier import barrier
+    from metaopt.landscape.between.align_report import AlignReport
+    from metaopt.landscape.between.barrier import Barrier, barrier
     from metaopt.landscape.between.connect import connect
     from metaopt.landscape.between.curves import Curve
     from metaopt.landscape.between.refresh import refresh_batchnorm
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
     from metaopt.teleport.through_data import through_data
 
 __all__ = [
+    "AlignReport",
+    "Barrier",
     "Curve",
     "Family",
     "LearnedOptimizer",
@@ -83,6 +86,8 @@ __all__ = [
 # They read configurations, and what that takes (pydantic, YAML) is slow to import: it comes with
 # the first use of one of these names.
 _WHEN_USED = {
+    "AlignReport": "metaopt.landscape.between.align_report",
+    "Barrier": "metaopt.landscape.between.barrier",
     "Curve": "metaopt.landscape.between.curves",
     "LearnedOptimizer": "metaopt.optim.optimizer",
     "LearnedRule": "metaopt.optim.learned",
