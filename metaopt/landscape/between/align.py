@@ -90,7 +90,7 @@ def align(
             best = _nearer(best, search.run(own.plans, where, by == "orbit"))
             if best[0] <= equal:
                 break
-        if by == "orbit" and best[0] > equal:
+        if best[0] >= before:
             best = _nearer(best, search.direct())
     search.reset()
     sides.replay(best[1])
