@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from typing import Literal, get_args
 
 import torch
 from torch import nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from metaopt.base.streams import Stream, generator
 from metaopt.landscape.between.align_activations import evaluating, orders_by_activations
@@ -71,8 +73,8 @@ def align(
     moved = deepcopy(b)
     if symmetries is None:
         example = None if data is None else next(iter(pairs_of(data)))[0]
-        with torch.enable_grad():
-            symmetries = find_symmetries(a, example, permutations=True)
+        with torch.enable_grad(), _without_dropout(moved):
+            symmetries = find_symmetries(moved, example, permutations=True)
     sides = Sides(tensors_of_model(a), tensors_of_model(moved), dict(a.named_parameters()))
     before = sides.distance()
     own = chosen(sides, symmetries)
@@ -106,6 +108,21 @@ def align(
         left=own.left,
     )
     return moved, report
+
+
+@contextmanager
+def _without_dropout(model: nn.Module) -> Iterator[None]:
+    """A model without dropout, whose masks would stay where they are if units changed places."""
+    names = {module: "p" for module in model.modules() if isinstance(module, _DropoutNd)}
+    names |= {m: "dropout" for m in model.modules() if isinstance(m, nn.MultiheadAttention)}
+    kept = {module: getattr(module, name) for module, name in names.items()}
+    try:
+        for module, name in names.items():
+            setattr(module, name, 0.0)
+        yield
+    finally:
+        for module, share in kept.items():
+            setattr(module, names[module], share)
 
 
 def _nearer(one: Found, other: Found) -> Found:
