@@ -47,10 +47,11 @@ def align(
 
     Permutations of units, of residual streams and of heads are found by linear assignment, one at a
     time with all others held; what they carry (signs, frames of heads) is chosen for each pair of
-    units. Scales and frames are compared at the least norm on the orbit (``metaopt.balance``), where
-    rotations and signs are all that is left of them, and then b goes to a's own scales and frames.
-    There continuous groups go on in closed form as long as the distance falls. Each symmetry uses
-    the largest group that it allows; streams in front of gains turn while the gains are 1.
+    units. Scales and frames are compared at the least norm on the orbit (``metaopt.balance``),
+    where rotations and signs are all that is left of them, and then b goes to a's own scales and
+    frames. There continuous groups go on in closed form as long as the distance falls. Each
+    symmetry uses the largest group that it allows; streams in front of gains turn while the gains
+    are 1.
 
     - "weights": permutations by inner products of weights. The distance never rises.
     - "orbit": the same, and then permutations, scales and frames take turns in a's own scales until
