@@ -23,6 +23,9 @@ from metaopt.tasks.own import Family, Task, fresh_weights
 from metaopt.teleport.module import teleport
 
 if TYPE_CHECKING:
+    from metaopt.landscape.between.align import align
+    from metaopt.landscape.between.align_report import AlignReport
+    from metaopt.landscape.between.barrier import Barrier, barrier
     from metaopt.landscape.between.connect import connect
     from metaopt.landscape.between.curves import Curve
     from metaopt.landscape.between.refresh import refresh_batchnorm
@@ -44,6 +47,8 @@ if TYPE_CHECKING:
     from metaopt.teleport.through_data import through_data
 
 __all__ = [
+    "AlignReport",
+    "Barrier",
     "Curve",
     "Family",
     "LearnedOptimizer",
@@ -59,7 +64,9 @@ __all__ = [
     "Task",
     "Teleporting",
     "__version__",
+    "align",
     "balance",
+    "barrier",
     "charges",
     "connect",
     "criticality",
@@ -81,6 +88,8 @@ __all__ = [
 # They read configurations, and what that takes (pydantic, YAML) is slow to import: it comes with
 # the first use of one of these names.
 _WHEN_USED = {
+    "AlignReport": "metaopt.landscape.between.align_report",
+    "Barrier": "metaopt.landscape.between.barrier",
     "Curve": "metaopt.landscape.between.curves",
     "LearnedOptimizer": "metaopt.optim.optimizer",
     "LearnedRule": "metaopt.optim.learned",
@@ -90,7 +99,9 @@ _WHEN_USED = {
     "Rule": "metaopt.rules.base",
     "SearchReport": "metaopt.teleport.search_report",
     "Teleporting": "metaopt.optim.teleporting",
+    "align": "metaopt.landscape.between.align",
     "balance": "metaopt.teleport.balance",
+    "barrier": "metaopt.landscape.between.barrier",
     "connect": "metaopt.landscape.between.connect",
     "criticality": "metaopt.landscape.criticality",
     "curvature": "metaopt.landscape.curvature_of_orbit",
