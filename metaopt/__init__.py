@@ -23,12 +23,14 @@ from metaopt.tasks.own import Family, Task, fresh_weights
 from metaopt.teleport.module import teleport
 
 if TYPE_CHECKING:
+    from metaopt.landscape.between.ensemble import Ensemble
     from metaopt.landscape.criticality import criticality
     from metaopt.landscape.curvature_of_orbit import curvature
     from metaopt.landscape.noether import noether
     from metaopt.landscape.noise import noise
     from metaopt.landscape.orbit import orbit
     from metaopt.landscape.sharpness import sharpness
+    from metaopt.optim.fge import fge
     from metaopt.optim.finite import NonFiniteError
     from metaopt.optim.learned import LearnedRule, load
     from metaopt.optim.ledger import Ledger
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from metaopt.teleport.through_data import through_data
 
 __all__ = [
+    "Ensemble",
     "Family",
     "LearnedOptimizer",
     "LearnedRule",
@@ -58,6 +61,7 @@ __all__ = [
     "charges",
     "criticality",
     "curvature",
+    "fge",
     "fresh_weights",
     "load",
     "noether",
@@ -73,6 +77,7 @@ __all__ = [
 # They read configurations, and what that takes (pydantic, YAML) is slow to import: it comes with
 # the first use of one of these names.
 _WHEN_USED = {
+    "Ensemble": "metaopt.landscape.between.ensemble",
     "LearnedOptimizer": "metaopt.optim.optimizer",
     "LearnedRule": "metaopt.optim.learned",
     "Ledger": "metaopt.optim.ledger",
@@ -84,6 +89,7 @@ _WHEN_USED = {
     "balance": "metaopt.teleport.balance",
     "criticality": "metaopt.landscape.criticality",
     "curvature": "metaopt.landscape.curvature_of_orbit",
+    "fge": "metaopt.optim.fge",
     "load": "metaopt.optim.learned",
     "noether": "metaopt.landscape.noether",
     "noise": "metaopt.landscape.noise",
