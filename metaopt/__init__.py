@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from metaopt.landscape.between.curves import Curve
     from metaopt.landscape.between.ensemble import Ensemble
     from metaopt.landscape.between.refresh import refresh_batchnorm
+    from metaopt.landscape.between.symmetry_curve import symmetry_curve
     from metaopt.landscape.criticality import criticality
     from metaopt.landscape.curvature_of_orbit import curvature
     from metaopt.landscape.noether import noether
@@ -75,6 +76,7 @@ __all__ = [
     "refresh_batchnorm",
     "sharpness",
     "symmetries",
+    "symmetry_curve",
     "symmetry_rule",
     "teleport",
     "through_data",
@@ -104,6 +106,7 @@ _WHEN_USED = {
     "orbit": "metaopt.landscape.orbit",
     "refresh_batchnorm": "metaopt.landscape.between.refresh",
     "sharpness": "metaopt.landscape.sharpness",
+    "symmetry_curve": "metaopt.landscape.between.symmetry_curve",
     "through_data": "metaopt.teleport.through_data",
 }
 
