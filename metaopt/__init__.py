@@ -23,6 +23,8 @@ from metaopt.tasks.own import Family, Task, fresh_weights
 from metaopt.teleport.module import teleport
 
 if TYPE_CHECKING:
+    from metaopt.landscape.between.align import align
+    from metaopt.landscape.between.barrier import barrier
     from metaopt.landscape.between.connect import connect
     from metaopt.landscape.between.curves import Curve
     from metaopt.landscape.between.ensemble import Ensemble
@@ -62,7 +64,9 @@ __all__ = [
     "Task",
     "Teleporting",
     "__version__",
+    "align",
     "balance",
+    "barrier",
     "charges",
     "connect",
     "criticality",
@@ -95,7 +99,9 @@ _WHEN_USED = {
     "Rule": "metaopt.rules.base",
     "SearchReport": "metaopt.teleport.search_report",
     "Teleporting": "metaopt.optim.teleporting",
+    "align": "metaopt.landscape.between.align",
     "balance": "metaopt.teleport.balance",
+    "barrier": "metaopt.landscape.between.barrier",
     "connect": "metaopt.landscape.between.connect",
     "criticality": "metaopt.landscape.criticality",
     "curvature": "metaopt.landscape.curvature_of_orbit",
