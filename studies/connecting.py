@@ -48,8 +48,8 @@ def network(point: tuple[float, float]) -> nn.Sequential:
     u, w = point
     model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)).double()
     with torch.no_grad():
-        for layer, value in zip(model, (w, u), strict=True):
-            layer.weight.fill_(value)
+        for weight, value in zip(model.parameters(), (w, u), strict=True):
+            weight.fill_(value)
     return model
 
 
