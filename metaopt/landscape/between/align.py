@@ -4,25 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from copy import deepcopy
-from typing import Literal
+from typing import Literal, get_args
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from metaopt.base.streams import Stream, generator
-from metaopt.landscape.between.align_report import AlignReport, Moved
-from metaopt.landscape.between.align_sides import Sides
-from metaopt.landscape.between.matching import Matching
+from metaopt.landscape.between.align_report import AlignReport, told
+from metaopt.landscape.between.align_search import Search, Start, chosen
+from metaopt.landscape.between.align_sides import Sides, tensors_of_model
 from metaopt.landscape.between.structure import require_equal_structure
 from metaopt.landscape.data import Data, pairs_of
 from metaopt.symmetry.discovery.find import plain
 from metaopt.symmetry.discovery.find import symmetries as find_symmetries
-from metaopt.symmetry.groups import Group, Symmetry
+from metaopt.symmetry.groups import Symmetry
 
 By = Literal["weights", "activations", "orbit"]
-SWEEPS = 100
-"""Sweeps over all symmetries at most."""
+STARTS: tuple[Start, ...] = ("ends", "here", "random")
 
 
+@torch.no_grad()
 def align(
     a: nn.Module,
     b: nn.Module,
@@ -30,7 +31,7 @@ def align(
     *,
     data: Data | None = None,
     symmetries: Iterable[Symmetry] | None = None,
-    restarts: int = 1,
+    restarts: int = 2,
     seed: int = 0,
 ) -> tuple[nn.Module, AlignReport]:
     """Move a copy of b along its symmetries so that it comes close to a; its outputs stay.
@@ -44,7 +45,8 @@ def align(
         data: a pair (inputs, targets), or an iterable of such pairs.
         symmetries: those to move along, as ``metaopt.symmetries(a, permutations=True)`` lists
             them; None: all of them.
-        restarts: how many random orders are tried.
+        restarts: how many starts are tried, of which the best counts: from the layers next to
+            inputs and outputs inwards, then b as it is, then random permutations of it.
         seed: of the random orders, at least 0.
 
     Returns:
@@ -53,19 +55,40 @@ def align(
     Raises:
         ValueError: if the models differ in structure.
     """
+    if by not in get_args(By):
+        raise ValueError(f"by must be one of {', '.join(get_args(By))}, found {by!r}")
+    if restarts < 1:
+        raise ValueError(f"restarts must be at least 1, found {restarts}")
     require_alike(a, b)
-    a, moved = plain(a), deepcopy(plain(b))
-    inputs = None if data is None else next(iter(pairs_of(data)))[0]
+    a, b = plain(a), plain(b)
+    moved = deepcopy(b)
     if symmetries is None:
-        symmetries = find_symmetries(a, inputs, permutations=True)
-    found = [one for one in symmetries if one.group is Group.PERMUTATION]
-    sides = Sides.of(a, moved)
+        example = None if data is None else next(iter(pairs_of(data)))[0]
+        with torch.enable_grad():
+            symmetries = find_symmetries(a, example, permutations=True)
+    sides = Sides(tensors_of_model(a), tensors_of_model(moved), dict(a.named_parameters()))
     before = sides.distance()
-    matching = Matching(sides, found)
-    sweeps = matching.run(generator(Stream.ALIGNING, seed), SWEEPS)
-    told = tuple(Moved(s, permuted=matching.permuted(s)) for s in found)
-    assumes = tuple(dict.fromkeys(s.assumes for s in found if s.assumes))
-    report = AlignReport(by, before, sides.distance(), told, sweeps, None, assumes, {})
+    own = chosen(sides, symmetries)
+    search = Search(sides, tensors_of_model(b), own, generator(Stream.ALIGNING, seed))
+    best = (before, [])
+    for start in range(restarts):
+        first = STARTS[min(start, len(STARTS) - 1)]
+        best = min(best, search.run(first, True, by == "orbit"), key=lambda x: x[0])
+    if by == "orbit":
+        best = min(best, search.direct(True), key=lambda x: x[0])
+    search.reset()
+    sides.replay(best[1])
+    assumes = tuple(dict.fromkeys(one.assumes for one in own.all if one.assumes))
+    report = AlignReport(
+        by=by,
+        before=before,
+        after=sides.distance(),
+        moved=told(best[1], own.plans, [*own.others, *own.blurred]),
+        sweeps=search.sweeps,
+        drift=None,
+        assumes=assumes,
+        left=own.left,
+    )
     return moved, report
 
 
