@@ -333,3 +333,14 @@ def test_data_may_be_mappings_and_tuples() -> None:
 
     for one, other in zip(bend((a, b)), bend({"b": b, "a": a}), strict=True):
         assert torch.equal(one, other)
+
+
+def test_entries_that_all_ends_share_stay_bit_for_bit() -> None:
+    one, other = nn.Linear(50, 2), nn.Linear(50, 2)
+    other.load_state_dict(one.state_dict() | {"bias": torch.zeros(2)})
+    one.weight.requires_grad_(False)[0, 0] += 1.0
+    chord = connect([one, other], kind="chain", bends=0, loss=CROSS, data=images())
+    for t in (0.1, 1 / 3, 0.77):
+        found = chord.weights(t)["weight"].flatten()
+        assert torch.equal(found[1:], one.weight.flatten()[1:])
+        assert found[0] == pytest.approx(float(one.weight[0, 0]) - t)
