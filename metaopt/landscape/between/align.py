@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from typing import Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from metaopt.base.streams import Stream, generator
+from metaopt.landscape.between.align_activations import evaluating, orders_by_activations
 from metaopt.landscape.between.align_report import AlignReport, told
 from metaopt.landscape.between.align_search import Search, Start, chosen
-from metaopt.landscape.between.align_sides import Sides, tensors_of_model
+from metaopt.landscape.between.align_sides import Log, Sides, tensors_of_model
+from metaopt.landscape.between.refresh import called
 from metaopt.landscape.between.structure import require_equal_structure
-from metaopt.landscape.data import Data, pairs_of
+from metaopt.landscape.data import Data, pairs_of, tensors_of, with_tensors
 from metaopt.symmetry.discovery.find import plain
 from metaopt.symmetry.discovery.find import symmetries as find_symmetries
 from metaopt.symmetry.groups import Symmetry
 
 By = Literal["weights", "activations", "orbit"]
+Found = tuple[float, Log]
+EQUAL = 64
+"""In units of rounding, the share of the distance before below which no other start is tried."""
 STARTS: tuple[Start, ...] = ("ends", "here", "random")
 
 
@@ -57,6 +64,8 @@ def align(
     """
     if by not in get_args(By):
         raise ValueError(f"by must be one of {', '.join(get_args(By))}, found {by!r}")
+    if by == "activations" and data is None:
+        raise ValueError("by='activations' compares hidden units on data: data must be given")
     if restarts < 1:
         raise ValueError(f"restarts must be at least 1, found {restarts}")
     require_alike(a, b)
@@ -64,18 +73,27 @@ def align(
     moved = deepcopy(b)
     if symmetries is None:
         example = None if data is None else next(iter(pairs_of(data)))[0]
-        with torch.enable_grad():
-            symmetries = find_symmetries(a, example, permutations=True)
+        with torch.enable_grad(), _without_dropout(moved):
+            symmetries = find_symmetries(moved, example, permutations=True)
     sides = Sides(tensors_of_model(a), tensors_of_model(moved), dict(a.named_parameters()))
     before = sides.distance()
     own = chosen(sides, symmetries)
     search = Search(sides, tensors_of_model(b), own, generator(Stream.ALIGNING, seed))
-    best = (before, [])
-    for start in range(restarts):
-        first = STARTS[min(start, len(STARTS) - 1)]
-        best = min(best, search.run(first, True, by == "orbit"), key=lambda x: x[0])
-    if by == "orbit":
-        best = min(best, search.direct(True), key=lambda x: x[0])
+    best: Found = (before, [])
+    if by == "activations":
+        assert data is not None
+        first, unread = orders_by_activations(a, moved, own.plans, data)
+        # Correlations are the aim here, so that the distance may rise.
+        best = search.run(unread, "ends", False, first)
+    else:
+        equal = EQUAL * max(torch.finfo(sides.b[path].dtype).eps for path in sides.counted) * before
+        for start in range(restarts):
+            where = STARTS[min(start, len(STARTS) - 1)]
+            best = _nearer(best, search.run(own.plans, where, by == "orbit"))
+            if best[0] <= equal:
+                break
+        if best[0] >= before:
+            best = _nearer(best, search.direct())
     search.reset()
     sides.replay(best[1])
     assumes = tuple(dict.fromkeys(one.assumes for one in own.all if one.assumes))
@@ -85,11 +103,44 @@ def align(
         after=sides.distance(),
         moved=told(best[1], own.plans, [*own.others, *own.blurred]),
         sweeps=search.sweeps,
-        drift=None,
+        drift=None if data is None else _drift(b, moved, data),
         assumes=assumes,
         left=own.left,
     )
     return moved, report
+
+
+@contextmanager
+def _without_dropout(model: nn.Module) -> Iterator[None]:
+    """A model without dropout, whose masks would stay where they are if units changed places."""
+    names = {module: "p" for module in model.modules() if isinstance(module, _DropoutNd)}
+    names |= {m: "dropout" for m in model.modules() if isinstance(m, nn.MultiheadAttention)}
+    kept = {module: getattr(module, name) for module, name in names.items()}
+    try:
+        for module, name in names.items():
+            setattr(module, name, 0.0)
+        yield
+    finally:
+        for module, share in kept.items():
+            setattr(module, names[module], share)
+
+
+def _nearer(one: Found, other: Found) -> Found:
+    return other if other[0] < one[0] else one
+
+
+def _drift(b: nn.Module, moved: nn.Module, data: Data) -> float:
+    """|f(b moved) - f(b)| / |f(b)| over all outputs of a float type."""
+    off, size = 0.0, 0.0
+    device = next((p.device for p in b.parameters()), torch.device("cpu"))
+    with evaluating(b), evaluating(moved):
+        for inputs, _ in pairs_of(data):
+            inputs = with_tensors(inputs, (x.to(device) for x in tensors_of(inputs)))
+            for x, y in zip(*(tensors_of(called(m, inputs)) for m in (b, moved)), strict=True):
+                if x.is_floating_point():
+                    off += float((x - y).double().square().sum())
+                    size += float(x.double().square().sum())
+    return (off / size) ** 0.5 if size else off**0.5
 
 
 def require_alike(a: nn.Module, b: nn.Module) -> None:

@@ -36,7 +36,9 @@ def blocks_of(
     total = torch.zeros(symmetry.blocks, symmetry.size, symmetry.size, dtype=torch.float64)
     for slot in slots:
         if slot.path in sides.counted:
-            x, y = (slot.columns(t[slot.path], symmetry.blocks, symmetry.size) for t in (left, right))
+            x, y = (
+                slot.columns(t[slot.path], symmetry.blocks, symmetry.size) for t in (left, right)
+            )
             total += (x @ y.mT).double().cpu()
     return total
 
@@ -49,7 +51,9 @@ def moments(symmetry: Symmetry, sides: Sides) -> Moments:
         return blocks_of(symmetry, sides, slots, left, b)
 
     return Moments(
-        of(symmetry.incoming, a), of(symmetry.incoming, b), of(symmetry.outgoing, a),
+        of(symmetry.incoming, a),
+        of(symmetry.incoming, b),
+        of(symmetry.outgoing, a),
         of(symmetry.outgoing, b),
     )
 
@@ -70,7 +74,9 @@ def unit_moments(symmetry: Symmetry, sides: Sides) -> Moments:
 
     a, b = sides.a, sides.b
     return Moments(
-        of(symmetry.incoming, a), of(symmetry.incoming, b), of(symmetry.outgoing, a),
+        of(symmetry.incoming, a),
+        of(symmetry.incoming, b),
+        of(symmetry.outgoing, a),
         of(symmetry.outgoing, b),
     )
 

@@ -168,9 +168,7 @@ class _Pairs:
         squares = torch.zeros(count, dtype=torch.float64)
         for slot in slots:
             if slot.path in sides.counted:
-                x, y = (
-                    _rows(slot, t[slot.path], one).flatten(0, 1) for t in (sides.a, sides.b)
-                )
+                x, y = (_rows(slot, t[slot.path], one).flatten(0, 1) for t in (sides.a, sides.b))
                 total += (x @ y.mT).double().cpu()
                 squares += y.square().sum(1, dtype=torch.float64).cpu()
         if self.is_unitwise:
