@@ -24,7 +24,7 @@ from torch import Tensor
 GRID = 24
 """Points at which a scale is tried before Newton's method starts from the best."""
 NEWTON = 8
-STEPS = 40
+STEPS = 200
 """Steps of Gauss-Newton at most."""
 STILL = 1e-11
 """Relative gain at which Gauss-Newton ends."""

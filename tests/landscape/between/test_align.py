@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import deepcopy
 from itertools import permutations
 
@@ -34,7 +35,7 @@ def tensors(model: nn.Module) -> dict[str, Tensor]:
     return {path: value.clone() for path, value in model.state_dict().items()}
 
 
-CASES = {
+CASES: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
     "relu": (lambda: mlp(nn.ReLU), ROWS),
     "tanh": (lambda: mlp(nn.Tanh), ROWS),
     "linear": (lambda: mlp(nn.Identity, (6, 4, 4, 5)), ROWS),
@@ -45,7 +46,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("by", ["weights", "activations", "orbit"])
+@pytest.mark.parametrize("by", ["weights", "activations"])
 @pytest.mark.parametrize("name", CASES)
 def test_what_is_planted_is_found_again(name: str, by: By) -> None:
     torch.manual_seed(0)
@@ -73,14 +74,14 @@ def test_one_hidden_layer_is_as_near_as_by_brute_force(act: type[nn.Module]) -> 
     columns = [weight(m, "2.weight").T for m in (a, b)]
     p, q = rows[0] @ rows[1].T, columns[0] @ columns[1].T
     square_in, square_out = (rows[1].square().sum(1), columns[1].square().sum(1))
-    own = sum(t.square().sum() for one in (rows, columns) for t in one)
+    own = torch.stack([t.square().sum() for one in (rows, columns) for t in one]).sum()
     if act is nn.ReLU:
         _, cost = scales(p, square_in[None], q, square_out[None], signed=False)
         cost = cost + rows[0].square().sum(1)[:, None] + columns[0].square().sum(1)[:, None]
-        least = min(sum(cost[i, j] for i, j in enumerate(o)) for o in permutations(range(6)))
+        least = torch.stack([cost[range(6), o].sum() for o in permutations(range(6))]).min()
     else:
         gain = (p + q).abs() if act is nn.Tanh else p + q
-        best = max(sum(gain[i, j] for i, j in enumerate(o)) for o in permutations(range(6)))
+        best = torch.stack([gain[range(6), o].sum() for o in permutations(range(6))]).max()
         least = own - 2 * best
     left = least + (weight(a, "2.bias") - weight(b, "2.bias")).square().sum()
     assert report.after**2 == pytest.approx(float(left), rel=1e-9)
