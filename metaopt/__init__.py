@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from metaopt.landscape.between.barrier import Barrier, barrier
     from metaopt.landscape.between.connect import connect
     from metaopt.landscape.between.curves import Curve
+    from metaopt.landscape.between.ensemble import Ensemble
     from metaopt.landscape.between.refresh import refresh_batchnorm
     from metaopt.landscape.between.symmetry_curve import symmetry_curve
     from metaopt.landscape.criticality import criticality
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from metaopt.landscape.noise import noise
     from metaopt.landscape.orbit import orbit
     from metaopt.landscape.sharpness import sharpness
+    from metaopt.optim.fge import fge
     from metaopt.optim.finite import NonFiniteError
     from metaopt.optim.learned import LearnedRule, load
     from metaopt.optim.ledger import Ledger
@@ -50,6 +52,7 @@ __all__ = [
     "AlignReport",
     "Barrier",
     "Curve",
+    "Ensemble",
     "Family",
     "LearnedOptimizer",
     "LearnedRule",
@@ -71,6 +74,7 @@ __all__ = [
     "connect",
     "criticality",
     "curvature",
+    "fge",
     "fresh_weights",
     "load",
     "noether",
@@ -91,6 +95,7 @@ _WHEN_USED = {
     "AlignReport": "metaopt.landscape.between.align_report",
     "Barrier": "metaopt.landscape.between.barrier",
     "Curve": "metaopt.landscape.between.curves",
+    "Ensemble": "metaopt.landscape.between.ensemble",
     "LearnedOptimizer": "metaopt.optim.optimizer",
     "LearnedRule": "metaopt.optim.learned",
     "Ledger": "metaopt.optim.ledger",
@@ -105,6 +110,7 @@ _WHEN_USED = {
     "connect": "metaopt.landscape.between.connect",
     "criticality": "metaopt.landscape.criticality",
     "curvature": "metaopt.landscape.curvature_of_orbit",
+    "fge": "metaopt.optim.fge",
     "load": "metaopt.optim.learned",
     "noether": "metaopt.landscape.noether",
     "noise": "metaopt.landscape.noise",
