@@ -5,7 +5,10 @@ finds the symmetries of a model (``symmetry_rule`` tells it of your own operatio
 moves a model along them. ``charges``, ``noise``, ``noether`` and ``orbit`` say where on its orbit a
 model stands, ``sharpness``, ``curvature`` and ``criticality`` what the loss and the orbit look like
 there, ``balance`` moves it to a chosen point of the orbit, and ``Ledger`` follows its charges in
-training. ``Family``, ``Task`` and ``fresh_weights`` describe your own training tasks; ``Rule`` and
+training. ``connect`` joins trained networks by curves of low loss, ``align`` moves one along its
+symmetries towards another, ``barrier`` is what the loss climbs between them, ``symmetry_curve``
+joins a network to its image under a symmetry, and ``fge`` makes an ensemble in one training.
+``Family``, ``Task`` and ``fresh_weights`` describe your own training tasks; ``Rule`` and
 ``Proposal`` are what a learned rule of your own is made of.
 """
 
