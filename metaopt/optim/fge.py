@@ -22,11 +22,12 @@ from tqdm import tqdm
 from metaopt.base.files import make_folder
 from metaopt.base.streams import Stream, item_generator
 from metaopt.landscape.between.batches import Batches
+from metaopt.landscape.between.calls import device_of, modes_kept
 from metaopt.landscape.between.ensemble import Average, Ensemble, require_average
 from metaopt.landscape.between.refresh import refresh_batchnorm
 from metaopt.landscape.data import Data, pairs_of, rows
 from metaopt.landscape.samples import Loss
-from metaopt.optim.fge_run import Run, device_of, modes_kept
+from metaopt.optim.fge_run import Run
 from metaopt.symmetry.discovery.find import plain
 from metaopt.teleport.module import teleport as move
 from metaopt.teleport.optimizer_state import require_optimizer_of, unwrapped

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,12 @@ from torch.optim.swa_utils import AveragedModel
 
 from metaopt.base.checkpoint import read_state, write_state
 from metaopt.landscape.between.batches import Batches
+from metaopt.landscape.between.calls import called, device_of, evaluating, on_device
 from metaopt.landscape.between.curve_evaluation import class_axis, wrong_classes
 from metaopt.landscape.between.ensemble import SOFTMAX, Average, average_of
 from metaopt.landscape.between.ensemble_trace import Trace
-from metaopt.landscape.between.refresh import called
 from metaopt.landscape.between.tensors import set_tensors, tensors_of_model
-from metaopt.landscape.data import Data, pairs_of, tensors_of, with_tensors
+from metaopt.landscape.data import Data, pairs_of
 from metaopt.landscape.samples import Loss
 from metaopt.symmetry.discovery.find import plain
 
@@ -129,12 +128,10 @@ class Run:
         if self._watch is None or (self._watched and self._watched[-1][0] == self.step):
             return
         total, count = torch.zeros(2, dtype=torch.float64), 0
-        with torch.random.fork_rng(devices=[]), modes_kept(self._model):
-            self._model.eval()
+        with torch.random.fork_rng(devices=[]), evaluating(self._model):
             for pair in self._watch:
-                inputs = (x.to(self._device) for x in tensors_of(pair[0]))
                 targets = pair[1].to(self._device)
-                outputs = called(self._model, with_tensors(pair[0], inputs))
+                outputs = called(self._model, on_device(pair[0], self._device))
                 found = (self._loss(outputs, targets), _error(outputs, targets))
                 total += len(targets) * torch.stack([x.double().cpu() for x in found])
                 count += len(targets)
@@ -234,11 +231,6 @@ class Run:
             return torch.linalg.vector_norm(torch.stack([one.to(self._device) for one in each]))
 
 
-def device_of(model: nn.Module) -> torch.device:
-    """Where a model's first parameter lies; the CPU if it has none."""
-    return next((p.device for p in model.parameters()), torch.device("cpu"))
-
-
 def _error(outputs: Any, targets: Tensor) -> Tensor:
     """The share of samples that are classified wrongly; NaN if targets are no classes."""
     wrong = wrong_classes(outputs, targets)
@@ -248,14 +240,3 @@ def _error(outputs: Any, targets: Tensor) -> Tensor:
 def _beside(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors on the devices of the model's own."""
     return {path: x.to(own[path].device) for path, x in tensors.items()}
-
-
-@contextmanager
-def modes_kept(model: nn.Module) -> Iterator[None]:
-    """After it, all modules are in training or evaluation mode as they were before."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

@@ -12,13 +12,14 @@ from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from metaopt.base.streams import Stream, generator
-from metaopt.landscape.between.align_activations import evaluating, orders_by_activations
+from metaopt.landscape.between.align_activations import orders_by_activations
 from metaopt.landscape.between.align_report import AlignReport, told
 from metaopt.landscape.between.align_search import Search, Start, chosen
-from metaopt.landscape.between.align_sides import Log, Sides, tensors_of_model
-from metaopt.landscape.between.refresh import called
+from metaopt.landscape.between.align_sides import Log, Sides
+from metaopt.landscape.between.calls import called, device_of, evaluating, on_device
 from metaopt.landscape.between.structure import require_equal_structure
-from metaopt.landscape.data import Data, pairs_of, tensors_of, with_tensors
+from metaopt.landscape.between.tensors import tensors_of_model
+from metaopt.landscape.data import Data, pairs_of, tensors_of
 from metaopt.symmetry.discovery.find import plain
 from metaopt.symmetry.discovery.find import symmetries as find_symmetries
 from metaopt.symmetry.groups import Symmetry
@@ -157,10 +158,10 @@ def _nearer(one: Found, other: Found) -> Found:
 def _drift(b: nn.Module, moved: nn.Module, data: Data) -> float:
     """|f(b moved) - f(b)| / |f(b)| over all outputs of a float type."""
     off, size = 0.0, 0.0
-    device = next((p.device for p in b.parameters()), torch.device("cpu"))
+    device = device_of(b)
     with evaluating(b), evaluating(moved):
         for inputs, _ in pairs_of(data):
-            inputs = with_tensors(inputs, (x.to(device) for x in tensors_of(inputs)))
+            inputs = on_device(inputs, device)
             for x, y in zip(*(tensors_of(called(m, inputs)) for m in (b, moved)), strict=True):
                 if x.is_floating_point():
                     off += float((x - y).double().square().sum())

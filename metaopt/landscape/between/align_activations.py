@@ -15,8 +15,8 @@ References:
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -28,9 +28,9 @@ from torch.nn.modules.conv import _ConvNd
 from metaopt.landscape.between.align_layout import UNITWISE, Carried, Layout
 from metaopt.landscape.between.align_sides import Log
 from metaopt.landscape.between.align_turns import is_signed
+from metaopt.landscape.between.calls import called, device_of, evaluating, on_device
 from metaopt.landscape.between.matching import assigned
-from metaopt.landscape.between.refresh import called
-from metaopt.landscape.data import Data, pairs_of, tensors_of, with_tensors
+from metaopt.landscape.data import Data, pairs_of, tensors_of
 from metaopt.landscape.samples import plain_attention
 from metaopt.symmetry.elements import Relabelling, Signs
 from metaopt.symmetry.groups import Slot, Symmetry
@@ -145,9 +145,9 @@ def orders_by_activations(
     """
     places = [place for plan in plans if plan.symmetry.blocks == 1 for place in _places(plan, a)]
     with evaluating(a), evaluating(b), plain_attention(), torch.no_grad():
-        device = next((p.device for p in a.parameters()), torch.device("cpu"))
+        device = device_of(a)
         for inputs, _ in pairs_of(data):
-            inputs = with_tensors(inputs, (x.to(device) for x in tensors_of(inputs)))
+            inputs = on_device(inputs, device)
             seen = _read(a, places, inputs)
             others = _read(b, places, inputs)
             for i, place in enumerate(places):
@@ -242,15 +242,3 @@ def _read(model: nn.Module, places: Sequence[_Place], inputs: Any) -> dict[int, 
             stack.callback(handle.remove)
         called(model, inputs)
     return found
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """A model in evaluation mode, and then in the modes that its modules were in."""
-    modes = {module: module.training for module in model.modules()}
-    try:
-        model.eval()
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training

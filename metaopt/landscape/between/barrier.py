@@ -16,6 +16,7 @@ from torch import nn
 from metaopt.landscape.between.align import By, align, require_alike
 from metaopt.landscape.between.align_report import AlignReport
 from metaopt.landscape.between.curve_evaluation import Probe
+from metaopt.landscape.between.tensors import tensors_of_model
 from metaopt.landscape.data import Data
 from metaopt.landscape.samples import Loss
 from metaopt.symmetry.discovery.find import plain
@@ -118,9 +119,8 @@ def _highest(points: tuple[float, ...], values: tuple[float, ...]) -> tuple[floa
 @torch.no_grad()
 def _go(between: nn.Module, a: nn.Module, b: nn.Module, t: float) -> None:
     """Put w(t) into a model; what is no number of a float type is taken from the nearer end."""
-    mine = dict(between.named_parameters()) | dict(between.named_buffers())
-    ends = [dict(one.named_parameters()) | dict(one.named_buffers()) for one in (a, b)]
-    for path, tensor in mine.items():
+    ends = [tensors_of_model(one) for one in (a, b)]
+    for path, tensor in tensors_of_model(between).items():
         x, y = (end[path] for end in ends)
         if tensor.is_floating_point() and 0 < t < 1:
             tensor.copy_((1 - t) * x + t * y)

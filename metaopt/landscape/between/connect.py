@@ -21,6 +21,7 @@ from metaopt.base.checkpoint import read_state, write_state
 from metaopt.base.files import make_folder
 from metaopt.base.streams import Stream, item_generator
 from metaopt.landscape.between.batches import Batches
+from metaopt.landscape.between.calls import modes_kept
 from metaopt.landscape.between.control_points import ControlPoints
 from metaopt.landscape.between.curve_training import CurveTraining, rate
 from metaopt.landscape.between.curves import Curve
@@ -127,7 +128,8 @@ def connect(
         training = CurveTraining(template, points, layout, loss, momentum, weight_decay)
         device = next(p.device for p in template.parameters() if p.requires_grad)
         settings = [kind, bends, shape, steps, lr, momentum, weight_decay, seed, batch_size]
-        with _training_mode(template), _own_numbers(seed, device):
+        with modes_kept(template), _own_numbers(seed, device):
+            template.train()
             batches = Batches(data, batch_size, seed, device)
             kept = _Kept(folder, training, batches, settings, points, device)
             _train(training, batches, kept, steps, lr, seed)
@@ -179,17 +181,6 @@ def _require(steps: int, lr: float, momentum: float, weight_decay: float, seed: 
         raise ValueError(f"weight_decay must be finite and at least 0, found {weight_decay}")
     if seed < 0:
         raise ValueError(f"seed must not be negative, found {seed}")
-
-
-@contextmanager
-def _training_mode(model: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for module in model.modules()}
-    try:
-        model.train()
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from metaopt.base.tables import markdown_table
 from metaopt.landscape.between.refresh import refresh_batchnorm, with_statistics
+from metaopt.landscape.between.tensors import tensors_of_model
 from metaopt.landscape.data import Data
 from metaopt.landscape.orbit_figure import write_figure
 from metaopt.landscape.samples import Loss, Samples
@@ -217,7 +218,7 @@ class Probe:
     def __init__(self, model: nn.Module, loss: Loss, data: Data, statistics: Data) -> None:
         self._samples = Samples(model, loss, data)
         self._statistics = statistics
-        self._tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        self._tensors = tensors_of_model(model)
         self._is_refreshed = bool(with_statistics(model))
 
     @torch.no_grad()

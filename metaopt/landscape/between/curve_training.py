@@ -19,6 +19,7 @@ from torch.func import functional_call
 
 from metaopt.landscape.between.control_points import ControlPoints, Part
 from metaopt.landscape.between.layout import Layout, Share
+from metaopt.landscape.data import arguments_of
 from metaopt.landscape.samples import Loss
 
 FLAT_UNTIL, FALLEN_AT, LAST = 0.5, 0.9, 0.01
@@ -160,13 +161,9 @@ class CurveTraining:
             buffer.copy_(state["buffers"][path])
 
     def _outputs(self, inputs: Any) -> Any:
-        keywords = dict(inputs) if isinstance(inputs, Mapping) else {}
-        arguments: tuple = () if keywords else (inputs,)
-        if isinstance(inputs, tuple | list):
-            arguments = tuple(inputs)
         # Ties are written out once, since looking for them at each call takes time.
         return functional_call(
-            self._template, self._called_with, arguments, keywords, tie_weights=False
+            self._template, self._called_with, *arguments_of(inputs), tie_weights=False
         )
 
 
