@@ -310,7 +310,9 @@ def test_a_learned_optimizer_and_frozen_batch_norm() -> None:
         ({"average": "mean"}, "average must be 'softmax', 'outputs' or a function"),
         ({"cycles": 0}, "cycles must be at least 1, found 0"),
         ({"lr": (0.1, 0.2)}, r"lr must be \(high, low\) with 0 <= low <= high"),
+        ({"lr": 0.1}, r"lr must be two rates, \(high, low\), found 0.1"),
         ({"data": []}, "data hold no batches"),
+        ({"loss": nn.CrossEntropyLoss(reduction="none")}, r"must return a scalar, .* shape \[8\]"),
         ({"data": iter(batches())}, "that can be run through twice"),
         ({"lr": (1e30, 1e30)}, "is not finite after step 2: take smaller rates"),
         (
@@ -333,3 +335,23 @@ def test_what_is_wrong_is_said(changed: dict[str, Any], message: str) -> None:
     assert optimizer.param_groups[0]["lr"] == 0.1
     with pytest.raises(ValueError, match="none of its"):
         metaopt.fge(nn.Linear(2, 2), optimizer, batches(), 4, (0.1, 0.01))
+    with pytest.raises(ValueError, match="no parameter of the model requires a gradient"):
+        metaopt.fge(model.requires_grad_(False), optimizer, batches(), 4, (0.1, 0.01))
+
+
+def test_a_folder_of_another_run_is_refused(tmp_path: Path) -> None:
+    def run(model: nn.Module, kind: Any, folder: Path) -> None:
+        optimizer = kind(model.parameters(), lr=0.1)
+        metaopt.fge(model, optimizer, batches(), 2, (0.1, 0.01), cycles=1, folder=folder)
+
+    metaopt.connect(
+        [mlp(), mlp()], loss=F.cross_entropy, data=batches(), steps=2, folder=tmp_path / "curve"
+    )
+    run(mlp(), torch.optim.SGD, tmp_path / "fge")
+    for model, kind, folder, message in (
+        (mlp(), torch.optim.SGD, "curve", "state of no run of fge"),
+        (mlp(), torch.optim.Adam, "fge", "optimizer 'SGD', found 'Adam'"),
+        (Residual(), torch.optim.SGD, "fge", "state.pt has no tensor"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run(model, kind, tmp_path / folder)

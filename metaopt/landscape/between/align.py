@@ -17,10 +17,9 @@ from metaopt.landscape.between.align_report import AlignReport, told
 from metaopt.landscape.between.align_search import Search, Start, chosen
 from metaopt.landscape.between.align_sides import Log, Sides
 from metaopt.landscape.between.calls import called, device_of, evaluating, on_device
-from metaopt.landscape.between.structure import require_equal_structure
+from metaopt.landscape.between.structure import plain_models
 from metaopt.landscape.between.tensors import tensors_of_model
 from metaopt.landscape.data import Data, pairs_of, tensors_of
-from metaopt.symmetry.discovery.find import plain
 from metaopt.symmetry.discovery.find import symmetries as find_symmetries
 from metaopt.symmetry.groups import Symmetry
 
@@ -58,7 +57,8 @@ def align(
     - "orbit": the same, and then permutations, scales and frames take turns in a's own scales until
       the distance stops falling. With one hidden layer that is the least distance there is.
     - "activations": permutations by correlations of hidden units on ``data``, all else by weights.
-      The distance is not its aim, and may rise.
+      The distance is not its aim, and may rise; units that are constant on the data have no
+      correlations, so that nothing tells them apart.
 
     Besides the moved copy of b, at most one more copy of the parameters is held at a time; groups
     of matrices (heads, factorised layers) take float64 copies of their own weights for a moment.
@@ -92,8 +92,7 @@ def align(
         raise ValueError("by='activations' compares hidden units on data: data must be given")
     if restarts < 1:
         raise ValueError(f"restarts must be at least 1, found {restarts}")
-    require_alike(a, b)
-    a, b = plain(a), plain(b)
+    a, b = plain_models([a, b])
     moved = deepcopy(b)
     if symmetries is None:
         example = None if data is None else next(iter(pairs_of(data)))[0]
@@ -167,8 +166,3 @@ def _drift(b: nn.Module, moved: nn.Module, data: Data) -> float:
                     off += float((x - y).double().square().sum())
                     size += float(x.double().square().sum())
     return (off / size) ** 0.5 if size else off**0.5
-
-
-def require_alike(a: nn.Module, b: nn.Module) -> None:
-    """Raise ``ValueError``, which names the first difference, if two models differ in structure."""
-    require_equal_structure([plain(a), plain(b)])

@@ -50,6 +50,7 @@ class _Place:
         features: the length of that axis.
         carried: what the permutation carries there, if anything.
         sums: n, x, y, x x^T, y y^T, x y^T; of blocks, or of units alone.
+        shifts: what is taken from x and y first: their means at the first call.
     """
 
     plan: Layout
@@ -58,6 +59,7 @@ class _Place:
     features: int
     carried: Carried | None
     sums: dict[str, Tensor] = field(default_factory=dict)
+    shifts: list[Tensor] = field(default_factory=list)
 
     @property
     def symmetry(self) -> Symmetry:
@@ -80,6 +82,10 @@ class _Place:
 
     def add(self, x: Tensor, y: Tensor) -> None:
         """Count values of a and of b."""
+        if not self.shifts:
+            # Covariances stay, and are not lost where means are much larger than what varies.
+            self.shifts = [v.mean(-1, keepdim=True) for v in (x, y)]
+        x, y = (v - shift for v, shift in zip((x, y), self.shifts, strict=True))
         flat = [v.flatten(0, 1) for v in (x, y)]
         new = {"n": torch.tensor(float(flat[0].shape[1])), "xy": flat[0] @ flat[1].mT}
         for name, v, rows in zip("xy", (x, y), flat, strict=True):

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from metaopt.landscape.data import arguments_of, tensors_of, with_tensors
 
@@ -26,6 +26,19 @@ def called(model: nn.Module, inputs: Any) -> Any:
     """The outputs of a model whose inputs are a tensor, a tuple, or a mapping of keywords."""
     arguments, keywords = arguments_of(inputs)
     return model(*arguments, **keywords)
+
+
+def scalar(loss: Tensor) -> Tensor:
+    """A loss as a tensor without axes.
+
+    Raises:
+        ValueError: if it is not one number, as a loss of each sample.
+    """
+    if loss.numel() != 1:
+        raise ValueError(
+            f"loss must return a scalar, the mean over the samples, found shape {list(loss.shape)}"
+        )
+    return loss.reshape(())
 
 
 @contextmanager

@@ -6,7 +6,7 @@ min over the bends of  E_{t ~ U(0,1)} [ L(w(t)) + (wd/2) |w(t)|^2 ]
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
@@ -26,10 +26,9 @@ from metaopt.landscape.between.control_points import ControlPoints
 from metaopt.landscape.between.curve_training import CurveTraining, rate
 from metaopt.landscape.between.curves import Curve
 from metaopt.landscape.between.layout import Layout
-from metaopt.landscape.between.structure import require_equal_structure
+from metaopt.landscape.between.structure import plain_models
 from metaopt.landscape.data import Data
 from metaopt.landscape.samples import Loss
-from metaopt.symmetry.discovery.find import plain
 
 ASIDE = 1e-3
 """How far a bend starts from its segment, as a share of the distance between ends."""
@@ -106,17 +105,16 @@ def connect(
 
     Raises:
         ValueError: if models differ in structure (the message names the first parameter that
-            does), have nothing to train, an argument is out of range, the loss is not finite, or
-            the folder holds the state of another curve.
+            does), have nothing to train, an argument is out of range, the loss is no scalar or not
+            finite, or the folder holds the state of another curve.
 
     References:
         Garipov et al., arXiv 1802.10026; Draxler et al., arXiv 1803.00885; of stars Lin et al.,
         arXiv 2404.06391.
     """
-    plains = [plain(model) for model in models]
+    plains = plain_models(models)
     layout = Layout(kind, bends, shape, len(plains))
     _require(steps, lr, momentum, weight_decay, seed)
-    require_equal_structure(plains)
     template = plains[0]
     points = ControlPoints.of(plains)
     ends = [{p: b.detach().clone() for p, b in one.named_buffers()} for one in plains]
@@ -131,7 +129,7 @@ def connect(
         with modes_kept(template), _own_numbers(seed, device):
             template.train()
             batches = Batches(data, batch_size, seed, device)
-            kept = _Kept(folder, training, batches, settings, points, device)
+            kept = _Kept(folder, training, batches, settings, points, ends, device)
             _train(training, batches, kept, steps, lr, seed)
     if folder is not None:
         make_folder(Path(folder))
@@ -235,7 +233,7 @@ def _finite(total: Tensor, count: int, step: int, lr: float) -> float:
     if not abs(mean) < float("inf"):
         raise ValueError(
             f"the loss on the curve is {mean} within {count} steps before step {step}: lower lr "
-            f"({lr:.3g}), or look for such numbers in models and data"
+            f"(at that step {lr:.3g}), or look for such numbers in models and data"
         )
     return mean
 
@@ -254,6 +252,7 @@ class _Kept:
         batches: Batches,
         settings: list,
         points: ControlPoints,
+        ends: Sequence[Mapping[str, Tensor]],
         device: torch.device,
     ) -> None:
         self._device = device
@@ -264,7 +263,7 @@ class _Kept:
         if self._folder is None:
             return
         make_folder(self._folder)
-        self._of = f"{settings} {fingerprint(points)}"
+        self._of = f"{settings} {fingerprint(points, ends)}"
         if (self._folder / STATE).exists():
             self._resume(read_state(self._folder / STATE))
 
@@ -321,11 +320,20 @@ class _Kept:
         self._saved = time.monotonic()
 
 
-def fingerprint(points: ControlPoints) -> str:
-    """A digest of all control points."""
+def fingerprint(points: ControlPoints, buffers: Sequence[Mapping[str, Tensor]]) -> str:
+    """A digest of all control points, of the parameters that stay, and of the ends' buffers."""
     digest = blake2b(digest_size=16)
+
+    def add(name: str, tensor: Tensor) -> None:
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(
+            tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        )
+
     for part in points.parts:
-        digest.update(f"{part.paths} {part.dtype} {part.is_trained}".encode())
         for vector in part.points:
-            digest.update(vector.cpu().view(torch.uint8).numpy().tobytes())
+            add(f"{part.paths} {part.dtype} {part.is_trained}", vector)
+    for one in (points.constants, *buffers):
+        for path, tensor in one.items():
+            add(path, tensor)
     return digest.hexdigest()

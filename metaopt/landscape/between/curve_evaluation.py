@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from metaopt.base.tables import markdown_table
+from metaopt.landscape.between.calls import scalar
 from metaopt.landscape.between.refresh import refresh_batchnorm, with_statistics
 from metaopt.landscape.between.tensors import tensors_of_model
 from metaopt.landscape.data import Data
@@ -234,7 +235,7 @@ class Probe:
         loss, wrong, judged = 0.0, 0, 0
         for inputs, targets in samples.batches():
             outputs = samples.outputs({}, inputs)
-            loss += len(targets) / samples.count * float(samples.loss(outputs, targets))
+            loss += len(targets) / samples.count * float(scalar(samples.loss(outputs, targets)))
             misses = wrong_classes(outputs, targets)
             if misses is not None:
                 wrong, judged = wrong + int(misses.sum()), judged + misses.numel()

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from metaopt.landscape.between.calls import scalar
 from metaopt.landscape.between.control_points import ControlPoints, Part
 from metaopt.landscape.between.layout import Layout, Share
 from metaopt.landscape.data import arguments_of
@@ -124,7 +125,7 @@ class CurveTraining:
             for one in self._written:
                 one.write(shares)
         with torch.enable_grad():
-            loss = self._loss(self._outputs(inputs), targets)
+            loss = scalar(self._loss(self._outputs(inputs), targets))
             leaves = [leaf for one in self._trained for leaf in one.leaves]
             found = iter(torch.autograd.grad(loss, leaves, allow_unused=True))
         return loss.detach(), [[next(found) for _ in one.leaves] for one in self._trained], shares
