@@ -337,21 +337,3 @@ def test_what_is_wrong_is_said(changed: dict[str, Any], message: str) -> None:
         metaopt.fge(nn.Linear(2, 2), optimizer, batches(), 4, (0.1, 0.01))
     with pytest.raises(ValueError, match="no parameter of the model requires a gradient"):
         metaopt.fge(model.requires_grad_(False), optimizer, batches(), 4, (0.1, 0.01))
-
-
-def test_a_folder_of_another_run_is_refused(tmp_path: Path) -> None:
-    def run(model: nn.Module, kind: Any, folder: Path) -> None:
-        optimizer = kind(model.parameters(), lr=0.1)
-        metaopt.fge(model, optimizer, batches(), 2, (0.1, 0.01), cycles=1, folder=folder)
-
-    metaopt.connect(
-        [mlp(), mlp()], loss=F.cross_entropy, data=batches(), steps=2, folder=tmp_path / "curve"
-    )
-    run(mlp(), torch.optim.SGD, tmp_path / "fge")
-    for model, kind, folder, message in (
-        (mlp(), torch.optim.SGD, "curve", "state of no run of fge"),
-        (mlp(), torch.optim.Adam, "fge", "optimizer 'SGD', found 'Adam'"),
-        (Residual(), torch.optim.SGD, "fge", "state.pt has no tensor"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            run(model, kind, tmp_path / folder)
