@@ -156,9 +156,9 @@ def start(points: ControlPoints, layout: Layout, seed: int) -> None:
             placed[row] = torch.empty_like(part.points[0])
             part.write(shares, placed[row])
             if part.is_trained:
-                drawn = torch.from_numpy(numbers[row].standard_normal(len(placed[row])))
+                normal = torch.from_numpy(numbers[row].standard_normal(len(placed[row])))
                 aside = ASIDE * sizes[row] / entries**0.5
-                placed[row].add_(drawn.to(placed[row]), alpha=aside)
+                placed[row].add_(normal.to(placed[row]), alpha=aside)
         part.points = [placed[row] for row in range(layout.count)]
 
 
