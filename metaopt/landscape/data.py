@@ -40,6 +40,17 @@ def with_tensors(inputs: Any, tensors: Iterable[Tensor]) -> Any:
     return filled(inputs)
 
 
+def arguments_of(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments and keyword arguments that a model is called with.
+
+    Args:
+        inputs: one argument; a tuple or list of arguments; or a mapping of keyword arguments.
+    """
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    return (tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)), {}
+
+
 def rows(inputs: Any, part: slice) -> Any:
     """Some of the samples of inputs."""
     return with_tensors(inputs, (x[part] for x in tensors_of(inputs)))

@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
-from metaopt.landscape.data import Data, pairs_of, rows, tensors_of, with_tensors
+from metaopt.landscape.data import Data, arguments_of, pairs_of, rows, tensors_of, with_tensors
 from metaopt.symmetry.discovery.find import plain
 from metaopt.symmetry.modules import tensor_at
 
@@ -76,10 +76,7 @@ class Samples:
     def outputs(self, values: Mapping[str, Tensor], inputs: Any) -> Any:
         """f(inputs) with other values for some parameters; the model's buffers stay as they are."""
         buffers = {path: buffer.clone() for path, buffer in self.model.named_buffers()}
-        if isinstance(inputs, Mapping):
-            return functional_call(self.model, (dict(values), buffers), (), dict(inputs))
-        arguments = tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
-        return functional_call(self.model, (dict(values), buffers), arguments)
+        return functional_call(self.model, (dict(values), buffers), *arguments_of(inputs))
 
     def values(self, paths: Sequence[str]) -> dict[str, Tensor]:
         """The parameters at these paths, detached.

@@ -22,11 +22,12 @@ from tqdm import tqdm
 from metaopt.base.files import make_folder
 from metaopt.base.streams import Stream, item_generator
 from metaopt.landscape.between.batches import Batches
+from metaopt.landscape.between.calls import device_of, modes_kept
 from metaopt.landscape.between.ensemble import Average, Ensemble, require_average
 from metaopt.landscape.between.refresh import refresh_batchnorm
 from metaopt.landscape.data import Data, pairs_of, rows
 from metaopt.landscape.samples import Loss
-from metaopt.optim.fge_run import Run, device_of, modes_kept
+from metaopt.optim.fge_run import Run
 from metaopt.symmetry.discovery.find import plain
 from metaopt.teleport.module import teleport as move
 from metaopt.teleport.optimizer_state import require_optimizer_of, unwrapped
@@ -95,10 +96,10 @@ def fge(
         batch_size: cuts a pair into mini-batches, in a new order in each epoch; None: the pair is
             one batch.
         folder: a folder for the state, written after each member, and in the end
-            ``ensemble.safetensors``. If it holds the state of a run with the same settings, the run
-            goes on from there with the same bits as one that was never stopped, if the data come in
-            an order that torch's or their own generator decides; ``cycles`` may have grown. None:
-            nothing is written.
+            ``ensemble.safetensors``. If it holds the state of a run with the same settings and kind
+            of optimizer, the run goes on from there with the same bits as one that was never
+            stopped, if the data come in an order that torch's or their own generator decides;
+            ``cycles`` may have grown. None: nothing is written.
 
     Returns:
         The ensemble, in evaluation mode: called as the model is, it returns mean **probabilities**
@@ -107,21 +108,27 @@ def fge(
 
     Raises:
         ValueError: if cycle is odd or below 2, cycles is below 1, a rate is negative or not finite,
-            high is below low, the optimizer belongs to another model or has no rates, the data are
-            of another kind or empty, weights become infinite or NaN, what to average is not known,
-            or the folder holds the state of another run.
+            high is below low, the model has nothing to train, the optimizer belongs to another
+            model or has no rates, the data are of another kind or empty, the loss is no scalar,
+            weights become infinite or NaN, what to average is not known, or the folder holds the
+            state of another run.
 
     References:
         Garipov et al., Loss Surfaces, Mode Connectivity, and Fast Ensembling of DNNs, arXiv
         1802.10026; Izmailov et al., Averaging Weights Leads to Wider Optima, arXiv 1803.05407.
     """
+    if not isinstance(lr, tuple | list) or len(lr) != 2:
+        raise ValueError(f"lr must be two rates, (high, low), found {lr!r}")
     high, low = lr
     _require(cycle, cycles, high, low, seed)
     if average is not None:
         require_average(average)
     require_optimizer_of(unwrapped(optimizer), plain(model))
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError("no parameter of the model requires a gradient: nothing to train")
     settings = {"cycle": cycle, "high": high, "low": low, "teleport": _named(teleport)}
     settings |= {"seed": seed, "batch_size": batch_size}
+    settings |= {"optimizer": type(unwrapped(optimizer)).__name__}
     chosen = nn.functional.cross_entropy if loss is None else loss
     batches = Batches(data, batch_size, seed, device_of(model))
     run = Run(model, optimizer, batches, chosen, average, watch, settings)

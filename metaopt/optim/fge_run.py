@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,13 @@ from torch.optim.swa_utils import AveragedModel
 
 from metaopt.base.checkpoint import read_state, write_state
 from metaopt.landscape.between.batches import Batches
+from metaopt.landscape.between.calls import called, device_of, evaluating, on_device, scalar
 from metaopt.landscape.between.curve_evaluation import class_axis, wrong_classes
 from metaopt.landscape.between.ensemble import SOFTMAX, Average, average_of
 from metaopt.landscape.between.ensemble_trace import Trace
-from metaopt.landscape.between.refresh import called
+from metaopt.landscape.between.structure import require_equal
 from metaopt.landscape.between.tensors import set_tensors, tensors_of_model
-from metaopt.landscape.data import Data, pairs_of, tensors_of, with_tensors
+from metaopt.landscape.data import Data, pairs_of
 from metaopt.landscape.samples import Loss
 from metaopt.symmetry.discovery.find import plain
 
@@ -88,7 +88,7 @@ class Run:
         outputs = called(self._model, inputs)
         if self.step == 0 and self.average == SOFTMAX:
             self.axis = class_axis(outputs, targets) or self.axis
-        value = self._loss(outputs, targets)
+        value = scalar(self._loss(outputs, targets))
         value.backward()
         self._optimizer.step()
         self.step += 1
@@ -129,13 +129,11 @@ class Run:
         if self._watch is None or (self._watched and self._watched[-1][0] == self.step):
             return
         total, count = torch.zeros(2, dtype=torch.float64), 0
-        with torch.random.fork_rng(devices=[]), modes_kept(self._model):
-            self._model.eval()
+        with torch.random.fork_rng(devices=[]), evaluating(self._model):
             for pair in self._watch:
-                inputs = (x.to(self._device) for x in tensors_of(pair[0]))
                 targets = pair[1].to(self._device)
-                outputs = called(self._model, with_tensors(pair[0], inputs))
-                found = (self._loss(outputs, targets), _error(outputs, targets))
+                outputs = called(self._model, on_device(pair[0], self._device))
+                found = (scalar(self._loss(outputs, targets)), _error(outputs, targets))
                 total += len(targets) * torch.stack([x.double().cpu() for x in found])
                 count += len(targets)
         if count == 0:
@@ -200,11 +198,13 @@ class Run:
 
         Raises:
             CheckpointError: if it is damaged.
-            ValueError: if the run there had other settings.
+            ValueError: if it is of no run of ``fge``, or of one with another model or settings.
         """
         state = read_state(path)
+        if not isinstance(state.get("of"), Mapping):
+            raise ValueError(f"{path}: holds the state of no run of fge: choose another folder")
         for name, value in self._settings.items():
-            found = state.get("of", {}).get(name)
+            found = state["of"].get(name)
             if found != value:
                 raise ValueError(
                     f"{path}: the run there has {name} {found!r}, found {value!r}: choose another "
@@ -213,6 +213,8 @@ class Run:
         if self.average is None and state["average"] is None:
             raise ValueError(f"{path}: average is a function of the outputs there: pass it again")
         self.average, self.axis = self.average or state["average"], state["axis"]
+        own = tensors_of_model(self._inside)
+        require_equal(own.items(), state["tensors"].items(), "tensor", (str(path), "the model"))
         set_tensors(self._inside, state["tensors"])
         self._optimizer.load_state_dict(state["optimizer"])
         self._mean.load_state_dict(state["mean"])
@@ -220,7 +222,6 @@ class Run:
         torch.set_rng_state(state["torch"])
         if state["cuda"] is not None and torch.cuda.is_available():
             torch.cuda.set_rng_state(state["cuda"])
-        own = tensors_of_model(self._inside)
         self._start = _beside(own, state["start"])
         self.members = [_beside(own, member) for member in state["members"]]
         self.step, self._rates = state["step"], state["rates"]
@@ -234,11 +235,6 @@ class Run:
             return torch.linalg.vector_norm(torch.stack([one.to(self._device) for one in each]))
 
 
-def device_of(model: nn.Module) -> torch.device:
-    """Where a model's first parameter lies; the CPU if it has none."""
-    return next((p.device for p in model.parameters()), torch.device("cpu"))
-
-
 def _error(outputs: Any, targets: Tensor) -> Tensor:
     """The share of samples that are classified wrongly; NaN if targets are no classes."""
     wrong = wrong_classes(outputs, targets)
@@ -248,14 +244,3 @@ def _error(outputs: Any, targets: Tensor) -> Tensor:
 def _beside(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors on the devices of the model's own."""
     return {path: x.to(own[path].device) for path, x in tensors.items()}
-
-
-@contextmanager
-def modes_kept(model: nn.Module) -> Iterator[None]:
-    """After it, all modules are in training or evaluation mode as they were before."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from metaopt.landscape.data import Data, tensors_of
+from metaopt.landscape.data import Data, arguments_of, tensors_of
 from metaopt.landscape.samples import Loss, Samples
 from metaopt.symmetry.motion import Tensors
 
@@ -29,21 +29,12 @@ class DriftError(ValueError):
     """A teleport would change the model's outputs by more than the tolerance; nothing was moved."""
 
 
-def tensors_at(model: nn.Module) -> dict[str, Tensor]:
-    """All parameters and buffers of a model by path, detached."""
-    named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    return {path: tensor.detach() for path, tensor in named.items()}
-
-
 def called(model: nn.Module, values: Tensors, inputs: Any) -> Any:
     """f(inputs) with other parameters and buffers; the model's own stay as they are."""
     # A forward pass may write into buffers.
     buffers = {path: values.get(path, b).clone() for path, b in model.named_buffers()}
     given = {**values, **buffers}
-    if isinstance(inputs, Mapping):
-        return functional_call(model, given, (), dict(inputs))
-    arguments = tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
-    return functional_call(model, given, arguments)
+    return functional_call(model, given, *arguments_of(inputs))
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from metaopt.base.streams import Stream, generator
+from metaopt.landscape.between.tensors import tensors_of_model
 from metaopt.landscape.data import Data
 from metaopt.landscape.samples import Loss, Samples
 from metaopt.symmetry.modules import require
 from metaopt.symmetry.motion import GroupMotion, Motion
 from metaopt.teleport.carrying import carried_out, planned, states_of, told, written
-from metaopt.teleport.drift import change, require_small, tensors_at
+from metaopt.teleport.drift import change, require_small
 from metaopt.teleport.landscape_objectives import Curvature, Sharpness
 from metaopt.teleport.level_set import steepest
 from metaopt.teleport.objectives import GradientNorm, Objective, OfModel, Own
@@ -138,7 +139,7 @@ def searched(
             for slot in motion.symmetry.slots:
                 require(model, motion.symmetry, slot)
     wanted = objective_of(model, request.objective, samples, motions, request.seed)
-    values = tensors_at(model)
+    values = tensors_of_model(model)
     before, after, generators, count = _found(wanted, motions, values, request)
     plan = planned(motions, values, generators)
     here = change(model, values, plan.new, request.data, request.loss)
@@ -175,7 +176,7 @@ def _on_level_set(
             "and leave maximise at True"
         )
     had = states_of(optimizer, model)
-    values = tensors_at(model)
+    values = tensors_of_model(model)
     end = steepest(samples, request.steps, request.lr, request.max_norm)
     here, there = (change(model, values, end.weights, d) for d in (request.data, request.fresh))
     moved = list(end.weights) if end.distance > 0 else []

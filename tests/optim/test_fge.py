@@ -310,7 +310,9 @@ def test_a_learned_optimizer_and_frozen_batch_norm() -> None:
         ({"average": "mean"}, "average must be 'softmax', 'outputs' or a function"),
         ({"cycles": 0}, "cycles must be at least 1, found 0"),
         ({"lr": (0.1, 0.2)}, r"lr must be \(high, low\) with 0 <= low <= high"),
+        ({"lr": 0.1}, r"lr must be two rates, \(high, low\), found 0.1"),
         ({"data": []}, "data hold no batches"),
+        ({"loss": nn.CrossEntropyLoss(reduction="none")}, r"must return a scalar, .* shape \[8\]"),
         ({"data": iter(batches())}, "that can be run through twice"),
         ({"lr": (1e30, 1e30)}, "is not finite after step 2: take smaller rates"),
         (
@@ -333,3 +335,5 @@ def test_what_is_wrong_is_said(changed: dict[str, Any], message: str) -> None:
     assert optimizer.param_groups[0]["lr"] == 0.1
     with pytest.raises(ValueError, match="none of its"):
         metaopt.fge(nn.Linear(2, 2), optimizer, batches(), 4, (0.1, 0.01))
+    with pytest.raises(ValueError, match="no parameter of the model requires a gradient"):
+        metaopt.fge(model.requires_grad_(False), optimizer, batches(), 4, (0.1, 0.01))

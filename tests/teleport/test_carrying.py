@@ -21,7 +21,8 @@ from torch import nn
 from torch.nn import functional
 
 import metaopt
-from metaopt.teleport.drift import DriftError, tensors_at
+from metaopt.landscape.between.tensors import tensors_of_model
+from metaopt.teleport.drift import DriftError
 
 
 @pytest.mark.parametrize("own", [False, True])
@@ -90,11 +91,11 @@ def test_the_model_is_as_it_was_where_a_move_drifts() -> None:
     data = torch.randn(5, 6).double(), torch.randn(5, 3).double()
     fresh = torch.randn(20, 6).double(), torch.randn(20, 3).double()
     motions = metaopt.through_data(model, data)
-    before = tensors_at(copy.deepcopy(model))
+    before = tensors_of_model(copy.deepcopy(model))
     given_search: dict[str, Any] = {"objective": "gradient_norm", "loss": mse, "data": data}
     with pytest.raises(DriftError, match=r"on fresh data by .* of their size, more than"):
         metaopt.teleport(model, symmetries=motions, fresh=fresh, **given_search)
-    assert all(torch.equal(value, before[path]) for path, value in tensors_at(model).items())
+    assert all(torch.equal(value, before[path]) for path, value in tensors_of_model(model).items())
     # As many samples as inputs: exact on these data, and on these alone.
     mse(model(data[0]), data[1]).backward()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)

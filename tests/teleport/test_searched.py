@@ -22,8 +22,8 @@ from searching import (
 from torch import Tensor, nn
 
 import metaopt
+from metaopt.landscape.between.tensors import tensors_of_model
 from metaopt.symmetry.motion import motions_of, moved_weights
-from metaopt.teleport.drift import tensors_at
 from metaopt.teleport.searched import Request, objective_of
 
 # Test functions.
@@ -168,7 +168,7 @@ def test_directions_hold_against_finite_differences(name: str, through_data: boo
     request = Request(_norms if name == "own" else name, mse, data)
     samples = metaopt.landscape.samples.Samples(model, mse, data)
     objective = objective_of(model, request.objective, samples, motions, 0)
-    values = tensors_at(model)
+    values = tensors_of_model(model)
     evaluate = objective.along(motions, values)
     T = tuple(0.1 * torch.randn_like(motion.zero(values))[None] for motion in motions)
     way = tuple(torch.randn_like(t) for t in T)

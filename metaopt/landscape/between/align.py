@@ -12,14 +12,14 @@ from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from metaopt.base.streams import Stream, generator
-from metaopt.landscape.between.align_activations import evaluating, orders_by_activations
+from metaopt.landscape.between.align_activations import orders_by_activations
 from metaopt.landscape.between.align_report import AlignReport, told
 from metaopt.landscape.between.align_search import Search, Start, chosen
-from metaopt.landscape.between.align_sides import Log, Sides, tensors_of_model
-from metaopt.landscape.between.refresh import called
-from metaopt.landscape.between.structure import require_equal_structure
-from metaopt.landscape.data import Data, pairs_of, tensors_of, with_tensors
-from metaopt.symmetry.discovery.find import plain
+from metaopt.landscape.between.align_sides import Log, Sides
+from metaopt.landscape.between.calls import called, device_of, evaluating, on_device
+from metaopt.landscape.between.structure import plain_models
+from metaopt.landscape.between.tensors import tensors_of_model
+from metaopt.landscape.data import Data, pairs_of, tensors_of
 from metaopt.symmetry.discovery.find import symmetries as find_symmetries
 from metaopt.symmetry.groups import Symmetry
 
@@ -57,7 +57,8 @@ def align(
     - "orbit": the same, and then permutations, scales and frames take turns in a's own scales until
       the distance stops falling. With one hidden layer that is the least distance there is.
     - "activations": permutations by correlations of hidden units on ``data``, all else by weights.
-      The distance is not its aim, and may rise.
+      The distance is not its aim, and may rise; units that are constant on the data have no
+      correlations, so that nothing tells them apart.
 
     Besides the moved copy of b, at most one more copy of the parameters is held at a time; groups
     of matrices (heads, factorised layers) take float64 copies of their own weights for a moment.
@@ -91,8 +92,7 @@ def align(
         raise ValueError("by='activations' compares hidden units on data: data must be given")
     if restarts < 1:
         raise ValueError(f"restarts must be at least 1, found {restarts}")
-    require_alike(a, b)
-    a, b = plain(a), plain(b)
+    a, b = plain_models([a, b])
     moved = deepcopy(b)
     if symmetries is None:
         example = None if data is None else next(iter(pairs_of(data)))[0]
@@ -157,17 +157,12 @@ def _nearer(one: Found, other: Found) -> Found:
 def _drift(b: nn.Module, moved: nn.Module, data: Data) -> float:
     """|f(b moved) - f(b)| / |f(b)| over all outputs of a float type."""
     off, size = 0.0, 0.0
-    device = next((p.device for p in b.parameters()), torch.device("cpu"))
+    device = device_of(b)
     with evaluating(b), evaluating(moved):
         for inputs, _ in pairs_of(data):
-            inputs = with_tensors(inputs, (x.to(device) for x in tensors_of(inputs)))
+            inputs = on_device(inputs, device)
             for x, y in zip(*(tensors_of(called(m, inputs)) for m in (b, moved)), strict=True):
                 if x.is_floating_point():
                     off += float((x - y).double().square().sum())
                     size += float(x.double().square().sum())
     return (off / size) ** 0.5 if size else off**0.5
-
-
-def require_alike(a: nn.Module, b: nn.Module) -> None:
-    """Raise ``ValueError``, which names the first difference, if two models differ in structure."""
-    require_equal_structure([plain(a), plain(b)])

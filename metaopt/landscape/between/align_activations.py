@@ -15,8 +15,8 @@ References:
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -28,9 +28,9 @@ from torch.nn.modules.conv import _ConvNd
 from metaopt.landscape.between.align_layout import UNITWISE, Carried, Layout
 from metaopt.landscape.between.align_sides import Log
 from metaopt.landscape.between.align_turns import is_signed
+from metaopt.landscape.between.calls import called, device_of, evaluating, on_device
 from metaopt.landscape.between.matching import assigned
-from metaopt.landscape.between.refresh import called
-from metaopt.landscape.data import Data, pairs_of, tensors_of, with_tensors
+from metaopt.landscape.data import Data, pairs_of, tensors_of
 from metaopt.landscape.samples import plain_attention
 from metaopt.symmetry.elements import Relabelling, Signs
 from metaopt.symmetry.groups import Slot, Symmetry
@@ -50,6 +50,7 @@ class _Place:
         features: the length of that axis.
         carried: what the permutation carries there, if anything.
         sums: n, x, y, x x^T, y y^T, x y^T; of blocks, or of units alone.
+        shifts: what is taken from x and y first: their means at the first call.
     """
 
     plan: Layout
@@ -58,6 +59,7 @@ class _Place:
     features: int
     carried: Carried | None
     sums: dict[str, Tensor] = field(default_factory=dict)
+    shifts: list[Tensor] = field(default_factory=list)
 
     @property
     def symmetry(self) -> Symmetry:
@@ -80,6 +82,10 @@ class _Place:
 
     def add(self, x: Tensor, y: Tensor) -> None:
         """Count values of a and of b."""
+        if not self.shifts:
+            # Covariances stay, and are not lost where means are much larger than what varies.
+            self.shifts = [v.mean(-1, keepdim=True) for v in (x, y)]
+        x, y = (v - shift for v, shift in zip((x, y), self.shifts, strict=True))
         flat = [v.flatten(0, 1) for v in (x, y)]
         new = {"n": torch.tensor(float(flat[0].shape[1])), "xy": flat[0] @ flat[1].mT}
         for name, v, rows in zip("xy", (x, y), flat, strict=True):
@@ -145,9 +151,9 @@ def orders_by_activations(
     """
     places = [place for plan in plans if plan.symmetry.blocks == 1 for place in _places(plan, a)]
     with evaluating(a), evaluating(b), plain_attention(), torch.no_grad():
-        device = next((p.device for p in a.parameters()), torch.device("cpu"))
+        device = device_of(a)
         for inputs, _ in pairs_of(data):
-            inputs = with_tensors(inputs, (x.to(device) for x in tensors_of(inputs)))
+            inputs = on_device(inputs, device)
             seen = _read(a, places, inputs)
             others = _read(b, places, inputs)
             for i, place in enumerate(places):
@@ -242,15 +248,3 @@ def _read(model: nn.Module, places: Sequence[_Place], inputs: Any) -> dict[int, 
             stack.callback(handle.remove)
         called(model, inputs)
     return found
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """A model in evaluation mode, and then in the modes that its modules were in."""
-    modes = {module: module.training for module in model.modules()}
-    try:
-        model.eval()
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training

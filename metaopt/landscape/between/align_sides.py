@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from metaopt.symmetry.elements import Draws, Element, Identity, Translation
 from metaopt.symmetry.groups import Slot, Symmetry
@@ -105,9 +105,3 @@ class Sides:
 
 def _squared(a: Tensor, b: Tensor) -> float:
     return float(torch.linalg.vector_norm(a - b, dtype=torch.float64)) ** 2
-
-
-def tensors_of_model(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by path, each once."""
-    named = [*model.named_parameters(), *model.named_buffers()]
-    return {path: tensor.detach() for path, tensor in named}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -45,17 +45,11 @@ def blocks_of(
 
 def moments(symmetry: Symmetry, sides: Sides) -> Moments:
     """The sums of products of a symmetry's weights, of each block, [blocks, k, k]."""
-    a, b = sides.a, sides.b
 
     def of(slots: Sequence[Slot], left: Tensors) -> Tensor:
-        return blocks_of(symmetry, sides, slots, left, b)
+        return blocks_of(symmetry, sides, slots, left, sides.b)
 
-    return Moments(
-        of(symmetry.incoming, a),
-        of(symmetry.incoming, b),
-        of(symmetry.outgoing, a),
-        of(symmetry.outgoing, b),
-    )
+    return _moments(symmetry, sides, of)
 
 
 def unit_moments(symmetry: Symmetry, sides: Sides) -> Moments:
@@ -72,6 +66,12 @@ def unit_moments(symmetry: Symmetry, sides: Sides) -> Moments:
                 total += (x * y).sum(-1, dtype=torch.float64).cpu()
         return total
 
+    return _moments(symmetry, sides, of)
+
+
+def _moments(
+    symmetry: Symmetry, sides: Sides, of: Callable[[Sequence[Slot], Tensors], Tensor]
+) -> Moments:
     a, b = sides.a, sides.b
     return Moments(
         of(symmetry.incoming, a),

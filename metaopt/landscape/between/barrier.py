@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from metaopt.landscape.between.align import By, align, require_alike
+from metaopt.landscape.between.align import By, align
 from metaopt.landscape.between.align_report import AlignReport
 from metaopt.landscape.between.curve_evaluation import Probe
+from metaopt.landscape.between.structure import plain_models
+from metaopt.landscape.between.tensors import tensors_of_model
 from metaopt.landscape.data import Data
 from metaopt.landscape.samples import Loss
-from metaopt.symmetry.discovery.find import plain
 
 
 @dataclass(frozen=True)
@@ -81,18 +82,18 @@ def barrier(
     """
     if points < 3:
         raise ValueError(f"points must be at least 3, found {points}")
-    require_alike(a, b)
+    a, b = plain_models([a, b])
     report = None
     if align is not None:
         b, report = _aligned(a, b, align, data, options)
     elif options:
         raise ValueError(f"without align nothing takes {', '.join(sorted(options))}")
-    between = deepcopy(plain(a)).eval()
+    between = deepcopy(a).eval()
     probe = Probe(between, loss, data, data if statistics is None else statistics)
     grid = tuple(float(t) for t in torch.linspace(0, 1, points, dtype=torch.float64))
     found = []
     for t in grid:
-        _go(between, plain(a), plain(b), t)
+        _go(between, a, b, t)
         found.append(probe.at({}, {}))
     losses, errors = zip(*found, strict=True)
     value, at = _highest(grid, losses)
@@ -118,9 +119,8 @@ def _highest(points: tuple[float, ...], values: tuple[float, ...]) -> tuple[floa
 @torch.no_grad()
 def _go(between: nn.Module, a: nn.Module, b: nn.Module, t: float) -> None:
     """Put w(t) into a model; what is no number of a float type is taken from the nearer end."""
-    mine = dict(between.named_parameters()) | dict(between.named_buffers())
-    ends = [dict(one.named_parameters()) | dict(one.named_buffers()) for one in (a, b)]
-    for path, tensor in mine.items():
+    ends = [tensors_of_model(one) for one in (a, b)]
+    for path, tensor in tensors_of_model(between).items():
         x, y = (end[path] for end in ends)
         if tensor.is_floating_point() and 0 < t < 1:
             tensor.copy_((1 - t) * x + t * y)

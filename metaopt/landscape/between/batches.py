@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from metaopt.base.streams import Stream, item_generator
+from metaopt.landscape.between.calls import on_device
 from metaopt.landscape.data import Data, pairs_of, tensors_of, with_tensors
 
 SHUFFLES = 2**32
@@ -62,8 +63,7 @@ class Batches:
             raise ValueError("data hold no batches")
         self.position += 1
         inputs, targets = pair
-        leaves = (x.to(self._device, non_blocking=True) for x in tensors_of(inputs))
-        return with_tensors(inputs, leaves), targets.to(self._device, non_blocking=True)
+        return on_device(inputs, self._device), targets.to(self._device, non_blocking=True)
 
     def state(self) -> dict[str, Any]:
         """Where it is."""

@@ -6,7 +6,7 @@ min over the bends of  E_{t ~ U(0,1)} [ L(w(t)) + (wd/2) |w(t)|^2 ]
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
@@ -21,14 +21,14 @@ from metaopt.base.checkpoint import read_state, write_state
 from metaopt.base.files import make_folder
 from metaopt.base.streams import Stream, item_generator
 from metaopt.landscape.between.batches import Batches
+from metaopt.landscape.between.calls import modes_kept
 from metaopt.landscape.between.control_points import ControlPoints
 from metaopt.landscape.between.curve_training import CurveTraining, rate
 from metaopt.landscape.between.curves import Curve
 from metaopt.landscape.between.layout import Layout
-from metaopt.landscape.between.structure import require_equal_structure
+from metaopt.landscape.between.structure import plain_models
 from metaopt.landscape.data import Data
 from metaopt.landscape.samples import Loss
-from metaopt.symmetry.discovery.find import plain
 
 ASIDE = 1e-3
 """How far a bend starts from its segment, as a share of the distance between ends."""
@@ -105,17 +105,16 @@ def connect(
 
     Raises:
         ValueError: if models differ in structure (the message names the first parameter that
-            does), have nothing to train, an argument is out of range, the loss is not finite, or
-            the folder holds the state of another curve.
+            does), have nothing to train, an argument is out of range, the loss is no scalar or not
+            finite, or the folder holds the state of another curve.
 
     References:
         Garipov et al., arXiv 1802.10026; Draxler et al., arXiv 1803.00885; of stars Lin et al.,
         arXiv 2404.06391.
     """
-    plains = [plain(model) for model in models]
+    plains = plain_models(models)
     layout = Layout(kind, bends, shape, len(plains))
     _require(steps, lr, momentum, weight_decay, seed)
-    require_equal_structure(plains)
     template = plains[0]
     points = ControlPoints.of(plains)
     ends = [{p: b.detach().clone() for p, b in one.named_buffers()} for one in plains]
@@ -127,9 +126,10 @@ def connect(
         training = CurveTraining(template, points, layout, loss, momentum, weight_decay)
         device = next(p.device for p in template.parameters() if p.requires_grad)
         settings = [kind, bends, shape, steps, lr, momentum, weight_decay, seed, batch_size]
-        with _training_mode(template), _own_numbers(seed, device):
+        with modes_kept(template), _own_numbers(seed, device):
+            template.train()
             batches = Batches(data, batch_size, seed, device)
-            kept = _Kept(folder, training, batches, settings, points, device)
+            kept = _Kept(folder, training, batches, settings, points, ends, device)
             _train(training, batches, kept, steps, lr, seed)
     if folder is not None:
         make_folder(Path(folder))
@@ -156,9 +156,9 @@ def start(points: ControlPoints, layout: Layout, seed: int) -> None:
             placed[row] = torch.empty_like(part.points[0])
             part.write(shares, placed[row])
             if part.is_trained:
-                drawn = torch.from_numpy(numbers[row].standard_normal(len(placed[row])))
+                normal = torch.from_numpy(numbers[row].standard_normal(len(placed[row])))
                 aside = ASIDE * sizes[row] / entries**0.5
-                placed[row].add_(drawn.to(placed[row]), alpha=aside)
+                placed[row].add_(normal.to(placed[row]), alpha=aside)
         part.points = [placed[row] for row in range(layout.count)]
 
 
@@ -179,17 +179,6 @@ def _require(steps: int, lr: float, momentum: float, weight_decay: float, seed: 
         raise ValueError(f"weight_decay must be finite and at least 0, found {weight_decay}")
     if seed < 0:
         raise ValueError(f"seed must not be negative, found {seed}")
-
-
-@contextmanager
-def _training_mode(model: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for module in model.modules()}
-    try:
-        model.train()
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 @contextmanager
@@ -244,7 +233,7 @@ def _finite(total: Tensor, count: int, step: int, lr: float) -> float:
     if not abs(mean) < float("inf"):
         raise ValueError(
             f"the loss on the curve is {mean} within {count} steps before step {step}: lower lr "
-            f"({lr:.3g}), or look for such numbers in models and data"
+            f"(at that step {lr:.3g}), or look for such numbers in models and data"
         )
     return mean
 
@@ -263,6 +252,7 @@ class _Kept:
         batches: Batches,
         settings: list,
         points: ControlPoints,
+        ends: Sequence[Mapping[str, Tensor]],
         device: torch.device,
     ) -> None:
         self._device = device
@@ -273,7 +263,7 @@ class _Kept:
         if self._folder is None:
             return
         make_folder(self._folder)
-        self._of = f"{settings} {fingerprint(points)}"
+        self._of = f"{settings} {fingerprint(points, ends)}"
         if (self._folder / STATE).exists():
             self._resume(read_state(self._folder / STATE))
 
@@ -330,11 +320,20 @@ class _Kept:
         self._saved = time.monotonic()
 
 
-def fingerprint(points: ControlPoints) -> str:
-    """A digest of all control points."""
+def fingerprint(points: ControlPoints, buffers: Sequence[Mapping[str, Tensor]]) -> str:
+    """A digest of all control points, of the parameters that stay, and of the ends' buffers."""
     digest = blake2b(digest_size=16)
+
+    def add(name: str, tensor: Tensor) -> None:
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(
+            tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        )
+
     for part in points.parts:
-        digest.update(f"{part.paths} {part.dtype} {part.is_trained}".encode())
         for vector in part.points:
-            digest.update(vector.cpu().view(torch.uint8).numpy().tobytes())
+            add(f"{part.paths} {part.dtype} {part.is_trained}", vector)
+    for one in (points.constants, *buffers):
+        for path, tensor in one.items():
+            add(path, tensor)
     return digest.hexdigest()

@@ -16,7 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from metaopt.base.tables import markdown_table
+from metaopt.landscape.between.calls import scalar
 from metaopt.landscape.between.refresh import refresh_batchnorm, with_statistics
+from metaopt.landscape.between.tensors import tensors_of_model
 from metaopt.landscape.data import Data
 from metaopt.landscape.orbit_figure import write_figure
 from metaopt.landscape.samples import Loss, Samples
@@ -217,7 +219,7 @@ class Probe:
     def __init__(self, model: nn.Module, loss: Loss, data: Data, statistics: Data) -> None:
         self._samples = Samples(model, loss, data)
         self._statistics = statistics
-        self._tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        self._tensors = tensors_of_model(model)
         self._is_refreshed = bool(with_statistics(model))
 
     @torch.no_grad()
@@ -233,7 +235,7 @@ class Probe:
         loss, wrong, judged = 0.0, 0, 0
         for inputs, targets in samples.batches():
             outputs = samples.outputs({}, inputs)
-            loss += len(targets) / samples.count * float(samples.loss(outputs, targets))
+            loss += len(targets) / samples.count * float(scalar(samples.loss(outputs, targets)))
             misses = wrong_classes(outputs, targets)
             if misses is not None:
                 wrong, judged = wrong + int(misses.sum()), judged + misses.numel()

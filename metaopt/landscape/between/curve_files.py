@@ -7,18 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import safetensors
-import safetensors.torch
 from torch import Tensor, nn
 
-from metaopt.base.errors import one_line
-from metaopt.base.files import write_atomically
 from metaopt.landscape.between.control_points import ControlPoints, Part
 from metaopt.landscape.between.layout import Layout
 from metaopt.landscape.between.structure import require_equal
+from metaopt.landscape.between.tensor_files import read_tensors, write_tensors
 
 FORMAT = "metaopt curve"
-FORMAT_VERSION = "1"
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,14 +59,7 @@ def write_curve(
         "order": points.order,
         "trained": [name for part in points.parts if part.is_trained for name in part.paths],
     }
-    metadata = {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
-        "curve": json.dumps(about),
-    }
-    # Each tensor whole and alone: safetensors refuses those that share memory.
-    content = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
-    write_atomically(path, safetensors.torch.save(content, metadata))
+    write_tensors(path, tensors, FORMAT, {"curve": json.dumps(about)})
 
 
 def read_curve(path: Path, template: nn.Module) -> CurveContent:
@@ -83,22 +72,7 @@ def read_curve(path: Path, template: nn.Module) -> CurveContent:
     Raises:
         ValueError: if the file is missing, damaged, no curve, or of another model.
     """
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file")
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except safetensors.SafetensorError as error:
-        raise ValueError(
-            f"{path}: not a whole safetensors file ({one_line(str(error), 200)}); save the curve "
-            f"again"
-        ) from None
-    if (metadata.get("format"), metadata.get("format_version")) != (FORMAT, FORMAT_VERSION):
-        raise ValueError(
-            f"{path}: expected a file that Curve.save wrote (format {FORMAT!r} {FORMAT_VERSION}), "
-            f"found {metadata.get('format')!r} {metadata.get('format_version')}"
-        )
+    tensors, metadata = read_tensors(path, FORMAT)
     try:
         about = json.loads(metadata["curve"])
         layout = Layout(**about["layout"])

@@ -17,8 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from metaopt.landscape.between.calls import scalar
 from metaopt.landscape.between.control_points import ControlPoints, Part
 from metaopt.landscape.between.layout import Layout, Share
+from metaopt.landscape.data import arguments_of
 from metaopt.landscape.samples import Loss
 
 FLAT_UNTIL, FALLEN_AT, LAST = 0.5, 0.9, 0.01
@@ -123,7 +125,7 @@ class CurveTraining:
             for one in self._written:
                 one.write(shares)
         with torch.enable_grad():
-            loss = self._loss(self._outputs(inputs), targets)
+            loss = scalar(self._loss(self._outputs(inputs), targets))
             leaves = [leaf for one in self._trained for leaf in one.leaves]
             found = iter(torch.autograd.grad(loss, leaves, allow_unused=True))
         return loss.detach(), [[next(found) for _ in one.leaves] for one in self._trained], shares
@@ -160,13 +162,9 @@ class CurveTraining:
             buffer.copy_(state["buffers"][path])
 
     def _outputs(self, inputs: Any) -> Any:
-        keywords = dict(inputs) if isinstance(inputs, Mapping) else {}
-        arguments: tuple = () if keywords else (inputs,)
-        if isinstance(inputs, tuple | list):
-            arguments = tuple(inputs)
         # Ties are written out once, since looking for them at each call takes time.
         return functional_call(
-            self._template, self._called_with, arguments, keywords, tie_weights=False
+            self._template, self._called_with, *arguments_of(inputs), tie_weights=False
         )
 
 

@@ -68,6 +68,9 @@ class Curve(WeightCurve):
         Args:
             number: its place. A path has its points in order, ends and bends; a star has its ends
                 first and its centre last.
+
+        Raises:
+            IndexError: if there is no such point.
         """
         return self.points.at([(number, 1.0)])
 

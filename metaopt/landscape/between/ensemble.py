@@ -17,19 +17,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from metaopt.base.files import write_atomically
 from metaopt.landscape.between.ensemble_trace import Trace
 from metaopt.landscape.between.structure import require_equal
+from metaopt.landscape.between.tensor_files import read_tensors, write_tensors
 from metaopt.landscape.between.tensors import require_fitting, set_tensors, tensors_of_model
 from metaopt.landscape.samples import plain_attention
 
 Average = str | Callable[[Any], Tensor]
 """What is averaged: ``softmax`` of the outputs, the ``outputs``, or a function of the outputs."""
+FORMAT = "metaopt ensemble"
 SOFTMAX, OUTPUTS = "softmax", "outputs"
 ONE_BY_ONE = ("cpu",)
 """Kinds of devices on which one pass for all members is the slower way, up to three times."""
@@ -62,8 +61,8 @@ class Ensemble(nn.Module):
         model: the structure: the module that members are weights of. It is kept as ``averaged``
             and not copied, and what all members have in common is read from it.
         members: the parameters and buffers of each member, {path: tensor}, as of
-            ``named_parameters`` and ``named_buffers``. What a member leaves out is that of
-            ``model``.
+            ``named_parameters`` and ``named_buffers``, in the dtypes of ``model``. What a member
+            leaves out is that of ``model``.
         average: what is averaged. ``softmax``: probabilities; ``outputs``: the outputs themselves;
             or a function of the outputs, as ``torch.sigmoid``.
         axis: that of classes, of which probabilities are taken: 1, as ``cross_entropy`` has it, or
@@ -78,7 +77,8 @@ class Ensemble(nn.Module):
         trace: rate, error and distance by step; None if it was not made by ``metaopt.fge``.
 
     Raises:
-        ValueError: if there is no member, a path is none of the model, or the shapes differ.
+        ValueError: if there is no member, one is no mapping, a path is none of the model, or the
+            shapes differ.
 
     References:
         Garipov et al., Loss Surfaces, Mode Connectivity, and Fast Ensembling of DNNs, arXiv
@@ -162,17 +162,18 @@ class Ensemble(nn.Module):
 
         Args:
             path: the file.
+
+        Raises:
+            WriteError: if it cannot be written; the old file is then unchanged.
         """
         tensors = {_STRUCTURE + p: x for p, x in tensors_of_model(self.averaged).items()}
         tensors |= {_STACKED + name: x for name, x in self.stacked.state_dict().items()}
         if self.trace is not None:
             tensors |= {_TRACE + one.name: getattr(self.trace, one.name) for one in fields(Trace)}
-        # A file holds no views of other tensors.
-        own = {name: x.detach().cpu().clone().contiguous() for name, x in tensors.items()}
         about = {"axis": str(self.axis)}
         if isinstance(self.average, str):
             about["average"] = self.average
-        write_atomically(Path(path), save(own, about))
+        write_tensors(Path(path), tensors, FORMAT, about)
 
     @classmethod
     def load(
@@ -186,11 +187,10 @@ class Ensemble(nn.Module):
             average: the function of the outputs that is averaged, if it was one: files hold none.
 
         Raises:
-            ValueError: if the file is one of another structure, or lacks the function.
+            ValueError: if the file is missing, damaged, no ensemble, of another structure, or lacks
+                the function.
         """
-        with safe_open(str(path), framework="pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            about = file.metadata() or {}
+        tensors, about = read_tensors(Path(path), FORMAT)
         named = about.get("average")
         if named is None and average is None:
             raise ValueError(f"{path}: average is a function of the outputs there: pass it again")
@@ -240,7 +240,11 @@ class Ensemble(nn.Module):
 
 
 class _Stacked(nn.Module):
-    """Tensors {path: [M, *shape]} as buffers, whose names may hold no dot."""
+    """Tensors {path: [M, *shape]} as buffers.
+
+    Names of buffers may hold no dot, and none that a module has already: "/" stands before each
+    part of a path.
+    """
 
     number: Tensor
 
@@ -248,11 +252,11 @@ class _Stacked(nn.Module):
         super().__init__()
         self.register_buffer("number", torch.tensor(number))
         for path, tensor in tensors.items():
-            self.register_buffer(path.replace(".", "/"), tensor)
+            self.register_buffer("/" + path.replace(".", "/"), tensor)
 
     def tensors(self) -> dict[str, Tensor]:
         named = self.named_buffers()
-        return {name.replace("/", "."): tensor for name, tensor in named if name != "number"}
+        return {name[1:].replace("/", "."): tensor for name, tensor in named if name != "number"}
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
@@ -313,9 +317,14 @@ def _differing(model: nn.Module, members: Sequence[Mapping[str, Tensor]]) -> dic
     own = tensors_of_model(model)
     stacks = {}
     for member in members:
+        if not isinstance(member, Mapping):
+            raise ValueError(
+                f"members must be {{path: tensor}}, as dict(model.named_parameters()) is, found "
+                f"{type(member).__name__}"
+            )
         require_fitting(own, member)
     for path, tensor in own.items():
-        each = [member.get(path, tensor).to(tensor.device) for member in members]
+        each = [member.get(path, tensor).detach().to(tensor) for member in members]
         if not all(one is tensor or torch.equal(one, tensor) for one in each):
             stacks[path] = torch.stack(each)
     return stacks

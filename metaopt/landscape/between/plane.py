@@ -23,7 +23,7 @@ from metaopt.landscape.samples import Loss
 DRAWN = 61
 """Points at which a curve is drawn."""
 FLAT = 1e-9
-"""How high w(1/2) must be above the chord, as a share of the chord, to make a plane."""
+"""How high w(1/2) must be above the chord, as a share of it and beside rounding, for a plane."""
 LEVELS = 24
 COLOURS = ("C3", "C1", "C0", "C4", "C5", "C7")
 """Of curves: none is a colour of the levels."""
@@ -111,10 +111,12 @@ class _Frame:
         for path in across:
             across[path] -= part * self.u[path]
         height = _norm(across)
-        if length == 0 or height <= FLAT * length:
+        rounding = max(torch.finfo(w.dtype).eps for w in middle.values() if w.is_floating_point())
+        if length == 0 or height <= FLAT * length + rounding * _norm(self.start):
+            found = "w(0) and w(1) are equal" if length == 0 else "the curve is its chord there"
             raise ValueError(
-                "w(0), w(1/2) and w(1) lie on one line, so that they make no plane: the curve is "
-                "its chord; train a bend, or take the plane of another curve and draw this beside"
+                f"w(0), w(1/2) and w(1) lie on one line, so that they make no plane: {found}; "
+                f"train a bend, or take the plane of another curve and draw this beside"
             )
         # Once more, against rounding.
         part = _inner(across, self.u)

@@ -7,15 +7,15 @@ n samples came before a batch of b samples.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from metaopt.landscape.data import Data, pairs_of, tensors_of, with_tensors
+from metaopt.landscape.between.calls import called, device_of, evaluating, on_device
+from metaopt.landscape.data import Data, pairs_of
 from metaopt.symmetry.discovery.find import plain
 
 
@@ -57,8 +57,7 @@ def refresh_batchnorm(model: nn.Module, data: Data) -> None:
     layers = with_statistics(model)
     if not layers:
         return
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    seen = 0
+    device, seen = device_of(model), 0
     with _gathering(model, layers):
         for inputs, targets in pairs_of(data):
             if len(targets) == 0:
@@ -66,34 +65,24 @@ def refresh_batchnorm(model: nn.Module, data: Data) -> None:
             seen += len(targets)
             for layer in layers:
                 layer.momentum = len(targets) / seen
-            called(model, with_tensors(inputs, (x.to(device) for x in tensors_of(inputs))))
+            called(model, on_device(inputs, device))
     if seen == 0:
         raise ValueError("data hold no samples")
-
-
-def called(model: nn.Module, inputs: Any) -> Any:
-    """The outputs of a model whose inputs are a tensor, a tuple, or a mapping of keywords."""
-    if isinstance(inputs, Mapping):
-        return model(**inputs)
-    return model(*inputs) if isinstance(inputs, tuple | list) else model(inputs)
 
 
 @contextmanager
 def _gathering(model: nn.Module, layers: list[_NormBase]) -> Iterator[None]:
     """Layers that gather statistics within a model that does not train."""
-    modes = {module: module.training for module in model.modules()}
     momenta = [layer.momentum for layer in layers]
     others = _buffers_of_others(model, layers)
     kept = [(buffer, buffer.clone()) for buffer in others]
     try:
-        model.eval()
-        for layer in layers:
-            layer.reset_running_stats()
-            layer.training = True
-        yield
+        with evaluating(model):
+            for layer in layers:
+                layer.reset_running_stats()
+                layer.training = True
+            yield
     finally:
-        for module, training in modes.items():
-            module.training = training
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum
         for buffer, value in kept:

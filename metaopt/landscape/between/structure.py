@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import type_before_parametrizations
+
+from metaopt.symmetry.discovery.find import plain
 
 Named = Iterable[tuple[str, Tensor]]
 
@@ -16,20 +19,41 @@ def require_equal_structure(models: Sequence[nn.Module]) -> None:
     the first parameter that differs.
 
     Args:
-        models: at least one.
+        models: the models.
     """
-    first = models[0]
     for number, model in enumerate(models[1:], 1):
+        first = models[0]
         where = (f"model {number}", "model 0")
         require_equal(first.named_parameters(), model.named_parameters(), "parameter", where)
         require_equal(first.named_buffers(), model.named_buffers(), "buffer", where)
-        kinds = {path: type(module) for path, module in first.named_modules()}
+        # Each parametrised module has a class of its own.
+        kinds = {path: type_before_parametrizations(one) for path, one in first.named_modules()}
         for path, module in model.named_modules():
-            if path in kinds and kinds[path] is not type(module):
+            kind = type_before_parametrizations(module)
+            if path in kinds and kinds[path] is not kind:
                 raise ValueError(
-                    f"module {path!r} is a {type(module).__name__} in model {number} and a "
+                    f"module {path!r} is a {kind.__name__} in model {number} and a "
                     f"{kinds[path].__name__} in model 0: models must have one structure"
                 )
+
+
+def plain_models(models: Sequence[nn.Module]) -> list[nn.Module]:
+    """The modules inside wrappers, which have one structure.
+
+    Raises:
+        ValueError: if one is no module, or another structure than the first's is found.
+    """
+    if isinstance(models, nn.Module):
+        raise ValueError(f"models must be a list of modules, found one {type(models).__name__}")
+    for number, model in enumerate(models):
+        if not isinstance(model, nn.Module):
+            raise ValueError(
+                f"models must be modules, with their weights in them: model {number} is a "
+                f"{type(model).__name__}"
+            )
+    found = [plain(model) for model in models]
+    require_equal_structure(found)
+    return found
 
 
 def require_equal(wanted: Named, found: Named, what: str, where: tuple[str, str]) -> None:

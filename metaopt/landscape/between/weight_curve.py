@@ -5,14 +5,13 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from metaopt.landscape.between.curve_evaluation import CurveReport, evaluated
 from metaopt.landscape.between.plane import Plane, plane_of
 from metaopt.landscape.between.refresh import refresh_batchnorm
+from metaopt.landscape.between.tensors import set_tensors
 from metaopt.landscape.data import Data
 from metaopt.landscape.samples import Loss
 
@@ -63,7 +62,7 @@ class WeightCurve(ABC):
         """
         weights, buffers = self.weights(t), self.buffers(t)
         model = copy.deepcopy(self.template).eval()
-        put(model, weights | buffers)
+        set_tensors(model, weights | buffers)
         for parameter in model.parameters():
             parameter.grad = None
         if data is not None:
@@ -140,11 +139,3 @@ class WeightCurve(ABC):
                 "the curve knows no loss: give loss=, e.g. nn.functional.cross_entropy"
             )
         return loss
-
-
-@torch.no_grad()
-def put(model: nn.Module, values: Mapping[str, Tensor]) -> None:
-    """Copy values into the parameters and buffers of a model, by path."""
-    named: dict[str, Any] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    for path, value in values.items():
-        named[path].copy_(value)

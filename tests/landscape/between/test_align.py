@@ -196,3 +196,19 @@ def test_mistakes_are_named() -> None:
         align(a, a, "activations")
     with pytest.raises(ValueError, match="restarts"):
         align(a, a, restarts=0)
+
+
+def test_correlations_are_not_lost_beside_large_means() -> None:
+    torch.manual_seed(0)
+    first, last = nn.Linear(5, 12), nn.Linear(12, 3)
+    a, order = nn.Sequential(first, nn.ReLU(), last), torch.randperm(12)
+    with torch.no_grad():
+        first.bias.add_(3000)
+        b = deepcopy(a)
+        own = dict(b.named_parameters())
+        for tensor in (own["0.weight"], own["0.bias"], own["2.weight"].T):
+            tensor.copy_(tensor[order].clone())
+    # Two calls: the second is counted from the mean of the first.
+    data = [(torch.randn(150, 5), torch.zeros(150)) for _ in "ab"]
+    moved, _ = align(a, b, "activations", data=data)
+    torch.testing.assert_close(dict(moved.named_parameters())["0.weight"], first.weight)

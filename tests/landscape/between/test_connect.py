@@ -298,6 +298,7 @@ def test_models_of_another_structure_are_refused_by_the_first_parameter() -> Non
         ({"data": [images()]}, "batch_size cuts a pair"),
         ({"data": [], "batch_size": None}, "data hold no batches"),
         ({"lr": 1e8, "steps": 40}, "the loss on the curve is nan"),
+        ({"loss": nn.CrossEntropyLoss(reduction="none")}, r"must return a scalar, .* found shape"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(settings: dict, message: str) -> None:

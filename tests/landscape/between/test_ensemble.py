@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import cast
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import metaopt
@@ -160,6 +162,14 @@ def test_a_file_brings_it_back(tmp_path: Path, average: Average) -> None:
             metaopt.Ensemble.load(path, Frozen().double())
     with pytest.raises(ValueError, match="no tensor 'weight', which the model has"):
         metaopt.Ensemble.load(path, nn.Linear(5, 3), torch.sigmoid)
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(ValueError, match="not a whole safetensors file"):
+        metaopt.Ensemble.load(path, Frozen().double())
+    with pytest.raises(ValueError, match="no such file"):
+        metaopt.Ensemble.load(tmp_path / "missing", Frozen().double())
+    save_file({"w": X}, path)
+    with pytest.raises(ValueError, match="of format 'metaopt ensemble' 1, found None"):
+        metaopt.Ensemble.load(path, Frozen().double())
 
 
 def test_what_is_averaged_follows_from_the_loss() -> None:
@@ -180,5 +190,33 @@ def test_what_is_wrong_is_said() -> None:
         metaopt.Ensemble(model, [{}], "mean")
     with pytest.raises(ValueError, match=r"'weight' has shape \[3, 5\] in the model, found \[2\]"):
         metaopt.Ensemble(model, [{"weight": torch.zeros(2)}])
+    with pytest.raises(ValueError, match=r"as dict\(model.named_parameters\(\)\) is, found Linear"):
+        metaopt.Ensemble(model, [model])  # type: ignore[list-item]
     with pytest.raises(ValueError, match="outputs, which are no probabilities"):
         metaopt.Ensemble(model, [{}], "outputs").log_probabilities(X.float())
+
+
+class Named(nn.Module):
+    """Parameters whose names the ensemble's own modules have too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.number = nn.Parameter(torch.randn(5))
+        self.tensors = nn.Parameter(torch.randn(5))
+        self.eval_ = nn.Parameter(torch.randn(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x * self.number + self.tensors) * self.eval_
+
+
+def test_members_may_have_any_names_and_dtypes_and_hold_no_graph() -> None:
+    torch.manual_seed(0)
+    models = [Named() for _ in range(3)]
+    found = metaopt.Ensemble(
+        copy.deepcopy(models[0]), [dict(m.double().named_parameters()) for m in models]
+    )
+    x = X.float()
+    assert found(x).dtype == torch.float32
+    wanted = torch.stack([model.float()(x).softmax(1) for model in models]).mean(0)
+    torch.testing.assert_close(copy.deepcopy(found)(x), wanted)
+    assert not any(one.requires_grad for one in found.stacked.buffers())

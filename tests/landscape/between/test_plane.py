@@ -58,6 +58,13 @@ def test_a_straight_curve_has_no_plane() -> None:
     chord = connect(places((-1, 0), (1, 0)), bends=0, loss=ring, data=NOTHING)
     with pytest.raises(ValueError, match="lie on one line"):
         chord.plane(NOTHING)
+    # In float32 what rounding leaves beside the chord is no plane.
+    data = (torch.randn(4, 9), torch.arange(4) % 2)
+    ends = [nn.Linear(9, 2) for _ in "ab"]
+    with pytest.raises(ValueError, match="the curve is its chord there"):
+        connect(ends, bends=0, loss=CROSS, data=data).plane(data)
+    with pytest.raises(ValueError, match=r"w\(0\) and w\(1\) are equal"):
+        connect([ends[0]] * 2, bends=0, loss=CROSS, data=data).plane(data)
     with pytest.raises(ValueError, match="curve 'other' is of another model"):
         bent(1).plane(
             NOTHING,
