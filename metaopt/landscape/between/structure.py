@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from metaopt.symmetry.discovery.find import plain
@@ -16,7 +17,7 @@ def require_equal_structure(models: Sequence[nn.Module]) -> None:
     """Raise ``ValueError`` if a model has other parameters, buffers or modules than the first.
 
     Shared tensors count once, so that models of which one ties weights differ. The message names
-    the first parameter that differs.
+    the first that differs. Of settings without tensors those count that a module prints.
 
     Args:
         models: the models.
@@ -26,15 +27,21 @@ def require_equal_structure(models: Sequence[nn.Module]) -> None:
         where = (f"model {number}", "model 0")
         require_equal(first.named_parameters(), model.named_parameters(), "parameter", where)
         require_equal(first.named_buffers(), model.named_buffers(), "buffer", where)
-        # Each parametrised module has a class of its own.
-        kinds = {path: type_before_parametrizations(one) for path, one in first.named_modules()}
+        known = dict(first.named_modules())
         for path, module in model.named_modules():
-            kind = type_before_parametrizations(module)
-            if path in kinds and kinds[path] is not kind:
+            if path in known and _described(module) != _described(known[path]):
                 raise ValueError(
-                    f"module {path!r} is a {kind.__name__} in model {number} and a "
-                    f"{kinds[path].__name__} in model 0: models must have one structure"
+                    f"module {path!r} is a {_described(module)} in model {number} and a "
+                    f"{_described(known[path])} in model 0: models must have one structure"
                 )
+
+
+def _described(module: nn.Module) -> str:
+    """Its class, and the settings that it prints (slopes, strides); not how much it drops out."""
+    # Each parametrised module has a class of its own.
+    name = type_before_parametrizations(module).__name__
+    settings = "" if isinstance(module, _DropoutNd) else module.extra_repr()
+    return f"{name}({settings})" if settings else name
 
 
 def plain_models(models: Sequence[nn.Module]) -> list[nn.Module]:

@@ -31,8 +31,14 @@ def test_parametrised_modules_are_of_one_structure() -> None:
     with torch.no_grad():
         assert torch.equal(curve.model(1.0)(data[0]), models[1](data[0]))
     assert barrier(models[0], models[0], CROSS, data, points=3).value < 1e-6
-    with pytest.raises(ValueError, match="module '' is a Bilinear in model 1 and a Linear"):
+    with pytest.raises(ValueError, match=r"module '' is a Bilinear\(.*\) in model 1 and a Linear"):
         plain_models([nn.Linear(3, 2, bias=False), _bilinear()])
+
+
+def test_settings_that_modules_print_are_part_of_the_structure_but_for_dropout() -> None:
+    with pytest.raises(ValueError, match=r"module '0' is a LeakyReLU\(negative_slope=0.5\) in mod"):
+        plain_models([nn.Sequential(nn.LeakyReLU(slope)) for slope in (0.1, 0.5)])
+    plain_models([nn.Sequential(nn.Dropout(p)) for p in (0.1, 0.5)])
 
 
 def _bilinear() -> nn.Module:
