@@ -23,6 +23,9 @@ from metaopt.tasks.own import Family, Task, fresh_weights
 from metaopt.teleport.module import teleport
 
 if TYPE_CHECKING:
+    from metaopt.landscape.between.connect import connect
+    from metaopt.landscape.between.curves import Curve
+    from metaopt.landscape.between.refresh import refresh_batchnorm
     from metaopt.landscape.criticality import criticality
     from metaopt.landscape.curvature_of_orbit import curvature
     from metaopt.landscape.noether import noether
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
     from metaopt.teleport.through_data import through_data
 
 __all__ = [
+    "Curve",
     "Family",
     "LearnedOptimizer",
     "LearnedRule",
@@ -56,6 +60,7 @@ __all__ = [
     "__version__",
     "balance",
     "charges",
+    "connect",
     "criticality",
     "curvature",
     "fresh_weights",
@@ -63,6 +68,7 @@ __all__ = [
     "noether",
     "noise",
     "orbit",
+    "refresh_batchnorm",
     "sharpness",
     "symmetries",
     "symmetry_rule",
@@ -73,6 +79,7 @@ __all__ = [
 # They read configurations, and what that takes (pydantic, YAML) is slow to import: it comes with
 # the first use of one of these names.
 _WHEN_USED = {
+    "Curve": "metaopt.landscape.between.curves",
     "LearnedOptimizer": "metaopt.optim.optimizer",
     "LearnedRule": "metaopt.optim.learned",
     "Ledger": "metaopt.optim.ledger",
@@ -82,12 +89,14 @@ _WHEN_USED = {
     "SearchReport": "metaopt.teleport.search_report",
     "Teleporting": "metaopt.optim.teleporting",
     "balance": "metaopt.teleport.balance",
+    "connect": "metaopt.landscape.between.connect",
     "criticality": "metaopt.landscape.criticality",
     "curvature": "metaopt.landscape.curvature_of_orbit",
     "load": "metaopt.optim.learned",
     "noether": "metaopt.landscape.noether",
     "noise": "metaopt.landscape.noise",
     "orbit": "metaopt.landscape.orbit",
+    "refresh_batchnorm": "metaopt.landscape.between.refresh",
     "sharpness": "metaopt.landscape.sharpness",
     "through_data": "metaopt.teleport.through_data",
 }

@@ -49,6 +49,7 @@ class Stream(IntEnum):
     COMMON = 16
     SEARCH = 17
     THEORY_STUDY = 18
+    CURVES = 20
 
 
 def generator(stream: Stream, seed: int, block: int = 0) -> np.random.Generator:

@@ -1,0 +1,1 @@
+"""Curves, alignments and ensembles of trained networks."""
