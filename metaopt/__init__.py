@@ -26,12 +26,14 @@ if TYPE_CHECKING:
     from metaopt.landscape.between.connect import connect
     from metaopt.landscape.between.curves import Curve
     from metaopt.landscape.between.refresh import refresh_batchnorm
+    from metaopt.landscape.between.ensemble import Ensemble
     from metaopt.landscape.criticality import criticality
     from metaopt.landscape.curvature_of_orbit import curvature
     from metaopt.landscape.noether import noether
     from metaopt.landscape.noise import noise
     from metaopt.landscape.orbit import orbit
     from metaopt.landscape.sharpness import sharpness
+    from metaopt.optim.fge import fge
     from metaopt.optim.finite import NonFiniteError
     from metaopt.optim.learned import LearnedRule, load
     from metaopt.optim.ledger import Ledger
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Curve",
+    "Ensemble",
     "Family",
     "LearnedOptimizer",
     "LearnedRule",
@@ -63,6 +66,7 @@ __all__ = [
     "connect",
     "criticality",
     "curvature",
+    "fge",
     "fresh_weights",
     "load",
     "noether",
@@ -80,6 +84,7 @@ __all__ = [
 # the first use of one of these names.
 _WHEN_USED = {
     "Curve": "metaopt.landscape.between.curves",
+    "Ensemble": "metaopt.landscape.between.ensemble",
     "LearnedOptimizer": "metaopt.optim.optimizer",
     "LearnedRule": "metaopt.optim.learned",
     "Ledger": "metaopt.optim.ledger",
@@ -92,6 +97,7 @@ _WHEN_USED = {
     "connect": "metaopt.landscape.between.connect",
     "criticality": "metaopt.landscape.criticality",
     "curvature": "metaopt.landscape.curvature_of_orbit",
+    "fge": "metaopt.optim.fge",
     "load": "metaopt.optim.learned",
     "noether": "metaopt.landscape.noether",
     "noise": "metaopt.landscape.noise",
