@@ -25,8 +25,8 @@ from metaopt.teleport.module import teleport
 if TYPE_CHECKING:
     from metaopt.landscape.between.connect import connect
     from metaopt.landscape.between.curves import Curve
-    from metaopt.landscape.between.refresh import refresh_batchnorm
     from metaopt.landscape.between.ensemble import Ensemble
+    from metaopt.landscape.between.refresh import refresh_batchnorm
     from metaopt.landscape.criticality import criticality
     from metaopt.landscape.curvature_of_orbit import curvature
     from metaopt.landscape.noether import noether

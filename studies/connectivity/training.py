@@ -81,6 +81,8 @@ class Stack:
         self.parameters, self.buffers = stack_module_state(self.modules)
         self._base = self.modules[0]
         self._optimizer: torch.optim.Optimizer | None = None
+        self._step = 0
+        self._order = torch.empty(0)
 
     def _made(self, recipe: Recipe) -> torch.optim.Optimizer:
         leaves = list(self.parameters.values())
@@ -103,16 +105,26 @@ class Stack:
         return found
 
     def run(self, recipe: Recipe, marks: Sequence[int]) -> list[list[nn.Module]]:
-        """Train; the networks after each number of steps that ``marks`` names, [marks, R]."""
-        optimizer = self._optimizer = self._made(recipe)
-        found = []
+        """Train up to the last mark; a second call goes on from there.
+
+        Args:
+            recipe: the same in each call.
+            marks: numbers of steps.
+
+        Returns:
+            The networks after as many steps, [marks, R].
+        """
+        if self._optimizer is None:
+            self._optimizer = self._made(recipe)
+        optimizer, found = self._optimizer, []
         steps, batches = recipe.steps(self.train), len(self.train.y) // recipe.batch
-        bar = trange(steps, desc=f"{self.network.name} x {len(self.modules)}", leave=False)
+        said = f"{self.network.name} x {len(self.modules)}"
+        bar = trange(self._step, max(marks), desc=said, leave=False)
         for step in bar:
             if step % batches == 0:
                 draws = [order.permutation(len(self.train.y)) for order in self._orders]
-                order = torch.stack([torch.from_numpy(rows) for rows in draws])
-            rows = order[:, step % batches * recipe.batch :][:, : recipe.batch]
+                self._order = torch.stack([torch.from_numpy(rows) for rows in draws])
+            rows = self._order[:, step % batches * recipe.batch :][:, : recipe.batch]
             for group in optimizer.param_groups:
                 group["lr"] = recipe.rate * recipe.factor(step / steps)
             optimizer.zero_grad()
@@ -123,8 +135,7 @@ class Stack:
                 bar.set_postfix(loss=f"{float(losses.detach().mean()):.3f}", refresh=False)
             if step + 1 in marks:
                 found.append(self.networks())
-            if step + 1 == max(marks):
-                break
+        self._step = max(marks)
         return found
 
     @torch.no_grad()
@@ -145,10 +156,8 @@ class Stack:
         optimizer = torch.optim.SGD(
             network.parameters(), group["lr"], MOMENTUM, weight_decay=group["weight_decay"]
         )
-        for (path, stacked), parameter in zip(
-            self.parameters.items(), network.parameters(), strict=True
-        ):
-            assert path in dict(network.named_parameters())
+        for path, parameter in network.named_parameters():
+            stacked = self.parameters[path]
             buffer = self._optimizer.state[stacked]["momentum_buffer"]
             optimizer.state[parameter]["momentum_buffer"] = buffer[run].clone()
         return optimizer

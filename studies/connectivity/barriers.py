@@ -1,0 +1,172 @@
+"""What lies between two trained networks: the chord before and after alignments, the bend, orbits.
+
+    barrier = max over t of  L(t) - (1 - t) L(0) - t L(1)
+
+Of the mean training loss, and of the test error in per cent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from tqdm import tqdm
+
+import metaopt
+from metaopt import Symmetry
+from metaopt.landscape.between.weight_curve import WeightCurve
+from metaopt.symmetry.groups import Group
+from metaopt.tasks.datasets import Labelled
+from studies.connectivity.networks import Network
+from studies.connectivity.training import MOMENTUM, Recipe, Use, ends
+from studies.images import Images
+
+CHORD = "chord"
+CONTINUOUS = "continuous symmetries"
+WEIGHTS = "permutations, by weights"
+ACTIVATIONS = "permutations, by activations"
+ORBIT = "all symmetries"
+BEND = "bend"
+PATHS = (CHORD, CONTINUOUS, WEIGHTS, ACTIVATIONS, ORBIT, BEND)
+BENT = 0.3
+"""The first rate of a bend, as a share of that of its ends, as published (0.03 for 0.1)."""
+SGD_RATE = 0.1
+"""What takes its place where the ends are trained by Adam."""
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """Where and on what a path is looked at."""
+
+    points: int = 11
+    bend_points: int = 21
+    shown: int = 1000
+    """Training images of a loss."""
+    statistics: int = 500
+    """Training images of BatchNorm's statistics."""
+
+
+def some(data: Labelled, count: int) -> tuple[Tensor, Tensor]:
+    """The first images and their labels."""
+    return data.X[:count], data.y[:count]
+
+
+def barrier(values: Tensor) -> float:
+    """max over t of f(t) - (1 - t) f(0) - t f(1), of equally spaced t."""
+    t = torch.linspace(0, 1, len(values), dtype=values.dtype)
+    return float((values - (1 - t) * values[0] - t * values[-1]).max())
+
+
+class Between:
+    """Paths of one network on one data set."""
+
+    def __init__(self, network: Network, images: Images, measuring: Measuring) -> None:
+        self.network, self.images, self.measuring = network, images, measuring
+        self.around = some(images.train, measuring.shown)
+        example = images.train.X[:8]
+        model = network.build(example.shape[1], network.width).eval()
+        self.symmetries = list(metaopt.symmetries(model, example, permutations=True))
+
+    def told(self, curve: WeightCurve, points: int) -> dict[str, Any]:
+        """Training loss and test error in per cent along a curve, with their barriers."""
+        statistics = some(self.images.train, self.measuring.statistics)
+        train = curve.evaluate(self.around, points, statistics=statistics)
+        test = self.images.test
+        error = 100 * curve.evaluate((test.X, test.y), points, statistics=statistics).error
+        return {
+            "loss": rounded(train.loss),
+            "error": rounded(error),
+            "barrier": barrier(train.loss),
+            "error barrier": barrier(error),
+            "length": train.length,
+        }
+
+    def chord(self, a: nn.Module, b: nn.Module) -> dict[str, Any]:
+        """The straight line."""
+        curve = metaopt.connect([a, b], bends=0, loss=functional.cross_entropy, data=self.around)
+        return self.told(curve, self.measuring.points)
+
+    def bend(self, a: nn.Module, b: nn.Module, recipe: Recipe, seed: int) -> dict[str, Any]:
+        """The Bezier curve with one bend, trained for as long as an end with the same penalty."""
+        train = self.images.train
+        rate = BENT * (SGD_RATE if self.network.adam else recipe.rate)
+        curve = metaopt.connect(
+            [a, b],
+            loss=functional.cross_entropy,
+            data=(train.X, train.y),
+            batch_size=recipe.batch,
+            steps=recipe.steps(train),
+            lr=rate,
+            momentum=MOMENTUM,
+            weight_decay=recipe.decay,
+            seed=seed,
+        )
+        return self.told(curve, self.measuring.bend_points)
+
+    def only(self, permutations: bool) -> list[Symmetry]:
+        """The permutations among the symmetries, or all others."""
+        return [s for s in self.symmetries if (s.group is Group.PERMUTATION) == permutations]
+
+    def pair(self, a: nn.Module, b: nn.Module, recipe: Recipe, seed: int) -> dict[str, Any]:
+        """All paths from a to b."""
+        for one in (a, b):
+            metaopt.refresh_batchnorm(one.eval(), some(self.images.train, len(self.images.train.y)))
+        found = {CHORD: self.chord(a, b)}
+        ways: dict[str, tuple[Any, list[Symmetry]]] = {
+            CONTINUOUS: ("orbit", self.only(permutations=False)),
+            WEIGHTS: ("weights", self.only(permutations=True)),
+            ACTIVATIONS: ("activations", self.only(permutations=True)),
+            ORBIT: ("orbit", self.symmetries),
+        }
+        for name, (by, symmetries) in ways.items():
+            moved, report = metaopt.align(a, b, by, data=self.around, symmetries=symmetries)
+            found[name] = self.chord(a, moved) | {"drift": report.drift}
+            if name == CONTINUOUS:
+                found[name] |= self.orbit(b, moved, report)
+        found[BEND] = self.bend(a, b, recipe, seed)
+        return found
+
+    def orbit(self, b: nn.Module, moved: nn.Module, report: Any) -> dict[str, Any]:
+        """The curve of symmetry from b to where the continuous groups have moved it."""
+        return {}
+
+
+def rounded(values: Tensor) -> list[float]:
+    """For JSON."""
+    return [float(f"{v:.5g}") for v in values]
+
+
+def chosen_rate(network: Network, images: Images, recipe: Recipe, rates: Sequence[float]) -> Any:
+    """The rate with the smallest loss on the validation images, by one run of its own each."""
+    tried = {}
+    validation = images.validation
+    for rate in rates:
+        (one,) = ends(network, images, replace(recipe, rate=rate), Use.ENDS_TUNING, [0])
+        with torch.no_grad():
+            loss = functional.cross_entropy(one.eval()(validation.X), validation.y)
+        tried[f"{rate:g}"] = float(loss)
+    return {"rate": float(min(tried, key=lambda name: tried[name])), "tried": tried}
+
+
+def measured(
+    network: Network,
+    images: Images,
+    recipe: Recipe,
+    rates: Sequence[float],
+    pairs: int,
+    measuring: Measuring,
+) -> dict[str, Any]:
+    """Pairs of ends that share no run: {"rate", "tried", "pairs": one dictionary of paths each}."""
+    chosen = chosen_rate(network, images, recipe, rates)
+    recipe = replace(recipe, rate=chosen["rate"])
+    trained = ends(network, images, recipe, Use.ENDS, range(2 * pairs))
+    between = Between(network, images, measuring)
+    found = [
+        between.pair(trained[2 * i], trained[2 * i + 1], recipe, i)
+        for i in tqdm(range(pairs), desc=f"{network.name}, pairs", leave=False)
+    ]
+    return chosen | {"pairs": found}
