@@ -23,10 +23,13 @@ from metaopt.tasks.own import Family, Task, fresh_weights
 from metaopt.teleport.module import teleport
 
 if TYPE_CHECKING:
+    from metaopt.landscape.between.align import align
+    from metaopt.landscape.between.barrier import barrier
     from metaopt.landscape.between.connect import connect
     from metaopt.landscape.between.curves import Curve
     from metaopt.landscape.between.ensemble import Ensemble
     from metaopt.landscape.between.refresh import refresh_batchnorm
+    from metaopt.landscape.between.symmetry_curve import symmetry_curve
     from metaopt.landscape.criticality import criticality
     from metaopt.landscape.curvature_of_orbit import curvature
     from metaopt.landscape.noether import noether
@@ -61,7 +64,9 @@ __all__ = [
     "Task",
     "Teleporting",
     "__version__",
+    "align",
     "balance",
+    "barrier",
     "charges",
     "connect",
     "criticality",
@@ -75,6 +80,7 @@ __all__ = [
     "refresh_batchnorm",
     "sharpness",
     "symmetries",
+    "symmetry_curve",
     "symmetry_rule",
     "teleport",
     "through_data",
@@ -93,7 +99,9 @@ _WHEN_USED = {
     "Rule": "metaopt.rules.base",
     "SearchReport": "metaopt.teleport.search_report",
     "Teleporting": "metaopt.optim.teleporting",
+    "align": "metaopt.landscape.between.align",
     "balance": "metaopt.teleport.balance",
+    "barrier": "metaopt.landscape.between.barrier",
     "connect": "metaopt.landscape.between.connect",
     "criticality": "metaopt.landscape.criticality",
     "curvature": "metaopt.landscape.curvature_of_orbit",
@@ -104,6 +112,7 @@ _WHEN_USED = {
     "orbit": "metaopt.landscape.orbit",
     "refresh_batchnorm": "metaopt.landscape.between.refresh",
     "sharpness": "metaopt.landscape.sharpness",
+    "symmetry_curve": "metaopt.landscape.between.symmetry_curve",
     "through_data": "metaopt.teleport.through_data",
 }
 

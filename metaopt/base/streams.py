@@ -50,6 +50,7 @@ class Stream(IntEnum):
     SEARCH = 17
     THEORY_STUDY = 18
     CURVES = 20
+    ALIGNING = 21
 
 
 def generator(stream: Stream, seed: int, block: int = 0) -> np.random.Generator:

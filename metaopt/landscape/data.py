@@ -56,7 +56,7 @@ def pairs_of(data: Data) -> Iterable[tuple[Any, Tensor]]:
         pairs: Any = [data]
     elif isinstance(data, Tensor | str | Mapping) or not isinstance(data, Iterable):
         raise ValueError(f"{wanted}, found {type(data).__name__}")
-    elif iter(data) is data:
+    elif isinstance(data, Iterator):
         raise ValueError(f"{wanted} that can be run through twice, found {type(data).__name__}")
     else:
         pairs = data

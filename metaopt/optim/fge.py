@@ -19,16 +19,19 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from tqdm import tqdm
 
+from metaopt.base.files import make_folder
 from metaopt.base.streams import Stream, item_generator
+from metaopt.landscape.between.batches import Batches
 from metaopt.landscape.between.ensemble import Average, Ensemble
 from metaopt.landscape.between.refresh import refresh_batchnorm
 from metaopt.landscape.data import Data
 from metaopt.landscape.samples import Loss
-from metaopt.optim.fge_run import Run, modes_kept
+from metaopt.optim.fge_run import Run, device_of, modes_kept
 from metaopt.symmetry.discovery.find import plain
 from metaopt.teleport.module import teleport as move
 from metaopt.teleport.optimizer_state import require_optimizer_of, unwrapped
 
+STATE, FILE = "state.pt", "ensemble.safetensors"
 EIGHTHS = 8
 """Of a cycle: how often the bar is told, and data that are watched are measured."""
 
@@ -46,7 +49,8 @@ def fge(
     watch: Data | None = None,
     teleport: float | Mapping[str, Any] | None = None,
     seed: int = 0,
-    path: str | Path | None = None,
+    batch_size: int | None = None,
+    folder: str | Path | None = None,
 ) -> Ensemble:
     """p(x) = 1/M sum_m softmax f(x; w_m), w_m the weights at the lowest rates of M cycles.
 
@@ -87,10 +91,14 @@ def fge(
             ``{"norm": 0.5, "state": "reset"}``. Outputs stay, and the state moves with the
             weights. Members then lie on several points of orbits, so that the mean of their
             weights, ``averaged``, is of no use.
-        seed: of the random elements, at least 0.
-        path: a file that the run is written to after each member. If it is there already, the run
-            goes on from it, with the same bits as one that was never stopped; ``cycles`` may have
-            grown.
+        seed: of the random elements and the orders of ``batch_size``, at least 0.
+        batch_size: cuts a pair into mini-batches, in a new order in each epoch; None: the pair is
+            one batch.
+        folder: a folder for the state, written after each member, and in the end
+            ``ensemble.safetensors``. If it holds the state of a run with the same settings, the run
+            goes on from there with the same bits as one that was never stopped, if the data come in
+            an order that torch's or their own generator decides; ``cycles`` may have grown. None:
+            nothing is written.
 
     Returns:
         The ensemble, in evaluation mode: called as the model is, it returns mean **probabilities**
@@ -101,29 +109,34 @@ def fge(
         ValueError: if cycle is odd or below 2, cycles is below 1, a rate is negative or not finite,
             high is below low, the optimizer belongs to another model or has no rates, the data are
             of another kind or empty, weights become infinite or NaN, what to average is not known,
-            or the file is one of another run.
+            or the folder holds the state of another run.
 
     References:
         Garipov et al., Loss Surfaces, Mode Connectivity, and Fast Ensembling of DNNs, arXiv
         1802.10026; Izmailov et al., Averaging Weights Leads to Wider Optima, arXiv 1803.05407.
     """
     high, low = lr
-    _require(cycle, cycles, high, low)
+    _require(cycle, cycles, high, low, seed)
     require_optimizer_of(unwrapped(optimizer), plain(model))
     settings = {"cycle": cycle, "high": high, "low": low, "teleport": _named(teleport)}
-    settings["seed"] = seed
-    run = Run(model, optimizer, data, loss or nn.functional.cross_entropy, average, watch, settings)
+    settings |= {"seed": seed, "batch_size": batch_size}
+    chosen = nn.functional.cross_entropy if loss is None else loss
+    batches = Batches(data, batch_size, seed, device_of(model))
+    run = Run(model, optimizer, batches, chosen, average, watch, settings)
     last = (cycles - 1) * cycle + cycle // 2
-    if path is not None and Path(path).exists():
-        run.load(Path(path))
-        if run.step > last:
-            raise ValueError(f"{path}: has {len(run.members)} members already, {cycles} are asked")
+    state = None if folder is None else Path(folder) / STATE
     told = {eighth * cycle // EIGHTHS for eighth in range(EIGHTHS)}
     with (
         modes_kept(model),
         _rates(optimizer) as set_rate,
-        tqdm(total=last, initial=run.step, desc="fge", unit="step") as bar,
+        tqdm(total=last, desc="fge") as bar,
     ):
+        if state is not None:
+            make_folder(state.parent)
+            if state.exists():
+                run.load(state)
+                _require_no_more(len(run.members), cycles, state)
+        bar.update(run.step)
         if not model.training:
             # Otherwise some of its modules may be meant to be in evaluation mode.
             model.train()
@@ -141,12 +154,15 @@ def fge(
             bar.update()
             if place == cycle // 2:
                 run.collect()
-                if path is not None:
-                    run.save(Path(path))
+                if state is not None:
+                    run.save(state)
         optimizer.zero_grad()
     refresh_batchnorm(run.averaged, data)
     assert run.average is not None
-    return Ensemble(run.averaged, run.members, run.average, run.trace())
+    found = Ensemble(run.averaged, run.members, run.average, run.axis, run.trace())
+    if state is not None:
+        found.save(state.with_name(FILE))
+    return found
 
 
 def cyclic_rate(step: int, cycle: int, high: float, low: float) -> float:
@@ -167,16 +183,16 @@ def cyclic_rate(step: int, cycle: int, high: float, low: float) -> float:
 @contextmanager
 def _rates(optimizer: Optimizer) -> Iterator[Callable[[float], None]]:
     """Within it, a function that sets the rates of all groups; after it, they are as they were."""
-    groups = optimizer.param_groups
-    if not all("lr" in group for group in groups):
+    if not all("lr" in group for group in optimizer.param_groups):
         raise ValueError("optimizer: found groups without lr, which is what goes up and down")
-    before = [float(group["lr"]) for group in groups]
+    before = [float(group["lr"]) for group in optimizer.param_groups]
     largest = max(before)
     # Without any rate there are no ratios to keep.
     shares = [rate / largest if largest else 1.0 for rate in before]
 
     def set_all(rates: Iterable[float]) -> None:
-        for group, rate in zip(groups, rates, strict=True):
+        # A state that was loaded has brought groups of its own.
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
             if isinstance(group["lr"], Tensor):
                 group["lr"].fill_(rate)
             else:
@@ -203,10 +219,17 @@ def _named(teleport: float | Mapping[str, Any] | None) -> str:
     return f"{sorted(teleport)} {sorted(plainly.items())}"
 
 
-def _require(cycle: int, cycles: int, high: float, low: float) -> None:
+def _require_no_more(members: int, cycles: int, state: Path) -> None:
+    if members > cycles:
+        raise ValueError(f"{state}: has {members} members already, cycles must be at least that")
+
+
+def _require(cycle: int, cycles: int, high: float, low: float, seed: int) -> None:
     if cycle < 2 or cycle % 2:
         raise ValueError(f"cycle must be an even number of steps, at least 2, found {cycle}")
     if cycles < 1:
         raise ValueError(f"cycles must be at least 1, found {cycles}")
     if not (0 <= low <= high < math.inf):
         raise ValueError(f"lr must be (high, low) with 0 <= low <= high, found ({high}, {low})")
+    if seed < 0:
+        raise ValueError(f"seed must not be negative, found {seed}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
-from metaopt.base.files import write_atomically
-from metaopt.landscape.between.ensemble import CLASSES, Average, average_of
+from metaopt.base.checkpoint import read_state, write_state
+from metaopt.landscape.between.batches import Batches
+from metaopt.landscape.between.curve_evaluation import class_axis, wrong_classes
+from metaopt.landscape.between.ensemble import SOFTMAX, Average, average_of
 from metaopt.landscape.between.ensemble_trace import Trace
+from metaopt.landscape.between.refresh import called
 from metaopt.landscape.between.tensors import set_tensors, tensors_of_model
-from metaopt.landscape.data import Data, pairs_of
+from metaopt.landscape.data import Data, pairs_of, tensors_of, with_tensors
 from metaopt.landscape.samples import Loss
-from metaopt.optim.rounds import Rounds, on_device
 from metaopt.symmetry.discovery.find import plain
 
 
@@ -29,23 +30,24 @@ class Run:
     Args:
         model: the model, which trains in place.
         optimizer: its optimizer.
-        data: mini-batches.
+        batches: mini-batches without end, on the model's device.
         loss: (outputs, targets) -> a scalar.
         average: what the ensemble averages; None: what the loss and the first targets say.
         watch: data that are measured and not trained on, or None.
-        settings: what a file of the run must agree with.
+        settings: what the state of a run in a folder must agree with.
 
     Attributes:
         step: how many steps were taken.
         members: the tensors of each member.
         average: what the ensemble averages; None before the first step.
+        axis: that of classes, if probabilities are averaged.
     """
 
     def __init__(
         self,
         model: nn.Module,
         optimizer: Optimizer,
-        data: Data,
+        batches: Batches,
         loss: Loss,
         average: Average | None,
         watch: Data | None,
@@ -53,11 +55,10 @@ class Run:
     ) -> None:
         self.step = 0
         self.members: list[dict[str, Tensor]] = []
-        self.average = average
+        self.average, self.axis = average, 1
         self._model, self._inside, self._optimizer = model, plain(model), optimizer
         self._loss, self._settings = loss, dict(settings)
-        self._device = next(self._inside.parameters()).device
-        self._rounds = Rounds(data, self._device)
+        self._device, self._batches = device_of(model), batches
         self._watch = None if watch is None else pairs_of(watch)
         self._mean = AveragedModel(self._inside)
         trained = [(path, p) for path, p in self._inside.named_parameters() if p.requires_grad]
@@ -80,11 +81,13 @@ class Run:
         Args:
             rate: the rate that the optimizer has now, for the trace.
         """
-        inputs, targets = next(self._rounds)
+        inputs, targets = self._batches.next()
         if self.average is None:
             self.average = average_of(self._loss, targets)
         self._optimizer.zero_grad()
-        outputs = _called(self._model, inputs)
+        outputs = called(self._model, inputs)
+        if self.step == 0 and self.average == SOFTMAX:
+            self.axis = class_axis(outputs, targets) or self.axis
         value = self._loss(outputs, targets)
         value.backward()
         self._optimizer.step()
@@ -129,8 +132,9 @@ class Run:
         with torch.random.fork_rng(devices=[]), modes_kept(self._model):
             self._model.eval()
             for pair in self._watch:
-                inputs, targets = on_device(pair, self._device)
-                outputs = _called(self._model, inputs)
+                inputs = (x.to(self._device) for x in tensors_of(pair[0]))
+                targets = pair[1].to(self._device)
+                outputs = called(self._model, with_tensors(pair[0], inputs))
                 found = (self._loss(outputs, targets), _error(outputs, targets))
                 total += len(targets) * torch.stack([x.double().cpu() for x in found])
                 count += len(targets)
@@ -163,56 +167,65 @@ class Run:
         )
 
     def save(self, path: Path) -> None:
-        """Write the run to one file, whole or not at all."""
-        content = BytesIO()
-        torch.save(
-            {
-                "settings": self._settings,
-                "average": self.average if isinstance(self.average, str) else None,
-                "step": self.step,
-                "tensors": tensors_of_model(self._inside),
-                "optimizer": self._optimizer.state_dict(),
-                "mean": self._mean.state_dict(),
-                "members": self.members,
-                "start": self._start,
-                "rounds": self._rounds.state_dict(),
-                "rates": self._rates,
-                "rows": torch.stack(self._rows),
-                "collected": self._collected,
-                "watched": self._watched,
-            },
-            content,
-        )
-        write_atomically(path, content.getvalue())
+        """Write the run to one file, whole or not at all.
+
+        Args:
+            path: the file.
+        """
+        state = {
+            "of": self._settings,
+            "average": self.average if isinstance(self.average, str) else None,
+            "axis": self.axis,
+            "step": self.step,
+            "tensors": tensors_of_model(self._inside),
+            "optimizer": self._optimizer.state_dict(),
+            "mean": self._mean.state_dict(),
+            "members": self.members,
+            "start": self._start,
+            "batches": self._batches.state(),
+            "torch": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
+            "rates": self._rates,
+            "rows": torch.stack(self._rows),
+            "collected": self._collected,
+            "watched": self._watched,
+        }
+        write_state(path, state)
 
     def load(self, path: Path) -> None:
         """Go on from a file: model, optimizer and the place in the data become those of the run.
 
+        Args:
+            path: the file.
+
         Raises:
-            ValueError: if it is no such file, or one of other settings.
+            CheckpointError: if it is damaged.
+            ValueError: if the run there had other settings.
         """
-        try:
-            found = torch.load(path, map_location=self._device, weights_only=True)
-            settings = found["settings"]
-        except Exception as error:
-            # Files of other kinds raise errors of many kinds.
-            raise ValueError(f"{path}: is no run of fge that can be gone on with") from error
+        state = read_state(path)
         for name, value in self._settings.items():
-            if settings[name] != value:
+            found = state.get("of", {}).get(name)
+            if found != value:
                 raise ValueError(
-                    f"{path}: the run there has {name} {settings[name]!r}, found {value!r}: give "
-                    f"another path, or the same settings"
+                    f"{path}: the run there has {name} {found!r}, found {value!r}: choose another "
+                    f"folder, or the same settings"
                 )
-        set_tensors(self._inside, found["tensors"])
-        self._optimizer.load_state_dict(found["optimizer"])
-        self._mean.load_state_dict(found["mean"])
-        self._rounds.load_state_dict(_on_cpu(found["rounds"]))
-        if self.average is None and found["average"] is None:
+        if self.average is None and state["average"] is None:
             raise ValueError(f"{path}: average is a function of the outputs there: pass it again")
-        self.average = self.average or found["average"]
-        self.step, self.members, self._start = found["step"], found["members"], found["start"]
-        self._rates, self._rows = found["rates"], list(found["rows"])
-        self._collected, self._watched = found["collected"], found["watched"]
+        self.average, self.axis = self.average or state["average"], state["axis"]
+        set_tensors(self._inside, state["tensors"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._mean.load_state_dict(state["mean"])
+        self._batches.resume(state["batches"])
+        torch.set_rng_state(state["torch"])
+        if state["cuda"] is not None and torch.cuda.is_available():
+            torch.cuda.set_rng_state(state["cuda"])
+        own = tensors_of_model(self._inside)
+        self._start = _beside(own, state["start"])
+        self.members = [_beside(own, member) for member in state["members"]]
+        self.step, self._rates = state["step"], state["rates"]
+        self._rows = list(state["rows"].to(self._device))
+        self._collected, self._watched = state["collected"], state["watched"]
 
     def _distance(self) -> Tensor:
         own = dict(self._inside.named_parameters())
@@ -221,25 +234,20 @@ class Run:
             return torch.linalg.vector_norm(torch.stack([one.to(self._device) for one in each]))
 
 
-def _called(model: nn.Module, inputs: Any) -> Any:
-    if isinstance(inputs, Mapping):
-        return model(**inputs)
-    return model(*inputs) if isinstance(inputs, tuple | list) else model(inputs)
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model's first parameter lies; the CPU if it has none."""
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
 def _error(outputs: Any, targets: Tensor) -> Tensor:
     """The share of samples that are classified wrongly; NaN if targets are no classes."""
-    if not isinstance(outputs, Tensor) or targets.is_floating_point():
-        return torch.tensor(torch.nan)
-    if outputs.dim() != targets.dim() + 1 or outputs.shape[CLASSES + 1 :] != targets.shape[1:]:
-        return torch.tensor(torch.nan)
-    return (outputs.argmax(CLASSES) != targets).double().mean()
+    wrong = wrong_classes(outputs, targets)
+    return torch.tensor(torch.nan) if wrong is None else wrong.double().mean()
 
 
-def _on_cpu(rounds: dict[str, Any]) -> dict[str, Any]:
-    """Generators keep their states on the CPU, whatever device the rest was loaded to."""
-    lists = {key: [state.cpu() for state in rounds[key]] for key in ("at_start", "now")}
-    return rounds | lists
+def _beside(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors on the devices of the model's own."""
+    return {path: x.to(own[path].device) for path, x in tensors.items()}
 
 
 @contextmanager

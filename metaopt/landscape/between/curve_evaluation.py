@@ -243,15 +243,20 @@ class Probe:
 def wrong_classes(outputs: Any, targets: Tensor) -> Tensor | None:
     """Where the largest output is not the target's, bool; None if the targets are no classes.
 
-    Classes lie on axis 1 of outputs, as ``cross_entropy`` has them, or on the last. Negative
-    targets, which ``cross_entropy`` leaves out, are left out.
+    Negative targets, which ``cross_entropy`` leaves out, are left out.
     """
+    axis = class_axis(outputs, targets)
+    return None if axis is None else (outputs.argmax(axis) != targets)[targets >= 0]
+
+
+def class_axis(outputs: Any, targets: Tensor) -> int | None:
+    """The axis of classes: 1, as ``cross_entropy`` has it, or the last; None if there is none."""
     if not isinstance(outputs, Tensor) or targets.is_floating_point() or targets.is_complex():
         return None
     for axis in (1, outputs.dim() - 1):
         shape = list(outputs.shape)
         if 1 <= axis < len(shape) and [*shape[:axis], *shape[axis + 1 :]] == list(targets.shape):
-            return (outputs.argmax(axis) != targets)[targets >= 0]
+            return axis
     return None
 
 

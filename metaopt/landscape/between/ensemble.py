@@ -29,8 +29,6 @@ from metaopt.landscape.samples import plain_attention
 Average = str | Callable[[Any], Tensor]
 """What is averaged: ``softmax`` of the outputs, the ``outputs``, or a function of the outputs."""
 SOFTMAX, OUTPUTS = "softmax", "outputs"
-CLASSES = 1
-"""The axis of classes in outputs [N, C, ..], as ``cross_entropy`` has it."""
 _SOFTMAX_LOSSES = (nn.functional.cross_entropy, nn.CrossEntropyLoss)
 _OUTPUT_LOSSES = (
     nn.functional.mse_loss,
@@ -62,14 +60,17 @@ class Ensemble(nn.Module):
         members: the parameters and buffers of each member, {path: tensor}, as of
             ``named_parameters`` and ``named_buffers``. What a member leaves out is that of
             ``model``.
-        average: what is averaged. ``softmax``: probabilities, with classes on axis 1; ``outputs``:
-            the outputs themselves; or a function of the outputs, as ``torch.sigmoid``.
+        average: what is averaged. ``softmax``: probabilities; ``outputs``: the outputs themselves;
+            or a function of the outputs, as ``torch.sigmoid``.
+        axis: that of classes, of which probabilities are taken: 1, as ``cross_entropy`` has it, or
+            another, as the last of token models [N, T, C].
         trace: the course of the run that made it, if there was one.
 
     Attributes:
         averaged: the structure. After ``metaopt.fge`` it holds the mean of the members' weights,
             with BatchNorm statistics of its own (SWA).
         average: what is averaged.
+        axis: that of classes.
         trace: rate, error and distance by step; None if it was not made by ``metaopt.fge``.
 
     Raises:
@@ -85,6 +86,7 @@ class Ensemble(nn.Module):
         model: nn.Module,
         members: Sequence[Mapping[str, Tensor]],
         average: Average = SOFTMAX,
+        axis: int = 1,
         trace: Trace | None = None,
     ) -> None:
         super().__init__()
@@ -96,7 +98,7 @@ class Ensemble(nn.Module):
         if not members:
             raise ValueError("an ensemble needs at least one member, found none")
         self.averaged = model
-        self.average = average
+        self.average, self.axis = average, axis
         self.trace = trace
         self.stacked = _Stacked(len(members), _differing(model, members))
         self._vectorised = True
@@ -167,7 +169,9 @@ class Ensemble(nn.Module):
             tensors |= {_TRACE + one.name: getattr(self.trace, one.name) for one in fields(Trace)}
         # A file holds no views of other tensors.
         own = {name: x.detach().cpu().clone().contiguous() for name, x in tensors.items()}
-        about = {"average": self.average} if isinstance(self.average, str) else {}
+        about = {"axis": str(self.axis)}
+        if isinstance(self.average, str):
+            about["average"] = self.average
         write_atomically(Path(path), save(own, about))
 
     @classmethod
@@ -186,7 +190,8 @@ class Ensemble(nn.Module):
         """
         with safe_open(str(path), framework="pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            named = (file.metadata() or {}).get("average")
+            about = file.metadata() or {}
+        named = about.get("average")
         if named is None and average is None:
             raise ValueError(f"{path}: average is a function of the outputs there: pass it again")
         structure = deepcopy(model)
@@ -196,6 +201,7 @@ class Ensemble(nn.Module):
             structure,
             [tensors_of_model(structure)],
             average or named or SOFTMAX,
+            int(about.get("axis", 1)),
             Trace(**course) if course else None,
         )
         found.stacked.load_state_dict(_part(tensors, _STACKED))
@@ -205,12 +211,12 @@ class Ensemble(nn.Module):
     def _averaged_part(self, outputs: Any) -> Tensor:
         if callable(self.average):
             return self.average(outputs)
-        return outputs.softmax(_axis(outputs)) if self.average == SOFTMAX else outputs
+        return outputs.softmax(self.axis) if self.average == SOFTMAX else outputs
 
     def _log(self, outputs: Any) -> Tensor:
         if callable(self.average):
             return self.average(outputs).log()
-        return torch.log_softmax(outputs, _axis(outputs))
+        return torch.log_softmax(outputs, self.axis)
 
     def _each(self, part: Callable[[Any], Tensor], inputs: Any, named: Mapping[str, Any]) -> Tensor:
         """A function of the outputs of each member, [M, ..]."""
@@ -307,7 +313,3 @@ def _differing(model: nn.Module, members: Sequence[Mapping[str, Tensor]]) -> dic
 
 def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): x for k, x in tensors.items() if k.startswith(prefix)}
-
-
-def _axis(outputs: Tensor) -> int:
-    return min(CLASSES, outputs.dim() - 1)
