@@ -32,10 +32,10 @@ ACTIVATIONS = "permutations, by activations"
 ORBIT = "all symmetries"
 BEND = "bend"
 PATHS = (CHORD, CONTINUOUS, WEIGHTS, ACTIVATIONS, ORBIT, BEND)
-BENT = 0.3
-"""The first rate of a bend, as a share of that of its ends, as published (0.03 for 0.1)."""
-SGD_RATE = 0.1
-"""What takes its place where the ends are trained by Adam."""
+BEND_RATES = (0.1, 0.3)
+"""First rates of a bend that are tried."""
+LONGER = 2
+"""Steps of a bend, as multiples of those of an end."""
 
 
 @dataclass(frozen=True)
@@ -90,29 +90,44 @@ class Between:
         curve = metaopt.connect([a, b], bends=0, loss=functional.cross_entropy, data=self.around)
         return self.told(curve, self.measuring.points)
 
-    def bend(self, a: nn.Module, b: nn.Module, recipe: Recipe, seed: int) -> dict[str, Any]:
-        """The Bezier curve with one bend, trained for as long as an end with the same penalty."""
+    def bend(
+        self, a: nn.Module, b: nn.Module, recipe: Recipe, rate: float, seed: int
+    ) -> metaopt.Curve:
+        """The Bezier curve with one bend, with the penalty of the ends."""
         train = self.images.train
-        rate = BENT * (SGD_RATE if self.network.adam else recipe.rate)
-        curve = metaopt.connect(
+        return metaopt.connect(
             [a, b],
             loss=functional.cross_entropy,
             data=(train.X, train.y),
             batch_size=recipe.batch,
-            steps=recipe.steps(train),
+            steps=LONGER * recipe.steps(train),
             lr=rate,
             momentum=MOMENTUM,
             weight_decay=recipe.decay,
             seed=seed,
         )
-        return self.told(curve, self.measuring.bend_points)
 
     def only(self, permutations: bool) -> list[Symmetry]:
         """The permutations among the symmetries, or all others."""
         return [s for s in self.symmetries if (s.group is Group.PERMUTATION) == permutations]
 
-    def pair(self, a: nn.Module, b: nn.Module, recipe: Recipe, seed: int) -> dict[str, Any]:
-        """All paths from a to b."""
+    def bend_rate(self, a: nn.Module, b: nn.Module, recipe: Recipe) -> dict[str, Any]:
+        """The rate whose bend has the smallest mean loss on the validation images."""
+        validation = self.images.validation
+        statistics = some(self.images.train, self.measuring.statistics)
+        tried = {}
+        for rate in BEND_RATES:
+            curve = self.bend(a, b, recipe, rate, 0)
+            report = curve.evaluate(
+                (validation.X, validation.y), self.measuring.points, statistics=statistics
+            )
+            tried[f"{rate:g}"] = report.summary().mean
+        return best_of(tried)
+
+    def pair(
+        self, a: nn.Module, b: nn.Module, recipe: Recipe, rate: float, seed: int
+    ) -> dict[str, Any]:
+        """All paths from a to b, the bend trained at a rate."""
         for one in (a, b):
             metaopt.refresh_batchnorm(one.eval(), some(self.images.train, len(self.images.train.y)))
         found = {CHORD: self.chord(a, b)}
@@ -127,7 +142,8 @@ class Between:
             found[name] = self.chord(a, moved) | {"drift": report.drift}
             if name == CONTINUOUS:
                 found[name] |= self.orbit(b, moved, report)
-        found[BEND] = self.bend(a, b, recipe, seed)
+        bend = self.bend(a, b, recipe, rate, seed)
+        found[BEND] = self.told(bend, self.measuring.bend_points)
         return found
 
     def orbit(self, b: nn.Module, moved: nn.Module, report: Any) -> dict[str, Any]:
@@ -140,15 +156,8 @@ def rounded(values: Tensor) -> list[float]:
     return [float(f"{v:.5g}") for v in values]
 
 
-def chosen_rate(network: Network, images: Images, recipe: Recipe, rates: Sequence[float]) -> Any:
-    """The rate with the smallest loss on the validation images, by one run of its own each."""
-    tried = {}
-    validation = images.validation
-    for rate in rates:
-        (one,) = ends(network, images, replace(recipe, rate=rate), Use.ENDS_TUNING, [0])
-        with torch.no_grad():
-            loss = functional.cross_entropy(one.eval()(validation.X), validation.y)
-        tried[f"{rate:g}"] = float(loss)
+def best_of(tried: dict[str, float]) -> dict[str, Any]:
+    """The rate with the smallest loss, and all of them."""
     return {"rate": float(min(tried, key=lambda name: tried[name])), "tried": tried}
 
 
@@ -160,13 +169,27 @@ def measured(
     pairs: int,
     measuring: Measuring,
 ) -> dict[str, Any]:
-    """Pairs of ends that share no run: {"rate", "tried", "pairs": one dictionary of paths each}."""
-    chosen = chosen_rate(network, images, recipe, rates)
-    recipe = replace(recipe, rate=chosen["rate"])
+    """Pairs of ends that share no run, after the choice of rates by a pair of its own.
+
+    Returns:
+        ``ends`` and ``bends``, what was tried and chosen; ``pairs``, a dictionary of paths each.
+    """
+    validation, between = images.validation, Between(network, images, measuring)
+    candidates, tried = {}, {}
+    for rate in rates:
+        two = ends(network, images, replace(recipe, rate=rate), Use.ENDS_TUNING, [0, 1])
+        with torch.no_grad():
+            losses = [
+                functional.cross_entropy(one.eval()(validation.X), validation.y) for one in two
+            ]
+        candidates[rate], tried[f"{rate:g}"] = two, float(sum(losses)) / 2
+    of_ends = best_of(tried)
+    recipe = replace(recipe, rate=of_ends["rate"])
+    a, b = candidates[recipe.rate]
+    of_bends = between.bend_rate(a, b, recipe)
     trained = ends(network, images, recipe, Use.ENDS, range(2 * pairs))
-    between = Between(network, images, measuring)
     found = [
-        between.pair(trained[2 * i], trained[2 * i + 1], recipe, i)
+        between.pair(trained[2 * i], trained[2 * i + 1], recipe, of_bends["rate"], i)
         for i in tqdm(range(pairs), desc=f"{network.name}, pairs", leave=False)
     ]
-    return chosen | {"pairs": found}
+    return {"ends": of_ends, "bends": of_bends, "pairs": found}

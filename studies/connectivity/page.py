@@ -127,8 +127,11 @@ def _against_one(one: Mapping[str, Any]) -> str:
 
 
 def _rates(one: Mapping[str, Any]) -> str:
-    ends = ", ".join(f"{name} {of['rate']:g}" for name, of in one["pairs"].items())
-    lines = [f"Rates chosen for ends: {ends}."]
+    rates = ", ".join(
+        f"{name} {of['rates']['ends']['rate']:g} / {of['rates']['bends']['rate']:g}"
+        for name, of in one["pairs"].items()
+    )
+    lines = [f"Rates chosen for ends / for bends: {rates}."]
     for name, of in one["ensembles"].items():
         c = of["tuned"]["chosen"]
         lines.append(

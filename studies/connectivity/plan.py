@@ -35,7 +35,7 @@ class Size:
     images: int = 2000
     """Training images at most."""
     digits_epochs: int = 20
-    epochs: int = 12
+    epochs: int = 10
     widths: tuple[int, ...] = (64, 128, 256, 512)
     vgg: int = 16
     resnet: int = 16
@@ -66,7 +66,7 @@ class Size:
         return Recipe(self.digits_epochs if name == "digits" else self.epochs, 0.0)
 
 
-SMOKE = Size(2, 100, 1, 1, (8, 16), 4, 4, 8, 8, 4, Measuring(5, 5, 100, 100))
+SMOKE = Size(2, 100, 3, 3, (8, 16), 4, 4, 8, 8, 4, Measuring(5, 5, 100, 100))
 
 
 def fitted(images: Images, count: int) -> Images:
@@ -88,13 +88,13 @@ def study(sets: Mapping[str, Images], missing: list[str], size: Size, out: Path)
     torch.set_num_threads(1)
     pieces = folder(out, "connectivity", size)
     said = list(missing)
-    # Digits first, and those last that a page can best do without.
+    # Ensembles first, of digits first, and last what a page can best do without.
     order = sorted(sets, key=("digits", "Fashion-MNIST", "MNIST").index)
     found: dict[str, Any] = {"missing": said, "size": asdict(size), "sets": {}}
     work = [
         (kind, name, network)
+        for kind, of in (("ensembles", size.averaged()), ("pairs", size.joined()))
         for name in order
-        for kind, of in (("pairs", size.joined()), ("ensembles", size.averaged()))
         for network in of
     ]
     left = [f"{kind} of {network.name} on {name}" for kind, name, network in work]

@@ -55,8 +55,7 @@ def of_pairs(piece: Mapping[str, Any]) -> dict[str, Any]:
         chord - values(WEIGHTS, "barrier"),
     )
     found = {
-        "rate": piece["rate"],
-        "tried": piece["tried"],
+        "rates": {key: piece[key] for key in ("ends", "bends")},
         "ends": {
             key: mean_interval(
                 np.array([(pair[CHORD][key][0] + pair[CHORD][key][-1]) / 2 for pair in pairs])
