@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.quasirandom import SobolEngine
 from tqdm import tqdm
 
 from metaopt.base.checkpoint import read_state, write_state
@@ -35,7 +36,7 @@ SAVED_EVERY = 10.0
 """Seconds between two writes of the state."""
 SHOWN_EVERY = 0.5
 """Seconds between two readings of the loss, which wait for the device."""
-STRATA = 64
+STRATA = 256
 """Steps in a row whose t lie in different parts of [0, 1)."""
 STRATIFIED, GLOBAL = 2**34, 2**33
 """Where items of the stream of random numbers for t begin, and which item seeds torch."""
@@ -63,7 +64,7 @@ def connect(
         min over the bends of  E_{t ~ U(0,1)} [ L(w(t)) + (wd/2) |w(t)|^2 ]
 
     Each step draws one t from U(0,1), for its mini-batch, and is one of SGD with momentum on the
-    bends; of 64 steps in a row one falls into each 64th of the interval. The
+    bends; of 256 steps in a row one falls into each 256th of the interval. The
     rate is constant for half of the steps, falls in a straight line to 1 % of itself at 90 % of
     them, and stays there. Models are called by ``torch.func.functional_call``; they do not change.
 
@@ -202,14 +203,15 @@ def _own_numbers(seed: int, device: torch.device) -> Iterator[None]:
 def drawn(seed: int, step: int) -> Iterator[float]:
     """Random numbers on [0, 1), one for each step from ``step`` on.
 
-    Each is uniform. Of every 64 in a row one lies in each 64th of the interval, in random order, so
-    that their mean effect on a bend is much less noisy than that of independent numbers.
+    Each is uniform; 256 in a row are scrambled points of Sobol's sequence, of which any 2^k in a row
+    that begin at a multiple of 2^k lie one in each part. Their sum effect on a bend is much less
+    noisy than that of independent numbers. Blocks of 256 are independent of each other.
     """
     while True:
         block, done = divmod(step, STRATA)
-        numbers = item_generator(Stream.CURVES, seed, STRATIFIED + block)
-        order = numbers.permutation(STRATA)
-        yield from ((order + numbers.random(STRATA)) / STRATA)[done:].tolist()
+        key = item_generator(Stream.CURVES, seed, STRATIFIED + block).integers(2**31)
+        points = SobolEngine(1, scramble=True, seed=int(key)).draw(STRATA, dtype=torch.float64)
+        yield from points[done:, 0].tolist()
         step = (block + 1) * STRATA
 
 
