@@ -4,25 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from copy import deepcopy
-from typing import Literal
+from typing import Literal, get_args
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from metaopt.base.streams import Stream, generator
-from metaopt.landscape.between.align_report import AlignReport, Moved
-from metaopt.landscape.between.align_sides import Sides
-from metaopt.landscape.between.matching import Matching
+from metaopt.landscape.between.align_activations import evaluating, orders_by_activations
+from metaopt.landscape.between.align_report import AlignReport, told
+from metaopt.landscape.between.align_search import Search, Start, chosen
+from metaopt.landscape.between.align_sides import Log, Sides, tensors_of_model
+from metaopt.landscape.between.refresh import called
 from metaopt.landscape.between.structure import require_equal_structure
-from metaopt.landscape.data import Data, pairs_of
+from metaopt.landscape.data import Data, pairs_of, tensors_of, with_tensors
 from metaopt.symmetry.discovery.find import plain
 from metaopt.symmetry.discovery.find import symmetries as find_symmetries
-from metaopt.symmetry.groups import Group, Symmetry
+from metaopt.symmetry.groups import Symmetry
 
 By = Literal["weights", "activations", "orbit"]
-SWEEPS = 100
-"""Sweeps over all symmetries at most."""
+Found = tuple[float, Log]
+EQUAL = 1e-9
+"""The share of the distance before below which no other start is tried."""
+STARTS: tuple[Start, ...] = ("ends", "here", "random")
 
 
+@torch.no_grad()
 def align(
     a: nn.Module,
     b: nn.Module,
@@ -30,7 +36,7 @@ def align(
     *,
     data: Data | None = None,
     symmetries: Iterable[Symmetry] | None = None,
-    restarts: int = 1,
+    restarts: int = 2,
     seed: int = 0,
 ) -> tuple[nn.Module, AlignReport]:
     """Move a copy of b along its symmetries so that it comes close to a; its outputs stay.
@@ -44,7 +50,8 @@ def align(
         data: a pair (inputs, targets), or an iterable of such pairs.
         symmetries: those to move along, as ``metaopt.symmetries(a, permutations=True)`` lists
             them; None: all of them.
-        restarts: how many random orders are tried.
+        restarts: how many starts are tried, of which the best counts: from the layers next to
+            inputs and outputs inwards, then b as it is, then random permutations of it.
         seed: of the random orders, at least 0.
 
     Returns:
@@ -53,20 +60,69 @@ def align(
     Raises:
         ValueError: if the models differ in structure.
     """
+    if by not in get_args(By):
+        raise ValueError(f"by must be one of {', '.join(get_args(By))}, found {by!r}")
+    if by == "activations" and data is None:
+        raise ValueError("by='activations' compares hidden units on data: data must be given")
+    if restarts < 1:
+        raise ValueError(f"restarts must be at least 1, found {restarts}")
     require_alike(a, b)
-    a, moved = plain(a), deepcopy(plain(b))
-    inputs = None if data is None else next(iter(pairs_of(data)))[0]
+    a, b = plain(a), plain(b)
+    moved = deepcopy(b)
     if symmetries is None:
-        symmetries = find_symmetries(a, inputs, permutations=True)
-    found = [one for one in symmetries if one.group is Group.PERMUTATION]
-    sides = Sides.of(a, moved)
+        example = None if data is None else next(iter(pairs_of(data)))[0]
+        with torch.enable_grad():
+            symmetries = find_symmetries(a, example, permutations=True)
+    sides = Sides(tensors_of_model(a), tensors_of_model(moved), dict(a.named_parameters()))
     before = sides.distance()
-    matching = Matching(sides, found)
-    sweeps = matching.run(generator(Stream.ALIGNING, seed), SWEEPS)
-    told = tuple(Moved(s, permuted=matching.permuted(s)) for s in found)
-    assumes = tuple(dict.fromkeys(s.assumes for s in found if s.assumes))
-    report = AlignReport(by, before, sides.distance(), told, sweeps, None, assumes, {})
+    own = chosen(sides, symmetries)
+    search = Search(sides, tensors_of_model(b), own, generator(Stream.ALIGNING, seed))
+    best: Found = (before, [])
+    if by == "activations":
+        assert data is not None
+        first, unread = orders_by_activations(a, moved, own.plans, data)
+        # Correlations are the aim here, so that the distance may rise.
+        best = search.run(unread, "ends", False, first)
+    else:
+        for start in range(restarts):
+            where = STARTS[min(start, len(STARTS) - 1)]
+            best = _nearer(best, search.run(own.plans, where, by == "orbit"))
+            if best[0] <= EQUAL * before:
+                break
+        if by == "orbit" and best[0] > EQUAL * before:
+            best = _nearer(best, search.direct())
+    search.reset()
+    sides.replay(best[1])
+    assumes = tuple(dict.fromkeys(one.assumes for one in own.all if one.assumes))
+    report = AlignReport(
+        by=by,
+        before=before,
+        after=sides.distance(),
+        moved=told(best[1], own.plans, [*own.others, *own.blurred]),
+        sweeps=search.sweeps,
+        drift=None if data is None else _drift(b, moved, data),
+        assumes=assumes,
+        left=own.left,
+    )
     return moved, report
+
+
+def _nearer(one: Found, other: Found) -> Found:
+    return other if other[0] < one[0] else one
+
+
+def _drift(b: nn.Module, moved: nn.Module, data: Data) -> float:
+    """|f(b moved) - f(b)| / |f(b)| over all outputs of a float type."""
+    off, size = 0.0, 0.0
+    device = next((p.device for p in b.parameters()), torch.device("cpu"))
+    with evaluating(b), evaluating(moved):
+        for inputs, _ in pairs_of(data):
+            inputs = with_tensors(inputs, (x.to(device) for x in tensors_of(inputs)))
+            for x, y in zip(*(tensors_of(called(m, inputs)) for m in (b, moved)), strict=True):
+                if x.is_floating_point():
+                    off += float((x - y).double().square().sum())
+                    size += float(x.double().square().sum())
+    return (off / size) ** 0.5 if size else off**0.5
 
 
 def require_alike(a: nn.Module, b: nn.Module) -> None:

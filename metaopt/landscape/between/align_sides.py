@@ -2,15 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 
-from metaopt.symmetry.elements import Element
-from metaopt.symmetry.groups import Symmetry
+from metaopt.symmetry.elements import Draws, Element, Identity, Translation
+from metaopt.symmetry.groups import Slot, Symmetry
 from metaopt.symmetry.modules import touches_of
-from metaopt.symmetry.touch import Touch, weights
+from metaopt.symmetry.touch import weights
+
+Log = list[tuple[Symmetry, Element]]
+"""What was done, in order."""
+GAIN = 1e-12
+"""What a step must gain at least, in the sum of squared differences."""
+ROUNDING = 4
+"""The same in units of what rounding makes of it."""
+
+
+class Shift(Translation):
+    """x -> x + v with a given v, the same for all units of a block.
+
+    Args:
+        given: v [blocks, 1, any] of each slot, by its path.
+    """
+
+    def __init__(self, given: Mapping[str, Tensor], path: str = "") -> None:
+        super().__init__(1, 0.0, Draws("", 0), path)
+        self.given = dict(given)
+
+    def at(self, slot: Slot) -> Element:
+        """The translation of this slot."""
+        return Shift(self.given, slot.path) if slot.path in self.given else Identity()
+
+    def act(self, x: Tensor) -> Tensor:
+        """x + v."""
+        return x + self.given[self.path].to(x.device, x.dtype)
 
 
 class Sides:
@@ -20,41 +47,64 @@ class Sides:
         a: tensors by path.
         b: the same of the other model.
         counted: the paths of the parameters, whose distance is the aim. Buffers only move along.
+
+    Attributes:
+        log: what was done to b.
+        changes: how often each tensor of b has moved.
     """
 
     def __init__(self, a: dict[str, Tensor], b: dict[str, Tensor], counted: Iterable[str]) -> None:
-        self.a, self.b, self.counted = a, b, tuple(counted)
+        self.a, self.b, self.counted = a, b, frozenset(counted)
+        self.log: Log = []
         self.changes = dict.fromkeys(b, 0)
-        """How often each tensor of b has moved."""
 
-    @staticmethod
-    def of(a: nn.Module, b: nn.Module) -> Sides:
-        """The sides of two models; b itself will move."""
-        mine, other = ({**_tensors(one)} for one in (a, b))
-        return Sides(mine, other, dict(a.named_parameters()))
+    def seeing(self, paths: Iterable[str]) -> Sides:
+        """The same tensors, log and counts, where only some parameters count."""
+        other = Sides(self.a, self.b, self.counted & frozenset(paths))
+        other.log, other.changes = self.log, self.changes
+        return other
 
     @torch.no_grad()
     def move(self, symmetry: Symmetry, element: Element) -> None:
         """b <- g . b in place."""
-        for path, steps in touches_of([(symmetry, element)]).items():
-            if path in self.b:
-                self.b[path].copy_(weights(self.b[path], steps))
-                self.changes[path] += 1
+        self.replay([(symmetry, element)])
+        self.log.append((symmetry, element))
 
-    def moved(self, path: str, steps: list[Touch]) -> Tensor:
-        """One tensor of b as it would be."""
-        return weights(self.b[path], steps)
+    @torch.no_grad()
+    def replay(self, log: Log) -> None:
+        """Move b as a log says, each tensor rounded once."""
+        for path, steps in touches_of(log).items():
+            self.b[path].copy_(weights(self.b[path], steps))
+            self.changes[path] += 1
+
+    @torch.no_grad()
+    def try_moving(self, steps: Log) -> bool:
+        """Move b if the sum of squared differences falls by more than rounding makes of it."""
+        found = touches_of(steps)
+        gain, before, size, eps = 0.0, 0.0, 0.0, 0.0
+        for path, touches in found.items():
+            if path in self.counted:
+                a, b = self.a[path], self.b[path]
+                here = _squared(a, b)
+                gain += here - _squared(a, weights(b, touches))
+                before, size = before + here, size + float(b.double().square().sum())
+                eps = max(eps, torch.finfo(b.dtype).eps)
+        if not gain > GAIN + ROUNDING * eps * ((before * size) ** 0.5 + eps * size):
+            return False
+        self.replay(steps)
+        self.log += steps
+        return True
 
     def distance(self) -> float:
         """(sum over parameters of |a - b|^2)^(1/2)."""
-        return self.squared(self.counted) ** 0.5
-
-    def squared(self, paths: Iterable[str]) -> float:
-        """The sum over some parameters of |a - b|^2."""
-        own = (path for path in paths if path in self.a)
-        return sum(float((self.a[p] - self.b[p]).double().square().sum()) for p in own)
+        return sum(_squared(self.a[p], self.b[p]) for p in self.counted) ** 0.5
 
 
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
+def _squared(a: Tensor, b: Tensor) -> float:
+    return float((a - b).double().square().sum())
+
+
+def tensors_of_model(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by path, each once."""
     named = [*model.named_parameters(), *model.named_buffers()]
     return {path: tensor.detach() for path, tensor in named}
