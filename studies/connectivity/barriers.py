@@ -18,7 +18,12 @@ from tqdm import tqdm
 
 import metaopt
 from metaopt import Symmetry
+from metaopt.landscape.between.align_report import AlignReport
+from metaopt.landscape.between.align_sides import Shift
+from metaopt.landscape.between.group_paths import path_to
+from metaopt.landscape.between.symmetry_curve import SymmetryCurve
 from metaopt.landscape.between.weight_curve import WeightCurve
+from metaopt.symmetry.elements import Element
 from metaopt.symmetry.groups import Group
 from metaopt.tasks.datasets import Labelled
 from studies.connectivity.networks import Network
@@ -36,6 +41,10 @@ BEND_RATES = (0.1, 0.3)
 """First rates of a bend that are tried."""
 LONGER = 2
 """Steps of a bend, as multiples of those of an end."""
+
+
+CURVE_POINTS = 9
+"""Of a curve of symmetry."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +68,16 @@ def barrier(values: Tensor) -> float:
     """max over t of f(t) - (1 - t) f(0) - t f(1), of equally spaced t."""
     t = torch.linspace(0, 1, len(values), dtype=values.dtype)
     return float((values - (1 - t) * values[0] - t * values[-1]).max())
+
+
+@dataclass(frozen=True, eq=False)
+class _Straight:
+    """The path of a translation."""
+
+    g: Shift
+
+    def at(self, t: float) -> Element:
+        return Shift({path: t * v for path, v in self.g.given.items()}, self.g.path)
 
 
 class Between:
@@ -146,9 +165,32 @@ class Between:
         found[BEND] = self.told(bend, self.measuring.bend_points)
         return found
 
-    def orbit(self, b: nn.Module, moved: nn.Module, report: Any) -> dict[str, Any]:
-        """The curve of symmetry from b to where the continuous groups have moved it."""
-        return {}
+    def orbit(self, b: nn.Module, moved: nn.Module, report: AlignReport) -> dict[str, Any]:
+        """The curve of symmetry from b to where the continuous groups have moved it.
+
+        Its loss is constant, so that it is one path to a with the chord behind it. Nothing if no
+        such curve exists: an element of a negative determinant.
+        """
+        try:
+            paths = [
+                (s, _Straight(g) if isinstance(g, Shift) else path_to(s, g))
+                for s, g in report.steps
+            ]
+        except ValueError:
+            return {}
+        curve = SymmetryCurve(b, paths, functional.cross_entropy)
+        along = curve.evaluate(self.around, CURVE_POINTS, statistics=self.around)
+        end, wanted = curve.weights(1.0), dict(moved.named_parameters())
+        off = sum(float((end[path] - wanted[path]).detach().square().sum()) for path in end)
+        start = dict(b.named_parameters())
+        far = sum(float((end[path] - start[path]).detach().square().sum()) for path in end)
+        said = {
+            "rise": float((along.loss - along.loss[0]).abs().max()),
+            "length": along.length,
+            "distance": far**0.5,
+            "off": off**0.5,
+        }
+        return {"orbit": said}
 
 
 def rounded(values: Tensor) -> list[float]:

@@ -221,7 +221,7 @@ def test_the_whole_in_small(
     monkeypatch.setattr(command, "SMOKE", size)
     joined, averaged = size.joined(), size.averaged()
     # One of each kind: the whole list is run by --smoke.
-    monkeypatch.setattr(Size, "joined", lambda self: [joined[0], joined[4]])
+    monkeypatch.setattr(Size, "joined", lambda self: [joined[0], joined[3]])
     monkeypatch.setattr(Size, "averaged", lambda self: averaged[:1])
     for name, one in (("RATES", (0.1,)), ("STEEPER", (1.0,)), ("HIGHS", (1.0,)), ("NORMS", (1.0,))):
         monkeypatch.setattr(f"studies.connectivity.rivals.{name}", one)

@@ -7,7 +7,7 @@ from copy import deepcopy
 from typing import Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from metaopt.base.streams import Stream, generator
 from metaopt.landscape.between.align_activations import evaluating, orders_by_activations
@@ -103,6 +103,7 @@ def align(
         drift=None if data is None else _drift(b, moved, data),
         assumes=assumes,
         left=own.left,
+        steps=tuple(best[1]),
     )
     return moved, report
 
