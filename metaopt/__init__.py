@@ -24,7 +24,8 @@ from metaopt.teleport.module import teleport
 
 if TYPE_CHECKING:
     from metaopt.landscape.between.align import align
-    from metaopt.landscape.between.barrier import barrier
+    from metaopt.landscape.between.align_report import AlignReport
+    from metaopt.landscape.between.barrier import Barrier, barrier
     from metaopt.landscape.between.connect import connect
     from metaopt.landscape.between.curves import Curve
     from metaopt.landscape.between.ensemble import Ensemble
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
     from metaopt.teleport.through_data import through_data
 
 __all__ = [
+    "AlignReport",
+    "Barrier",
     "Curve",
     "Ensemble",
     "Family",
@@ -89,6 +92,8 @@ __all__ = [
 # They read configurations, and what that takes (pydantic, YAML) is slow to import: it comes with
 # the first use of one of these names.
 _WHEN_USED = {
+    "AlignReport": "metaopt.landscape.between.align_report",
+    "Barrier": "metaopt.landscape.between.barrier",
     "Curve": "metaopt.landscape.between.curves",
     "Ensemble": "metaopt.landscape.between.ensemble",
     "LearnedOptimizer": "metaopt.optim.optimizer",

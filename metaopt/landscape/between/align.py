@@ -23,8 +23,8 @@ from metaopt.symmetry.groups import Symmetry
 
 By = Literal["weights", "activations", "orbit"]
 Found = tuple[float, Log]
-EQUAL = 1e-9
-"""The share of the distance before below which no other start is tried."""
+EQUAL = 64
+"""In units of rounding, the share of the distance before below which no other start is tried."""
 STARTS: tuple[Start, ...] = ("ends", "here", "random")
 
 
@@ -84,12 +84,13 @@ def align(
         # Correlations are the aim here, so that the distance may rise.
         best = search.run(unread, "ends", False, first)
     else:
+        equal = EQUAL * max(torch.finfo(sides.b[path].dtype).eps for path in sides.counted) * before
         for start in range(restarts):
             where = STARTS[min(start, len(STARTS) - 1)]
             best = _nearer(best, search.run(own.plans, where, by == "orbit"))
-            if best[0] <= EQUAL * before:
+            if best[0] <= equal:
                 break
-        if by == "orbit" and best[0] > EQUAL * before:
+        if by == "orbit" and best[0] > equal:
             best = _nearer(best, search.direct())
     search.reset()
     sides.replay(best[1])

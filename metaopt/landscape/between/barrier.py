@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from metaopt.landscape.between.align import AlignReport, By, align, require_alike
+from metaopt.landscape.between.align import By, align, require_alike
+from metaopt.landscape.between.align_report import AlignReport
 from metaopt.landscape.between.curve_evaluation import Probe
 from metaopt.landscape.data import Data
 from metaopt.landscape.samples import Loss
