@@ -165,6 +165,22 @@ def test_a_hidden_copy_is_found_and_the_chord_is_the_librarys() -> None:
     assert set(found) == set(PATHS)
 
 
+@pytest.mark.parametrize("network", ALL[:4], ids=lambda one: one.name)
+def test_the_curve_of_symmetry_ends_where_b_has_moved_and_keeps_its_loss(network: Network) -> None:
+    around = images()
+    between = Between(network, around, Measuring(shown=60, statistics=60))
+    a, b = ends(network, around, Recipe(2, 0.1, batch=20), Use.ENDS, [0, 1])
+    for one in (a, b):
+        metaopt.refresh_batchnorm(one, between.around)
+    moved, report = metaopt.align(
+        a, b, "orbit", data=between.around, symmetries=between.only(permutations=False)
+    )
+    said = between.orbit(b, moved, report)["orbit"]
+    assert said["rise"] < 1e-4
+    assert said["off"] < 1e-4 * said["distance"]
+    assert said["length"] >= 0.999 * said["distance"] > 0
+
+
 def test_barriers_are_above_the_line_between_ends() -> None:
     assert barrier(torch.tensor([1.0, 4.0, 3.0])) == 2
     assert barrier(torch.tensor([1.0, 1.0, 3.0])) == 0
