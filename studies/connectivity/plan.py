@@ -22,7 +22,7 @@ from studies.images import Images
 from studies.pieces import folder, until_stopped
 
 MEASURING = Measuring()
-SGD_RATES = (0.03, 0.1, 0.3)
+SGD_RATES = (0.01, 0.03, 0.1, 0.3)
 ADAM_RATES = (0.001, 0.003, 0.01)
 
 

@@ -29,7 +29,7 @@ BEFORE = 0.8
 """The share of a budget after which FGE begins."""
 LOW = 0.05
 """FGE's low rate, as a share of the high one."""
-RATES = (0.03, 0.1, 0.3, 0.6)
+RATES = (0.01, 0.03, 0.1, 0.3)
 HIGHS = (0.1, 0.3, 1.0)
 """FGE's high rate, as a share of the rate of training."""
 CYCLES = (3, 6)
