@@ -119,8 +119,8 @@ class Contest:
         chosen: Chosen,
     ) -> list[metaopt.Ensemble]:
         """The ensemble of each run, from where ``independent`` was at ``BEFORE``."""
-        # As many steps as are left of the budget, the last half cycle not being run.
-        cycle = 2 * round((self.steps - self.middle) / (chosen.cycles - 0.5) / 2)
+        # No more steps than are left of the budget; the last half cycle is not run.
+        cycle = 2 * int((self.steps - self.middle) / (chosen.cycles - 0.5) / 2)
         found = []
         for run, (early, optimizer) in zip(runs, started, strict=True):
             network, own = copied(early, optimizer)
