@@ -32,7 +32,7 @@ class Size:
 
     seeds: int = 5
     """Pairs of ends, and seeds of the comparison of ensembles."""
-    images: int = 2000
+    images: int = 1500
     """Training images at most."""
     digits_epochs: int = 20
     epochs: int = 10
@@ -43,21 +43,29 @@ class Size:
     rival_mlp: int = 128
     rival_vgg: int = 8
     measuring: Measuring = MEASURING
+    plain: tuple[str, ...] = ("MNIST",)
+    """Data sets that have MLPs alone."""
 
-    def joined(self) -> list[Network]:
-        """The networks of which pairs are joined."""
+    def joined(self, name: str) -> list[Network]:
+        """The networks of which pairs are joined on a data set."""
+        mlps = [Network(f"MLP {width}", networks.mlp, width) for width in self.widths]
+        if name in self.plain:
+            return mlps
         return [
-            *(Network(f"MLP {width}", networks.mlp, width) for width in self.widths),
+            *mlps,
             Network("VGG, BatchNorm", networks.vgg, self.vgg),
             Network("ResNet, BatchNorm", networks.resnet_batch, self.resnet),
             Network("ResNet, LayerNorm", networks.resnet_layer, self.resnet),
             Network("transformer", networks.transformer, self.transformer, adam=True),
         ]
 
-    def averaged(self) -> list[Network]:
+    def averaged(self, name: str) -> list[Network]:
         """The networks of which ensembles are made."""
+        mlp = Network(f"MLP {self.rival_mlp}", networks.mlp, self.rival_mlp)
+        if name in self.plain:
+            return [mlp]
         return [
-            Network(f"MLP {self.rival_mlp}", networks.mlp, self.rival_mlp),
+            mlp,
             Network(f"VGG {self.rival_vgg}, BatchNorm", networks.vgg, self.rival_vgg),
         ]
 
@@ -88,13 +96,13 @@ def study(sets: Mapping[str, Images], missing: list[str], size: Size, out: Path)
     torch.set_num_threads(1)
     pieces = folder(out, "connectivity", size)
     said = list(missing)
-    # Ensembles first, of digits first, and last what a page can best do without.
+    # Digits first, and last what a page can best do without.
     order = sorted(sets, key=("digits", "Fashion-MNIST", "MNIST").index)
     found: dict[str, Any] = {"missing": said, "size": asdict(size), "sets": {}}
     work = [
         (kind, name, network)
-        for kind, of in (("ensembles", size.averaged()), ("pairs", size.joined()))
         for name in order
+        for kind, of in (("pairs", size.joined(name)), ("ensembles", size.averaged(name)))
         for network in of
     ]
     left = [f"{kind} of {network.name} on {name}" for kind, name, network in work]

@@ -235,10 +235,10 @@ def test_the_whole_in_small(
 ) -> None:
     size = Size(2, 50, 3, 3, (4, 6), 2, 2, 4, 4, 2, Measuring(3, 3, 30, 30))
     monkeypatch.setattr(command, "SMOKE", size)
-    joined, averaged = size.joined(), size.averaged()
+    joined, averaged = size.joined("digits"), size.averaged("digits")
     # One of each kind: the whole list is run by --smoke.
-    monkeypatch.setattr(Size, "joined", lambda self: [joined[0], joined[3]])
-    monkeypatch.setattr(Size, "averaged", lambda self: averaged[:1])
+    monkeypatch.setattr(Size, "joined", lambda self, name: [joined[0], joined[3]])
+    monkeypatch.setattr(Size, "averaged", lambda self, name: averaged[:1])
     for name, one in (("RATES", (0.1,)), ("STEEPER", (1.0,)), ("HIGHS", (1.0,)), ("NORMS", (1.0,))):
         monkeypatch.setattr(f"studies.connectivity.rivals.{name}", one)
     page = tmp_path / "page.md"
