@@ -102,7 +102,7 @@ def study(sets: Mapping[str, Images], missing: list[str], size: Size, out: Path)
     work = [
         (kind, name, network)
         for name in order
-        for kind, of in (("pairs", size.joined(name)), ("ensembles", size.averaged(name)))
+        for kind, of in (("ensembles", size.averaged(name)), ("pairs", size.joined(name)))
         for network in of
     ]
     left = [f"{kind} of {network.name} on {name}" for kind, name, network in work]
