@@ -27,13 +27,14 @@ def _number(value: float, digits: int) -> str:
 
 
 def _difference(of: Interval, digits: int) -> str:
-    mean, low, high = of
+    # A zero has no sign of its own.
+    mean, low, high = (round(value, digits) + 0.0 for value in of)
     return f"{mean:+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f})"
 
 
 def _percent(of: Interval) -> str:
-    mean, low, high = (100 * value for value in of)
-    return f"{mean:.0f} % ({low:.0f} to {high:.0f})"
+    mean, low, high = (round(100 * value) for value in of)
+    return f"{mean} % ({low} to {high})"
 
 
 def _barriers(pairs: Mapping[str, Any]) -> str:
