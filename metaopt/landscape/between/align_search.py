@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -23,6 +24,8 @@ from metaopt.landscape.between.matching import permute
 from metaopt.symmetry.elements import Relabelling
 from metaopt.symmetry.groups import Group, Symmetry
 
+Turn = Callable[[Sides], bool]
+"""The step of one symmetry; whether it gained."""
 Start = Literal["ends", "here", "random"]
 SWEEPS = 100
 """Sweeps over all symmetries at most."""
@@ -151,7 +154,9 @@ class Search:
                 self.sides.move(plan.symmetry, Relabelling(order))
         if self.chosen.can_rest:
             self._represented(plans, start)
-            self._sweep(self.sides, plans if alternating else (), self.chosen.others, False)
+            self._sweep(self.sides, (), self.chosen.others, False)
+            if alternating:
+                self._sweep(self.sides, plans, self.chosen.others, False)
         else:
             self._compared(self.sides, plans, start)
         return self.sides.distance(), self.sides.log
@@ -177,7 +182,7 @@ class Search:
     def _compared(self, sides: Sides, plans: Sequence[Layout], start: Start) -> None:
         """Permutations, signs and rotations alone."""
         if start == "ends":
-            _grow(sides, plans)
+            _grow(sides, plans, [*self.chosen.others, *self.chosen.blurred])
         self._sweep(sides, plans, [*self.chosen.others, *self.chosen.blurred], True)
 
     def _sweep(
@@ -188,14 +193,10 @@ class Search:
         is_compact: bool,
     ) -> None:
         """Turns in random order until nothing gains."""
-        turns: list[tuple[Symmetry, Callable[[], bool]]] = [
-            (plan.symmetry, lambda plan=plan: permute(plan, sides, is_compact))  # type: ignore[misc]
-            for plan in plans
+        turns: list[tuple[Symmetry, Turn]] = [
+            (plan.symmetry, partial(_permuted, plan, is_compact=is_compact)) for plan in plans
         ]
-        turns += [
-            (one, lambda one=one: take_turn(one, sides, is_compact))  # type: ignore[misc]
-            for one in others
-        ]
+        turns += [(one, partial(_turned, one, is_compact=is_compact)) for one in others]
         seen: dict[int, list[int]] = {}
         before = sides.distance() ** 2
         for _ in range(SWEEPS if turns else 0):
@@ -205,7 +206,7 @@ class Search:
                 paths = [slot.path for slot in symmetry.slots]
                 if seen.get(i) == [sides.changes[path] for path in paths]:
                     continue
-                turn()
+                turn(sides)
                 seen[i] = [sides.changes[path] for path in paths]
             now = sides.distance() ** 2
             if before - now <= FALLING * before:
@@ -213,23 +214,35 @@ class Search:
             before = now
 
 
-def _grow(sides: Sides, plans: Sequence[Layout]) -> None:
-    """Each permutation once, by tensors that no permutation moves that is still to come."""
-    left = list(plans)
+def _grow(sides: Sides, plans: Sequence[Layout], others: Sequence[Symmetry]) -> None:
+    """Each symmetry once, by tensors that no symmetry moves that is still to come."""
+    carried = {one.symmetry for plan in plans for one in plan.carried}
+    turns: list[tuple[Symmetry, Turn]] = [
+        (plan.symmetry, partial(_permuted, plan, is_compact=True)) for plan in plans
+    ]
+    turns += [(one, partial(_turned, one, is_compact=True)) for one in others if one not in carried]
+    moving = [{slot.path for slot in one.slots} for one, _ in turns]
+    left = set(range(len(turns)))
+
+    def known(i: int) -> frozenset[str]:
+        others = set().union(*(moving[j] for j in left if j != i))
+        return frozenset((moving[i] & sides.counted) - others)
+
+    def evidence(i: int) -> float:
+        return sum(sides.a[path].numel() for path in known(i)) / turns[i][0].size
+
     while left:
-        moving = {id(plan): {slot.path for slot in plan.symmetry.slots} for plan in left}
-        known: dict[int, set[str]] = {}
-        for plan in left:
-            others = set().union(*(moving[id(one)] for one in left if one is not plan))
-            known[id(plan)] = (moving[id(plan)] & sides.counted) - others
-
-        def share(plan: Layout, known: dict[int, set[str]] = known) -> float:
-            per_unit = sum(sides.a[path].numel() for path in known[id(plan)])
-            return per_unit / plan.symmetry.size
-
-        best = max(left, key=share)
-        permute(best, sides.seeing(known[id(best)] or sides.counted), True)
+        best = max(sorted(left), key=evidence)
+        turns[best][1](sides.seeing(known(best) or sides.counted))
         left.remove(best)
+
+
+def _permuted(plan: Layout, sides: Sides, is_compact: bool) -> bool:
+    return permute(plan, sides, is_compact)
+
+
+def _turned(symmetry: Symmetry, sides: Sides, is_compact: bool) -> bool:
+    return take_turn(symmetry, sides, is_compact)
 
 
 def _random(symmetry: Symmetry, numbers: np.random.Generator) -> Tensor:

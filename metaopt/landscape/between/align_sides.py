@@ -87,7 +87,10 @@ class Sides:
                 a, b = self.a[path], self.b[path]
                 here = _squared(a, b)
                 gain += here - _squared(a, weights(b, touches))
-                before, size = before + here, size + float(b.double().square().sum())
+                before, size = (
+                    before + here,
+                    size + float(torch.linalg.vector_norm(b, dtype=torch.float64)) ** 2,
+                )
                 eps = max(eps, torch.finfo(b.dtype).eps)
         if not gain > GAIN + ROUNDING * eps * ((before * size) ** 0.5 + eps * size):
             return False
@@ -101,7 +104,7 @@ class Sides:
 
 
 def _squared(a: Tensor, b: Tensor) -> float:
-    return float((a - b).double().square().sum())
+    return float(torch.linalg.vector_norm(a - b, dtype=torch.float64)) ** 2
 
 
 def tensors_of_model(model: nn.Module) -> dict[str, Tensor]:

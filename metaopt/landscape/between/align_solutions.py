@@ -23,10 +23,10 @@ from torch import Tensor
 
 GRID = 24
 """Points at which a scale is tried before Newton's method starts from the best."""
-NEWTON = 12
+NEWTON = 8
 STEPS = 200
 """Steps of Gauss-Newton at most."""
-STILL = 1e-13
+STILL = 1e-11
 """Relative gain at which Gauss-Newton ends."""
 
 
@@ -92,23 +92,27 @@ def _positive(p: Tensor, b: Tensor, q: Tensor, d: Tensor) -> Tensor:
     alpha, gamma = p * unit / size, q / (unit * size)
     far = torch.maximum(alpha.abs(), gamma.abs()).log1p() + 0.1
 
-    def height(t: Tensor) -> Tensor:
-        return (2 * t).cosh() - alpha * t.exp() - gamma * (-t).exp()
+    # f is a multiple of (x^2 + 1/x^2) / 2 - alpha x - gamma / x.
+    def height(x: Tensor, y: Tensor) -> Tensor:
+        return (x * x + y * y) / 2 - alpha * x - gamma * y
 
-    best = torch.zeros_like(p)
-    least = height(best)
-    for i in range(GRID + 1):
-        t = far * (2 * i / GRID - 1)
-        here = height(t)
-        best, least = torch.where(here < least, t, best), torch.minimum(least, here)
+    best = torch.ones_like(p)
+    least = height(best, best)
+    step = (2 * far / GRID).exp()
+    x, y = (-far).exp(), far.exp()
+    for _ in range(GRID + 1):
+        here = height(x, y)
+        best = torch.where(here < least, x, best)
+        least = torch.minimum(least, here)
+        x, y = x * step, y / step
+    reach = 2 * far / GRID
     for _ in range(NEWTON):
-        slope = 2 * (2 * best).sinh() - alpha * best.exp() + gamma * (-best).exp()
-        bend = 4 * (2 * best).cosh() - alpha * best.exp() - gamma * (-best).exp()
-        bend = torch.where(bend > 0, bend, 4 * (2 * best).cosh())
-        reach = 2 * far / GRID
-        t = best - torch.clamp(slope / bend, -reach, reach)
-        best = torch.where(height(t) <= height(best) + 1e-15 * (2 * best).cosh(), t, best)
-    return torch.where(both, unit * best.exp(), one_sided)
+        y = 1 / best
+        slope = best * best - y * y - alpha * best + gamma * y
+        bend = 2 * (best * best + y * y) - alpha * best - gamma * y
+        bend = torch.where(bend > 0, bend, 2 * (best * best + y * y))
+        best = best * (-torch.clamp(slope / bend, -reach, reach)).exp()
+    return torch.where(both, unit * best, one_sided)
 
 
 def procrustes(products: Tensor) -> Tensor:
