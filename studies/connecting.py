@@ -48,8 +48,8 @@ def network(point: tuple[float, float]) -> nn.Sequential:
     u, w = point
     model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)).double()
     with torch.no_grad():
-        for layer, value in zip(model, (w, u), strict=True):
-            layer.weight.fill_(value)
+        for weight, value in zip(model.parameters(), (w, u), strict=True):
+            weight.fill_(value)
     return model
 
 
@@ -109,7 +109,7 @@ def figure() -> bytes:
     axis = np.linspace(-0.3, 3.6, 201)
     u, w = np.meshgrid(axis, axis)
     levels = np.log10((1 - u * w) ** 2 + 1e-3)
-    plane.contour(u, w, levels, levels=18, colors="0.8", linewidths=0.8)
+    plane.contour(u, w, levels, levels=18, colors="0.8", linewidths=0.8, linestyles="solid")
     t = np.linspace(0, 1, POINTS)
     for name, colour in COLOURS.items():
         curve = curves()[name]
@@ -122,7 +122,6 @@ def figure() -> bytes:
     plane.legend(frameon=False, loc="upper right")
     along.set_yscale("symlog", linthresh=1e-3)
     along.set(xlabel="t", ylabel="L", title="the loss along them (linear below 0.001)")
-    along.legend(frameon=False)
     return png(drawing, dpi=90)
 
 

@@ -22,9 +22,9 @@ from tqdm import tqdm
 from metaopt.base.files import make_folder
 from metaopt.base.streams import Stream, item_generator
 from metaopt.landscape.between.batches import Batches
-from metaopt.landscape.between.ensemble import Average, Ensemble
+from metaopt.landscape.between.ensemble import Average, Ensemble, require_average
 from metaopt.landscape.between.refresh import refresh_batchnorm
-from metaopt.landscape.data import Data
+from metaopt.landscape.data import Data, pairs_of, rows
 from metaopt.landscape.samples import Loss
 from metaopt.optim.fge_run import Run, device_of, modes_kept
 from metaopt.symmetry.discovery.find import plain
@@ -77,9 +77,9 @@ def fge(
         data: a pair (inputs, targets), or an iterable of such pairs that can be run through more
             than once (see ``metaopt.noise``). Each pair is a mini-batch; they go round in their
             order, and a ``DataLoader`` that shuffles draws a new one for each round.
-        cycle: c, the steps of a cycle; even, at least 2. The paper has 2 or 4 epochs.
-        lr: (high, low). In the paper the high one is about the rate that the model was trained
-            with, and the low one a hundredth to a fifth of it.
+        cycle: c, the steps of a cycle; even, at least 2. The authors' code has 2 or 4 epochs.
+        lr: (high, low). The authors' code has (0.05, 0.0001), and (0.05, 0.01) for residual
+            networks that were trained with 0.1.
         loss: (outputs, targets) -> a scalar. None: ``nn.functional.cross_entropy``.
         cycles: M, how many cycles, and members.
         average: what the ensemble averages (see ``Ensemble``). None: probabilities if the loss is
@@ -117,47 +117,36 @@ def fge(
     """
     high, low = lr
     _require(cycle, cycles, high, low, seed)
+    if average is not None:
+        require_average(average)
     require_optimizer_of(unwrapped(optimizer), plain(model))
     settings = {"cycle": cycle, "high": high, "low": low, "teleport": _named(teleport)}
     settings |= {"seed": seed, "batch_size": batch_size}
     chosen = nn.functional.cross_entropy if loss is None else loss
     batches = Batches(data, batch_size, seed, device_of(model))
     run = Run(model, optimizer, batches, chosen, average, watch, settings)
-    last = (cycles - 1) * cycle + cycle // 2
     state = None if folder is None else Path(folder) / STATE
-    told = {eighth * cycle // EIGHTHS for eighth in range(EIGHTHS)}
-    with (
-        modes_kept(model),
-        _rates(optimizer) as set_rate,
-        tqdm(total=last, desc="fge") as bar,
-    ):
+    with modes_kept(model), _rates(optimizer) as set_rate:
         if state is not None:
             make_folder(state.parent)
             if state.exists():
                 run.load(state)
                 _require_no_more(len(run.members), cycles, state)
-        bar.update(run.step)
         if not model.training:
             # Otherwise some of its modules may be meant to be in evaluation mode.
             model.train()
-        run.measure()
-        while run.step < last:
+        for _ in _steps(run, cycle, cycles):
             if run.step % cycle == 0 and teleport is not None:
                 move(model, optimizer=optimizer, **_element(teleport, seed, run.step // cycle))
             rate = cyclic_rate(run.step + 1, cycle, high, low)
             set_rate(rate)
             run.advance(rate)
-            place = run.step % cycle
-            if place in told:
-                run.measure()
-                bar.set_postfix(run.figures(), refresh=False)
-            bar.update()
-            if place == cycle // 2:
+            if run.step % cycle == cycle // 2:
                 run.collect()
                 if state is not None:
                     run.save(state)
         optimizer.zero_grad()
-    refresh_batchnorm(run.averaged, data)
+    refresh_batchnorm(run.averaged, data if batch_size is None else _cut(data, batch_size))
     assert run.average is not None
     found = Ensemble(run.averaged, run.members, run.average, run.axis, run.trace())
     if state is not None:
@@ -178,6 +167,28 @@ def cyclic_rate(step: int, cycle: int, high: float, low: float) -> float:
     if t <= 0.5:
         return (1 - 2 * t) * high + 2 * t * low
     return (2 - 2 * t) * low + (2 * t - 1) * high
+
+
+def _steps(run: Run, cycle: int, cycles: int) -> Iterator[None]:
+    """Once before each step, with a bar that is told eight times a cycle how the run goes."""
+    told = {eighth * cycle // EIGHTHS for eighth in range(EIGHTHS)}
+    last = (cycles - 1) * cycle + cycle // 2
+    with tqdm(total=last, initial=run.step, desc="fge", disable=run.step >= last) as bar:
+        run.measure()
+        while run.step < last:
+            yield
+            if run.step % cycle in told:
+                run.measure()
+                bar.set_postfix(run.figures(), refresh=False)
+            bar.update()
+
+
+def _cut(data: Data, batch_size: int) -> list[tuple[Any, Tensor]]:
+    """A pair in parts as large as the mini-batches; samples that fill none are left out."""
+    ((inputs, targets),) = pairs_of(data)
+    starts = range(0, len(targets) - batch_size + 1, batch_size)
+    parts = [slice(start, start + batch_size) for start in starts]
+    return [(rows(inputs, part), targets[part]) for part in parts]
 
 
 @contextmanager

@@ -129,6 +129,24 @@ def test_the_ensemble_is_the_mean_of_softmax_and_swa_the_mean_of_weights() -> No
     assert float(F.cross_entropy(found.averaged(x), y).detach()) < 1.0
 
 
+def test_a_pair_is_cut_into_mini_batches() -> None:
+    model, optimizer = residual()
+    seen: list[Tensor] = []
+    hook = model.stem.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    found = metaopt.fge(model, optimizer, data(), 10, (HIGH, LOW), cycles=1, batch_size=12)
+    hook.remove()
+    # Five steps; then the mean of weights, a copy with the hook, sees all data in four parts.
+    assert [len(x) for x in seen] == [12] * 9
+    x, _ = data()
+    # An epoch has each sample once; the next one has another order.
+    first = torch.cat(seen[:4]).flatten(1).sum(1)
+    torch.testing.assert_close(first.sort().values, x.flatten(1).sum(1).sort().values)
+    assert not torch.equal(seen[4], seen[0])
+    refreshed = cast(Residual, found.averaged).first.running_mean
+    wanted = cast(Residual, found.averaged).stem(x).detach().mean((0, 2, 3))
+    torch.testing.assert_close(refreshed, wanted, rtol=1e-4, atol=1e-5)
+
+
 def test_the_trace_has_rate_error_and_distance(tmp_path: Path) -> None:
     model, optimizer = residual()
     start = copy.deepcopy(model)
@@ -232,6 +250,9 @@ def test_a_teleported_start_leaves_outputs_as_they_were() -> None:
     for member in range(3):
         torch.testing.assert_close(found.model(member)(x).detach(), before)
     torch.testing.assert_close(found(x).detach(), before.softmax(1))
+    # Points of one orbit, whose mean is on no orbit of theirs.
+    away = (found.averaged(x) - before).norm() / before.norm()
+    assert float(away.detach()) > 0.02
     again = mlp().double()
     still = torch.optim.SGD(again.parameters(), lr=0.0, momentum=0.9)
     same = metaopt.fge(
@@ -286,6 +307,7 @@ def test_a_learned_optimizer_and_frozen_batch_norm() -> None:
     ("changed", "message"),
     [
         ({"cycle": 3}, "cycle must be an even number of steps, at least 2, found 3"),
+        ({"average": "mean"}, "average must be 'softmax', 'outputs' or a function"),
         ({"cycles": 0}, "cycles must be at least 1, found 0"),
         ({"lr": (0.1, 0.2)}, r"lr must be \(high, low\) with 0 <= low <= high"),
         ({"data": []}, "data hold no batches"),

@@ -129,7 +129,7 @@ def connect(
         settings = [kind, bends, shape, steps, lr, momentum, weight_decay, seed, batch_size]
         with _training_mode(template), _own_numbers(seed, device):
             batches = Batches(data, batch_size, seed, device)
-            kept = _Kept(folder, training, batches, settings, points)
+            kept = _Kept(folder, training, batches, settings, points, device)
             _train(training, batches, kept, steps, lr, seed)
     if folder is not None:
         make_folder(Path(folder))
@@ -203,9 +203,9 @@ def _own_numbers(seed: int, device: torch.device) -> Iterator[None]:
 def drawn(seed: int, step: int) -> Iterator[float]:
     """Random numbers on [0, 1), one for each step from ``step`` on.
 
-    Each is uniform; 256 in a row are scrambled points of Sobol's sequence, of which any 2^k in a row
-    that begin at a multiple of 2^k lie one in each part. Their sum effect on a bend is much less
-    noisy than that of independent numbers. Blocks of 256 are independent of each other.
+    Each is uniform. Blocks of 256 are scrambled points of Sobol's sequence, so that any 2^k in a
+    row from a multiple of 2^k on lie one in each 2^k-th of the interval: together they move a bend
+    with much less noise than independent numbers. Blocks are independent of each other.
     """
     while True:
         block, done = divmod(step, STRATA)
@@ -263,7 +263,9 @@ class _Kept:
         batches: Batches,
         settings: list,
         points: ControlPoints,
+        device: torch.device,
     ) -> None:
+        self._device = device
         self._folder = None if folder is None else Path(folder)
         self._training, self._batches = training, batches
         self.step, self._saved = 0, time.monotonic()
@@ -284,8 +286,8 @@ class _Kept:
         self._training.resume(state["training"])
         self._batches.resume(state["batches"])
         torch.set_rng_state(state["torch"])
-        if state["cuda"] is not None and torch.cuda.is_available():
-            torch.cuda.set_rng_state(state["cuda"])
+        if state["cuda"] is not None and self._device.type == "cuda":
+            torch.cuda.set_rng_state(state["cuda"], self._device)
         self.step = state["step"]
 
     def __enter__(self) -> None:
@@ -315,13 +317,14 @@ class _Kept:
             self._save(self._folder, step)
 
     def _save(self, folder: Path, step: int) -> None:
+        on_cuda = self._device.type == "cuda"
         state = {
             "of": self._of,
             "step": step,
             "training": self._training.state(),
             "batches": self._batches.state(),
             "torch": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
+            "cuda": torch.cuda.get_rng_state(self._device) if on_cuda else None,
         }
         write_state(folder / STATE, state)
         self._saved = time.monotonic()

@@ -54,14 +54,17 @@ class Part:
         return Part(paths, [value.shape for value in points[0]], dtype, is_trained, vectors)
 
     def write(self, shares: Sequence[Share], into: Tensor) -> None:
-        """w = sum_i c_i p_i, written into a vector; a point alone is copied bit for bit."""
-        (first, c), *others = shares
-        if c == 1:
-            into.copy_(self.points[first])
-        else:
-            torch.mul(self.points[first], c, out=into)
+        """w = sum_i c_i p_i, written into a vector; the coefficients sum to 1.
+
+        A point alone is copied bit for bit, and entries that all points share stay bit for bit.
+        """
+        (row, total), *others = shares
+        if not others:
+            into.copy_(self.points[row])
+        so_far = self.points[row]
         for row, c in others:
-            into.add_(self.points[row], alpha=c)
+            total += c
+            so_far = torch.lerp(so_far, self.points[row], c / total, out=into)
 
     def views(self, vector: Tensor) -> list[Tensor]:
         """The parameters in a vector [entries], each in its shape."""

@@ -144,7 +144,7 @@ def _content(
             about["order"],
         ),
         layout,
-        [{n: value.to(own[n].device) for n, value in one.items()} for one in end_buffers],
+        [{n: one[n].to(like.device) for n, like in own.items()} for one in end_buffers],
         about["weight_decay"],
     )
 

@@ -3,7 +3,8 @@
     p(x) = 1/M sum_m a(f(x; w_m)),   a = softmax for classes, the identity for numbers
 
 What differs from member to member is kept in stacks [M, *shape], so that ``torch.func`` can run
-all members in one pass; what all have in common, such as frozen weights, is kept once.
+all members in one pass (on accelerators: CPUs are faster one member after the other); what all have
+in common, such as frozen weights, is kept once.
 """
 
 from __future__ import annotations
@@ -23,12 +24,15 @@ from torch.func import functional_call, vmap
 
 from metaopt.base.files import write_atomically
 from metaopt.landscape.between.ensemble_trace import Trace
+from metaopt.landscape.between.structure import require_equal
 from metaopt.landscape.between.tensors import require_fitting, set_tensors, tensors_of_model
 from metaopt.landscape.samples import plain_attention
 
 Average = str | Callable[[Any], Tensor]
 """What is averaged: ``softmax`` of the outputs, the ``outputs``, or a function of the outputs."""
 SOFTMAX, OUTPUTS = "softmax", "outputs"
+ONE_BY_ONE = ("cpu",)
+"""Kinds of devices on which one pass for all members is the slower way, up to three times."""
 _SOFTMAX_LOSSES = (nn.functional.cross_entropy, nn.CrossEntropyLoss)
 _OUTPUT_LOSSES = (
     nn.functional.mse_loss,
@@ -90,11 +94,7 @@ class Ensemble(nn.Module):
         trace: Trace | None = None,
     ) -> None:
         super().__init__()
-        if not callable(average) and average not in (SOFTMAX, OUTPUTS):
-            raise ValueError(
-                f"average must be {SOFTMAX!r}, {OUTPUTS!r} or a function of the outputs, found "
-                f"{average!r}"
-            )
+        require_average(average)
         if not members:
             raise ValueError("an ensemble needs at least one member, found none")
         self.averaged = model
@@ -194,8 +194,10 @@ class Ensemble(nn.Module):
         named = about.get("average")
         if named is None and average is None:
             raise ValueError(f"{path}: average is a function of the outputs there: pass it again")
-        structure = deepcopy(model)
-        set_tensors(structure, _part(tensors, _STRUCTURE))
+        structure, kept = deepcopy(model), _part(tensors, _STRUCTURE)
+        own = tensors_of_model(structure)
+        require_equal(own.items(), kept.items(), "tensor", (str(path), "the model"))
+        set_tensors(structure, kept)
         course = _part(tensors, _TRACE)
         found = cls(
             structure,
@@ -225,19 +227,16 @@ class Ensemble(nn.Module):
             return part(functional_call(self.averaged, tensors, inputs, dict(named)))
 
         stacks = self.stacked.tensors()
-        if self._vectorised and stacks:
+        if self._vectorised and stacks and self.stacked.number.device.type not in ONE_BY_ONE:
             try:
                 with plain_attention():
                     return vmap(of_one)(stacks)
             except Exception:
                 # Operations that vmap does not know raise errors of many kinds. If the model or
                 # its inputs are at fault, it raises again below.
-                pass
+                self._vectorised = False
         members = ({path: x[m] for path, x in stacks.items()} for m in range(len(self)))
-        found = torch.stack([of_one(member) for member in members])
-        # Only a model that runs by itself and not by vmap is to be run one by one from now on.
-        self._vectorised = not stacks
-        return found
+        return torch.stack([of_one(member) for member in members])
 
 
 class _Stacked(nn.Module):
@@ -261,11 +260,22 @@ class _Stacked(nn.Module):
         found = {k.removeprefix(prefix): x for k, x in state_dict.items() if k.startswith(prefix)}
         if found:
             # Another run may have other members, and others of their tensors in common.
-            device = self.number.device
+            before, device = dict(self._buffers), self.number.device
             self._buffers.clear()
             for name, tensor in found.items():
-                self.register_buffer(name, torch.empty_like(tensor, device=device))
+                like = before.get(name)
+                dtype = tensor.dtype if like is None else like.dtype
+                self.register_buffer(name, torch.empty_like(tensor, dtype=dtype, device=device))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def require_average(average: Average) -> None:
+    """Raise ``ValueError`` if it is nothing that can be averaged."""
+    if not callable(average) and average not in (SOFTMAX, OUTPUTS):
+        raise ValueError(
+            f"average must be {SOFTMAX!r}, {OUTPUTS!r} or a function of the outputs, found "
+            f"{average!r}"
+        )
 
 
 def average_of(loss: Callable[..., Tensor], targets: Tensor) -> Average:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ DRAWN = 61
 FLAT = 1e-9
 """How high w(1/2) must be above the chord, as a share of the chord, to make a plane."""
 LEVELS = 24
+COLOURS = ("C3", "C1", "C0", "C4", "C5", "C7")
+"""Of curves: none is a colour of the levels."""
 
 Weights = Mapping[str, Tensor]
 
@@ -85,8 +88,8 @@ class Plane:
             self.x.numpy(), self.y.numpy(), shown.numpy(), levels=levels.numpy(), cmap="viridis_r"
         )
         figure.colorbar(filled, ax=axis, label=name)
-        for number, (label, points) in enumerate(self.curves.items()):
-            axis.plot(*points.T.numpy(), color=f"C{3 * (number == 0) or number}", label=label)
+        for colour, (label, points) in zip(cycle(COLOURS), self.curves.items(), strict=False):
+            axis.plot(*points.T.numpy(), color=colour, label=label)
         chord = self.ends.T.numpy()
         axis.plot(*chord, color="white", linewidth=1.0, linestyle="--", label="chord")
         axis.plot(*chord, "o", color="black", markersize=5)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import metaopt
+from metaopt.landscape.between import ensemble as ensemble_module
 from metaopt.landscape.between.ensemble import Average, average_of
 from metaopt.landscape.between.tensors import tensors_of_model
 
@@ -81,7 +82,21 @@ def test_axes_behind_the_classes_stay() -> None:
     torch.testing.assert_close(found.sum(1), torch.ones(3, 5, 6))
 
 
-def test_a_model_that_vmap_cannot_run_is_run_member_by_member() -> None:
+def test_members_in_one_pass_and_one_by_one_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    ensemble = ensemble_of(several())
+    wanted = ensemble(X)
+    monkeypatch.setattr(ensemble_module, "ONE_BY_ONE", ())
+    found = ensemble(X)
+    assert ensemble._vectorised
+    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(ensemble.log_probabilities(X), wanted.log())
+
+
+def test_a_model_that_vmap_cannot_run_is_run_member_by_member(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ensemble_module, "ONE_BY_ONE", ())
+
     class Branching(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -89,13 +104,14 @@ def test_a_model_that_vmap_cannot_run_is_run_member_by_member() -> None:
 
         def forward(self, x: Tensor) -> Tensor:
             found = self.layer(x)
-            return cast(Tensor, found if float(found.sum()) > 0 else 2 * found)
+            return cast(Tensor, found if found.sum().item() > 0 else 2 * found)
 
     torch.manual_seed(0)
     models = [Branching().double() for _ in range(4)]
     ensemble = metaopt.Ensemble(Branching().double(), [tensors_of_model(m) for m in models])
     expected = torch.stack([m(X) for m in models]).softmax(2).mean(0)
     torch.testing.assert_close(ensemble(X), expected)
+    assert not ensemble._vectorised
 
 
 def test_what_members_share_is_kept_once_and_each_has_its_statistics() -> None:
@@ -142,7 +158,7 @@ def test_a_file_brings_it_back(tmp_path: Path, average: Average) -> None:
     if by_function is not None:
         with pytest.raises(ValueError, match="average is a function of the outputs there"):
             metaopt.Ensemble.load(path, Frozen().double())
-    with pytest.raises(ValueError, match=r"no parameter or buffer 'base"):
+    with pytest.raises(ValueError, match="no tensor 'weight', which the model has"):
         metaopt.Ensemble.load(path, nn.Linear(5, 3), torch.sigmoid)
 
 
