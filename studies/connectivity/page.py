@@ -127,16 +127,23 @@ def _against_one(one: Mapping[str, Any]) -> str:
     return f"Error at one budget less that of a single network: {', '.join(said)}."
 
 
+def _marked(rate: float, tried: Mapping[str, float]) -> str:
+    """A rate, with a star at an edge of those that were tried."""
+    edge = len(tried) > 1 and rate in (min(map(float, tried)), max(map(float, tried)))
+    return f"{rate:g}{'*' * edge}"
+
+
 def _rates(one: Mapping[str, Any]) -> str:
     rates = ", ".join(
-        f"{name} {of['rates']['ends']['rate']:g} / {of['rates']['bends']['rate']:g}"
+        f"{name} {_marked(**of['rates']['ends'])} / {of['rates']['bends']['rate']:g}"
         for name, of in one["pairs"].items()
     )
-    lines = [f"Rates chosen for ends / for bends: {rates}."]
+    lines = [f"Rates chosen for ends (* at an edge) / for bends: {rates}."]
     for name, of in one["ensembles"].items():
         c = of["tuned"]["chosen"]
+        rate = _marked(c["rate"], of["tuned"]["tried"][INDEPENDENT])
         lines.append(
-            f"Chosen for {name}: rate {c['rate']:g}; snapshots {c['snapshots']} cosines from "
+            f"Chosen for {name}: rate {rate}; snapshots {c['snapshots']} cosines from "
             f"{c['snapshot_rate']:g}; FGE {c['cycles']} cycles from {c['high']:g}; norm of its "
             f"teleports {c['norm']:g}."
         )
