@@ -186,7 +186,7 @@ def figure(found: Mapping[str, Any]) -> bytes:
     from matplotlib import pyplot
 
     rows = len(found["sets"])
-    drawing, axes = pyplot.subplots(rows, 4, figsize=(16, 3.2 * rows), squeeze=False)
+    drawing, axes = pyplot.subplots(rows, 4, figsize=(15, 3 * rows), squeeze=False)
     for row, (name, one) in zip(axes, found["sets"].items(), strict=True):
         _draw_barriers(row[0], one["pairs"])
         _draw_paths(row[1], one["pairs"])
@@ -196,7 +196,7 @@ def figure(found: Mapping[str, Any]) -> bytes:
         for axis in row:
             axis.tick_params(labelsize=7)
             axis.legend(frameon=False, fontsize=6)
-    return png(drawing, dpi=75)
+    return png(drawing, dpi=60)
 
 
 def _draw_barriers(axis: Any, pairs: Mapping[str, Any]) -> None:
