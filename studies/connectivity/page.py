@@ -33,8 +33,8 @@ def _difference(of: Interval, digits: int) -> str:
 
 
 def _percent(of: Interval) -> str:
-    mean, low, high = (round(100 * value) for value in of)
-    return f"{mean} % ({low} to {high})"
+    mean, low, high = (round(100 * value, 0) + 0.0 for value in of)
+    return f"{mean:.0f} % ({low:.0f} to {high:.0f})"
 
 
 def _barriers(pairs: Mapping[str, Any]) -> str:
