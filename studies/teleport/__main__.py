@@ -24,9 +24,9 @@ from metaopt.base.errors import UserError
 from metaopt.base.files import make_folder
 from metaopt.base.process import World
 from studies import pool
+from studies.images import FASHION, data_sets
 from studies.output import DOCS, ROOT, Page
 from studies.teleport import generalisation, generalisation_page, optimizers, optimizers_page
-from studies.teleport.data import FASHION, data_sets
 
 
 @dataclass(frozen=True)

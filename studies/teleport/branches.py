@@ -17,8 +17,9 @@ from torch import Tensor
 from tqdm import trange
 
 from metaopt.base.streams import Stream, item_generator
+from studies.images import BATCH, Images
 from studies.teleport.action import act, drift, random_direction, search
-from studies.teleport.data import BATCH, Images, drawn
+from studies.teleport.data import drawn
 from studies.teleport.measures import curve, exponential, phi, phi_of, psi
 from studies.teleport.stack import (
     Layers,

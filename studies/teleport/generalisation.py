@@ -14,8 +14,10 @@ from torch import Tensor
 from tqdm import tqdm, trange
 
 from metaopt.base.streams import Stream, item_generator
+from studies.images import BATCH, Images
+from studies.pieces import folder, until_stopped
 from studies.teleport import branches, intervals
-from studies.teleport.data import AROUND, BATCH, Images, drawn, folder, until_stopped
+from studies.teleport.data import AROUND, drawn
 from studies.teleport.effects import logs
 from studies.teleport.measures import COUNT, increase, phi, psi, trace
 from studies.teleport.stack import Layers, gradients, initial, mean_losses

@@ -15,8 +15,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from studies.images import Images
+from studies.pieces import folder, until_stopped
 from studies.teleport.action import gradient_norm, search
-from studies.teleport.data import AROUND, Images, drawn, folder, until_stopped
+from studies.teleport.data import AROUND, drawn
 from studies.teleport.effects import effects
 from studies.teleport.stack import gradients
 from studies.teleport.training import (

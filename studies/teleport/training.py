@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import trange
 
+from studies.images import BATCH, Images
 from studies.teleport.action import (
     best_scales,
     drift,
@@ -22,7 +23,7 @@ from studies.teleport.action import (
     random_direction,
     search,
 )
-from studies.teleport.data import AROUND, BATCH, Images, drawn
+from studies.teleport.data import AROUND, drawn
 from studies.teleport.stack import Layers, gradients, initial, mean_losses, squared_norm
 from studies.teleport.steps import OPTIMIZERS
 

@@ -16,10 +16,10 @@ import metaopt
 from metaopt.base.process import World
 from metaopt.base.streams import Stream, item_generator
 from metaopt.landscape.through_data import kappa_through_data, layers_of, seen_by
+from studies.images import data_sets
 from studies.teleport import __main__ as command
 from studies.teleport import branches
 from studies.teleport.action import drift
-from studies.teleport.data import data_sets
 from studies.teleport.generalisation import MEASURES, Size, correlations
 from studies.teleport.measures import (
     along,

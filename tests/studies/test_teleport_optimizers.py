@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from metaopt.base.errors import UserError
 from metaopt.base.process import World
+from studies.images import data_sets
 from studies.teleport import __main__ as command
 from studies.teleport import optimizers, training
 from studies.teleport.action import (
@@ -26,7 +27,6 @@ from studies.teleport.action import (
     pulled_back,
     search,
 )
-from studies.teleport.data import data_sets
 from studies.teleport.effects import by_second, effects
 from studies.teleport.intervals import mean_interval, partial, pearson, ranks, share_interval
 from studies.teleport.stack import (

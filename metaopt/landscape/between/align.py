@@ -129,6 +129,7 @@ def align(
         drift=None if data is None else _drift(b, moved, data),
         assumes=assumes,
         left=own.left,
+        steps=tuple(best[1]),
     )
     return moved, report
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from metaopt.base.tables import markdown_table
 from metaopt.landscape.between.align_layout import UNITWISE, Layout
 from metaopt.landscape.between.align_sides import Log, Shift
-from metaopt.symmetry.elements import Relabelling
+from metaopt.symmetry.elements import Element, Relabelling
 from metaopt.symmetry.groups import Group, Symmetry
 
 
@@ -47,6 +47,8 @@ class AlignReport:
         drift: |f(b moved) - f(b)| / |f(b)| on the data; None without data.
         assumes: what must be true of the model or its inputs, and was not checked.
         left: symmetries that were left alone, with reasons, by name.
+        steps: the elements that took b there, in order, each with its symmetry: what
+            ``metaopt.symmetry_curve`` follows, if none of them is discrete.
     """
 
     by: str
@@ -57,6 +59,7 @@ class AlignReport:
     drift: float | None
     assumes: tuple[str, ...]
     left: dict[str, str]
+    steps: tuple[tuple[Symmetry, Element], ...] = ()
 
     def __str__(self) -> str:
         drift = "" if self.drift is None else f", outputs drift by {self.drift:.1e}"

@@ -1,0 +1,1 @@
+"""Trained networks joined, aligned and averaged: ``python -m studies.connectivity``."""
