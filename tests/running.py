@@ -138,7 +138,7 @@ _FORKED = multiprocessing.get_context("forkserver")
 _FORKED.set_forkserver_preload(["metaopt", "metaopt.meta.run", "metaopt.evaluation.evaluate"])
 
 
-def in_two_processes(main: Callable[[], None], given: list[str], folder: Path) -> str:
+def in_two_processes(main: Callable[[], object], given: list[str], folder: Path) -> str:
     """What a program prints, run by two processes that are told of each other as by torchrun.
 
     They are forked from a process that has imported the package, which saves seconds each; that
@@ -174,7 +174,11 @@ def in_two_processes(main: Callable[[], None], given: list[str], folder: Path) -
 
 
 def _one_of_two(
-    main: Callable[[], None], given: list[str], folder: Path, environment: dict[str, str], log: Path
+    main: Callable[[], object],
+    given: list[str],
+    folder: Path,
+    environment: dict[str, str],
+    log: Path,
 ) -> None:
     with log.open("ab") as file:
         for descriptor in (1, 2):
