@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 from places import ROOT
-from torch import distributed
+from torch.distributed import TCPStore
 
 from metaopt.base import cli
 
@@ -149,7 +149,7 @@ def in_two_processes(main: Callable[[], object], given: list[str], folder: Path)
         given: its arguments.
         folder: where it runs.
     """
-    store = distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     told = {"WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": store.port}
     same = {name: str(value) for name, value in told.items()} | {
         "MASTER_ADDR": "127.0.0.1",
