@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 from places import ROOT
-from torch.distributed import TCPStore
+from torch._C._distributed_c10d import TCPStore  # torch.distributed has it without a type
 
 from metaopt.base import cli
 
