@@ -1,6 +1,6 @@
-"""Run by ``test_distributed`` under torchrun: what each process computes goes to a file of its own.
+"""Run by ``test_distributed`` in two processes: what each computes goes to a file of its own.
 
-python -m torch.distributed.run --nproc-per-node 2 tests/distributed_worker.py FOLDER
+Alone: python -m torch.distributed.run --nproc-per-node 2 tests/distributed_worker.py FOLDER
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Run by ``test_replicas`` under torchrun: replicas with learned optimizers, on two processes.
+"""Run by ``test_replicas`` in two processes: replicas with learned optimizers.
 
-python -m torch.distributed.run --nproc-per-node 2 tests/replicas_worker.py FOLDER
+Alone: python -m torch.distributed.run --nproc-per-node 2 tests/replicas_worker.py FOLDER
 """
 
 from __future__ import annotations

@@ -5,14 +5,20 @@ from __future__ import annotations
 import importlib.util
 import io
 import json
+import multiprocessing
+import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from places import ROOT
+from torch._C._distributed_c10d import TCPStore  # torch.distributed has it without a type
 
 from metaopt.base import cli
 
@@ -87,10 +93,101 @@ def run_within(
     return subprocess.CompletedProcess(given, status, out.getvalue(), errors.getvalue())
 
 
+DRIVER = """
+import json, sys
+from pathlib import Path
+from metaopt.__main__ import run
+for given in json.loads(sys.argv[1]):
+    sys.argv = ["metaopt", *given]
+    try:
+        run()
+    except SystemExit as ended:
+        if ended.code:
+            raise
+    # A user's own modules are imported anew, as by a process of its own.
+    for name, module in list(sys.modules.items()):
+        if Path(getattr(module, "__file__", None) or "/x").resolve().parent == Path.cwd():
+            del sys.modules[name]
+"""
+
+
+def run_commands(commands: list[list[str]], program: str, folder: Path, **environment: str) -> str:
+    """What ``metaopt`` prints for commands one after another, and then a program, in one process.
+
+    One, to import torch once.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", f"{DRIVER}\n{program}", json.dumps(commands)],
+        cwd=folder,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def finish(given: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         given, cwd=folder, capture_output=True, text=True, check=False, timeout=120
     )
+
+
+_FORKED = multiprocessing.get_context("forkserver")
+_FORKED.set_forkserver_preload(["metaopt", "metaopt.meta.run", "metaopt.evaluation.evaluate"])
+
+
+def in_two_processes(main: Callable[[], object], given: list[str], folder: Path) -> str:
+    """What a program prints, run by two processes that are told of each other as by torchrun.
+
+    They are forked from a process that has imported the package, which saves seconds each; that
+    torchrun itself starts ours is a truth of ``test_distributed``.
+
+    Args:
+        main: the program, which can be pickled.
+        given: its arguments.
+        folder: where it runs.
+    """
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    told = {"WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": store.port}
+    same = {name: str(value) for name, value in told.items()} | {
+        "MASTER_ADDR": "127.0.0.1",
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "TORCHELASTIC_RESTART_COUNT": "0",
+    }
+    with tempfile.TemporaryDirectory() as logs:
+        log = Path(logs) / "log"
+        started = []
+        for rank in ("0", "1"):
+            own = same | {"RANK": rank, "LOCAL_RANK": rank}
+            process = _FORKED.Process(target=_one_of_two, args=(main, given, folder, own, log))
+            process.start()
+            started.append(process)
+        for process in started:
+            process.join(120)
+            process.kill()
+            process.join()
+        said = log.read_text(encoding="utf-8")
+    assert [process.exitcode for process in started] == [0, 0], said
+    return said
+
+
+def _one_of_two(
+    main: Callable[[], object],
+    given: list[str],
+    folder: Path,
+    environment: dict[str, str],
+    log: Path,
+) -> None:
+    with log.open("ab") as file:
+        for descriptor in (1, 2):
+            os.dup2(file.fileno(), descriptor)
+    os.environ.update(environment)
+    os.chdir(folder)
+    torch.set_num_threads(1)
+    sys.argv = ["", *given]
+    main()
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:

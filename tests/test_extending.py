@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from places import ROOT
+from running import run_commands
 
 PAGES = ROOT / "docs" / "extending"
 TABLES = {
@@ -28,18 +25,6 @@ TABLES = {
 TASK = "task={width: 4, samples: 50}"
 TRAINED = [TASK, "meta={batch: 2, outer_steps: 2, steps: 4, unroll: 2}", "validation.tasks=2"]
 EVALUATED = [TASK, "tasks=2", "steps=22", "tuning.tasks=2", "bootstrap=5", "modules=[my_rules]"]
-DRIVER = """
-import json, sys
-from metaopt.__main__ import run
-for given in json.loads(sys.argv[1]):
-    sys.argv = ["metaopt", *given]
-    try:
-        run()
-    except SystemExit as ended:
-        if ended.code:
-            raise
-"""
-"""Commands of metaopt's one after another, to import torch once; then a page's program."""
 
 
 def _text(page: str) -> str:
@@ -103,17 +88,8 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> str:
         + [f"runs/{name}/optimizer.safetensors" for name in runs],
         ["fields"],
     ]
-    code = f"{DRIVER}\nimport torch\nfrom torch import nn\n{program}"
-    done = subprocess.run(
-        [sys.executable, "-c", code, json.dumps(commands)],
-        cwd=clone,
-        env=os.environ | {"PYTHONPATH": str(clone)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    program = f"import torch\nfrom torch import nn\n{program}"
+    return run_commands(commands, program, clone, PYTHONPATH=str(clone))
 
 
 @pytest.mark.slow

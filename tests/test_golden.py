@@ -9,8 +9,6 @@ numbers are meant to change, they are made anew by
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -20,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 from places import PRETRAINED, ROOT
+from running import run_within
 from torch import Tensor, nn
 
 import metaopt
@@ -55,33 +54,10 @@ EVALUATION = [
     "GD+teleport: {lr: [1e-3], norm: [0.01], ascents: [1], every: [2]}, "
     "K-FAC: {lr: [0.3], damping: [1e-3]}}",
 ]
-# All in one process, to import once.
-SCRIPTS = """
-import json, runpy, sys
-for name, *arguments in json.load(sys.stdin):
-    sys.argv = [name, *arguments]
-    try:
-        runpy.run_path(name, run_name="__main__")
-    except SystemExit as ended:
-        if ended.code:
-            sys.exit(f"{arguments}: {ended.code}")
-"""
-
-
-def run_scripts(commands: list[list[str]], folder: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPTS],
-        input=json.dumps(commands),
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
 
 
 def command(script: str, sets: list[str], *arguments: str) -> list[str]:
-    return [str(ROOT / script), *arguments, *(part for value in sets for part in ("--set", value))]
+    return [script, *arguments, *(part for value in sets for part in ("--set", value))]
 
 
 def train_command(config: str, folder: Path) -> list[str]:
@@ -148,7 +124,9 @@ def computed(folder: Path) -> Iterator[tuple[str, Any]]:
     given = ["--out", str(folder / "eval"), "--checkpoints"]
     given += [str(PRETRAINED / f"{name}.safetensors") for name in CHECKPOINTS]
     runs = [train_command(config, folder) for config in CONFIGS]
-    run_scripts([*runs, command("eval_meta.py", EVALUATION, *given)], folder)
+    for script, *arguments in [*runs, command("eval_meta.py", EVALUATION, *given)]:
+        done = run_within(script, *arguments, cwd=folder)
+        assert done.returncode == 0, done.stderr
     for config in CONFIGS:
         yield config, trained(folder / config)
     yield "evaluation", evaluated(folder / "eval")

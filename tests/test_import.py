@@ -14,7 +14,7 @@ import metaopt
 # None of these is needed to take steps; the first three are in the environment and may be broken.
 NOT_NEEDED = ["tensorboard", "matplotlib", "higher", "torch.utils.tensorboard", "sklearn"]
 SLOW = ["pydantic", "yaml", "tqdm", "torch._dynamo", "torch._inductor"]
-_STEP = '''
+_PROGRAM = '''
 import sys
 from importlib.machinery import ModuleSpec
 
@@ -24,13 +24,18 @@ class Broken:
         if name.split(".")[0] in BLOCKED or name in BLOCKED:
             return ModuleSpec(name, self)
     def create_module(self, spec):
+        BROKEN.append(spec.name)
         raise RuntimeError(f"{spec.name} is broken")
     def exec_module(self, module):
         pass
 
-BLOCKED = sys.argv[2:]
+BLOCKED, BROKEN = sys.argv[2:], []
 sys.meta_path.insert(0, Broken())
+import json, torch
+before = {*sys.modules}
+BROKEN.clear()
 import metaopt
+print(json.dumps([*BROKEN, *{*sys.modules} - before]))
 from torch import nn, ones
 
 model = nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 1))
@@ -41,33 +46,37 @@ model(ones(4, 3)).square().mean().backward()
 optimizer.step()
 assert any((p != b).any() for p, b in zip(model.parameters(), before))
 print(optimizer.rule)
+from metaopt.__main__ import run
+sys.argv = ["metaopt", "show", "digits_update_tele"]
+run()
 '''
 
 
-def python(code: str, *arguments: str) -> str:
+@pytest.fixture(scope="module")
+def said() -> list[str]:
+    """What is loaded by the import, the rule of a step, and the lines of ``metaopt show``."""
+    path = str(PRETRAINED / "digits_update_tele.safetensors")
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code, *arguments], capture_output=True, text=True
+        [sys.executable, "-W", "error", "-c", _PROGRAM, path, *NOT_NEEDED],
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
-    return done.stdout
+    return done.stdout.splitlines()
 
 
-def test_import_loads_nothing_that_is_slow_or_not_needed() -> None:
-    loaded = "import sys, json, torch; before = {*sys.modules}; import metaopt; "
-    mine = {*json.loads(python(loaded + "print(json.dumps([*{*sys.modules} - before]))"))}
+def test_import_loads_nothing_that_is_slow_or_not_needed(said: list[str]) -> None:
+    mine = {*json.loads(said[0])}
     assert {"metaopt", "metaopt.base.began", "metaopt.teleport.module"} <= mine
     assert not mine & {*NOT_NEEDED, *SLOW}
 
 
-def test_a_step_is_taken_where_they_are_broken() -> None:
-    shown = python(_STEP, str(PRETRAINED / "digits_update_tele.safetensors"), *NOT_NEEDED)
-    assert "layer LSTM(update,tele)" in shown
+def test_a_step_is_taken_where_they_are_broken(said: list[str]) -> None:
+    assert "layer LSTM(update,tele)" in said[1]
 
 
-def test_a_rule_is_shown_where_they_are_broken() -> None:
-    run = "\nfrom metaopt.__main__ import run\nsys.argv = ['metaopt', 'show', sys.argv[1]]\nrun()"
-    head = _STEP.partition("import metaopt")[0]
-    assert "layer LSTM(update,tele)" in python(head + run, "digits_update_tele", *NOT_NEEDED)
+def test_a_rule_is_shown_where_they_are_broken(said: list[str]) -> None:
+    assert "layer LSTM(update,tele)" in "\n".join(said[2:])
 
 
 def test_all_public_names_are_there_and_no_others() -> None:

@@ -32,8 +32,8 @@ from metaopt.meta.validation import validation_score
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with two finished runs below runs/."""
     folder = tmp_path_factory.mktemp("work")
-    for start, config in ((run, "coordinate_update_tele"), (run_within, "lstm_update")):
-        done = start("train_meta.py", "--config", f"{config}.yaml", overrides=TINY, cwd=folder)
+    for config in ("coordinate_update_tele", "lstm_update"):
+        done = run_within("train_meta.py", "--config", f"{config}.yaml", overrides=TINY, cwd=folder)
         assert done.returncode == 0, done.stderr
         assert "optimizer.safetensors" in done.stdout
         assert "validation loss" in done.stdout

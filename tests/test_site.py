@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from places import ROOT
+from running import run_commands
 
 import metaopt
 
@@ -45,11 +46,12 @@ def test_a_pair_on_your_own_family_trains_with_what_its_page_writes(tmp_path: Pa
     (tmp_path / "pair.yaml").write_text(configuration)
     (tmp_path / "digits_like.yaml").write_text(head + lines)
     tiny = [f"meta.{name}={value}" for name, value in TINY.items()]
-    for name in ("pair", "digits_like"):
-        sets = [part for value in [*tiny, "validation.tasks=2"] for part in ("--set", value)]
-        command = [sys.executable, "-m", "metaopt", "train", "--config", f"{name}.yaml", *sets]
-        done = subprocess.run(
-            [*command, "--out", name], cwd=tmp_path, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr
+    sets = [part for value in [*tiny, "validation.tasks=2"] for part in ("--set", value)]
+    names = ("pair", "digits_like")
+    run_commands(
+        [["train", "--config", f"{name}.yaml", *sets, "--out", name] for name in names],
+        "",
+        tmp_path,
+    )
+    for name in names:
         assert (tmp_path / name / "optimizer.safetensors").is_file()

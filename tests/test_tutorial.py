@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from places import ROOT
+from running import run_commands
 
 PAGE = (ROOT / "docs" / "start" / "tutorial.md").read_text(encoding="utf-8")
 TINY = {
@@ -22,12 +21,6 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", PAGE, flags=re.M | re.S)
 
 
-def run(command: list[str], folder: Path) -> str:
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 @pytest.mark.slow
 def test_the_tutorial_runs(tmp_path: Path) -> None:
     family, *own_loop = blocks("python")
@@ -39,14 +32,15 @@ def test_the_tutorial_runs(tmp_path: Path) -> None:
         ("own_loop.py", "\n".join(own_loop)),
     ):
         (tmp_path / name).write_text(content)
-    said = ""
+    commands = []
     for line in blocks("bash")[1:]:
         program, *arguments = line.split()
         assert program == "metaopt"
         sets = [part for value in TINY[arguments[0]] for part in ("--set", value)]
-        said += run([sys.executable, "-m", "metaopt", *arguments, *sets], tmp_path)
+        commands.append([*arguments, *sets])
+    own = "import runpy; runpy.run_path('own_loop.py', run_name='__main__')"
+    said = run_commands(commands, own, tmp_path)
     assert "| Momentum" in said
-    said = run([sys.executable, "own_loop.py"], tmp_path)
     assert re.search(r"^test loss \d", said, flags=re.M)
     assert "my_tasks:TwoMoons" in said
     assert "positive scaling" in said

@@ -72,13 +72,20 @@ def outputs(model: Any) -> Tensor:
 
 
 @pytest.fixture(scope="module")
-def trained() -> Any:
+def learner() -> tuple[Any, torch.optim.Optimizer]:
+    """A model that was trained, and its optimizer: finding the symmetries of one takes seconds."""
     model = adapted()
+    optimizer = metaopt.LearnedOptimizer(model, RULE)
     with torch.random.fork_rng():
         torch.manual_seed(2)
-        losses = train(model, metaopt.LearnedOptimizer(model, RULE), 40)
+        losses = train(model, optimizer, 40)
     assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
-    return model
+    return model, optimizer
+
+
+@pytest.fixture
+def trained(learner: tuple[Any, torch.optim.Optimizer]) -> Any:
+    return learner[0]
 
 
 def test_only_adapters_and_head_are_trained(trained: Any) -> None:
@@ -99,14 +106,15 @@ def test_merged_adapters_give_the_same_outputs(trained: Any) -> None:
     torch.testing.assert_close(outputs(merged), outputs(trained), rtol=1e-5, atol=1e-6)
 
 
-def test_training_is_resumed_bit_for_bit(tmp_path: Path) -> None:
+def test_training_is_resumed_bit_for_bit(
+    learner: tuple[Any, torch.optim.Optimizer], tmp_path: Path
+) -> None:
+    model, optimizer = learner
+    model.save_pretrained(tmp_path)
+    state = saved(optimizer.state_dict())
     with torch.random.fork_rng():
         torch.manual_seed(3)
-        model = adapted()
-        optimizer = metaopt.LearnedOptimizer(model, RULE)
-        train(model, optimizer, 3)
-        model.save_pretrained(tmp_path)
-        state, draws = saved(optimizer.state_dict()), torch.get_rng_state()
+        draws = torch.get_rng_state()
         train(model, optimizer, 3)
         again = peft.PeftModel.from_pretrained(base(), tmp_path, is_trainable=True)
         resumed = metaopt.LearnedOptimizer(again, RULE)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import replicas_worker
 import torch
 from cases import learned_rule
 from replicas_worker import D, mlp, train, weights
-from running import TORCHRUN, finish
+from running import in_two_processes
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -33,8 +32,7 @@ PARTS |= {"list": "DTensor", "ZeRO": "ZeroRedundancyOptimizer", "ignored": "igno
 def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What ``replicas_worker`` found in each of two processes."""
     folder = tmp_path_factory.mktemp("replicas")
-    done = finish([sys.executable, *TORCHRUN, replicas_worker.__file__, str(folder)], folder)
-    assert done.returncode == 0, done.stderr
+    in_two_processes(replicas_worker.main, [str(folder)], folder)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
