@@ -66,16 +66,25 @@ def reachable(roots: Iterable[Any]) -> list[Any]:
     return list(seen.values())
 
 
-def named_globals(function: FunctionType) -> Iterator[tuple[dict[str, Any], str, Any]]:
+def named_globals(function: FunctionType) -> list[tuple[dict[str, Any], str, Any]]:
     """(namespace, name, value) of the globals of a function and of the modules that it names."""
-    for code in _with_nested(function.__code__):
-        used = _global_names(code)
+    found: list[tuple[dict[str, Any], str, Any]] = []
+    namespace = function.__globals__
+    for used, names in _names(function.__code__):
         for name in used:
-            value = function.__globals__.get(name, MISSING)
-            yield function.__globals__, name, value
+            value = namespace.get(name, MISSING)
+            found.append((namespace, name, value))
             if isinstance(value, ModuleType) and not is_foreign(value):
                 own = vars(value)
-                yield from ((own, n, own[n]) for n in code.co_names if n in own)
+                found += [(own, n, own[n]) for n in names if n in own]
+    return found
+
+
+@functools.cache
+def _names(code: CodeType) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
+    """Names of globals, and all names, of code and of each code within it that has the former."""
+    pairs = ((_global_names(part), part.co_names) for part in _with_nested(code))
+    return [(used, names) for used, names in pairs if used]
 
 
 def _with_nested(code: CodeType) -> Iterator[CodeType]:

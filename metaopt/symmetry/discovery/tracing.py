@@ -231,13 +231,14 @@ def _trace_once(
             if torch.get_default_device().type == "meta":
                 stack.enter_context(torch.device("cpu"))
             stack.enter_context(watch)
-            stack.enter_context(noting(ran))
-            for module in model.modules():
-                # The user's own ``train`` may change more than the flag.
-                if training is not None and not is_foreign(module.train):
-                    module.train(training)
+            with noting(ran):
+                for module in model.modules():
+                    # The user's own ``train`` may change more than the flag.
+                    if training is not None and not is_foreign(module.train):
+                        module.train(training)
             before = guard.plain()
-            graph = copy_context().run(_Tracer(opaque, defaults, watch, leaves).trace, model)
+            with noting(ran):
+                graph = copy_context().run(_Tracer(opaque, defaults, watch, leaves).trace, model)
             turned = guard.plain() != before
         if watch.refused is not None:
             raise UntraceableError(watch.refused)
