@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 from metaopt.base import cli
@@ -65,7 +66,7 @@ def columns(size: Size, steps: Sequence[int]) -> Size:
     """With other columns, and further steps around them for AdamW's cosine."""
     new = tuple(sorted(set(steps)))
     around = {max(1, new[0] // 4), max(1, new[0] // 2), 2 * new[-1]}
-    between = {round((a * b) ** 0.5) for a, b in zip(new, new[1:], strict=False)}
+    between = {round((a * b) ** 0.5) for a, b in pairwise(new)}
     return replace(size, columns=new, between=tuple(sorted((around | between) - set(new))))
 
 

@@ -141,6 +141,7 @@ def text(found: Found) -> str:
         f"{len(found['tasks'])} tasks, {size['seeds']} seeds, {size['trials']} trials, at most "
         f"{size['points']} rates in a grid. Text: {found['text']}. {versions}."
     ]
+    parts.append("![Losses and speed-ups by step](rivals.png)")
     if found["missing"]:
         parts.append(_list(found["missing"]))
     parts.append(_list(list(findings(found))))
@@ -200,7 +201,7 @@ def figure(found: Found) -> bytes:
                 )
                 for step in columns
             ]
-            axes[0].plot(columns, shares, ".-", label=name, **(style | {"marker": "."}))
+            axes[0].plot(columns, shares, label=name, **style)
         here = [o for o in found["speed_ups"] if (o["name"], o["tuning"]) == (name, BEST)]
         axes[1].plot([o["step"] for o in here], [o["steps"] for o in here], label=name, **style)
     for axis, title in zip(

@@ -53,7 +53,7 @@ class Size:
         return self.columns[-1]
 
     def marks(self, horizon: int) -> tuple[int, ...]:
-        """Where a run is judged: at its start, at each column that it reaches, at 64, at its end."""
+        """Where a run is judged: at its start, each column that it reaches, 64 and its end."""
         return tuple(sorted({0, horizon, *(m for m in (*self.columns, 64) if m <= horizon)}))
 
     def column_of(self, horizon: int) -> int:
@@ -179,7 +179,7 @@ class Runs:
         marks = size.marks(max(horizons))
         if 64 in marks:
             of = swept[max(horizons)][marks.index(64)]
-            at_64 = {rate: losses.tolist() for rate, losses in zip(grid, of, strict=True)}
+            at_64 = {rate: losses.tolist() for rate, losses in zip(grid, clean(of), strict=True)}
         cells = {}
         for tuning, of_column in rates.items():
             edges = grid if tuning == BEST or contender.learned else drawn

@@ -24,7 +24,7 @@ RESAMPLES = 2000
 SEED = 0
 STRONG = (COSINE, FREE, SOAP)
 """The rivals whose best one is the bar."""
-STRONGEST = "the best of these three on each task"
+STRONGEST = f"the best of {', '.join(STRONG)}, task by task"
 SPEED_UP = 1.5
 BERT_STEP = 64
 BERT_RATE = 1e-3
@@ -189,7 +189,7 @@ def bars(found: Found, ours: str, compared: Mapping[str, Any]) -> list[dict[str,
     for one in compared["ratios"].get(ours, ()):
         at = (100, found["size"]["columns"][-1])
         if (one["b"], one["tuning"]) == (STRONGEST, BEST) and one["step"] in at:
-            what = f"loss to the best of {', '.join(STRONG)} on each task, at {one['step']}"
+            what = f"loss to {STRONGEST}, at {one['step']}"
             rows.append(_bar(what, one["ratio"], "at most 1", one["ratio"] <= 1))
     bert = found["tasks"].get(BERT, {}).get("contenders", {})
     theirs = bert.get(ADAMW, {}).get("at_64", {}).get(str(BERT_RATE))
@@ -201,9 +201,11 @@ def bars(found: Found, ours: str, compared: Mapping[str, Any]) -> list[dict[str,
     cost = compared["costs"][ours]
     diverged = cost["diverged"][BEST]
     rows.append(_bar(f"runs of {cost['runs']} that diverge", diverged, "none", diverged == 0))
-    for key, what in (("step_to_soap", "a step's time to SOAP's"), ("state_to_soap", "state")):
+    for key, what in (
+        ("step_to_soap", "a step's time to SOAP's"),
+        ("state_to_soap", "memory of the state to SOAP's"),
+    ):
         if cost[key] is not None:
-            what = what if key == "step_to_soap" else "memory of the state to SOAP's"
             rows.append(_bar(what, cost[key], "at most 1", cost[key] <= 1))
     return rows
 

@@ -100,21 +100,23 @@ TEN = (
     Task(
         "residual CNN, BatchNorm",
         "two residual blocks with BatchNorm; how a patch of a photograph is turned",
-        partial(networks.Residual, 3, 10, 4, True),
+        partial(networks.Residual, 3, 8, 4, True),
         data.turned_patches,
+        batch=24,
     ),
     Task(
         "row transformer",
         "two layers, norms first, over the rows of two digits; their sum",
         partial(networks.RowsReader, 16, 8, 19),
         data.sum_of_two,
+        batch=16,
     ),
     Task(
         BERT,
         "two layers, norms last, 32 wide; masked words of Python's documentation",
         partial(networks.TinyBert, data.WORDS, data.WINDOW),
         data.masked_words,
-        batch=24,
+        batch=16,
     ),
     Task(
         "recurrent",
