@@ -45,7 +45,7 @@ class Contender:
         together: whether one step is the same linear function of the rate whatever came before, and
             acts on each number alone, so that many rates and networks are stepped as one stack.
         learned: whether it is a learned rule.
-        version: what tells the parameters of a learned rule.
+        version: what tells the parameters of a learned rule, or the package of a rival.
     """
 
     name: str
@@ -125,7 +125,8 @@ def packaged() -> list[Contender]:
         Muon (2024). Liu et al., Muon is scalable for LLM training (2025), for its scale. Mishchenko
         and Defazio, Prodigy (2023).
     """
-    if package_version() is None:
+    version = package_version()
+    if version is None:
         return []
     given = import_module("pytorch_optimizer")
 
@@ -154,10 +155,10 @@ def packaged() -> list[Contender]:
         return given.Prodigy(model.parameters(), lr=rate)
 
     return [
-        Contender(FREE, free, rates(3e-3)),
-        Contender(SOAP, soap, rates(1e-3)),
-        Contender("Muon", muon, rates(1e-3)),
-        Contender("Prodigy", prodigy, rates(0.1)),
+        Contender(FREE, free, rates(3e-3), version=version),
+        Contender(SOAP, soap, rates(1e-3), version=version),
+        Contender("Muon", muon, rates(1e-3), version=version),
+        Contender("Prodigy", prodigy, rates(0.1), version=version),
     ]
 
 

@@ -116,7 +116,7 @@ def findings(found: Found) -> Iterator[str]:
                     if one["tuning"] == BEST and one["step"] == step and keep(one)
                 ]
                 if others:
-                    yield f"At {step} steps it is {words} {', '.join(others)} at their best."
+                    yield f"At {step} steps it is {words}: {'; '.join(others)}, at their best."
         speed = {
             o["step"]: o for o in found["speed_ups"] if (o["name"], o["tuning"]) == (name, BEST)
         }

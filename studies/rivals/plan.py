@@ -15,7 +15,7 @@ import numpy as np
 from metaopt.base.loss_statistics import clean, diverged, geomean
 from metaopt.base.streams import Stream
 from studies.noether.folder import Folder
-from studies.rivals import training
+from studies.rivals import data, training
 from studies.rivals.contenders import COSINE, Contender
 from studies.rivals.tasks import Task
 from studies.rivals.training import Array
@@ -223,9 +223,13 @@ class Runs:
 
 
 def folder(out: Path, task: Task) -> Folder:
-    """Where the pieces of a task are kept; what they depend on besides is in their names."""
+    """Where the pieces of a task are kept; what they depend on besides is in their names.
+
+    Another text, of another Python, is another folder's.
+    """
     slug = re.sub(r"[^a-z0-9]+", "_", task.name.lower()).strip("_")
-    digest = hashlib.sha256(json.dumps([task.about, task.batch]).encode()).hexdigest()
+    about = [task.about, task.batch, data.about_text(), data.WORDS, data.WINDOW, data.JUDGED]
+    digest = hashlib.sha256(json.dumps(about).encode()).hexdigest()
     return Folder(out / slug, digest[:12])
 
 

@@ -24,7 +24,8 @@ RESAMPLES = 2000
 SEED = 0
 STRONG = (COSINE, FREE, SOAP)
 """The rivals whose best one is the bar."""
-STRONGEST = f"the best of {', '.join(STRONG)}, task by task"
+STRONGEST = "the best of AdamW with cosine, Schedule-Free AdamW and SOAP"
+"""It is chosen task by task."""
 SPEED_UP = 1.5
 BERT_STEP = 64
 BERT_RATE = 1e-3

@@ -259,7 +259,7 @@ def test_the_page_says_what_is_met_and_what_is_left_out(tmp_path: Path) -> None:
     text = page.text(found)
     assert "- MNIST left out." in text
     assert f"`ours` meets {len(bars)} of the {len(bars)} bars" in text
-    assert "At 2 steps it is ahead of AdamW, constant, AdamW, cosine, SOAP" in text
+    assert "At 2 steps it is ahead of: AdamW, constant; AdamW, cosine; SOAP;" in text
     for cell in found["tasks"]["tiny"]["contenders"]["ours"]["cells"][BEST].values():
         cell["losses"] = [1e6, 1e6]
     worse = result.bars(found, "ours", found | result.comparison(found))
