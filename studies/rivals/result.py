@@ -44,11 +44,10 @@ def losses(found: Found, tuning: str, name: str, step: int) -> Array:
 
 
 def strongest(found: Found, tuning: str, step: int) -> Array | None:
-    """Of the strong rival that is best on each task, [tasks, seeds]; None where none takes part."""
-    there = [name for name in STRONG if name in found["contenders"]]
-    if not there:
+    """Of the strong rival that is best on each task, [tasks, seeds]; None where one is left out."""
+    if any(name not in found["contenders"] for name in STRONG):
         return None
-    of = np.stack([losses(found, tuning, name, step) for name in there])
+    of = np.stack([losses(found, tuning, name, step) for name in STRONG])
     return of[geomean(of).argmin(0), np.arange(of.shape[1])]
 
 

@@ -18,7 +18,7 @@ from metaopt.base.errors import UserError
 from metaopt.base.streams import Stream
 from studies.noether.folder import Folder
 from studies.rivals import chosen, contenders, data, networks, page, plan, result, training
-from studies.rivals.contenders import ADAMW, COSINE, SOAP, Contender
+from studies.rivals.contenders import ADAMW, COSINE, FREE, SOAP, Contender
 from studies.rivals.data import IGNORED, Parts, Rows
 from studies.rivals.plan import BEST, TRIALS, Runs, Size
 from studies.rivals.tasks import BERT, TEN, Task, classes
@@ -199,8 +199,8 @@ def test_a_loss_that_grows_or_is_no_number_is_a_divergence(tmp_path: Path) -> No
 def compared(tmp_path: Path) -> dict[str, Any]:
     """The JSON of two tasks, where losses of all are made up."""
     learned = Contender("ours", HAND_MADE[ADAMW].make, (1.0,), learned=True)
-    soap = replace(HAND_MADE[ADAMW], name=SOAP)
-    everyone = [learned, HAND_MADE[ADAMW], HAND_MADE[COSINE], soap]
+    packaged = [replace(HAND_MADE[ADAMW], name=name) for name in (SOAP, FREE)]
+    everyone = [learned, HAND_MADE[ADAMW], HAND_MADE[COSINE], *packaged]
     tasks = {}
     for name in ("tiny", "other"):
         task = replace(TINY, name=name)
