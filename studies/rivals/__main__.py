@@ -5,11 +5,12 @@
                              [--json FILE] [--write-page]
 
 Each rival has one number that is tuned, its rate, in two ways that are both shown: by a few trials
-on validation rows, and at its best of a grid for each column on the very losses that are shown,
-which favours it. Learned rules have ``lr`` 1 and are told nothing. All contenders of a task and a
-seed have the same initial weights and mini-batches. Tasks are processes of one thread, some side by
-side. What the folder (``runs/rivals`` by default) already has is not run again, so that a stopped
-command goes on; Ctrl-C leaves the tables of the tasks that are complete.
+on validation rows, and at its best of a grid (and of what trials chose) for each column on the very
+losses that are shown, which favours it. Learned rules have ``lr`` 1 and are told nothing. All
+contenders of a task and a seed have the same initial weights and mini-batches. Tasks are processes
+of one thread, some side by side. What the folder (``runs/rivals`` by default) already has is not
+run again, so that a stopped command goes on; Ctrl-C leaves the tables of the tasks that are
+complete.
 """
 
 from __future__ import annotations

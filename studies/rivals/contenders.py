@@ -78,7 +78,7 @@ class Contender:
         return tuple(sorted(float(math.exp(low + (high - low) * share)) for share in shares))
 
 
-LADDER = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 10.0)
+LADDER = (1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 10.0)
 """What grids are parts of."""
 
 
@@ -98,7 +98,7 @@ def _sgd(model: nn.Module, rate: float) -> Optimizer:
 
 def hand_made() -> list[Contender]:
     """torch's own."""
-    adamw = Contender(ADAMW, _adamw, rates(3e-4), together=True)
+    adamw = Contender(ADAMW, _adamw, rates(1e-3), together=True)
     sgd = Contender("SGD with momentum, constant", _sgd, rates(1e-2), together=True)
     return [
         adamw,

@@ -100,7 +100,7 @@ def breast_cancer() -> Parts:
 def tabular() -> Parts:
     """Generated in the shape of the covertype data: 54 measures, 12 of them telling, 7 classes."""
     x, y = import_module("sklearn.datasets").make_classification(
-        4000, 54, n_informative=12, n_redundant=10, n_classes=7, flip_y=0.02, random_state=SEED
+        12000, 54, n_informative=12, n_redundant=10, n_classes=7, flip_y=0.02, random_state=SEED
     )
     return _standard(cut(_floats(x), torch.from_numpy(y).long(), 1))
 

@@ -24,7 +24,7 @@ def normalised(inputs: int, width: int, outputs: int) -> nn.Module:
 
 
 class Residual(nn.Module):
-    """A convolution with stride 2, two residual blocks of two convolutions, the mean, a head.
+    """A convolution with stride 2, a residual block of two convolutions, the mean, a head.
 
     Args:
         inputs: channels of an image.
@@ -41,17 +41,13 @@ class Residual(nn.Module):
             return nn.Sequential(layer, nn.BatchNorm2d(channels)) if norms else layer
 
         self.stem = convolution(inputs, 2)
-        self.blocks = nn.ModuleList(
-            nn.Sequential(convolution(channels, 1), nn.ReLU(), convolution(channels, 1))
-            for _ in range(2)
-        )
+        self.block = nn.Sequential(convolution(channels, 1), nn.ReLU(), convolution(channels, 1))
         self.head = nn.Linear(channels, classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits [N, classes] of images [N, inputs, rows, columns]."""
         x = self.stem(x).relu()
-        for block in self.blocks:
-            x = (x + block(x)).relu()
+        x = (x + self.block(x)).relu()
         return self.head(x.mean((2, 3)))
 
 
@@ -63,13 +59,13 @@ def _encoder(width: int, heads: int, inner: int, layers: int, first: bool) -> nn
 
 
 class RowsReader(nn.Module):
-    """A transformer with norms first over the rows of an image, two layers, 24 wide."""
+    """A transformer layer with norms first over the rows of an image, 24 wide; a norm; the mean."""
 
     def __init__(self, rows: int, columns: int, classes: int) -> None:
         super().__init__()
         self.embed = nn.Linear(columns, 24)
         self.place = nn.Embedding(rows, 24)
-        self.encoder = _encoder(24, 3, 48, 2, True)
+        self.encoder = _encoder(24, 3, 48, 1, True)
         self.norm = nn.LayerNorm(24)
         self.head = nn.Linear(24, classes)
 

@@ -167,27 +167,30 @@ class Runs:
         shown, hidden = range(size.seeds), range(size.tuning_seeds)
         horizons = size.columns if contender.told else (size.last,)
         swept = {h: self.losses(grid, h, Stream.TEST, shown) for h in horizons}
-        rates = {BEST: self._chosen(grid, swept)}
+        rates, edges = {BEST: self._chosen(grid, swept)}, dict.fromkeys(TUNINGS, grid)
         at_64: dict[float, list[float]] = {}
         if contender.learned:
             # Nothing is tuned, so that both tunings are the same.
             rates[TRIALS] = rates[BEST]
         else:
-            drawn = contender.draws(size.trials)
-            tried = {h: self.losses(drawn, h, Stream.VALIDATION, hidden) for h in horizons}
-            rates[TRIALS] = self._chosen(drawn, tried)
+            edges[TRIALS] = contender.draws(size.trials)
+            tried = {h: self.losses(edges[TRIALS], h, Stream.VALIDATION, hidden) for h in horizons}
+            rates[TRIALS] = self._chosen(edges[TRIALS], tried)
         marks = size.marks(max(horizons))
         if 64 in marks:
             of = swept[max(horizons)][marks.index(64)]
             at_64 = {rate: losses.tolist() for rate, losses in zip(grid, clean(of), strict=True)}
         cells = {}
         for tuning, of_column in rates.items():
-            edges = grid if tuning == BEST or contender.learned else drawn
             steps = [*size.columns, *(size.between if contender.name == COSINE else ())]
             cells[tuning] = {
-                step: self._cell(step, of_column[size.column_of(step)], edges)
+                step: self._cell(step, of_column[size.column_of(step)], edges[tuning])
                 for step in sorted(steps)
             }
+        cells[BEST] = {
+            step: min(cell, cells[TRIALS][step], key=lambda one: geomean(np.array(one.losses)))
+            for step, cell in cells[BEST].items()
+        }
         parameters = sum(p.numel() for p in self.task.make().parameters())
         return Outcome(cells, at_64, self.cost(), parameters)
 

@@ -93,20 +93,20 @@ TEN = (
     ),
     Task(
         "residual CNN",
-        "two residual blocks without norms; which of two digits is larger",
+        "a residual block without norms; which of two digits is larger",
         partial(networks.Residual, 1, 8, 2, False),
         data.larger_of_two,
     ),
     Task(
         "residual CNN, BatchNorm",
-        "two residual blocks with BatchNorm; how a patch of a photograph is turned",
+        "a residual block with BatchNorm; how a patch of a photograph is turned",
         partial(networks.Residual, 3, 8, 4, True),
         data.turned_patches,
         batch=24,
     ),
     Task(
         "row transformer",
-        "two layers, norms first, over the rows of two digits; their sum",
+        "a layer with norms first over the rows of two digits; their sum",
         partial(networks.RowsReader, 16, 8, 19),
         data.sum_of_two,
         batch=16,
@@ -154,7 +154,7 @@ def found(fashion: Path) -> tuple[dict[str, Task], list[str]]:
     if fashion.is_dir():
         tasks["Fashion-MNIST"] = Task(
             "Fashion-MNIST",
-            "two residual blocks with BatchNorm; 5,000 images, 14 by 14",
+            "a residual block with BatchNorm; 5,000 images, 14 by 14",
             partial(networks.Residual, 1, 12, 10, True),
             partial(data.fashion_pooled, fashion),
         )
