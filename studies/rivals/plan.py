@@ -15,7 +15,7 @@ import numpy as np
 from metaopt.base.loss_statistics import clean, diverged, geomean
 from metaopt.base.streams import Stream
 from studies.noether.folder import Folder
-from studies.rivals import data, training
+from studies.rivals import training
 from studies.rivals.contenders import COSINE, Contender
 from studies.rivals.tasks import Task
 from studies.rivals.training import Array
@@ -226,14 +226,16 @@ class Runs:
 
 
 def folder(out: Path, task: Task) -> Folder:
-    """Where the pieces of a task are kept; what they depend on besides is in their names.
+    """Where the pieces of a task are kept, apart from those of other data and networks.
 
-    Another text, of another Python, is another folder's.
+    What they depend on besides is in their names.
     """
     slug = re.sub(r"[^a-z0-9]+", "_", task.name.lower()).strip("_")
-    about = [task.about, task.batch, data.about_text(), data.WORDS, data.WINDOW, data.JUDGED]
-    digest = hashlib.sha256(json.dumps(about).encode()).hexdigest()
-    return Folder(out / slug, digest[:12])
+    digest, parts = hashlib.sha256(f"{task.batch} {task.make()}".encode()), task.parts()
+    for rows in (parts.train, parts.validation, parts.test):
+        for tensor in (rows.x, rows.y):
+            digest.update(tensor.contiguous().numpy().tobytes())
+    return Folder(out / slug, digest.hexdigest()[:12])
 
 
 class NotRunError(Exception):

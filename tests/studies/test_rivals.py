@@ -182,6 +182,14 @@ def test_each_column_has_its_own_rate_and_nothing_is_run_twice(tmp_path: Path) -
         nothing.outcome()
 
 
+def test_other_data_and_networks_have_other_pieces(tmp_path: Path) -> None:
+    wider = replace(TINY, make=lambda: nn.Linear(3, 2))
+    other = replace(TINY, parts=lambda: data.cut(X, X[:, :2], 99))
+    stems = [plan.folder(tmp_path, one).stem for one in (TINY, TINY, wider, other)]
+    assert stems[0] == stems[1]
+    assert len(set(stems)) == 3
+
+
 def test_a_loss_that_grows_or_is_no_number_is_a_divergence(tmp_path: Path) -> None:
     class Bad(MadeUp):
         def _run(
