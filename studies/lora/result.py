@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +11,7 @@ from tqdm import tqdm
 from metaopt.base.loss_statistics import clean, geomean, ratio_of, resamples
 from studies.lora.contenders import ADAMW, Contender, off
 from studies.lora.kept import Array, Runs
+from studies.needed import steps_needed
 
 RESAMPLES = 10_000
 SEED = 0
@@ -87,25 +87,10 @@ def pieces(contender: Contender, size: Size) -> int:
     return len({*size.columns, *(size.horizons if contender.name == ADAMW else ())})
 
 
-def steps_needed(loss: float, adamw: Mapping[int, Best]) -> float | None:
-    """The steps after which AdamW, tuned and told them, has at most this loss.
-
-    Between two numbers of steps the logarithm of the loss is linear in that of the steps.
-
-    Returns:
-        None if it needs more than the most that it was told.
-    """
+def of_best(loss: float, adamw: Mapping[int, Best]) -> float | None:
+    """The steps after which AdamW, tuned and told them, has at most this loss on average."""
     steps = sorted(adamw)
-    found = [float(geomean(adamw[step].losses)) for step in steps]
-    if found[0] <= loss:
-        return float(steps[0])
-    for (s, a), (t, b) in zip(
-        zip(steps, found, strict=True), zip(steps[1:], found[1:], strict=True), strict=False
-    ):
-        if b <= loss:
-            share = math.log(a / loss) / math.log(a / b)
-            return s * (t / s) ** share
-    return None
+    return steps_needed(loss, steps, [float(geomean(adamw[step].losses)) for step in steps])
 
 
 def ratios(
@@ -191,7 +176,7 @@ def table(runs: Runs, contenders: Sequence[Contender], size: Size) -> dict[str, 
         "ratios": found,
         "steps_needed": {
             name: {
-                step: steps_needed(float(geomean(all_best[name][step].losses)), all_best[ADAMW])
+                step: of_best(float(geomean(all_best[name][step].losses)), all_best[ADAMW])
                 for step in size.columns
             }
             for name in learned

@@ -19,7 +19,7 @@ from studies.lora import directions, moves, result, why
 from studies.lora.contenders import Contender, Point, grid, hand_made, learned, off
 from studies.lora.hand_made import Adam, Pair, ScaledGD, scaled
 from studies.lora.kept import Runs
-from studies.lora.result import Best, best, steps_needed
+from studies.lora.result import Best, best, of_best
 from studies.lora.runs import Tasks, alone, together, train
 from studies.lora.stack import Stack
 from studies.lora.task import SHIFTS, Setting, losses, pairs_of, task
@@ -244,9 +244,9 @@ def at(losses_: list[float], step: int) -> Best:
 
 def test_steps_needed_are_read_off_a_power_law() -> None:
     adamw = {step: at([10.0 / step, 10.0 / step], step) for step in (10, 100, 1000)}
-    assert steps_needed(10 / 300, adamw) == pytest.approx(300)
-    assert steps_needed(2.0, adamw) == 10
-    assert steps_needed(1e-4, adamw) is None
+    assert of_best(10 / 300, adamw) == pytest.approx(300)
+    assert of_best(2.0, adamw) == 10
+    assert of_best(1e-4, adamw) is None
 
 
 def test_each_column_has_its_best_point() -> None:
