@@ -10,12 +10,12 @@ from pathlib import Path
 
 from metaopt.base import cli
 from metaopt.base.errors import UserError
+from studies.images import FASHION
 from studies.output import ROOT
 from studies.rivals import contenders, tasks
 from studies.rivals.contenders import Contender
 from studies.rivals.plan import SMOKE, Size
 from studies.rivals.tasks import Task
-from studies.teleport.data import FASHION
 
 RULES = ("digits_update_tele",)
 
