@@ -30,7 +30,7 @@ from metaopt.rules.learned.pair import PairConfig
 from metaopt.rules.learned.unit import UnitConfig
 from metaopt.rules.own import OWN, OwnRuleConfig
 from metaopt.rules.random_generators import RandomConfig
-from metaopt.rules.rule_config import RuleConfig
+from metaopt.rules.rule_config import RuleConfig, TurnsConfig
 
 UPDATES: tuple[type[RuleConfig], ...] = (
     FlattenedUpdateConfig,
@@ -102,6 +102,17 @@ class RulesConfig(Model):
             raise ValueError(
                 "nothing to learn: at least one rule must be an LSTM that is not frozen"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _take_turns_together(self) -> RulesConfig:
+        if isinstance(self.update, TurnsConfig) and isinstance(self.teleport, TurnsConfig):
+            found, wanted = self.update.every, self.teleport.every
+            if found != wanted:
+                raise ValueError(
+                    f"update.every: found {found}, expected {wanted}, that of teleport: an update "
+                    f"rule steps mostly on the side that the last teleport served"
+                )
         return self
 
     def by_name(self) -> dict[str, RuleConfig]:

@@ -103,6 +103,14 @@ class FreeConfig(NetworkConfig):
     )
 
 
+class TurnsConfig(NetworkConfig):
+    """The fields of learned rules that serve the two sides of linear pairs in turn."""
+
+    every: Annotated[int, Field(ge=1)] = described(
+        1, "inner steps of a turn: linear pairs are teleported at the first of them alone"
+    )
+
+
 Fading = Annotated[int, Field(ge=1)] | None
 """Steps after which what is learned counts half; None: it never fades."""
 

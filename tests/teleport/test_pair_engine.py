@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from paired import NETWORKS, adapters, observed, pairs_in, random_move, write
 from torch import Tensor
 
 from metaopt.optim.stepper import ModelGround
+from metaopt.rules.config import RulesConfig
 from metaopt.rules.first import TeleportFirst
 from metaopt.rules.learned.matrix import MatrixUpdateLSTM
 from metaopt.rules.learned.matrix_steps import MatrixSteps, Normalised, Orthogonal
@@ -16,7 +19,7 @@ from metaopt.symmetry.actions import InexactActionError
 from metaopt.symmetry.limits import BoundedNorm
 from metaopt.symmetry.maps import Exponential
 from metaopt.symmetry.pairs import LinearPairs
-from metaopt.teleport.pair_engine import PairEngine
+from metaopt.teleport.pair_engine import PairEngine, PairReport
 
 LIMIT = 5.0
 
@@ -89,7 +92,7 @@ def test_the_next_step_is_that_of_a_run_begun_there(step: MatrixSteps) -> None:
     """Momenta of five gradients, moved with the weights, are those of the moved gradients."""
     net = adapters()
     pairs = pairs_in(net, 5)
-    rule = MatrixUpdateLSTM(4, 1.0, step, 0.0, None, 0.2, 0, "test").double()
+    rule = MatrixUpdateLSTM(4, 1.0, step, 0.0, None, 0.2, 1, 0, "test").double()
     move = random_move(pairs)
     seen = [observed(net, pairs, data(5, seed)) for seed in range(5)]
     here = rule.initial_state(seen[0])
@@ -118,8 +121,8 @@ def test_a_teleport_first_step_is_the_update_at_the_moved_weights() -> None:
     """w' = g . w + f, f what the update rule proposes to a run whose gradient is taken at g . w."""
     net = adapters()
     pairs = pairs_in(net, 5)
-    update = MatrixUpdateLSTM(4, 1.0, Orthogonal(), -1.0, None, 0.2, 0, "update").double()
-    teleport = PairLSTM(4, 1.0, 0.1, None, 0, "teleport").double()
+    update = MatrixUpdateLSTM(4, 1.0, Orthogonal(), -1.0, None, 0.2, 1, 0, "update").double()
+    teleport = PairLSTM(4, 1.0, 0.1, None, 1, 0, "teleport").double()
     pair = TeleportFirst({"update": update, "teleport": teleport}, engine())
     seen = observed(net, pairs, data(5))
     ground = ModelGround(None, None, pairs)
@@ -135,3 +138,29 @@ def test_a_teleport_first_step_is_the_update_at_the_moved_weights() -> None:
     for W, f, found in zip(moved, expected.updates, taken.weights, strict=True):
         assert torch.allclose(W + f, found, atol=1e-11)
     assert any((W - V).abs().max() > 1e-3 for W, V in zip(moved, seen.weights, strict=True))
+
+
+def test_pairs_move_at_the_first_step_of_a_turn_alone() -> None:
+    net = adapters()
+    pairs = pairs_in(net, 5)
+    update = MatrixUpdateLSTM(4, 1.0, Orthogonal(), -1.0, None, 0.2, 3, 0, "update").double()
+    teleport = PairLSTM(4, 1.0, 0.1, None, 3, 0, "teleport").double()
+    pair = TeleportFirst({"update": update, "teleport": teleport}, engine())
+    ground = ModelGround(None, None, pairs)
+    seen = [observed(net, pairs, data(5, seed)) for seed in range(7)]
+    state, moved = pair.initial_rule_states(seen[0]), []
+    for one in seen:
+        taken = pair.step(one.weights, one, state, ground)
+        assert isinstance(taken.report, PairReport)
+        pairs_of_weights = zip(taken.report.before, taken.report.after, strict=True)
+        moved.append(max(float((w - v).abs().max()) for w, v in pairs_of_weights))
+        state = taken.state
+    assert [change > 1e-3 for change in moved] == [True, False, False, True, False, False, True]
+    assert max(moved[1:3] + moved[4:6]) < 1e-12
+
+
+def test_both_rules_take_turns_of_equal_length() -> None:
+    kinds: dict[str, Any] = {"update": {"kind": "matrix_lstm", "every": 2}}
+    RulesConfig.model_validate(kinds | {"teleport": {"kind": "pair_lstm", "every": 2}})
+    with pytest.raises(ValueError, match=r"update.every: found 2, expected 1, that of teleport"):
+        RulesConfig.model_validate(kinds | {"teleport": {"kind": "pair_lstm"}})

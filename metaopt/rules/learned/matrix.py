@@ -60,7 +60,7 @@ from metaopt.rules.learned.layer import (
 from metaopt.rules.learned.lstm import LSTM, Head
 from metaopt.rules.learned.matrix_steps import TINY, MatrixSteps, Normalised, Orthogonal
 from metaopt.rules.learned.turns import served
-from metaopt.rules.rule_config import FadingConfig, Place
+from metaopt.rules.rule_config import FadingConfig, Place, TurnsConfig
 from metaopt.tasks.base import Observation
 
 STEPS: dict[str, type[MatrixSteps]] = {"orthogonal": Orthogonal, "normalised": Normalised}
@@ -102,6 +102,7 @@ class MatrixUpdateLSTM(LayerWise):
         unserved: the untrained logarithm of the factor on steps of a side that is not served.
         fades: steps after which what is learned, and taking turns, count half; None: they never do.
         weight_decay: of matrices, that goes with an untrained step.
+        every: steps of a turn.
         seed: the seed of the initialisation.
         name: the name of the random stream of the initialisation.
     """
@@ -116,6 +117,7 @@ class MatrixUpdateLSTM(LayerWise):
         unserved: float,
         fades: int | None,
         weight_decay: float,
+        every: int,
         seed: int,
         name: str,
     ) -> None:
@@ -125,6 +127,7 @@ class MatrixUpdateLSTM(LayerWise):
         self.unserved = unserved
         self.fades = fades
         self.weight_decay = weight_decay
+        self.every = every
         self.lstm = LSTM(FEATURES, hidden, seed, f"{name}/lstm")
         self.head = Head(hidden, 3 + len(MIXTURE), seed, f"{name}/head", bound=HEAD_BOUND)
 
@@ -167,7 +170,7 @@ class MatrixUpdateLSTM(LayerWise):
         fade = fading(means.count, self.fades)
         z = self.scale * fade * self.head(h)
         log_size, log_unserved, more_power, *mixed_by = z.split(1, dim=1)
-        waits = side * served(means.count) < 0
+        waits = side * served(means.count, self.every) < 0
         log_size = log_size + torch.where(waits, fade * self.unserved + log_unserved, 0.0)
         log_size = log_size + torch.where(matrices, (POWER + more_power) * calm, 0.0)
         old = 1 + means.count / SHRINKS_AFTER
@@ -271,7 +274,7 @@ def _mean_squares(parts: Sequence[Tensor]) -> Tensor:
     return torch.cat([part.square().mean(2, keepdim=True) for part in parts], dim=2)
 
 
-class MatrixConfig(FadingConfig):
+class MatrixConfig(FadingConfig, TurnsConfig):
     """m1 parameter by parameter, on momenta of matrices."""
 
     knows_loss_alone = True
@@ -298,5 +301,13 @@ class MatrixConfig(FadingConfig):
     def make(self, place: Place) -> Rule:
         """The rule that this section describes."""
         step = STEPS[self.step]()
-        own = (self.hidden, self.scale, step, self.unserved, self.fades, self.weight_decay)
+        own = (
+            self.hidden,
+            self.scale,
+            step,
+            self.unserved,
+            self.fades,
+            self.weight_decay,
+            self.every,
+        )
         return MatrixUpdateLSTM(*own, place.seed, place.name)

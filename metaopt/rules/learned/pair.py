@@ -41,8 +41,8 @@ from metaopt.rules.learned.clock import CLOCK_FEATURES, clock_features, fading
 from metaopt.rules.learned.directions import HEAD_BOUND
 from metaopt.rules.learned.lstm import LSTM, Head
 from metaopt.rules.learned.spectral import logarithm
-from metaopt.rules.learned.turns import served
-from metaopt.rules.rule_config import FadingConfig, FreeConfig, Place
+from metaopt.rules.learned.turns import begins, served
+from metaopt.rules.rule_config import FadingConfig, FreeConfig, Place, TurnsConfig
 from metaopt.symmetry.maps import GroupElement
 from metaopt.symmetry.pairs import MAKES, READS, LinearPairs, Width, turned
 from metaopt.tasks.base import Observation
@@ -72,17 +72,26 @@ class PairLSTM(Rule):
         scale: factor on the outputs of the head.
         free: factor on that of X.
         fades: steps after which generators are half of what the network says; None: they never are.
+        every: steps of a turn: pairs move at the first of them, and stay for the rest.
         seed: the seed of the initialisation.
         name: the name of the random stream of the initialisation.
     """
 
     def __init__(
-        self, hidden: int, scale: float, free: float, fades: int | None, seed: int, name: str
+        self,
+        hidden: int,
+        scale: float,
+        free: float,
+        fades: int | None,
+        every: int,
+        seed: int,
+        name: str,
     ) -> None:
         super().__init__()
         self.scale = scale
         self.free = free
         self.fades = fades
+        self.every = every
         self.lstm = LSTM(FEATURES, hidden, seed, f"{name}/lstm")
         self.head = Head(hidden, _LOGS + 1, seed, f"{name}/head", bound=HEAD_BOUND)
 
@@ -100,7 +109,8 @@ class PairLSTM(Rule):
     def initial_state(self, observation: Observation) -> State:
         """h, c [B, hidden, pairs], m [B, 1, P], s [B, 2, pairs, k, k] of each width: 0; frames I.
 
-        The running means s are kept as they would be where training began.
+        The running means s are kept as they would be where training began. Where a turn has more
+        than one step, generators t [B, pairs, k, k] of each width are kept for its rest.
         """
         pairs, W = _pairs(observation), observation.weights
         batch = W[0].shape[0]
@@ -108,6 +118,8 @@ class PairLSTM(Rule):
         for i, width in enumerate(pairs.widths):
             shape = (width.count, width.size, width.size)
             products[f"s{i}"] = W[0].new_zeros(batch, 2, *shape)
+            if self.every > 1:
+                products[f"t{i}"] = W[0].new_zeros(batch, *shape)
             eye = torch.eye(width.size, dtype=W[0].dtype, device=W[0].device)
             # Two tensors: whoever writes into one of them in place writes into that one alone.
             products |= {f"{n}{i}": eye.expand(batch, *shape[:2], -1).clone() for n in _FRAME}
@@ -125,7 +137,7 @@ class PairLSTM(Rule):
         m = torch.lerp(flat_gradient(observation)[:, None], state["m"], MOMENTUM_DECAY)
         parts = m.split([w[0].numel() for w in W], dim=2)
         means = [part.reshape(w.shape) for part, w in zip(parts, W, strict=True)]
-        sign = -served(count)[..., None]
+        sign = -served(count, self.every)[..., None]
         new: State = {"m": m, "count": count}
         logs, frees, features, frames = [], [], [], []
         for i, width in enumerate(pairs.widths):
@@ -151,7 +163,7 @@ class PairLSTM(Rule):
             sizes = _log_sizes(width, of_weights, of_means)
             features.append(torch.cat([_shapes(log), sizes], dim=1))
         shown = torch.cat(features, dim=2)
-        turn = torch.cat([served(count), clock_features(count)], dim=1)
+        turn = torch.cat([served(count, self.every), clock_features(count)], dim=1)
         shown = torch.cat([shown, turn.expand(-1, -1, shown.shape[2])], dim=1)
         h, cells = self.lstm(shown.detach(), state)
         z = self.scale * self.head(h)
@@ -160,6 +172,13 @@ class PairLSTM(Rule):
         a = (untrained + z[:, :_LOGS]).clamp(-LARGEST, LARGEST)
         f = self.free * torch.tanh(z[:, _LOGS])
         generators = _generators(sign, fade * a, fade[:, 0] * f, logs, frees)
+        if self.every > 1:
+            # The frame that a pair is in already: g is I to rounding.
+            first = begins(count, self.every)[..., None]
+            generators = tuple(
+                torch.where(first, T, state[f"t{i}"]) for i, T in enumerate(generators)
+            )
+            new |= {f"t{i}": T for i, T in enumerate(generators)}
         return Proposal(generators=generators, frames=tuple(frames)), cells | new
 
 
@@ -217,7 +236,7 @@ def _pairs(observation: Observation) -> LinearPairs:
     return observation.pairs
 
 
-class PairConfig(FreeConfig, FadingConfig):
+class PairConfig(FreeConfig, FadingConfig, TurnsConfig):
     """m2 pair by pair."""
 
     knows_loss_alone = True
@@ -229,5 +248,5 @@ class PairConfig(FreeConfig, FadingConfig):
 
     def make(self, place: Place) -> Rule:
         """The rule that this section describes."""
-        own = (self.hidden, self.scale, self.free, self.fades)
+        own = (self.hidden, self.scale, self.free, self.fades, self.every)
         return PairLSTM(*own, place.seed, place.name)

@@ -10,7 +10,7 @@ from paired import NETWORKS, observed, pairs_in
 
 from metaopt.rules.learned.matrix import SHRINKS_AFTER, SIZE, VECTOR_SIZE, WIDE, MatrixUpdateLSTM
 from metaopt.rules.learned.matrix_steps import Normalised, Orthogonal
-from metaopt.rules.learned.turns import served
+from metaopt.rules.learned.turns import begins, served
 from metaopt.tasks.base import Observation
 
 
@@ -40,7 +40,7 @@ def test_squares_are_kept_of_vectors_that_no_pair_moves_alone() -> None:
     net = make()
     pairs = pairs_in(net, width)
     seen = observed(net, pairs, random(6, width))
-    rule = MatrixUpdateLSTM(4, 1.0, Orthogonal(), 0.0, None, 0.2, 0, "test").double()
+    rule = MatrixUpdateLSTM(4, 1.0, Orthogonal(), 0.0, None, 0.2, 1, 0, "test").double()
     _, state = rule.propose(seen, rule.initial_state(seen))
     names = [name for name, p in net.named_parameters() if p.requires_grad]
     sizes = [p.numel() for p in net.parameters()]
@@ -49,8 +49,10 @@ def test_squares_are_kept_of_vectors_that_no_pair_moves_alone() -> None:
 
 
 def test_sides_take_turns_and_b_comes_first() -> None:
-    counts = torch.arange(1.0, 5.0)
-    assert served(counts).tolist() == [-1, 1, -1, 1]
+    counts = torch.arange(1.0, 7.0)
+    assert served(counts, 1).tolist() == [-1, 1, -1, 1, -1, 1]
+    assert served(counts, 3).tolist() == [-1, -1, -1, 1, 1, 1]
+    assert begins(counts, 3).tolist() == [True, False, False, True, False, False]
 
 
 def one_matrix(gradient: torch.Tensor) -> Observation:
@@ -61,7 +63,7 @@ def one_matrix(gradient: torch.Tensor) -> Observation:
 
 def sizes_of_steps(gradients: list[torch.Tensor], fades: int | None = None) -> list[float]:
     """Of an untrained rule without decay, in units of what a first step would have there."""
-    rule = MatrixUpdateLSTM(4, 0.0, Orthogonal(), 0.0, fades, 0.2, 0, "test").double()
+    rule = MatrixUpdateLSTM(4, 0.0, Orthogonal(), 0.0, fades, 0.2, 1, 0, "test").double()
     state = rule.initial_state(one_matrix(gradients[0]))
     found = []
     for t, gradient in enumerate(gradients, 1):
@@ -77,7 +79,7 @@ def sizes_of_steps(gradients: list[torch.Tensor], fades: int | None = None) -> l
 
 def first_steps(*shapes: tuple[int, int]) -> list[torch.Tensor]:
     """Of an untrained rule, without decay: the first step of each parameter, [out, rest]."""
-    rule = MatrixUpdateLSTM(4, 0.0, Orthogonal(), 0.0, None, 0.2, 0, "test").double()
+    rule = MatrixUpdateLSTM(4, 0.0, Orthogonal(), 0.0, None, 0.2, 1, 0, "test").double()
     own = tuple(random(1, *shape) for shape in shapes)
     seen = Observation(weights=own, grads=own, inputs=(), loss=None)
     proposal, _ = rule.propose(seen, rule.initial_state(seen))
@@ -98,7 +100,7 @@ def test_singular_values_of_steps_depend_on_the_number_of_matrices_alone(
 
 
 def test_the_first_step_of_a_vector_has_the_size_of_later_ones() -> None:
-    rule = MatrixUpdateLSTM(4, 0.0, Orthogonal(), 0.0, None, 0.2, 0, "test").double()
+    rule = MatrixUpdateLSTM(4, 0.0, Orthogonal(), 0.0, None, 0.2, 1, 0, "test").double()
     own = (random(1, 5, 1),)
     seen = Observation(weights=own, grads=own, inputs=(), loss=None)
     state = rule.initial_state(seen)
@@ -133,7 +135,7 @@ def test_what_is_learned_fades() -> None:
     G = [random(5, 4) for _ in range(300)]
 
     def last(scale: float, fades: int | None) -> torch.Tensor:
-        rule = MatrixUpdateLSTM(4, scale, Orthogonal(), 0.0, fades, 0.2, 0, "test").double()
+        rule = MatrixUpdateLSTM(4, scale, Orthogonal(), 0.0, fades, 0.2, 1, 0, "test").double()
         state = rule.initial_state(one_matrix(G[0]))
         for gradient in G:
             proposal, state = rule.propose(one_matrix(gradient), state)

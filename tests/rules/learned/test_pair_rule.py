@@ -24,7 +24,7 @@ def data(seed: int) -> Tensor:
 
 
 def rule(seed: int = 0) -> PairLSTM:
-    made = PairLSTM(6, 1.0, 0.5, None, seed, "test").double()
+    made = PairLSTM(6, 1.0, 0.5, None, 1, seed, "test").double()
     with torch.no_grad():
         made.head.W.mul_(30)
     return made
@@ -101,7 +101,7 @@ def test_whitening_makes_the_momentum_of_the_served_side_orthonormal() -> None:
     net = adapters(2)
     pairs = pairs_in(net, 5)
     seen = observed(net, pairs, data(0))
-    made = PairLSTM(4, 1.0, 0.0, None, 0, "test").double()
+    made = PairLSTM(4, 1.0, 0.0, None, 1, 0, "test").double()
     with torch.no_grad():
         made.head.W.zero_()
         made.head.b.copy_(torch.tensor([0.3, 0, -0.2, 0, 0]))
