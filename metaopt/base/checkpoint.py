@@ -28,8 +28,9 @@ import torch
 from torch import Tensor
 
 from metaopt._version import __version__
-from metaopt.base.errors import UserError, is_out_of_memory, one_line
+from metaopt.base.errors import UserError, is_out_of_memory
 from metaopt.base.files import write_atomically
+from metaopt.base.tensor_file import read_whole
 
 FORMAT = "metaopt"
 FORMAT_VERSION = "1"
@@ -114,19 +115,7 @@ def read(path: str | Path) -> Checkpoint:
             version of this one wrote it.
     """
     path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file")
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except safetensors.SafetensorError as error:
-        raise CheckpointError(
-            f"{path}: not a whole safetensors file ({one_line(str(error), 200)}); write it again "
-            f"with metaopt train"
-        ) from None
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from None
+    tensors, metadata = read_whole(path, CheckpointError, "write it again with metaopt train")
     if metadata.get("format") != FORMAT:
         raise CheckpointError(
             f"{path}: metadata field format: found {metadata.get('format')!r}, "

@@ -9,8 +9,8 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from metaopt.base.errors import one_line
 from metaopt.base.files import write_atomically
+from metaopt.base.tensor_file import read_whole
 
 VERSION = "1"
 
@@ -43,18 +43,9 @@ def read_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, st
         kind: what it must hold.
 
     Raises:
-        ValueError: if the file is missing, damaged, or holds something else.
+        ValueError: if the file is missing, damaged, unreadable, or holds something else.
     """
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file")
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except safetensors.SafetensorError as error:
-        raise ValueError(
-            f"{path}: not a whole safetensors file ({one_line(str(error), 200)}); save it again"
-        ) from None
+    tensors, metadata = read_whole(path, ValueError, "save it again")
     if (metadata.get("format"), metadata.get("format_version")) != (kind, VERSION):
         raise ValueError(
             f"{path}: expected a file of format {kind!r} {VERSION}, found "
