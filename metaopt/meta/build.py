@@ -78,7 +78,8 @@ def training_tasks(family: TaskFamily[Any], config: TrainConfig) -> TaskFamily[A
 
 def hiding(config: MetaConfig, seed: int) -> Hiding:
     """Which parts of the observation are hidden from the rules in which meta-batch."""
-    return Hiding({"loss": config.hide.loss, "inputs": config.hide.inputs}, seed)
+    shares = {"loss": config.hide.loss, "inputs": config.hide.inputs, "left": config.hide.left}
+    return Hiding(shares, seed)
 
 
 def lengths(config: MetaConfig, seed: int) -> Lengths:

@@ -93,6 +93,9 @@ class HideConfig(Model):
     inputs: Share = described(
         0.0, "share of the meta-batches in which rules are not shown the inputs of layers"
     )
+    left: Share = described(
+        1.0, "share of the meta-batches in which rules are not told how many steps there will be"
+    )
 
 
 class MetaConfig(Model):

@@ -262,7 +262,9 @@ class MetaTrainer:
             self.windows_left = list(inner["windows_left"])
             copies = self.windows.copies
             share = slice(self.share.start * copies, self.share.stop * copies)
-            self.tasks = self._training_tasks(self.progress.drawn - self.config.meta.batch)
+            first = self.progress.drawn - self.config.meta.batch
+            horizon = inner["step"] + sum(self.windows_left)
+            self.tasks = self._training_tasks(first).until(horizon)
             batch = self.config.meta.batch * copies
             require_parts(inner["parts"], self.tasks.initial, batch, rules)
             weights, rule_states = shares.take(inner["parts"], share, rules, self.device)
@@ -314,7 +316,7 @@ class MetaTrainer:
         if self.tasks is None or self.inner is None or not self.windows_left:
             number, done = progress.drawn // meta.batch, progress.outer_step / meta.outer_steps
             self.windows_left = self.lengths.windows(number, done)
-            self.tasks = self._training_tasks(progress.drawn)
+            self.tasks = self._training_tasks(progress.drawn).until(sum(self.windows_left))
             progress.drawn += meta.batch
             self.inner = start(self.tasks, self.optimizer, self.observe)
         return self.tasks, self.inner

@@ -76,7 +76,11 @@ class Observe(Protocol):
     """
 
     def __call__(
-        self, tasks: Tasks, weights: Weights, report: Report | None = None
+        self,
+        tasks: Tasks,
+        weights: Weights,
+        report: Report | None = None,
+        evaluated: Weights | None = None,
     ) -> tuple[Tensor, Observation]:
         """Evaluate loss and gradient at w.
 
@@ -85,11 +89,16 @@ class Observe(Protocol):
             weights: w, each [B, out, in].
             report: of the teleport that led to w, or None; it may already hold the forward pass
                 at w, which then is not made again.
+            evaluated: where the loss that tasks are judged by is taken, if that is not w but an
+                average of iterates.
         """
 
 
 def first_order(
-    tasks: Tasks, weights: Weights, report: Report | None = None
+    tasks: Tasks,
+    weights: Weights,
+    report: Report | None = None,
+    evaluated: Weights | None = None,
 ) -> tuple[Tensor, Observation]:
     """The observation is a constant of the meta-gradient; only the loss is differentiable.
 
@@ -103,7 +112,10 @@ def first_order(
 
 
 def second_order(
-    tasks: Tasks, weights: Weights, report: Report | None = None
+    tasks: Tasks,
+    weights: Weights,
+    report: Report | None = None,
+    evaluated: Weights | None = None,
 ) -> tuple[Tensor, Observation]:
     """The loss and the observation are both differentiable functions of the weights.
 
@@ -123,10 +135,13 @@ def as_judged(observe: Observe) -> Observe:
     """
 
     def judging(
-        tasks: Tasks, weights: Weights, report: Report | None = None
+        tasks: Tasks,
+        weights: Weights,
+        report: Report | None = None,
+        evaluated: Weights | None = None,
     ) -> tuple[Tensor, Observation]:
         loss, observation = observe(tasks, weights, report)
-        return tasks.judged(weights, loss), observation
+        return tasks.judged(weights if evaluated is None else evaluated, loss), observation
 
     return judging
 
@@ -142,13 +157,17 @@ def judging(watch: NoWatch) -> Observe:
     """
 
     def judged(
-        tasks: Tasks, weights: Weights, report: Report | None = None
+        tasks: Tasks,
+        weights: Weights,
+        report: Report | None = None,
+        evaluated: Weights | None = None,
     ) -> tuple[Tensor, Observation]:
+        at = weights if evaluated is None else evaluated
         with torch.no_grad():
             passed = None if report is None else report.passed
             observation = tasks.observe(weights, passed)
             with watch.aside():
-                return tasks.judged(weights, observed_loss(observation)), observation
+                return tasks.judged(at, observed_loss(observation)), observation
 
     return judged
 
@@ -212,7 +231,7 @@ def resume(
     """
     seen = tasks.at(step)
     loss, observation = observe(seen, weights)
-    return InnerState(step, weights, loss, seen.shown(observation), optimizer_state)
+    return InnerState(step, weights, loss, seen.shown(observation, step), optimizer_state)
 
 
 def start(tasks: Tasks, optimizer: Optimizer[S], observe: Observe = first_order) -> InnerState[S]:
@@ -260,8 +279,9 @@ def unroll(
         for _ in range(steps):
             taken = optimizer.step(state.weights, state.observation, state.optimizer, seen)
             seen = tasks.at(state.step + 1)
-            loss, observation = observe(seen, taken.weights, taken.report)
-            shown = seen.shown(observation)
+            evaluated = optimizer.evaluated(taken.weights, taken.state)
+            loss, observation = observe(seen, taken.weights, taken.report, evaluated)
+            shown = seen.shown(observation, state.step + 1)
             state = InnerState(state.step + 1, taken.weights, loss, shown, taken.state)
             losses.append(loss)
             with watch.aside():
@@ -332,4 +352,5 @@ def last_loss(tasks: Tasks, optimizer: Optimizer[S], steps: int) -> Tensor:
     with torch.no_grad():
         state = start(tasks, optimizer)
         state, _ = unroll(tasks, optimizer, state, steps)
-        return tasks.at(steps).judged(state.weights, state.loss)
+        evaluated = optimizer.evaluated(state.weights, state.optimizer)
+        return tasks.at(steps).judged(evaluated, state.loss)

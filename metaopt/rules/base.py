@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from metaopt.base.errors import MisfitError
 from metaopt.base.network import Weights
+from metaopt.rules.averaging import Averaging
 from metaopt.symmetry.maps import GroupElement
 from metaopt.tasks.base import NOTHING, Hidden, Observation
 from metaopt.teleport.base import MovesPairs
@@ -48,12 +49,15 @@ class Proposal:
             now: for each width g and g^-1, both [B, pairs, k, k].
         decays: the part of the updates that is a weight decay learned by the rule, of the same
             shapes; None if there is no such part.
+        averaging: what is kept of averaged iterates, which then move in the place of the weights;
+            None if weights are not averaged.
     """
 
     updates: Weights | None = None
     generators: tuple[Tensor, ...] | None = None
     frames: tuple[GroupElement, ...] | None = None
     decays: Weights | None = None
+    averaging: Averaging | None = None
 
     def joined(self, other: Proposal) -> Proposal:
         """Both proposals in one; a field that ``other`` proposes replaces this proposal's."""
@@ -92,6 +96,28 @@ class Rule(nn.Module, ABC):
     def kept(self, name: str) -> Kept:
         """What the state's tensor of this name belongs to, and so how it moves with a teleport."""
         return Kept.ALL
+
+    def sides(self, shape: torch.Size) -> int:
+        """Columns of a parameter in tensors of the state that belong to sides (``Kept.SIDES``)."""
+        return 0
+
+    def evaluated(self, weights: Weights, state: State) -> Weights:
+        """x, where weights that are trained are to be evaluated; themselves by default.
+
+        Args:
+            weights: y, each [B, out, in].
+            state: the state after the step that led to them.
+        """
+        return weights
+
+    def trained(self, averaged: Weights, state: State) -> Weights:
+        """y, where gradients are taken: the inverse of ``evaluated``.
+
+        Args:
+            averaged: x, each [B, out, in].
+            state: the state after the step that led to them.
+        """
+        return averaged
 
     def scaled(self, state: State, t: Tensor, log_factors: Weights) -> State:
         """The state after w -> exp(l) w, entry by entry: gradients move by exp(-l).

@@ -18,6 +18,7 @@ from typing import Generic, TypeVar
 from torch import Tensor, nn
 
 from metaopt.base.network import Weights
+from metaopt.rules.averaging import FAST
 from metaopt.rules.base import Proposal, Rule, State
 from metaopt.tasks.base import Ground, Observation, Problem, Tasks
 from metaopt.teleport.base import Engine, Report
@@ -63,6 +64,15 @@ class Optimizer(ABC, Generic[S]):
         Raises:
             MisfitError: if the optimizer does not fit the tasks.
         """
+
+    def evaluated(self, weights: Weights, state: S) -> Weights:
+        """Where weights that are trained are to be evaluated: averages, or the weights themselves.
+
+        Args:
+            weights: w_t, each [B, out, in].
+            state: the state after the step that led to them.
+        """
+        return weights
 
     @abstractmethod
     def step(
@@ -131,6 +141,23 @@ class MetaOptimizer(nn.Module, Optimizer[States]):
         """
         return {name: rule.initial_state(observation) for name, rule in self.rules.items()}
 
+    def evaluated(self, weights: Weights, state: States) -> Weights:
+        """See ``Optimizer.evaluated``: what the rule of the updates says."""
+        for name, rule in self.rules.items():
+            weights = rule.evaluated(weights, state[name])
+        return weights
+
+    def trained(self, averaged: Weights, state: States) -> Weights:
+        """Where gradients are taken: the inverse of ``evaluated``.
+
+        Args:
+            averaged: each [B, out, in].
+            state: the state after the step that led to them.
+        """
+        for name, rule in self.rules.items():
+            averaged = rule.trained(averaged, state[name])
+        return averaged
+
     def propose(self, observation: Observation, states: States) -> tuple[Proposal, States]:
         """The proposals of all rules in one, and the states of the rules after it."""
         found = Proposal()
@@ -171,7 +198,12 @@ class MetaOptimizer(nn.Module, Optimizer[States]):
             states: the states of the rules after proposing.
             ground: what is known of the network that the engine moves.
         """
-        if proposal.updates is not None:
+        if proposal.updates is not None and proposal.averaging is not None:
+            weights, fast = proposal.averaging.step(weights, proposal.updates)
+            states = {
+                name: own | {FAST: fast} if FAST in own else own for name, own in states.items()
+            }
+        elif proposal.updates is not None:
             weights = tuple(W + f for W, f in zip(weights, proposal.updates, strict=True))
         if proposal.generators is None or self.engine is None:
             return Step(weights, states)

@@ -19,6 +19,7 @@ from metaopt.rules.learned.coordinate import (
     CoordinateUpdateConfig,
     InformedConfig,
 )
+from metaopt.rules.learned.eigen import EigenConfig
 from metaopt.rules.learned.flattened import (
     FlattenedGeneratorConfig,
     FlattenedStepConfig,
@@ -38,6 +39,7 @@ UPDATES: tuple[type[RuleConfig], ...] = (
     InformedConfig,
     LayerConfig,
     MatrixConfig,
+    EigenConfig,
     GradientDescentConfig,
     MomentumConfig,
     AdamConfig,

@@ -33,6 +33,8 @@ class Observation:
         loss: L(W), [B], or None if the caller does not know it.
         units: the hidden units that may be scaled, or None if they are not known.
         pairs: the linear pairs, or None if they are not known.
+        left: the share of the steps of training that is left, in (0, 1], [B]; None if nobody says
+            how many there will be.
     """
 
     weights: Weights
@@ -41,6 +43,7 @@ class Observation:
     loss: Tensor | None
     units: HiddenUnits | None = None
     pairs: LinearPairs | None = None
+    left: Tensor | None = None
 
     def detach(self) -> Observation:
         """The same observation with all tensors cut from the autograd graph."""
@@ -51,6 +54,7 @@ class Observation:
             loss=None if self.loss is None else self.loss.detach(),
             units=self.units,
             pairs=self.pairs,
+            left=self.left,
         )
 
 
@@ -60,8 +64,19 @@ def observed_loss(observation: Observation) -> Tensor:
     return observation.loss
 
 
+def share_left(like: Tensor, step: int, horizon: int | None) -> Tensor | None:
+    """max(1 - step / horizon, 0) for each of B trajectories, [B]; None without a horizon.
+
+    Args:
+        like: fixes B, dtype and device.
+        step: the number of steps taken.
+        horizon: the steps that there will be.
+    """
+    return None if horizon is None else like.new_full(like.shape[:1], max(1 - step / horizon, 0.0))
+
+
 Hidden = frozenset[str]
-"""The names of fields of ``Observation`` that rules are not shown: ``loss``, ``inputs``."""
+"""The names of fields of ``Observation`` not shown to rules: ``loss``, ``inputs``, ``left``."""
 
 
 NOTHING: Hidden = frozenset()
@@ -147,10 +162,12 @@ class Tasks(ABC):
     Attributes:
         initial: the weights that each trajectory starts from, each [B, out, in].
         hides: the fields of observations that rules are not shown (``tasks.variations.Hiding``).
+        horizon: the steps that trajectories will have, or None where rules are not told.
     """
 
     initial: Weights
     hides: Hidden = NOTHING
+    horizon: int | None = None
 
     @property
     def size(self) -> int:
@@ -182,10 +199,21 @@ class Tasks(ABC):
         """The same tasks, with these fields of observations hidden from the rules."""
         return replace(self, hides=hides) if hides != self.hides else self  # type: ignore[type-var]
 
-    def shown(self, observation: Observation) -> Observation:
-        """The observation as the rules see it, without the fields that are hidden from them."""
+    def until(self, horizon: int) -> Self:
+        """The same tasks, with a horizon that rules are told unless it is hidden."""
+        return replace(self, horizon=horizon)  # type: ignore[type-var]
+
+    def shown(self, observation: Observation, step: int) -> Observation:
+        """The observation as the rules see it, without the fields that are hidden from them.
+
+        Args:
+            observation: at the weights before inner step ``step``, counted from 0.
+            step: the number of steps taken.
+        """
+        told = "left" not in self.hides
         return replace(
             observation,
+            left=share_left(observation.weights[0], step, self.horizon if told else None),
             loss=None if "loss" in self.hides else observation.loss,
             inputs=() if "inputs" in self.hides else observation.inputs,
         )

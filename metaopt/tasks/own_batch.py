@@ -68,6 +68,7 @@ class LossTasks(Tasks):
     units: HiddenUnits | None = None
     pairs: LinearPairs | None = None
     hides: Hidden = NOTHING
+    horizon: int | None = None
 
     def at(self, step: int) -> Self:
         """The tasks with the mini-batch of inner step ``step``, if there are mini-batches."""

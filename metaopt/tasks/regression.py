@@ -45,6 +45,7 @@ class TaskBatch(Tasks):
     initial: Weights
     s: LeakyReLU
     hides: Hidden = NOTHING
+    horizon: int | None = None
 
     @property
     def network(self) -> TaskBatch:

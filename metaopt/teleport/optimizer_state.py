@@ -222,7 +222,7 @@ def _of_kind(part: Tensor, kept: Kept | None, steps: list[Touch]) -> Tensor | No
             return gradients(part, steps)
         case Kept.SQUARES:
             return squares(part, steps)
-        case Kept.ALL:
+        case Kept.ALL | Kept.FRAMED | Kept.SIDES:
             return None
         case Kept.ENTRIES:
             if not all(isinstance(touch.element, Relabelling | Translation) for touch in steps):
@@ -269,3 +269,5 @@ class Kept(Enum):
     ENTRIES = "entries of parameters, [B, any, P]; moves under permutations alone"
     GRADIENTS = "the same; linear in gradients, moves like them under every element"
     SQUARES = "the same; linear in squares of gradients"
+    FRAMED = "the same; in a frame of the parameter's own, and stays under no element"
+    SIDES = "sides of parameters, [B, any, F], ``Rule.sides`` columns for each; the same"

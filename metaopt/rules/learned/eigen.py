@@ -1,0 +1,325 @@
+"""The layer-wise rule for mini-batches: directions in eigenbases, and averaged iterates.
+
+    f_l = -s_l b_l (Q_L (sum_r a_l^r d_l^r) Q_R^T + r_l W_l)
+    x' = x + c_l (z + f - x),   c_l = p_l / (t + p_l)                        (``averaging``)
+    b_l = 1 / sqrt(M max(out, rest))  (matrices),   0.03 / sqrt(M)  (vectors)
+    (s_l, p_l, r_l, a_l) = head(h_l),   h_l = m1(statistics of parameter l, mean statistics, h_l)
+
+d^r are the rows of ``directions`` (``eigen_steps``), made of running means at the decays ``DECAYS``
+in the frame Q_L, Q_R of SOAP (``eigen_frames``), M the number of matrices. A vector has no frame:
+there the first direction is Adam's. The sizes b_l are such that how far outputs go in a step
+depends neither on width nor on depth.
+
+Untrained, half of a step is Adam's and half is orthogonal, of length s = 0.5 / (1 + t / 100), and
+the average is one over about the last eighth of the way. The network sees no entries: what it says
+of a parameter are the size of its step, the mixture of directions, the decay of its weights, and
+how fast they are averaged. Features are those of the layer-wise rule (``layer``), how far fast
+iterates are from what is trained, and the share of the steps that is left, where it is told.
+
+References:
+    Vyas et al., SOAP (2024), arXiv 2409.11321. Defazio et al., The road less scheduled (2024),
+    arXiv 2405.15682. Jordan et al., Muon (2024).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from metaopt.base.config import ConfigError
+from metaopt.base.fields import described, required
+from metaopt.base.loss_statistics import FLOOR
+from metaopt.base.network import Weights
+from metaopt.rules import averaging
+from metaopt.rules.averaging import FAST, Averaging
+from metaopt.rules.base import Proposal, Rule, State
+from metaopt.rules.learned import eigen_frames
+from metaopt.rules.learned.clock import (
+    CLOCK_FEATURES,
+    LEFT_FEATURES,
+    clock_features,
+    fading,
+    left_features,
+)
+from metaopt.rules.learned.directions import HEAD_BOUND
+from metaopt.rules.learned.eigen_steps import DIRECTIONS, Direction, Means, mixed
+from metaopt.rules.learned.layer import hear, is_vector, mean_over, statistics
+from metaopt.rules.learned.lstm import LSTM, Head
+from metaopt.rules.learned.matrix_steps import TINY
+from metaopt.rules.rule_config import FadingConfig, Place
+from metaopt.tasks.base import Hidden, Observation
+from metaopt.teleport.config import TeleporterConfig
+from metaopt.teleport.optimizer_state import Kept
+
+DECAYS = (0.5, 0.9)
+"""The decays of the running means of the gradient, in its frame."""
+SQUARES_DECAY = 0.99
+VECTOR_SIZE = 0.03
+"""Entries of a step of a vector that gradients agree on, divided as those of matrices are."""
+LENGTH = 0.5
+"""s of the untrained rule, before it falls."""
+FALLS_AFTER = 100
+"""s = LENGTH / (1 + t / FALLS_AFTER)."""
+AVERAGED = 8.0
+"""p of the untrained rule."""
+SMALL = 1e-3
+"""Gradients below this share of the root mean square over the parameter are taken for rounding."""
+ROUNDING = 1e-5
+"""And below this share of that over all parameters: the bias before a BatchNorm has no other."""
+LOG_SIZE_BOUNDS = (-6.0, 3.0)
+LOG_PULL_BOUNDS = (-2.0, 4.0)
+LOG_DECAY_BOUNDS = (-3.0, 2.0)
+LEAST_LOG = -6.0
+
+_MEANS = len(DECAYS)
+_OWN = (_MEANS + 1) + _MEANS + 3 + 1 + CLOCK_FEATURES + LEFT_FEATURES + 2
+FEATURES = 2 * _OWN
+
+
+class EigenUpdateLSTM(Rule):
+    """m1 on statistics of whole parameters -> the coefficients of their updates.
+
+    Args:
+        hidden: size of the cells.
+        scale: factor on the outputs of the head.
+        directions: what steps are mixed of, by name.
+        fades: steps after which what is learned counts half; None: it never does.
+        weight_decay: of matrices, in units of s, before the network says more or less.
+        largest: the longest side of a matrix that has a frame of its own.
+        seed: the seed of the initialisation.
+        name: the name of the random stream of the initialisation.
+    """
+
+    def __init__(
+        self,
+        hidden: int,
+        scale: float,
+        directions: Sequence[str],
+        fades: int | None,
+        weight_decay: float,
+        largest: int,
+        seed: int,
+        name: str,
+    ) -> None:
+        super().__init__()
+        self.scale = scale
+        self.directions: list[Direction] = [DIRECTIONS[one]() for one in directions]
+        self.untrained = _shares(self.directions)
+        self.fades = fades
+        self.weight_decay = weight_decay
+        self.largest = largest
+        self.lstm = LSTM(FEATURES, hidden, seed, f"{name}/lstm")
+        self.head = Head(hidden, 3 + len(self.untrained), seed, f"{name}/head", bound=HEAD_BOUND)
+
+    @property
+    def reads(self) -> Hidden:
+        """The loss and the share of the steps that is left, if they are known."""
+        return frozenset({"loss", "left"})
+
+    def kept(self, name: str) -> Kept:
+        """Means belong to entries, in a frame; frames to sides; all else to whole parameters."""
+        framed = {"m": Kept.FRAMED, "v": Kept.FRAMED, FAST: Kept.FRAMED}
+        sides = {"products": Kept.SIDES, "frames": Kept.SIDES}
+        return (framed | sides).get(name, Kept.TENSORS)
+
+    def sides(self, shape: torch.Size) -> int:
+        """Numbers that are kept of the products of a parameter's sides, and again of its frame."""
+        out = shape[0] if shape else 1
+        return eigen_frames.columns(out, shape.numel() // max(1, out), self.largest)
+
+    def evaluated(self, weights: Weights, state: State) -> Weights:
+        """x, the averages."""
+        return averaging.averages(weights, state[FAST])
+
+    def trained(self, averaged: Weights, state: State) -> Weights:
+        """y, where gradients are taken."""
+        return averaging.between(averaged, state[FAST])
+
+    def initial_state(self, observation: Observation) -> State:
+        """Zeros, but for the fast iterates, which begin where weights do.
+
+        h and c [B, hidden, L]; numbers [B, 1, L]; m [B, 2, P], v and fast [B, 1, P]; products and
+        frames [B, 1, F].
+        """
+        W = observation.weights
+        batch, entries = W[0].shape[0], sum(w[0].numel() for w in W)
+        numbers = {name: W[0].new_zeros(batch, 1, len(W)) for name in ("count", "loss", "heard")}
+        sides = sum(eigen_frames.columns(w.shape[1], w.shape[2], self.largest) for w in W)
+        means = {"m": W[0].new_zeros(batch, _MEANS, entries)}
+        squares = {"v": W[0].new_zeros(batch, 1, entries)}
+        kept = {name: W[0].new_zeros(batch, 1, sides) for name in ("products", "frames")}
+        fast = {FAST: averaging.together(W).detach().clone()}
+        return self.lstm.initial_state(batch, len(W)) | numbers | means | squares | kept | fast
+
+    def propose(self, observation: Observation, state: State) -> tuple[Proposal, State]:
+        """Updates f of the fast iterates, and how fast these are averaged."""
+        W, grads = observation.weights, observation.grads
+        sizes = [w[0].numel() for w in W]
+        count = state["count"] + 1
+        seen, kept = self._means(grads, state, count)
+        adam = [own.adam for own in seen]
+        moves = torch.cat([G.flatten(1).any(1)[:, None, None] for G in grads], dim=2)
+        base = _untrained_sizes(W)
+        loss_features, heard = hear(observation.loss, state)
+        flat = torch.cat([one.flatten(2) for one in adam], dim=2)
+        ones = torch.ones_like(count).expand(-1, _MEANS + 1, -1)
+        own_features = torch.cat(
+            [
+                statistics(flat, W, ones, base, sizes),
+                is_vector(W).expand_as(count),
+                _spread(W, state[FAST], base),
+                clock_features(count),
+                left_features(observation.left, count),
+                loss_features,
+            ],
+            dim=1,
+        )
+        of_all = mean_over(own_features, moves, moves.sum(2, keepdim=True))
+        features = torch.cat([own_features, of_all.expand_as(own_features)], dim=1)
+        h, cells = self.lstm(features, state)
+
+        z = self.scale * fading(count, self.fades) * self.head(h)
+        log_size, log_pull, log_decay, *more = z.split(1, dim=1)
+        length = LENGTH * log_size.clamp(*LOG_SIZE_BOUNDS).exp() / (1 + count / FALLS_AFTER)
+        averaged = AVERAGED * log_pull.clamp(*LOG_PULL_BOUNDS).exp()
+        decay = self.weight_decay * length * log_decay.clamp(*LOG_DECAY_BOUNDS).exp()
+        together = zip(more, self.untrained, strict=True)
+        shares = base * length * torch.cat([part + share for part, share in together], dim=1)
+        rows = self._rows(seen, adam)
+        moved, shrunk = [], []
+        for i, (own, w, g) in enumerate(zip(rows, W, grads, strict=True)):
+            step = eigen_frames.out_of(kept.frames[i], mixed(own, shares[:, :, i]))
+            by = decay[:, :, i, None] if w.shape[2] > 1 else torch.zeros_like(decay[:, :, i, None])
+            shrunk.append(-by * torch.where(g == 0, 0.0, w))
+            moved.append(shrunk[-1] - step)
+        proposal = Proposal(
+            updates=tuple(moved),
+            decays=tuple(shrunk),
+            averaging=Averaging(state[FAST], averaged / (count + averaged)),
+        )
+        new = cells | heard | kept.state | {"count": count, FAST: state[FAST]}
+        return proposal, new
+
+    def _rows(self, seen: Sequence[Means], adam: Sequence[Tensor]) -> list[Tensor]:
+        """All directions of each parameter, [B, rows, out, rest]."""
+        made = [direction(seen, adam) for direction in self.directions]
+        return [torch.cat(rows, dim=1) for rows in zip(*made, strict=True)]
+
+    def _means(self, grads: Weights, state: State, count: Tensor) -> tuple[list[Means], _Kept]:
+        """What directions are made of, and what is kept of it."""
+        shapes = [(G.shape[1], G.shape[2]) for G in grads]
+        sizes = [out * rest for out, rest in shapes]
+        counts = [int(number) for number in count[0, 0].tolist()]
+        products, frames = (
+            eigen_frames.pairs(state[name], shapes, self.largest) for name in ("products", "frames")
+        )
+        found = eigen_frames.after(grads, products, frames, counts)
+        m, v, own = [], [], []
+        kept_m, kept_v = state["m"].split(sizes, dim=2), state["v"].split(sizes, dim=2)
+        for i, G in enumerate(grads):
+            old_m, old_v = (x[i].unflatten(2, shapes[i]) for x in (kept_m, kept_v))
+            turn = found.turns[i]
+            if turn is not None:
+                old_m = eigen_frames.turned(turn, old_m)
+                old_v = eigen_frames.turned(eigen_frames.squared(turn), old_v)
+            g = eigen_frames.into(found.frames[i], G[:, None])
+            means = [torch.lerp(g, old_m[:, k, None], d) for k, d in enumerate(DECAYS)]
+            m.append(torch.cat(means, dim=1))
+            v.append(torch.lerp(g.square(), old_v, SQUARES_DECAY))
+            own.append(g)
+        # Python numbers, since every parameter has its own count.
+        grown = [
+            torch.cat([mean / (1 - d**c) for mean, d in zip(x.split(1, 1), DECAYS, strict=True)], 1)
+            for x, c in zip(m, counts, strict=True)
+        ]
+        squares = [x / (1 - SQUARES_DECAY**c) for x, c in zip(v, counts, strict=True)]
+        each = torch.cat([x.mean(dim=(2, 3))[:, :, None] for x in squares], dim=2)
+        entries = each.new_tensor(sizes)
+        of_all = (each * entries).sum(2, keepdim=True) / entries.sum()
+        floors = SMALL**2 * each + ROUNDING**2 * of_all + FLOOR
+        seen = [
+            Means(torch.cat([mean, g], dim=1), (x + floors[:, :, i, None, None]).sqrt())
+            for i, (mean, g, x) in enumerate(zip(grown, own, squares, strict=True))
+        ]
+        return seen, _Kept(m, v, found)
+
+
+class _Kept:
+    """What is kept of means, squares and frames."""
+
+    def __init__(
+        self, m: Sequence[Tensor], v: Sequence[Tensor], found: eigen_frames.Frames
+    ) -> None:
+        self.frames = found.frames
+        self.state = {
+            "m": torch.cat([x.flatten(2) for x in m], dim=2),
+            "v": torch.cat([x.flatten(2) for x in v], dim=2),
+            "products": eigen_frames.joined(found.products, m[0]),
+            "frames": eigen_frames.joined(found.frames, m[0]),
+        }
+
+
+def _spread(W: Weights, fast: Tensor, base: Tensor) -> Tensor:
+    """How far fast iterates are from what is trained, in untrained steps: log(1 + .), [B, 1, L]."""
+    apart = zip(W, averaging.apart(fast, W), strict=True)
+    squares = torch.stack([(w - z).square().mean(dim=(1, 2)) for w, z in apart], dim=1)[:, None]
+    return ((squares + TINY).sqrt() / base).log1p()
+
+
+def _untrained_sizes(W: Weights) -> Tensor:
+    """b, [1, 1, L]."""
+    matrices = sum(min(w.shape[1:]) > 1 for w in W)
+    share = max(1, matrices) ** -0.5
+    sizes = [max(w.shape[1:]) ** -0.5 if min(w.shape[1:]) > 1 else VECTOR_SIZE for w in W]
+    return torch.cat([w.new_full((1, 1, 1), share * s) for w, s in zip(W, sizes, strict=True)], 2)
+
+
+def _shares(directions: Sequence[Direction]) -> list[float]:
+    """Those of the untrained mixture, of sum 1."""
+    shares = [share for direction in directions for share in direction.untrained]
+    total = sum(shares)
+    return [share / total if total else 1 / len(shares) for share in shares]
+
+
+class EigenConfig(FadingConfig):
+    """m1 parameter by parameter, on directions in eigenbases, with averaged iterates."""
+
+    knows_loss_alone = True
+    decays = True
+    kind: Literal["eigen_lstm"] = required(
+        "layer-wise update rule for mini-batches: one LSTM for all parameters, whose outputs mix "
+        "directions in the eigenbasis of the gradient's second moments, and average iterates"
+    )
+    directions: Annotated[list[Literal["adam", "orthogonal", "sign"]], Field(min_length=1)] = (
+        described(["adam", "orthogonal", "sign"], "what steps are mixed of")
+    )
+    weight_decay: Annotated[float, Field(ge=0)] = described(
+        0.01, "decay of matrices in units of the step, before the network says more or less"
+    )
+    largest_side: Annotated[int, Field(ge=1)] = described(
+        1024, "the longest side of a matrix that has an eigenbasis"
+    )
+
+    def require(self, teleporter: TeleporterConfig) -> None:
+        """Raise ``ConfigError``: what it keeps follows no teleport."""
+        raise ConfigError(
+            "field teleporter: kind eigen_lstm keeps means in frames of its own and averages of "
+            "weights, which follow no teleport: leave teleporter and rules.teleport out"
+        )
+
+    def make(self, place: Place) -> Rule:
+        """The rule that this section describes."""
+        return EigenUpdateLSTM(
+            self.hidden,
+            self.scale,
+            self.directions,
+            self.fades,
+            self.weight_decay,
+            self.largest_side,
+            place.seed,
+            place.name,
+        )

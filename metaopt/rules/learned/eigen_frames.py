@@ -1,0 +1,164 @@
+"""Frames in which the gradient's second moments are nearly independent: SOAP's.
+
+    L <- d L + (1 - d) G G^T,    R <- d R + (1 - d) G^T G          running means, d = 0.95
+    G' = Q_L^T G Q_R,            Q_L, Q_R the eigenvectors of L and R
+
+Everything that is kept of a matrix, but for its weights, is kept in its frame. At some steps the
+frame is refreshed by one step of subspace iteration, Q <- qr(L Q), and what is kept is turned with
+it: means by the rotation itself, squares by its squared entries, which keeps their total. Sides of
+one entry, and of more than ``largest``, keep the frame that they have.
+
+Frames are constants of the meta-gradient. Whether a step refreshes them is decided by counts,
+which the host reads once in a step.
+
+Reference: Vyas, Morwani, Zhao, Kwun, Shapira, Brandfonbrener, Janson and Kakade, SOAP: improving
+and stabilizing Shampoo using Adam (2024), arXiv 2409.11321.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from metaopt.base.network import Weights
+
+DECAY = 0.95
+"""Of the running means of G G^T and G^T G."""
+EARLY = frozenset({2, 3, 4, 6, 8})
+EVERY = 10
+"""Frames are refreshed after these counts of gradients, and at each multiple of this one."""
+
+
+def side(size: int, largest: int) -> int:
+    """The size of a side that has a frame of its own; 0 for one that has none."""
+    return size if 1 < size <= largest else 0
+
+
+def columns(out: int, rest: int, largest: int) -> int:
+    """Numbers that are kept of the products of a parameter [out, rest], and again of its frame."""
+    return side(out, largest) ** 2 + side(rest, largest) ** 2
+
+
+Pair = tuple[Tensor | None, Tensor | None]
+"""Of the two sides of a matrix, [B, out, out] and [B, rest, rest]; None without a frame."""
+
+
+def pairs(flat: Tensor, shapes: Sequence[tuple[int, int]], largest: int) -> list[Pair]:
+    """[B, 1, F] -> the square matrices of each parameter."""
+    found, start = [], 0
+    for out, rest in shapes:
+        both: list[Tensor | None] = []
+        for size in (side(out, largest), side(rest, largest)):
+            part = flat[:, 0, start : start + size**2]
+            both.append(part.unflatten(1, (size, size)) if size else None)
+            start += size**2
+        found.append((both[0], both[1]))
+    return found
+
+
+def joined(found: Sequence[Pair], like: Tensor) -> Tensor:
+    """The inverse of ``pairs``: [B, 1, F].
+
+    Args:
+        found: the square matrices of each parameter.
+        like: fixes batch, dtype and device where there is none.
+    """
+    flat = [one.flatten(1) for both in found for one in both if one is not None]
+    return torch.cat(flat or [like.new_zeros(like.shape[0], 0)], dim=1)[:, None]
+
+
+def into(frame: Pair, X: Tensor) -> Tensor:
+    """Q_L^T X Q_R of X [B, any, out, rest]."""
+    left, right = frame
+    if left is not None:
+        X = left.mT[:, None] @ X
+    return X if right is None else X @ right[:, None]
+
+
+def out_of(frame: Pair, X: Tensor) -> Tensor:
+    """Q_L X Q_R^T of X [B, out, rest], the inverse of ``into``."""
+    left, right = frame
+    if left is not None:
+        X = left @ X
+    return X if right is None else X @ right.mT
+
+
+def turned(turn: Pair, X: Tensor) -> Tensor:
+    """U_L X U_R^T of X [B, any, out, rest], U the rotations of the two sides; None where none."""
+    left, right = turn
+    if left is not None:
+        X = left[:, None] @ X
+    return X if right is None else X @ right.mT[:, None]
+
+
+def squared(turn: Pair) -> Pair:
+    """The entries of both rotations, squared: they turn squares, and keep their sum."""
+    left, right = turn
+    return None if left is None else left.square(), None if right is None else right.square()
+
+
+@dataclass(frozen=True)
+class Frames:
+    """The frames after a gradient.
+
+    Attributes:
+        products: L and R of each parameter.
+        frames: Q_L and Q_R.
+        turns: U = Q_new^T Q_old where a frame was refreshed; None for a parameter whose was not.
+    """
+
+    products: list[Pair]
+    frames: list[Pair]
+    turns: list[Pair | None]
+
+
+@torch.no_grad()
+def after(
+    grads: Weights, products: Sequence[Pair], frames: Sequence[Pair], counts: Sequence[int]
+) -> Frames:
+    """The frames that the next step is made in.
+
+    Args:
+        grads: G, each [B, out, rest].
+        products: L and R before it.
+        frames: Q_L and Q_R before it.
+        counts: gradients of each parameter, this one included.
+    """
+    new = Frames([], [], [])
+    for G, own, frame, count in zip(grads, products, frames, counts, strict=True):
+        L, R = own
+        made = (
+            None if L is None else torch.lerp(G @ G.mT, L, DECAY),
+            None if R is None else torch.lerp(G.mT @ G, R, DECAY),
+        )
+        new.products.append(made)
+        if count > 1 and count % EVERY and count not in EARLY:
+            new.frames.append(frame)
+            new.turns.append(None)
+            continue
+        refreshed = [
+            None if P is None or Q is None else (_eigenvectors(P) if count == 1 else _nearer(P, Q))
+            for P, Q in zip(made, frame, strict=True)
+        ]
+        new.frames.append((refreshed[0], refreshed[1]))
+        turns = [
+            None if Q is None or old is None else Q.mT @ old
+            for Q, old in zip(refreshed, frame, strict=True)
+        ]
+        # The first frame is nobody's successor: nothing has been kept yet.
+        new.turns.append(None if count == 1 else (turns[0], turns[1]))
+    return new
+
+
+def _eigenvectors(P: Tensor) -> Tensor:
+    # A matrix that is not finite would raise an error for the whole batch.
+    finite = torch.isfinite(P).all(-1, keepdim=True).all(-2, keepdim=True)
+    eye = torch.eye(P.shape[-1], dtype=P.dtype, device=P.device)
+    return torch.linalg.eigh(torch.where(finite, P, eye))[1]
+
+
+def _nearer(P: Tensor, Q: Tensor) -> Tensor:
+    return torch.linalg.qr(P @ Q)[0]
