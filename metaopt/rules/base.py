@@ -93,6 +93,35 @@ class Rule(nn.Module, ABC):
         """What the state's tensor of this name belongs to, and so how it moves with a teleport."""
         return Kept.ALL
 
+    def sides(self, shape: torch.Size) -> int:
+        """The columns that a matrix has in tensors of the state that are ``Kept.SIDES``.
+
+        Args:
+            shape: [out, in], that of one matrix of weights.
+        """
+        return 0
+
+    def evaluated(self, weights: Weights, state: State) -> Weights:
+        """x, the weights to be evaluated at, such as the average of those that were stepped to.
+
+        It is ``weights`` itself, the same object, for every rule that does not average. At the
+        initial state it is equal to ``weights``, whatever these are.
+
+        Args:
+            weights: y, where gradients are taken, each [B, out, in].
+            state: after the step that led to y.
+        """
+        return weights
+
+    def trained(self, averaged: Weights, state: State) -> Weights:
+        """y, where gradients are taken: the inverse of ``evaluated``.
+
+        Args:
+            averaged: x, each [B, out, in].
+            state: as for ``evaluated``.
+        """
+        return averaged
+
     def scaled(self, state: State, t: Tensor, log_factors: Weights) -> State:
         """The state after w -> exp(l) w, entry by entry: gradients move by exp(-l).
 

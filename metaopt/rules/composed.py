@@ -140,6 +140,18 @@ class MetaOptimizer(nn.Module, Optimizer[States]):
             found = found.joined(proposal)
         return found, new
 
+    def evaluated(self, weights: Weights, states: States) -> Weights:
+        """x, the weights to be evaluated at; see ``Rule.evaluated``."""
+        for name, rule in self.rules.items():
+            weights = rule.evaluated(weights, states[name])
+        return weights
+
+    def trained(self, averaged: Weights, states: States) -> Weights:
+        """y, where gradients are taken; see ``Rule.trained``."""
+        for name, rule in self.rules.items():
+            averaged = rule.trained(averaged, states[name])
+        return averaged
+
     def step(
         self,
         weights: Weights,
