@@ -26,6 +26,8 @@ CONFIGS = _folder("configs", "configs")
 """The configurations; the paper's are in ``paper/``."""
 PRETRAINED = _folder("pretrained", "checkpoints/pretrained")
 """The learned optimizers."""
+DEFAULT = "general_update"
+"""The learned optimizer for any model, taken where none is named."""
 LARGE = ("lstm_lr_tele", "lstm_update", "lstm_update_tele")
 """Learned optimizers of 9 to 19 MB: they are in the repository, and in no wheel."""
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from metaopt.optim.half import cast_with_graph
 from metaopt.optim.horizon import tell_horizon
 from metaopt.optim.memory import STEPS, remembered
+from metaopt.optim.modes import require_train_mode
 from metaopt.optim.optimizer import LearnedOptimizer
 from metaopt.optim.rates import Rates
 from metaopt.rules.composed import MetaOptimizer
@@ -27,6 +28,7 @@ class DifferentiableLearnedOptimizer(higher.optim.DifferentiableOptimizer):
     """
 
     def __init__(self, other: LearnedOptimizer, *arguments: Any, **options: Any) -> None:
+        require_train_mode(other.param_groups)
         super().__init__(other, *arguments, **options)
         self._rule = other.rule
         self._places = other.places

@@ -18,10 +18,21 @@ from torch.optim import Optimizer
 
 from metaopt.optim.half import UNROUNDED
 from metaopt.optim.inputs import rates
-from metaopt.optim.memory import NOTHING_YET, RULE, STEPS, TELEPORTS_OFF, is_same_rule, remembered
+from metaopt.optim.memory import (
+    AVERAGED,
+    NOTHING_YET,
+    RULE,
+    STEPS,
+    TELEPORTS_OFF,
+    is_same_rule,
+    remembered,
+)
+from metaopt.optim.modes import TRAINED
 from metaopt.optim.states import StateLayout
 from metaopt.rules.base import State
 
+_COPIES = {UNROUNDED, TRAINED}
+"""What a state holds of the parameter itself."""
 _SHOWN = 4
 _WHAT_TO_DO = "load it into an optimizer made as the one that saved it was"
 
@@ -56,6 +67,7 @@ class Loaded:
         groups: as saved.
         teleports_off: why they were, or None.
         steps: the number of steps that were taken.
+        averaged: whether the parameters hold averaged weights.
     """
 
     states: list[tuple[Tensor, Mapping[str, Tensor]]]
@@ -63,6 +75,7 @@ class Loaded:
     groups: list[dict[str, Any]]
     teleports_off: str | None
     steps: int
+    averaged: bool
 
 
 def load(
@@ -161,7 +174,8 @@ def checked(given: Any, owner: Owner) -> Loaded:
         (p, fresh.get(id(p), {}) | layout.of_the_same_shapes(state, fresh.get(id(p), {})))
         for p, state in fitting
     ]
-    return Loaded(fitted, anew, groups, memory[TELEPORTS_OFF], memory[STEPS])
+    said = (memory[TELEPORTS_OFF], memory[STEPS], memory[AVERAGED])
+    return Loaded(fitted, anew, groups, *said)
 
 
 def _parts(given: Any) -> tuple[list[dict[str, Any]], Mapping[Any, Mapping[str, Any]]]:
@@ -217,6 +231,11 @@ def _memory(given: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -> di
             raise ValueError(
                 f"state_dict['param_groups'][{g}]['{STEPS}']: found {steps!r}, expected a count"
             )
+        if not isinstance(averaged := group.get(AVERAGED, False), bool):
+            raise ValueError(
+                f"state_dict['param_groups'][{g}]['{AVERAGED}']: found {averaged!r}, expected true "
+                f"or false"
+            )
         for name in (RULE, TELEPORTS_OFF):
             _require_text(f"state_dict['param_groups'][{g}]['{name}']", group.get(name))
     _require_text(f"state_dict['{TELEPORTS_OFF}']", given.get(TELEPORTS_OFF))
@@ -248,7 +267,8 @@ def _fitting(
     field = f"state_dict: the state of {owner.names[id(parameter)]}"
     # A teleporter that was turned off keeps its state, which nothing reads.
     resting = {key for key in saved if _is_at_rest(key, owner, at_work)}
-    foreign = [key for key in saved if key not in fresh and key != UNROUNDED and key not in resting]
+    known = fresh.keys() | _COPIES | resting
+    foreign = [key for key in saved if key not in known]
     missing = [key for key in fresh if key not in saved and not owner.layout.begins_anew(key)]
     for says, keys in (("holds", foreign), ("lacks", missing)):
         if keys:
@@ -262,7 +282,7 @@ def _fitting(
             raise ValueError(
                 f"{field}: {key} is {found}, expected a dense tensor of floating-point numbers"
             )
-        shape = parameter.shape if key == UNROUNDED else fresh.get(key, value).shape
+        shape = parameter.shape if key in _COPIES else fresh.get(key, value).shape
         of_units = owner.layout.is_of_units(key) and value.shape[:-1] == shape[:-1]
         if value.shape != shape and not of_units:
             raise ValueError(

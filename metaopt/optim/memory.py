@@ -3,6 +3,7 @@
     teleports_off   why there are updates alone from now on, or None
     steps           that were taken
     rule            its label, and a fingerprint of its parameters
+    averaged        whether the parameters hold the averaged weights (``modes``)
 
 These are entries of each group, beside ``lr`` and ``weight_decay``: whatever copies, saves, loads
 or extends an optimizer of torch carries its groups.
@@ -23,7 +24,8 @@ from metaopt.rules.composed import MetaOptimizer
 TELEPORTS_OFF = "teleports_off"
 STEPS = "steps"
 RULE = "rule"
-NOTHING_YET: dict[str, Any] = {TELEPORTS_OFF: None, STEPS: 0, RULE: None}
+AVERAGED = "averaged"
+NOTHING_YET: dict[str, Any] = {TELEPORTS_OFF: None, STEPS: 0, RULE: None, AVERAGED: False}
 
 _DIGITS = 16
 
@@ -36,6 +38,7 @@ def remembered(groups: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         TELEPORTS_OFF: next((why for why in reasons if why is not None), None),
         STEPS: max((group.get(STEPS, 0) for group in groups), default=0),
         RULE: next((rule for rule in rules if rule is not None), None),
+        AVERAGED: any(group.get(AVERAGED, False) for group in groups),
     }
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from metaopt.base.shipped import DEFAULT
 from metaopt.optim.finite import FiniteWatch, given, made
 from metaopt.optim.half import matching, unrounded, write
 from metaopt.optim.horizon import tell_horizon
@@ -19,6 +20,7 @@ from metaopt.optim.loading import Loaded, Owner
 from metaopt.optim.loading import load as load_state
 from metaopt.optim.members import Members, Parameters, trainable
 from metaopt.optim.memory import (
+    AVERAGED,
     NOTHING_YET,
     RULE,
     STEPS,
@@ -28,6 +30,7 @@ from metaopt.optim.memory import (
     remembered,
     state_dict_of,
 )
+from metaopt.optim.modes import TwoModes, require_train_mode
 from metaopt.optim.replicas import Replicas
 from metaopt.optim.stepper import NOT_SAID, Stepper
 from metaopt.optim.told import Told
@@ -38,7 +41,7 @@ from metaopt.rules.composed import MetaOptimizer
 from metaopt.teleport.optimizer_state import Kept
 
 
-class LearnedOptimizer(torch.optim.Optimizer):
+class LearnedOptimizer(TwoModes):
     """w <- g . (w + lr (f - weight_decay w)) on the parameters of a model, with a learned rule.
 
     f is the update that the rule proposes, g the teleport. The rule chooses the size of f, so lr is
@@ -63,7 +66,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
         model: the model whose trainable parameters are optimised. Parameters or groups, as other
             optimizers of torch take them, work too, without teleports.
         rule: a ``LearnedRule``, or anything that ``metaopt.load`` takes: a file, a run's folder,
-            the name of a shipped rule such as ``digits_update_tele``, or a hub id.
+            the name of a shipped rule such as ``digits_update_tele``, or a hub id. Without one it
+            is the shipped rule for all models, ``general_update``.
         lr: factor on the updates of each group that has no lr of its own.
         weight_decay: decoupled weight decay of each group that has none of its own.
         params: parameters or groups, if not all trainable parameters of the model are optimised.
@@ -94,7 +98,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
     def __init__(
         self,
         model: nn.Module | Parameters,
-        rule: str | Path | LearnedRule,
+        rule: str | Path | LearnedRule = DEFAULT,
         lr: float | Tensor = 1.0,
         weight_decay: float = 0.0,
         params: Parameters | None = None,
@@ -175,11 +179,6 @@ class LearnedOptimizer(torch.optim.Optimizer):
         remember(self, **{RULE: rule, TELEPORTS_OFF: self.teleports_off})
 
     @property
-    def dtype(self) -> torch.dtype:
-        """The precision that the rules compute in."""
-        return self._members.dtype
-
-    @property
     def places(self) -> list[tuple[int, int]]:
         """(group, position in it) of each parameter, in the order in which rules see them."""
         return self._members.places
@@ -199,10 +198,6 @@ class LearnedOptimizer(torch.optim.Optimizer):
             known=remembered(self.param_groups)[TELEPORTS_OFF],
         )
 
-    def in_order(self) -> list[Tensor]:
-        """All parameters, in the order in which rules see them."""
-        return self._members.parameters
-
     def shared_state(self) -> list[str]:
         """The keys of the state that belongs to all parameters together."""
         return [
@@ -212,6 +207,11 @@ class LearnedOptimizer(torch.optim.Optimizer):
     def kept(self, key: str) -> Kept | None:
         """What a tensor in a parameter's state belongs to; None if no rule wrote it."""
         return self._stepper.layout.kept(key)
+
+    def _states(self) -> list[State]:
+        if not all(self.state[p].keys() >= self._keys[id(p)] for p in self.in_order()):
+            self._complete_states()
+        return [self.state[p] for p in self.in_order()]
 
     def _complete_states(self) -> None:
         """Give parameters that have no state, or one of other shapes, that of before step 1."""
@@ -243,12 +243,13 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 step; then nothing is changed. On CUDA a later step raises it.
             ValueError: if an option of a group is no finite number of at least 0, if the closure
                 returns no loss, or if a rule lacks the inputs of layers and lr is not small.
-            RuntimeError: if gradients are sparse, or if the model has moved to another device or
-                dtype, or has other parameters, since the optimizer was made.
+            RuntimeError: after ``eval()``, if gradients are sparse, or if the model has moved to
+                another device or dtype, or has other parameters, since the optimizer was made.
             UnknownInputsError: if the rule cannot work without the inputs of the layers.
         """
         require_no_capture(self._members.device)
         self._watch.report()
+        require_train_mode(self.param_groups)
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -265,9 +266,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     def _advance(self, parameters: list[Tensor], loss: Tensor | None) -> None:
         of_groups = rates(self.param_groups)
-        if not all(self.state[p].keys() >= self._keys[id(p)] for p in parameters):
-            self._complete_states()
-        states = [self.state[p] for p in parameters]
+        states = self._states()
         names = self._members.in_order_names
         weights = [unrounded(p, self.state[p], self.dtype) for p in parameters]
         grads = [None if p.grad is None else p.grad.to(self.dtype) for p in parameters]
@@ -330,7 +329,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             self._complete_states()
         elif loaded.teleports_off is not None:
             self._stepper.turn_teleports_off(loaded.teleports_off)
-        remember(self, **{STEPS: loaded.steps})
+        remember(self, **{STEPS: loaded.steps, AVERAGED: loaded.averaged})
         self._remember_rule()
 
     def __getstate__(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
     [1, any, P]  of entries (``Kept``)              ->  [any, *shape] for each parameter
     [1, any, L]  of parameters                      ->  [any] for each parameter
+    [1, any, F]  of sides of matrices               ->  [any, sides] for each parameter
     all else     (flattened rules, teleporters)     ->  kept with the first parameter
 
 so that a state goes where its parameter goes: into another group, into a ``state_dict``, or nowhere
@@ -53,6 +54,7 @@ class StateLayout:
     def __init__(self, optimizer: MetaOptimizer, shapes: Sequence[torch.Size]) -> None:
         self.shapes = tuple(shapes)
         self.counts = [shape.numel() for shape in shapes]
+        self._matrices = [as_matrix(torch.empty(s, device="meta")).shape[1:] for s in shapes]
         self._rules = dict(optimizer.rules)
         self._cuts: dict[str, _Cut] = {}
 
@@ -89,6 +91,9 @@ class StateLayout:
                 return None
             case Kept.TENSORS:
                 return [1] * len(self.shapes), [torch.Size()] * len(self.shapes)
+            case Kept.SIDES:
+                sides = [rule.sides(matrix) for matrix in self._matrices]
+                return sides, [torch.Size([count]) for count in sides]
             case _:
                 return self.counts, list(self.shapes)
 
@@ -102,7 +107,7 @@ class StateLayout:
                 continue
             counts, shapes = columns
             parts = tuple(
-                part.reshape(-1, *shape)
+                part.reshape(tensor.shape[1], *shape)
                 for part, shape in zip(tensor.split(counts, dim=2), shapes, strict=True)
             )
             self._cuts[key] = _Cut(tensor, parts, [part.data_ptr() for part in parts])
@@ -162,7 +167,7 @@ class StateLayout:
         # Those of the step before are still the columns of one tensor.
         if cut is not None and cut.is_into(parts):
             return cut.whole
-        matrices = [p.reshape(1, -1, count) for p, count in zip(parts, counts, strict=True)]
+        matrices = [p.reshape(1, p.shape[0], count) for p, count in zip(parts, counts, strict=True)]
         return torch.cat(matrices, dim=2)
 
     def moved(self, old: States, new: States, active: Sequence[bool]) -> States:

@@ -293,7 +293,10 @@ class Stepper:
         smallest = min(rate.lr for rate in rates)
         # With lr = 0 nothing may move, but rounding in the action of exp(0) would move weights.
         if proposal.generators is None or smallest == 0:
-            return Proposal(updates)
+            averaging = proposal.averaging
+            if averaging is not None:
+                averaging = averaging.slower([rate.lr for rate in rates])
+            return Proposal(updates, averaging=averaging)
         if proposal.frames is not None:
             # Frames are no steps: a smaller lr makes shorter steps in the same frame.
             return Proposal(updates, proposal.generators, proposal.frames)

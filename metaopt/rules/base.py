@@ -98,15 +98,22 @@ class Rule(nn.Module, ABC):
         return Kept.ALL
 
     def sides(self, shape: torch.Size) -> int:
-        """Columns of a parameter in tensors of the state that belong to sides (``Kept.SIDES``)."""
+        """The columns that a matrix has in tensors of the state that are ``Kept.SIDES``.
+
+        Args:
+            shape: [out, in], that of one matrix of weights.
+        """
         return 0
 
     def evaluated(self, weights: Weights, state: State) -> Weights:
-        """x, where weights that are trained are to be evaluated; themselves by default.
+        """x, the weights to be evaluated at, such as the average of those that were stepped to.
+
+        It is ``weights`` itself, the same object, for every rule that does not average. At the
+        initial state it is equal to ``weights``, whatever these are.
 
         Args:
-            weights: y, each [B, out, in].
-            state: the state after the step that led to them.
+            weights: y, where gradients are taken, each [B, out, in].
+            state: after the step that led to y.
         """
         return weights
 
@@ -115,7 +122,7 @@ class Rule(nn.Module, ABC):
 
         Args:
             averaged: x, each [B, out, in].
-            state: the state after the step that led to them.
+            state: as for ``evaluated``.
         """
         return averaged
 

@@ -18,7 +18,7 @@ from typing import Generic, TypeVar
 from torch import Tensor, nn
 
 from metaopt.base.network import Weights
-from metaopt.rules.averaging import FAST
+from metaopt.rules.averaging import AHEAD
 from metaopt.rules.base import Proposal, Rule, State
 from metaopt.tasks.base import Ground, Observation, Problem, Tasks
 from metaopt.teleport.base import Engine, Report
@@ -199,9 +199,9 @@ class MetaOptimizer(nn.Module, Optimizer[States]):
             ground: what is known of the network that the engine moves.
         """
         if proposal.updates is not None and proposal.averaging is not None:
-            weights, fast = proposal.averaging.step(weights, proposal.updates)
+            weights, ahead = proposal.averaging.step(weights, proposal.updates)
             states = {
-                name: own | {FAST: fast} if FAST in own else own for name, own in states.items()
+                name: own | {AHEAD: ahead} if AHEAD in own else own for name, own in states.items()
             }
         elif proposal.updates is not None:
             weights = tuple(W + f for W, f in zip(weights, proposal.updates, strict=True))

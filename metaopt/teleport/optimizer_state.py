@@ -15,8 +15,9 @@ The optimizer of a learned rule says what each tensor of its state is (``Kept``)
 and of their squares move as above. What a layer-wise LSTM keeps of a whole parameter stays the
 same. The states of a coordinate-wise LSTM are no known function of gradients: a permutation
 relabels them with the hidden units, a translation leaves them, and any other element resets those
-of the parameters that moved. If part of the state belongs to all parameters together, as that of
-teleporters and flattened rules does, the whole state is reset.
+of the parameters that moved. So does any element where something belongs to sides of matrices. If
+part of the state belongs to all parameters together, as that of teleporters and flattened rules
+does, the whole state is reset.
 
 Gradients of some parameters that stay (``Symmetry.blurs``) are no known function of the old ones.
 They are forgotten, with all state of these parameters.
@@ -206,6 +207,8 @@ def _by_kind(
         kept = optimizer.kept(key)
         if kept is Kept.TENSORS:
             continue
+        if kept is Kept.SIDES or kept is Kept.FRAMED:
+            return None
         parts = []
         for part in tensor.reshape(-1, *parameter.shape).unbind():
             moved = _of_kind(part, kept, steps)

@@ -35,7 +35,7 @@ from metaopt.base.fields import described, required
 from metaopt.base.loss_statistics import FLOOR
 from metaopt.base.network import Weights
 from metaopt.rules import averaging
-from metaopt.rules.averaging import FAST, Averaging
+from metaopt.rules.averaging import AHEAD, Averaging
 from metaopt.rules.base import Proposal, Rule, State
 from metaopt.rules.learned import eigen_frames
 from metaopt.rules.learned.clock import (
@@ -122,28 +122,26 @@ class EigenUpdateLSTM(Rule):
 
     def kept(self, name: str) -> Kept:
         """Means belong to entries, in a frame; frames to sides; all else to whole parameters."""
-        framed = {"m": Kept.FRAMED, "v": Kept.FRAMED, FAST: Kept.FRAMED}
+        framed = {"m": Kept.FRAMED, "v": Kept.FRAMED, AHEAD: Kept.FRAMED}
         sides = {"products": Kept.SIDES, "frames": Kept.SIDES}
         return (framed | sides).get(name, Kept.TENSORS)
 
     def sides(self, shape: torch.Size) -> int:
-        """Numbers that are kept of the products of a parameter's sides, and again of its frame."""
-        out = shape[0] if shape else 1
-        return eigen_frames.columns(out, shape.numel() // max(1, out), self.largest)
+        """Numbers that are kept of the products of a matrix's sides, and again of its frames."""
+        return eigen_frames.columns(shape[0], shape[1], self.largest)
 
     def evaluated(self, weights: Weights, state: State) -> Weights:
         """x, the averages."""
-        return averaging.averages(weights, state[FAST])
+        return averaging.averages(weights, state[AHEAD])
 
     def trained(self, averaged: Weights, state: State) -> Weights:
         """y, where gradients are taken."""
-        return averaging.between(averaged, state[FAST])
+        return averaging.between(averaged, state[AHEAD])
 
     def initial_state(self, observation: Observation) -> State:
-        """Zeros, but for the fast iterates, which begin where weights do.
+        """Zeros: h and c [B, hidden, L]; numbers [B, 1, L]; m [B, 2, P]; v and ahead [B, 1, P].
 
-        h and c [B, hidden, L]; numbers [B, 1, L]; m [B, 2, P], v and fast [B, 1, P]; products and
-        frames [B, 1, F].
+        Products of sides, and frames, are [B, 1, F].
         """
         W = observation.weights
         batch, entries = W[0].shape[0], sum(w[0].numel() for w in W)
@@ -152,8 +150,8 @@ class EigenUpdateLSTM(Rule):
         means = {"m": W[0].new_zeros(batch, _MEANS, entries)}
         squares = {"v": W[0].new_zeros(batch, 1, entries)}
         kept = {name: W[0].new_zeros(batch, 1, sides) for name in ("products", "frames")}
-        fast = {FAST: averaging.together(W).detach().clone()}
-        return self.lstm.initial_state(batch, len(W)) | numbers | means | squares | kept | fast
+        ahead = {AHEAD: W[0].new_zeros(batch, 1, entries)}
+        return self.lstm.initial_state(batch, len(W)) | numbers | means | squares | kept | ahead
 
     def propose(self, observation: Observation, state: State) -> tuple[Proposal, State]:
         """Updates f of the fast iterates, and how fast these are averaged."""
@@ -171,7 +169,7 @@ class EigenUpdateLSTM(Rule):
             [
                 statistics(flat, W, ones, base, sizes),
                 is_vector(W).expand_as(count),
-                _spread(W, state[FAST], base),
+                _spread(W, state[AHEAD], base),
                 clock_features(count),
                 left_features(observation.left, count),
                 loss_features,
@@ -199,9 +197,9 @@ class EigenUpdateLSTM(Rule):
         proposal = Proposal(
             updates=tuple(moved),
             decays=tuple(shrunk),
-            averaging=Averaging(state[FAST], averaged / (count + averaged)),
+            averaging=Averaging(state[AHEAD], averaged / (count + averaged)),
         )
-        new = cells | heard | kept.state | {"count": count, FAST: state[FAST]}
+        new = cells | heard | kept.state | {"count": count, AHEAD: state[AHEAD]}
         return proposal, new
 
     def _rows(self, seen: Sequence[Means], adam: Sequence[Tensor]) -> list[Tensor]:
@@ -263,11 +261,10 @@ class _Kept:
         }
 
 
-def _spread(W: Weights, fast: Tensor, base: Tensor) -> Tensor:
+def _spread(W: Weights, ahead: Tensor, base: Tensor) -> Tensor:
     """How far fast iterates are from what is trained, in untrained steps: log(1 + .), [B, 1, L]."""
-    apart = zip(W, averaging.apart(fast, W), strict=True)
-    squares = torch.stack([(w - z).square().mean(dim=(1, 2)) for w, z in apart], dim=1)[:, None]
-    return ((squares + TINY).sqrt() / base).log1p()
+    squares = [d.square().mean(dim=(1, 2)) for d in averaging.apart(ahead, W)]
+    return ((torch.stack(squares, dim=1)[:, None] + TINY).sqrt() / base).log1p()
 
 
 def _untrained_sizes(W: Weights) -> Tensor:
