@@ -27,7 +27,8 @@ from metaopt.base.process import World
 from metaopt.base.stopwatch import UNTIMED
 from metaopt.base.streams import Stream
 from metaopt.base.tables import markdown_table
-from metaopt.meta.unroll import judging, start, unroll
+from metaopt.meta.looks import judging
+from metaopt.meta.unroll import start, unroll
 from metaopt.optim import learned
 from metaopt.rules.composed import MetaOptimizer
 from metaopt.tasks.base import Tasks

@@ -39,7 +39,8 @@ from metaopt.base.loss_statistics import geomean, geomean_interval, resamples
 from metaopt.base.process import World
 from metaopt.base.streams import Stream
 from metaopt.base.tables import markdown_table
-from metaopt.meta.unroll import first_order, start, unroll
+from metaopt.meta.looks import first_order
+from metaopt.meta.unroll import start, unroll
 from metaopt.optim.reach import record_test
 from metaopt.rules.composed import MetaOptimizer
 from metaopt.symmetry.units import units_of

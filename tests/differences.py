@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from metaopt.base.network import Weights
+from metaopt.meta.looks import Observe, first_order
 from metaopt.meta.loss import LogLoss
-from metaopt.meta.unroll import Observe, first_order, start, unroll
+from metaopt.meta.unroll import start, unroll
 from metaopt.rules.composed import MetaOptimizer
 from metaopt.tasks.base import Observation, Tasks
 from metaopt.teleport.base import Report

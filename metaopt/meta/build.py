@@ -22,9 +22,9 @@ from metaopt.meta.config import (
     TrainConfig,
 )
 from metaopt.meta.horizon import Curriculum, Even, Fixed, Horizon, Lengths, LogUniform, RandomPairs
+from metaopt.meta.looks import Observe, as_judged, first_order, second_order
 from metaopt.meta.loss import LogLoss, LogOfLast, MetaLoss, Normalised, SumOfLosses
 from metaopt.meta.pes import PersistentES
-from metaopt.meta.unroll import Observe, as_judged, first_order, second_order
 from metaopt.meta.windows import Replayed, StepByStep, Windows
 from metaopt.rules.build import composed
 from metaopt.rules.composed import MetaOptimizer

@@ -29,8 +29,9 @@ import torch
 from torch import Tensor
 
 from metaopt.base.streams import Stream, uniforms
+from metaopt.meta.looks import Observe
 from metaopt.meta.loss import MetaLoss
-from metaopt.meta.unroll import InnerState, Observe, unroll
+from metaopt.meta.unroll import InnerState, unroll
 from metaopt.meta.windows import Differentiated, Windows
 from metaopt.rules.base import Rule
 from metaopt.rules.composed import MetaOptimizer, States

@@ -18,8 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metaopt.meta.looks import Observe
 from metaopt.meta.loss import MetaLoss
-from metaopt.meta.unroll import InnerState, Observe, resume, unroll
+from metaopt.meta.unroll import InnerState, resume, unroll
 from metaopt.rules.composed import MetaOptimizer, States
 from metaopt.tasks.base import Hidden, Tasks
 from metaopt.tasks.regression import TaskBatch

@@ -11,7 +11,8 @@ from metaopt.base.streams import Stream
 from metaopt.meta import build
 from metaopt.meta.build import meta_optimizer
 from metaopt.meta.config import TrainConfig
-from metaopt.meta.unroll import first_order, start, unroll
+from metaopt.meta.looks import first_order
+from metaopt.meta.unroll import start, unroll
 from metaopt.rules.learned.flattened import FlattenedConfig, FlattenedRule
 from metaopt.tasks.build import task_family
 

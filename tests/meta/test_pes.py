@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from metaopt.base.process import World
 from metaopt.base.streams import Stream, uniforms
 from metaopt.meta import build
+from metaopt.meta.looks import first_order
 from metaopt.meta.loss import LogLoss, SumOfLosses
 from metaopt.meta.pes import PersistentES
 from metaopt.meta.trainer import MetaTrainer
-from metaopt.meta.unroll import first_order, start, unroll
+from metaopt.meta.unroll import start, unroll
 from metaopt.meta.windows import StepByStep
 from metaopt.rules.base import Proposal, Rule, State
 from metaopt.rules.composed import MetaOptimizer, tensors_of

@@ -14,8 +14,9 @@ from torch import Tensor
 from metaopt.base import network
 from metaopt.base.network import Weights
 from metaopt.meta.build import meta_optimizer
+from metaopt.meta.looks import Observe, first_order, second_order
 from metaopt.meta.loss import LogLoss, LogOfLast, MetaLoss, Normalised, SumOfLosses
-from metaopt.meta.unroll import Observe, first_order, rollout, second_order, start, unroll
+from metaopt.meta.unroll import rollout, start, unroll
 from metaopt.meta.windows import StepByStep
 from metaopt.rules.composed import MetaOptimizer, tensors_of
 from metaopt.tasks import regression

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 import metaopt
 from metaopt.base.network import Weights
 from metaopt.meta.build import meta_optimizer
+from metaopt.meta.looks import first_order, second_order
 from metaopt.meta.loss import LogLoss
-from metaopt.meta.unroll import first_order, second_order, start, unroll
+from metaopt.meta.unroll import start, unroll
 from metaopt.optim.learned import LearnedRule
 from metaopt.rules.around import PreconditionedOptimizer, as_constant, differentiated
 from metaopt.rules.base import Proposal, Rule, State

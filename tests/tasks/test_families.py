@@ -21,7 +21,8 @@ from metaopt.base.config import check
 from metaopt.base.streams import Stream, choices, item_generator
 from metaopt.meta.build import meta_optimizer
 from metaopt.meta.config import TrainConfig
-from metaopt.meta.unroll import rollout, second_order
+from metaopt.meta.looks import second_order
+from metaopt.meta.unroll import rollout
 from metaopt.rules.baselines import hand_made
 from metaopt.tasks.regression import TaskBatch
 

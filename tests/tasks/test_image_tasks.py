@@ -21,7 +21,8 @@ from metaopt.evaluation.config import EvalConfig
 from metaopt.meta import build
 from metaopt.meta.build import meta_optimizer
 from metaopt.meta.config import TrainConfig
-from metaopt.meta.unroll import as_judged, last_loss, rollout, second_order
+from metaopt.meta.looks import as_judged, second_order
+from metaopt.meta.unroll import last_loss, rollout
 from metaopt.rules.baselines import hand_made
 from metaopt.tasks.build import task_family
 from metaopt.tasks.images import Images
