@@ -27,7 +27,11 @@ class Replay:
         self._pending: Iterator[Observation] | None = None
 
     def record(
-        self, tasks: Tasks, weights: Weights, report: Report | None = None
+        self,
+        tasks: Tasks,
+        weights: Weights,
+        report: Report | None = None,
+        evaluated: Weights | None = None,
     ) -> tuple[Tensor, Observation]:
         loss, observation = first_order(tasks, weights, report)
         self.recorded.append(observation)
@@ -37,7 +41,11 @@ class Replay:
         self._pending = iter(self.recorded)
 
     def replay(
-        self, tasks: Tasks, weights: Weights, report: Report | None = None
+        self,
+        tasks: Tasks,
+        weights: Weights,
+        report: Report | None = None,
+        evaluated: Weights | None = None,
     ) -> tuple[Tensor, Observation]:
         assert self._pending is not None
         return tasks.loss(weights), next(self._pending)

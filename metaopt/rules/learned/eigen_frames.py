@@ -154,10 +154,13 @@ def after(
 
 
 def _eigenvectors(P: Tensor) -> Tensor:
-    # A matrix that is not finite would raise an error for the whole batch.
-    finite = torch.isfinite(P).all(-1, keepdim=True).all(-2, keepdim=True)
-    eye = torch.eye(P.shape[-1], dtype=P.dtype, device=P.device)
-    return torch.linalg.eigh(torch.where(finite, P, eye))[1]
+    # A matrix that is not finite would raise an error for the whole batch, and in float32 one of
+    # few columns that are not 0 now and then does.
+    size = P.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None]
+    unit = P.double() / size.double().clamp(min=torch.finfo(torch.double).tiny)
+    finite = torch.isfinite(unit).all(-1, keepdim=True).all(-2, keepdim=True)
+    eye = torch.eye(P.shape[-1], dtype=unit.dtype, device=P.device)
+    return torch.linalg.eigh(torch.where(finite, unit, eye))[1].to(P)
 
 
 def _nearer(P: Tensor, Q: Tensor) -> Tensor:

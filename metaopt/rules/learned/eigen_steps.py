@@ -27,6 +27,8 @@ from torch import Tensor
 
 from metaopt.rules.learned.matrix_steps import TINY, Orthogonal
 
+ROUNDS = 5
+"""Iterations of Newton and Schulz: as in Muon singular values come out roughly alike."""
 SOFT = 0.01
 """The share of rms(m)^2 below which an entry's sign is not told."""
 
@@ -84,7 +86,7 @@ class OrthogonalStep(Direction):
     untrained = (0.5,)
 
     def __init__(self) -> None:
-        self._orthogonal = Orthogonal()
+        self._orthogonal = Orthogonal(ROUNDS)
 
     def __call__(self, means: Sequence[Means], adam: Sequence[Tensor]) -> list[Tensor]:
         """rms(adam) sqrt(max(out, rest)) U V^T."""

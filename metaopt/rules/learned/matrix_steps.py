@@ -41,7 +41,14 @@ class Normalised(MatrixSteps):
 
 
 class Orthogonal(MatrixSteps):
-    """sqrt(max(out, rest)) (m m^T)^(-1/2) m, on the shorter side."""
+    """sqrt(max(out, rest)) (m m^T)^(-1/2) m, on the shorter side.
+
+    Args:
+        iterations: see ``polar``.
+    """
+
+    def __init__(self, iterations: int = 7) -> None:
+        self.iterations = iterations
 
     def __call__(self, means: Sequence[Tensor]) -> list[Tensor]:
         """The means, with all singular values alike; matrices of equal short side go together."""
@@ -51,7 +58,7 @@ class Orthogonal(MatrixSteps):
             by_width.setdefault(m.shape[-1], []).append(i)
         steps = list(means)
         for own in by_width.values():
-            roots = polar(torch.stack([tall[i].mT @ tall[i] for i in own]))
+            roots = polar(torch.stack([tall[i].mT @ tall[i] for i in own]), self.iterations)
             for i, root in zip(own, roots.unbind(), strict=True):
                 step = tall[i] @ root * tall[i].shape[-2] ** 0.5
                 steps[i] = step if tall[i] is means[i] else step.mT

@@ -244,9 +244,9 @@ def test_rules_are_not_shown_what_is_hidden() -> None:
     rule = learned_rule("coordinate_directions_update")
     tasks = sample(rule.config.task, count=2)
     shown, hidden = tasks.observe(tasks.initial), tasks.hiding(frozenset({"loss", "inputs"}))
-    assert tasks.shown(shown).loss is shown.loss
-    assert hidden.shown(shown).loss is None
-    assert hidden.shown(shown).inputs == ()
+    assert tasks.shown(shown, 0).loss is shown.loss
+    assert hidden.shown(shown, 0).loss is None
+    assert hidden.shown(shown, 0).inputs == ()
     plain, _ = rollout(tasks, rule.optimizer, 3)
     without, _ = rollout(hidden, rule.optimizer, 3)
     assert torch.equal(plain[0], without[0])
