@@ -1,0 +1,195 @@
+"""The rule of eigenbases: its frames, its directions, and what its steps do not depend on."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from families import own_config
+from torch import Tensor
+
+from metaopt.base.config import ConfigError, check
+from metaopt.base.network import Weights
+from metaopt.meta.build import meta_optimizer
+from metaopt.meta.config import TrainConfig
+from metaopt.rules.averaging import AHEAD, averages
+from metaopt.rules.base import State
+from metaopt.rules.composed import MetaOptimizer
+from metaopt.rules.learned import eigen, eigen_frames
+from metaopt.rules.learned.eigen import EigenConfig, EigenUpdateLSTM
+from metaopt.rules.learned.eigen_steps import Adam, Means, OrthogonalStep, Sign, size
+from metaopt.rules.rule_config import Place
+from metaopt.tasks.base import Observation
+from metaopt.tasks.config import TaskConfig
+
+SHAPES = [(5, 7), (4, 5), (5, 1), (1, 6)]
+SQUARE = [(5, 5), (6, 6)]
+"""One gradient fixes their frames; a longer side has directions that it says nothing of."""
+
+
+def rule(is_trained: bool = True, **options: object) -> EigenUpdateLSTM:
+    config = EigenConfig.model_validate({"kind": "eigen_lstm", **options})
+    made = config.make(Place("update", TaskConfig(), 0))
+    assert isinstance(made, EigenUpdateLSTM)
+    with torch.no_grad():
+        for tensor in (made.head.W, made.head.b):
+            tensor.mul_(0 if not is_trained else 0.3 / tensor.abs().max())
+    return made.double()
+
+
+def drawn(seed: int, shapes: list[tuple[int, int]] = SHAPES) -> Weights:
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(torch.randn(2, *s, generator=generator, dtype=torch.float64) for s in shapes)
+
+
+def run(made: EigenUpdateLSTM, weights: Weights, grads: list[Weights]) -> tuple[Weights, State]:
+    """Weights and state after these gradients."""
+    optimizer = MetaOptimizer({"update": made}, None)
+    states = optimizer.initial_rule_states(Observation(weights, weights, (), None))
+    for G in grads:
+        proposal, states = optimizer.propose(Observation(weights, G, (), None), states)
+        step = optimizer.carry_out(weights, proposal, states, None)  # type: ignore[arg-type]
+        weights, states = step.weights, step.state
+    return weights, states["update"]
+
+
+@torch.no_grad()
+def test_the_first_frame_holds_the_eigenvectors() -> None:
+    (G,) = drawn(0, [(5, 7)])
+    none = torch.zeros(2, 1, 5 * 5 + 7 * 7, dtype=torch.float64)
+    pairs = eigen_frames.pairs(none, [(5, 7)], 1024)
+    found = eigen_frames.after((G,), pairs, pairs, [1])
+    turned = eigen_frames.into(found.frames[0], G[:, None])[:, 0]
+    for gram in (turned @ turned.mT, turned.mT @ turned):
+        assert (gram - torch.diag_embed(gram.diagonal(dim1=1, dim2=2))).abs().max() < 1e-10
+    torch.testing.assert_close(eigen_frames.out_of(found.frames[0], turned), G)
+
+
+@torch.no_grad()
+def test_refreshed_frames_come_nearer_to_the_eigenvectors() -> None:
+    (G,) = drawn(0, [(6, 6)])
+    products = [(G @ G.mT, G.mT @ G)]
+    eye = torch.eye(6, dtype=torch.float64).expand(2, 6, 6)
+    frames: list[eigen_frames.Pair] = [(eye, eye)]
+    off = []
+    for _ in range(3):
+        for _ in range(20):
+            # The products stay: their running mean is of equal matrices.
+            frames = eigen_frames.after((G,), products, frames, [10]).frames
+        turned = eigen_frames.into(frames[0], G[:, None])[:, 0]
+        gram = turned @ turned.mT
+        off.append(float((gram - torch.diag_embed(gram.diagonal(dim1=1, dim2=2))).abs().max()))
+    assert off[2] < off[1] < off[0] < 10
+
+
+@torch.no_grad()
+def test_means_kept_in_frames_are_the_means() -> None:
+    grads = [drawn(seed) for seed in range(25)]
+    _, state = run(rule(), drawn(100), grads)
+    frames = eigen_frames.pairs(state["frames"], SHAPES, 1024)
+    kept = state["m"].split([out * rest for out, rest in SHAPES], dim=2)
+    for i, frame in enumerate(frames):
+        for k, decay in enumerate(eigen.DECAYS):
+            mean = torch.zeros_like(grads[0][i])
+            for G in grads:
+                mean = torch.lerp(G[i], mean, decay)
+            own = kept[i][:, k].unflatten(1, SHAPES[i])
+            torch.testing.assert_close(eigen_frames.out_of(frame, own), mean)
+
+
+@torch.no_grad()
+def test_turning_squares_keeps_their_sum() -> None:
+    (v,) = drawn(0, [(5, 7)])
+    U, V = (torch.linalg.qr(x)[0] for x in drawn(1, [(5, 5), (7, 7)]))
+    moved = eigen_frames.turned(eigen_frames.squared((U, V)), v.square()[:, None])
+    torch.testing.assert_close(moved.sum((1, 2, 3)), v.square().sum((1, 2)))
+
+
+@torch.no_grad()
+def test_steps_turn_with_the_units_on_both_sides() -> None:
+    W, grads = drawn(50, SQUARE), [drawn(seed, SQUARE) for seed in range(12)]
+    U, V = ([torch.linalg.qr(x)[0] for x in drawn(seed, SQUARE)] for seed in (60, 61))
+
+    def turn(tensors: Weights) -> Weights:
+        return tuple(u @ x @ v.mT for u, x, v in zip(U, tensors, V, strict=True))
+
+    moved, _ = run(rule(), W, grads)
+    apart, _ = run(rule(), turn(W), [turn(G) for G in grads])
+    for one, other in zip(turn(moved), apart, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-7)
+
+
+@torch.no_grad()
+def test_steps_do_not_depend_on_the_units_of_the_loss() -> None:
+    W, grads = drawn(50, SQUARE), [drawn(seed, SQUARE) for seed in range(12)]
+    one, _ = run(rule(), W, grads)
+    other, _ = run(rule(), W, [tuple(1e3 * G for G in each) for each in grads])
+    for a, b in zip(one, other, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+@torch.no_grad()
+def test_without_frames_the_first_step_is_a_sign() -> None:
+    made = rule(False, directions=["adam"], largest_side=1, weight_decay=0.0)
+    W, G = drawn(0), drawn(1)
+    new, state = run(made, W, [G])
+    length = eigen.LENGTH / (1 + 1 / eigen.FALLS_AFTER)
+    sizes = [(2 * 7) ** -0.5, (2 * 5) ** -0.5] + 2 * [eigen.VECTOR_SIZE * 2**-0.5]
+    c = eigen.AVERAGED / (1 + eigen.AVERAGED)
+    found = zip(averages(new, state[AHEAD]), W, G, sizes, strict=True)
+    for x, w, g, by in found:
+        # The average of w and of w - by sign(g), but for entries that are nearly 0.
+        torch.testing.assert_close(x - w, -c * by * length * g.sign(), rtol=1e-2, atol=1e-3)
+
+
+@torch.no_grad()
+def test_what_has_no_gradient_stays() -> None:
+    W = drawn(0)
+    grads = [(G[0], torch.zeros_like(G[1]), *G[2:]) for G in map(drawn, range(5))]
+    new, _ = run(rule(), W, grads)
+    assert torch.equal(new[1], W[1])
+    assert not torch.equal(new[0], W[0])
+
+
+@torch.no_grad()
+def test_directions_are_of_the_size_of_adam() -> None:
+    (m,) = drawn(0, [(12, 20)])
+    means = [Means(torch.stack([m, m, m], dim=1), (m.abs() + 0.1)[:, None])]
+    adam = [means[0].adam]
+    (rows,), (orthogonal,), (sign,) = (d(means, adam) for d in (Adam(), OrthogonalStep(), Sign()))
+    torch.testing.assert_close(size(rows[:, :1]), size(adam[0][:, :1]))
+    values = torch.linalg.svdvals(orthogonal[:, 0] / size(adam[0])[:, 0])
+    # Of root mean square 1: all singular values near sqrt(20).
+    assert values.min() > 0.6 * 20**0.5
+    assert values.max() < 1.3 * 20**0.5
+    assert (sign * m[:, None] >= 0).all()
+    assert 0.8 < float((size(sign) / size(adam[0])[:, :1]).mean()) < 1.2
+
+
+def test_there_are_as_many_columns_as_it_says() -> None:
+    made = rule(largest_side=6)
+    W = drawn(0)
+    state = made.initial_state(Observation(W, W, (), None))
+    expected = sum(made.sides(torch.Size(shape)) for shape in SHAPES)
+    assert expected == 5**2 + (4**2 + 5**2) + 5**2 + 6**2
+    assert state["products"].shape == state["frames"].shape == (2, 1, expected)
+
+
+def test_a_horizon_is_heard_where_it_is_told() -> None:
+    made, W = rule(), drawn(0)
+    state = made.initial_state(Observation(W, W, (), None))
+    G = drawn(1)
+    found: list[Tensor] = []
+    for left in (None, torch.tensor([1.0, 0.5]).double()):
+        proposal, _ = made.propose(Observation(W, G, (), None, left=left), state)
+        assert proposal.updates is not None
+        found.append(proposal.updates[0])
+    assert not torch.equal(found[0], found[1])
+
+
+def test_it_takes_no_teleports() -> None:
+    sections = {
+        "rules": {"update": {"kind": "eigen_lstm"}, "teleport": {"kind": "unit_lstm"}},
+        "teleporter": {"action": "units", "limit": "bounded"},
+    }
+    with pytest.raises(ConfigError, match="leave teleporter"):
+        meta_optimizer(check(TrainConfig, own_config() | sections, "own"))
