@@ -110,8 +110,7 @@ class Texts(Family):
         if self.varied:
             found = stretch(found, generator)
             found = renamed(generator, self.vocabulary)[found]
-            share = generator.uniform(0, WRONG)
-            found = mistaken(found, share, self.vocabulary, generator)
+            found = misread(found, generator.uniform(0, WRONG), self.vocabulary, generator)
         order = torch.from_numpy(generator.permutation(len(found)))
         judged, shown = order[: self.judged], order[self.judged : self.judged + ROWS]
         parts = self._asked(found, generator)
@@ -153,6 +152,20 @@ def renamed(generator: np.random.Generator, vocabulary: int) -> Tensor:
     at = int(np.flatnonzero(names == MASK)[0])
     names[[MASK, at]] = names[[at, MASK]]
     return torch.from_numpy(names)
+
+
+def misread(found: Tensor, share: float, vocabulary: int, generator: np.random.Generator) -> Tensor:
+    """Tokens of which round(share N) are any others than before, but for the mask.
+
+    Args:
+        found: windows [N, T] without masks.
+        share: of tokens to change.
+        vocabulary: the number of tokens.
+        generator: the source of randomness.
+    """
+    without = found - (found > MASK).long()
+    changed = mistaken(without, share, vocabulary - 1, generator)
+    return changed + (changed >= MASK).long()
 
 
 def masked(found: Tensor, generator: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
