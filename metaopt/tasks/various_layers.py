@@ -174,3 +174,15 @@ def sizes(name: str, found: str) -> list[int]:
     if not all(part.isdecimal() and int(part) > 0 for part in parts):
         raise UserError(f"{name}: found {found!r}, expected sizes such as '24-16', or ''")
     return [int(part) for part in parts]
+
+
+def one_size(name: str, found: str) -> int:
+    """The whole number of an option such as "24".
+
+    Raises:
+        UserError: if it is no such text.
+    """
+    parts = sizes(name, found)
+    if len(parts) != 1:
+        raise UserError(f"{name}: found {found!r}, expected one size such as '24'")
+    return parts[0]

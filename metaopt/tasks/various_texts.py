@@ -20,7 +20,7 @@ from metaopt.base.errors import UserError
 from metaopt.tasks.own import Family, Task, fresh_weights
 from metaopt.tasks.various_changes import WRONG, fewer, mistaken
 from metaopt.tasks.various_corpus import MASK, tokens
-from metaopt.tasks.various_layers import require, sizes
+from metaopt.tasks.various_layers import one_size, require, sizes
 from metaopt.tasks.various_networks import Grams, Recurrent
 from metaopt.tasks.various_transformers import Blocks, TokenReader
 
@@ -85,18 +85,19 @@ class Texts(Family):
         require("unit", unit, UNITS)
         if context < 1:
             raise UserError(f"context: found {context}, expected at least 1")
+        if vocabulary < 3:
+            raise UserError(f"vocabulary: found {vocabulary}, expected at least 3")
         self.batch = batch
         self.judged = judged
         self.varied = varied
         self.network = network
         self.vocabulary = vocabulary
         self.windows = windows(tokens(unit, vocabulary), context + (network != "masked"))
-        widths = sizes("hidden", hidden)
         if network == "grams":
+            widths = sizes("hidden", hidden)
             self.net: nn.Module = Grams(vocabulary, context, width, widths, activation, norm)
         elif network == "recurrent":
-            (state,) = widths
-            self.net = Recurrent(vocabulary, width, state)
+            self.net = Recurrent(vocabulary, width, one_size("hidden", hidden))
         else:
             inner = inner or 2 * width
             causal = network == "causal"
