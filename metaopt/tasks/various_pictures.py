@@ -95,8 +95,8 @@ class Pictures(Family):
             )
             return
         if network == "convolutions":
-            widths = sizes("hidden", hidden)
-            self.net = convolutions(side, widths, self.classes, activation, norm, pool)
+            channels = sizes("hidden", hidden)
+            self.net = convolutions(side, channels, self.classes, activation, norm, pool)
             return
         width = one_size("hidden", hidden)
         if network == "residual":

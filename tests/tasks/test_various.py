@@ -33,30 +33,46 @@ ENTRIES: list[dict[str, Any]] = yaml.safe_load(
 - {of: pictures, hidden: "", varied: true, batch: 24}
 - {of: pictures, hidden: "72-36", activation: gelu, varied: true, batch: 40}
 - {of: pictures, hidden: "28-28-28-28", varied: true}
-- {of: pictures, hidden: "26-26-26-26-26-26-26", activation: leaky_relu, norm: layer, varied: true}
+- {of: pictures, hidden: "26-26-26-26-26-26-26", activation: leaky_relu, norm: layer, varied:
+   true}
 - {of: pictures, hidden: "44-44-22", activation: silu, norm: batch, varied: true, batch: 48}
 - {of: pictures, hidden: "36-12-36", asks: image, varied: true, batch: 24}
 - {of: pictures, network: convolutions, hidden: "6-12", norm: batch, varied: true}
-- {of: pictures, network: convolutions, hidden: "8-8-20", pool: stride, activation: gelu, varied: true, batch: 16}
+- {of: pictures, network: convolutions, hidden: "8-8-20", pool: stride, activation: gelu, varied:
+   true, batch: 16}
 - {of: pictures, network: residual, hidden: "10", norm: batch, varied: true, batch: 24}
 - {of: pictures, network: residual, hidden: "6", layers: 2, varied: true, batch: 16}
-- {of: pictures, network: rows, hidden: "28", heads: 4, first: false, activation: relu, varied: true}
-- {of: pictures, network: rows, hidden: "20", heads: 4, layers: 2, final: true, varied: true, batch: 16}
-- {of: pictures, network: patches, hidden: "18", heads: 3, first: false, init: small_tables, varied: true, batch: 16}
+- {of: pictures, network: rows, hidden: "28", heads: 4, first: false, activation: relu, varied:
+   true}
+- {of: pictures, network: rows, hidden: "20", heads: 4, layers: 2, final: true, varied: true,
+   batch: 16}
+- {of: pictures, network: patches, hidden: "18", heads: 3, first: false, init: small_tables,
+   varied: true, batch: 16}
 - {of: tables, table: wine, hidden: "20-20", varied: true, batch: 16}
 - {of: tables, table: diabetes, hidden: "24-12", activation: tanh, varied: true}
 - {of: tables, table: iris, hidden: "10", activation: silu, varied: true, batch: 16}
-- {of: tables, table: teacher, hidden: "48-48-48", activation: gelu, inputs: 16, outputs: 2, regression: true, varied: true}
-- {of: tables, table: teacher, hidden: "112", norm: layer, inputs: 24, outputs: 6, varied: true, batch: 64}
-- {of: tables, table: mixture, hidden: "30-30-30-30", activation: leaky_relu, norm: batch, inputs: 14, outputs: 5, varied: true}
-- {of: tables, table: mixture, hidden: "14-14-14-14-14", activation: silu, inputs: 6, outputs: 1, regression: true, varied: true, batch: 24}
-- {of: texts, unit: words, vocabulary: 160, context: 3, width: 12, hidden: "32", activation: tanh, varied: true, batch: 48}
-- {of: texts, unit: characters, vocabulary: 48, context: 6, width: 8, hidden: "64-32", activation: relu, norm: layer, varied: true, batch: 64}
-- {of: texts, network: causal, unit: characters, vocabulary: 48, context: 12, width: 24, heads: 3, final: true, varied: true}
-- {of: texts, network: causal, unit: words, vocabulary: 80, context: 8, width: 16, layers: 2, first: false, init: small_tables, activation: relu, varied: true}
-- {of: texts, network: masked, unit: words, vocabulary: 120, context: 12, width: 24, heads: 3, layers: 2, first: false, init: small_tables, normed: true, varied: true}
-- {of: texts, network: masked, unit: words, vocabulary: 100, context: 10, width: 40, heads: 4, inner: 96, first: false, init: bert, normed: true, tied: true, varied: true}
-- {of: texts, network: recurrent, unit: characters, vocabulary: 44, context: 12, width: 12, hidden: "28", varied: true}
+- {of: tables, table: teacher, hidden: "48-48-48", activation: gelu, inputs: 16, outputs: 2,
+   regression: true, varied: true}
+- {of: tables, table: teacher, hidden: "112", norm: layer, inputs: 24, outputs: 6, varied: true,
+   batch: 64}
+- {of: tables, table: mixture, hidden: "30-30-30-30", activation: leaky_relu, norm: batch, inputs:
+   14, outputs: 5, varied: true}
+- {of: tables, table: mixture, hidden: "14-14-14-14-14", activation: silu, inputs: 6, outputs: 1,
+   regression: true, varied: true, batch: 24}
+- {of: texts, unit: words, vocabulary: 160, context: 3, width: 12, hidden: "32", activation: tanh,
+   varied: true, batch: 48}
+- {of: texts, unit: characters, vocabulary: 48, context: 6, width: 8, hidden: "64-32", activation:
+   relu, norm: layer, varied: true, batch: 64}
+- {of: texts, network: causal, unit: characters, vocabulary: 48, context: 12, width: 24, heads: 3,
+   final: true, varied: true}
+- {of: texts, network: causal, unit: words, vocabulary: 80, context: 8, width: 16, layers: 2,
+   first: false, init: small_tables, activation: relu, varied: true}
+- {of: texts, network: masked, unit: words, vocabulary: 120, context: 12, width: 24, heads: 3,
+   layers: 2, first: false, init: small_tables, normed: true, varied: true}
+- {of: texts, network: masked, unit: words, vocabulary: 100, context: 10, width: 40, heads: 4,
+   inner: 96, first: false, init: bert, normed: true, tied: true, varied: true}
+- {of: texts, network: recurrent, unit: characters, vocabulary: 44, context: 12, width: 12,
+   hidden: "28", varied: true}
 """
 )
 
