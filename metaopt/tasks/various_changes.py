@@ -4,8 +4,7 @@ Every function is pure: what is drawn is drawn by ``drawn_change`` and by the fu
 generator.
 
 References:
-    Metz et al., VeLO: training versatile learned optimizers by scaling up (2022), on augmented
-    tasks; Celo's (Moudgil et al., 2025).
+    Metz et al., VeLO: training versatile learned optimizers by scaling up, arXiv 2211.09760.
 """
 
 from __future__ import annotations

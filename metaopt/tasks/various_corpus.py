@@ -72,7 +72,6 @@ MODULES = (
     "timeit",
     "tokenize",
     "traceback",
-    "typing",
     "unittest",
     "urllib.parse",
     "uuid",

@@ -54,6 +54,56 @@ class JoinedLinear(nn.Linear):
         nn.init.zeros_(self.bias)
 
 
+class LayerNorm(nn.LayerNorm):
+    """torch's LayerNorm over the last axis, written out.
+
+        y = w (x - mean) / sqrt(variance + eps) + b
+
+    Under ``vmap``, torch 2.13 takes mean and variance of its own kernel as constants when its
+    gradient is differentiated again: gradients of second order would be false.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Numbers [.., width] -> [.., width]."""
+        apart = input - input.mean(-1, keepdim=True)
+        variance = apart.square().mean(-1, keepdim=True)
+        return apart * (variance + self.eps).rsqrt() * self.weight + self.bias
+
+
+class BatchNorm(nn.Module):
+    """BatchNorm by the batch that it is given, at all times, for rows and for images.
+
+        y_c = w_c (x_c - mean_c) / sqrt(variance_c + eps) + b_c
+
+    That is what training does; a running mean would be a state, which tasks do not have. It is
+    written out for the reason that ``LayerNorm`` is.
+
+    Args:
+        channels: the number of channels, those of axis 1.
+    """
+
+    eps = 1e-5
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(channels))
+        self.bias = nn.Parameter(torch.empty(channels))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Start without an effect of its own."""
+        nn.init.ones_(self.weight)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Numbers [N, channels, ..] -> the same shape."""
+        others = [axis for axis in range(x.dim()) if axis != 1]
+        apart = x - x.mean(others, keepdim=True)
+        factor = (apart.square().mean(others, keepdim=True) + self.eps).rsqrt()
+        each = (-1, *[1] * (x.dim() - 2))
+        return apart * factor * self.weight.reshape(each) + self.bias.reshape(each)
+
+
 @dataclass(frozen=True)
 class Start:
     """The initial weights of a transformer.
@@ -143,8 +193,8 @@ class Block(nn.Module):
         self.up = start.linear(width, inner)
         self.activation = ACTIVATIONS[activation]()
         self.down = start.linear(inner, width)
-        self.norm1 = nn.LayerNorm(width)
-        self.norm2 = nn.LayerNorm(width)
+        self.norm1 = LayerNorm(width)
+        self.norm2 = LayerNorm(width)
 
     def forward(self, z: Tensor) -> Tensor:
         """Tokens [N, T, width] -> [N, T, width]."""
@@ -174,3 +224,15 @@ def sizes(name: str, found: str) -> list[int]:
     if not all(part.isdecimal() and int(part) > 0 for part in parts):
         raise UserError(f"{name}: found {found!r}, expected sizes such as '24-16', or ''")
     return [int(part) for part in parts]
+
+
+def one_size(name: str, found: str) -> int:
+    """The whole number of an option such as "24".
+
+    Raises:
+        UserError: if it is no such text.
+    """
+    parts = sizes(name, found)
+    if len(parts) != 1:
+        raise UserError(f"{name}: found {found!r}, expected one size such as '24'")
+    return parts[0]

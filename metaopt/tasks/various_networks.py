@@ -1,8 +1,4 @@
-"""The perceptrons, convolutions and recurrent networks of ``various``.
-
-BatchNorm normalises by the batch that it is given, at all times: that is what training does, and a
-running mean would be a state, which tasks do not have.
-"""
+"""The perceptrons, convolutions and recurrent networks of ``various``."""
 
 from __future__ import annotations
 
@@ -14,20 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from metaopt.base.errors import UserError
-from metaopt.tasks.various_layers import ACTIVATIONS, require
+from metaopt.tasks.various_layers import ACTIVATIONS, BatchNorm, LayerNorm, require
 
 NORMS = ("none", "layer", "batch")
 POOLS = ("max", "stride")
-
-
-class LargestOfFour(nn.Module):
-    """Max pooling by 2 of images with sides that are even."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Images [N, C, R, S] -> [N, C, R / 2, S / 2]."""
-        # Under vmap this is differentiated twice at a fraction of MaxPool2d's cost.
-        rows = torch.maximum(x[..., ::2, :], x[..., 1::2, :])
-        return torch.maximum(rows[..., ::2], rows[..., 1::2])
 
 
 def perceptron(
@@ -53,14 +39,8 @@ def perceptron(
             parts.append(ACTIVATIONS[activation]())
         parts.append(nn.Linear(inputs, outputs))
         if number < len(widths) - 2 and norm != "none":
-            parts.append(_norm(norm, outputs))
+            parts.append(LayerNorm(outputs) if norm == "layer" else BatchNorm(outputs))
     return nn.Sequential(*parts)
-
-
-def _norm(norm: str, width: int) -> nn.Module:
-    if norm == "layer":
-        return nn.LayerNorm(width)
-    return nn.BatchNorm1d(width, track_running_stats=False)
 
 
 def convolutions(
@@ -91,7 +71,7 @@ def convolutions(
         parts.append(convolution(inputs, outputs, stride, norm))
         parts.append(ACTIVATIONS[activation]())
         if smaller and pool == "max":
-            parts.append(LargestOfFour())
+            parts.append(nn.MaxPool2d(2))
         side = (side + 1) // 2 if smaller else side
     return nn.Sequential(*parts, nn.Flatten(), nn.Linear(channels[-1] * side**2, classes))
 
@@ -102,7 +82,7 @@ def convolution(inputs: int, outputs: int, stride: int, norm: str) -> nn.Module:
     layer = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=not batch)
     if not batch:
         return layer
-    return nn.Sequential(layer, nn.BatchNorm2d(outputs, track_running_stats=False))
+    return nn.Sequential(layer, BatchNorm(outputs))
 
 
 class ResidualImages(nn.Module):

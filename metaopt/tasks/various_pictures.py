@@ -23,7 +23,7 @@ from metaopt.tasks.various_changes import (
     fewer,
     mistaken,
 )
-from metaopt.tasks.various_layers import require, sizes
+from metaopt.tasks.various_layers import one_size, require, sizes
 from metaopt.tasks.various_networks import ResidualImages, convolutions, perceptron, side_of
 from metaopt.tasks.various_transformers import Blocks, RowReader, TokenReader
 
@@ -87,15 +87,18 @@ class Pictures(Family):
         self.retells = asks == "image"
         self.permutes = network == "perceptron"
         self.embeds = network == "patches"
-        side, widths = side_of(pixels), sizes("hidden", hidden)
+        side = side_of(pixels)
         if network == "perceptron":
             outputs = pixels if self.retells else self.classes
-            self.net: nn.Module = perceptron([pixels, *widths, outputs], activation, norm)
+            self.net: nn.Module = perceptron(
+                [pixels, *sizes("hidden", hidden), outputs], activation, norm
+            )
             return
         if network == "convolutions":
-            self.net = convolutions(side, widths, self.classes, activation, norm, pool)
+            channels = sizes("hidden", hidden)
+            self.net = convolutions(side, channels, self.classes, activation, norm, pool)
             return
-        (width,) = widths
+        width = one_size("hidden", hidden)
         if network == "residual":
             self.net = ResidualImages(side, width, layers, self.classes, activation, norm)
             return

@@ -20,7 +20,7 @@ from metaopt.base.errors import UserError
 from metaopt.tasks.own import Family, Task, fresh_weights
 from metaopt.tasks.various_changes import WRONG, fewer, mistaken
 from metaopt.tasks.various_corpus import MASK, tokens
-from metaopt.tasks.various_layers import require, sizes
+from metaopt.tasks.various_layers import one_size, require, sizes
 from metaopt.tasks.various_networks import Grams, Recurrent
 from metaopt.tasks.various_transformers import Blocks, TokenReader
 
@@ -85,18 +85,19 @@ class Texts(Family):
         require("unit", unit, UNITS)
         if context < 1:
             raise UserError(f"context: found {context}, expected at least 1")
+        if vocabulary < 3:
+            raise UserError(f"vocabulary: found {vocabulary}, expected at least 3")
         self.batch = batch
         self.judged = judged
         self.varied = varied
         self.network = network
         self.vocabulary = vocabulary
         self.windows = windows(tokens(unit, vocabulary), context + (network != "masked"))
-        widths = sizes("hidden", hidden)
         if network == "grams":
+            widths = sizes("hidden", hidden)
             self.net: nn.Module = Grams(vocabulary, context, width, widths, activation, norm)
         elif network == "recurrent":
-            (state,) = widths
-            self.net = Recurrent(vocabulary, width, state)
+            self.net = Recurrent(vocabulary, width, one_size("hidden", hidden))
         else:
             inner = inner or 2 * width
             causal = network == "causal"
@@ -110,8 +111,7 @@ class Texts(Family):
         if self.varied:
             found = stretch(found, generator)
             found = renamed(generator, self.vocabulary)[found]
-            share = generator.uniform(0, WRONG)
-            found = mistaken(found, share, self.vocabulary, generator)
+            found = misread(found, generator.uniform(0, WRONG), self.vocabulary, generator)
         order = torch.from_numpy(generator.permutation(len(found)))
         judged, shown = order[: self.judged], order[self.judged : self.judged + ROWS]
         parts = self._asked(found, generator)
@@ -153,6 +153,20 @@ def renamed(generator: np.random.Generator, vocabulary: int) -> Tensor:
     at = int(np.flatnonzero(names == MASK)[0])
     names[[MASK, at]] = names[[at, MASK]]
     return torch.from_numpy(names)
+
+
+def misread(found: Tensor, share: float, vocabulary: int, generator: np.random.Generator) -> Tensor:
+    """Tokens of which round(share N) are any others than before, but for the mask.
+
+    Args:
+        found: windows [N, T] without masks.
+        share: of tokens to change.
+        vocabulary: the number of tokens.
+        generator: the source of randomness.
+    """
+    without = found - (found > MASK).long()
+    changed = mistaken(without, share, vocabulary - 1, generator)
+    return changed + (changed >= MASK).long()
 
 
 def masked(found: Tensor, generator: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
