@@ -21,7 +21,16 @@ from metaopt.meta.config import (
     RandomHorizonConfig,
     TrainConfig,
 )
-from metaopt.meta.horizon import Curriculum, Even, Fixed, Horizon, Lengths, LogUniform, RandomPairs
+from metaopt.meta.horizon import (
+    Curriculum,
+    Even,
+    Fixed,
+    Horizon,
+    Lengths,
+    LogUniform,
+    RandomPairs,
+    Whole,
+)
 from metaopt.meta.looks import Observe, as_judged, first_order, second_order
 from metaopt.meta.loss import LogLoss, LogOfLast, MetaLoss, Normalised, SumOfLosses
 from metaopt.meta.pes import PersistentES
@@ -33,7 +42,7 @@ from metaopt.tasks.build import _own_family
 from metaopt.tasks.variations import Hiding, InTurn, Rescaled
 from metaopt.teleport.config import EXACT, UNITS
 
-_TRUNCATIONS = {"even": Even, "random": RandomPairs}
+_TRUNCATIONS = {"even": Even, "random": RandomPairs, "whole": Whole}
 
 
 NO_PAIRS = (

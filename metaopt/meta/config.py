@@ -112,9 +112,10 @@ class MetaConfig(Model):
     horizon: HorizonConfig = described(
         RandomHorizonConfig(kind="random"), "how long trajectories are"
     )
-    truncation: Literal["even", "random"] = described(
+    truncation: Literal["even", "random", "whole"] = described(
         "even",
-        "windows of `unroll` steps; or, in pairs, longer and shorter by a random number up to half",
+        "windows of `unroll` steps; in pairs, longer and shorter by a random number up to half; or "
+        "one window, the whole trajectory",
     )
     estimator: EstimatorConfig = described(
         GradientConfig(kind="gradient"), "how the meta-gradient is computed"

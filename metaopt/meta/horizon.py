@@ -125,6 +125,21 @@ class Even(Truncation):
 
 
 @dataclass(frozen=True)
+class Whole(Truncation):
+    """One window: the trajectory to its end, whose meta-gradient nothing truncates.
+
+    Args:
+        window: K, which says nothing here; an outer step costs as many steps as a trajectory has.
+    """
+
+    window: int
+
+    def windows(self, steps: int, draws: Sequence[float]) -> list[int]:
+        """n."""
+        return [steps]
+
+
+@dataclass(frozen=True)
 class RandomPairs(Truncation):
     """K + d, K - d, .. with d uniform on the integers between -K/2 and K/2, and what is left.
 

@@ -32,7 +32,6 @@ from torch import Tensor
 
 from metaopt.base.config import ConfigError
 from metaopt.base.fields import described, required
-from metaopt.base.loss_statistics import FLOOR
 from metaopt.base.network import Weights
 from metaopt.rules import averaging
 from metaopt.rules.averaging import AHEAD, Averaging
@@ -46,7 +45,8 @@ from metaopt.rules.learned.clock import (
     left_features,
 )
 from metaopt.rules.learned.directions import HEAD_BOUND
-from metaopt.rules.learned.eigen_steps import DIRECTIONS, Direction, Means, mixed
+from metaopt.rules.learned.eigen_means import MEANS, Seen, look
+from metaopt.rules.learned.eigen_steps import DIRECTIONS, Direction
 from metaopt.rules.learned.layer import hear, is_vector, mean_over, statistics
 from metaopt.rules.learned.lstm import LSTM, Head
 from metaopt.rules.learned.matrix_steps import TINY
@@ -55,9 +55,6 @@ from metaopt.tasks.base import Hidden, Observation
 from metaopt.teleport.config import TeleporterConfig
 from metaopt.teleport.optimizer_state import Kept
 
-DECAYS = (0.5, 0.9)
-"""The decays of the running means of the gradient, in its frame."""
-SQUARES_DECAY = 0.99
 VECTOR_SIZE = 0.03
 """Entries of a step of a vector that gradients agree on, divided as those of matrices are."""
 LENGTH = 0.5
@@ -66,17 +63,11 @@ FALLS_AFTER = 100
 """s = LENGTH / (1 + t / FALLS_AFTER)."""
 AVERAGED = 8.0
 """p of the untrained rule."""
-SMALL = 1e-3
-"""Gradients below this share of the root mean square over the parameter are taken for rounding."""
-ROUNDING = 1e-5
-"""And below this share of that over all parameters: the bias before a BatchNorm has no other."""
 LOG_SIZE_BOUNDS = (-6.0, 3.0)
 LOG_PULL_BOUNDS = (-2.0, 4.0)
 LOG_DECAY_BOUNDS = (-3.0, 2.0)
-LEAST_LOG = -6.0
 
-_MEANS = len(DECAYS)
-_OWN = (_MEANS + 1) + _MEANS + 3 + 1 + CLOCK_FEATURES + LEFT_FEATURES + 2
+_OWN = (MEANS + 1) + MEANS + 3 + 1 + CLOCK_FEATURES + LEFT_FEATURES + 2
 FEATURES = 2 * _OWN
 
 
@@ -147,7 +138,7 @@ class EigenUpdateLSTM(Rule):
         batch, entries = W[0].shape[0], sum(w[0].numel() for w in W)
         numbers = {name: W[0].new_zeros(batch, 1, len(W)) for name in ("count", "loss", "heard")}
         sides = sum(eigen_frames.columns(w.shape[1], w.shape[2], self.largest) for w in W)
-        means = {"m": W[0].new_zeros(batch, _MEANS, entries)}
+        means = {"m": W[0].new_zeros(batch, MEANS, entries)}
         squares = {"v": W[0].new_zeros(batch, 1, entries)}
         kept = {name: W[0].new_zeros(batch, 1, sides) for name in ("products", "frames")}
         ahead = {AHEAD: W[0].new_zeros(batch, 1, entries)}
@@ -158,16 +149,13 @@ class EigenUpdateLSTM(Rule):
         W, grads = observation.weights, observation.grads
         sizes = [w[0].numel() for w in W]
         count = state["count"] + 1
-        seen, kept = self._means(grads, state, count)
-        adam = [own.adam for own in seen]
+        seen = look(grads, state, count, self.largest)
         moves = torch.cat([G.flatten(1).any(1)[:, None, None] for G in grads], dim=2)
         base = _untrained_sizes(W)
         loss_features, heard = hear(observation.loss, state)
-        flat = torch.cat([one.flatten(2) for one in adam], dim=2)
-        ones = torch.ones_like(count).expand(-1, _MEANS + 1, -1)
         own_features = torch.cat(
             [
-                statistics(flat, W, ones, base, sizes),
+                statistics(seen.adam, W, seen.gain, base, sizes),
                 is_vector(W).expand_as(count),
                 _spread(W, state[AHEAD], base),
                 clock_features(count),
@@ -181,84 +169,61 @@ class EigenUpdateLSTM(Rule):
         h, cells = self.lstm(features, state)
 
         z = self.scale * fading(count, self.fades) * self.head(h)
-        log_size, log_pull, log_decay, *more = z.split(1, dim=1)
+        log_size, log_pull, log_decay = z[:, 0:1], z[:, 1:2], z[:, 2:3]
         length = LENGTH * log_size.clamp(*LOG_SIZE_BOUNDS).exp() / (1 + count / FALLS_AFTER)
         averaged = AVERAGED * log_pull.clamp(*LOG_PULL_BOUNDS).exp()
         decay = self.weight_decay * length * log_decay.clamp(*LOG_DECAY_BOUNDS).exp()
-        together = zip(more, self.untrained, strict=True)
-        shares = base * length * torch.cat([part + share for part, share in together], dim=1)
-        rows = self._rows(seen, adam)
+        logs = own_features[:, : MEANS + 1]
+        steps = self._steps(seen, z[:, 3:], base * length, logs)
         moved, shrunk = [], []
-        for i, (own, w, g) in enumerate(zip(rows, W, grads, strict=True)):
-            step = eigen_frames.out_of(kept.frames[i], mixed(own, shares[:, :, i]))
-            by = decay[:, :, i, None] if w.shape[2] > 1 else torch.zeros_like(decay[:, :, i, None])
-            shrunk.append(-by * torch.where(g == 0, 0.0, w))
-            moved.append(shrunk[-1] - step)
+        for i, (step, w, g) in enumerate(zip(steps, W, grads, strict=True)):
+            if w.shape[2] > 1:
+                shrunk.append(-decay[:, :, i, None] * torch.where(g == 0, 0.0, w))
+                moved.append(shrunk[-1] - step)
+            else:
+                shrunk.append(torch.zeros_like(w))
+                moved.append(-step)
         proposal = Proposal(
             updates=tuple(moved),
             decays=tuple(shrunk),
             averaging=Averaging(state[AHEAD], averaged / (count + averaged)),
         )
-        new = cells | heard | kept.state | {"count": count, AHEAD: state[AHEAD]}
-        return proposal, new
+        kept = {"count": count, "m": seen.m, "v": seen.v, AHEAD: state[AHEAD]}
+        sides = {"products": seen.frames.products, "frames": seen.frames.frames}
+        return proposal, cells | heard | kept | sides
 
-    def _rows(self, seen: Sequence[Means], adam: Sequence[Tensor]) -> list[Tensor]:
-        """All directions of each parameter, [B, rows, out, rest]."""
-        made = [direction(seen, adam) for direction in self.directions]
-        return [torch.cat(rows, dim=1) for rows in zip(*made, strict=True)]
+    def _steps(self, seen: Seen, z: Tensor, length: Tensor, logs: Tensor) -> list[Tensor]:
+        """b s Q_L (sum_r a^r d^r) Q_R^T of each parameter, [B, out, rest].
 
-    def _means(self, grads: Weights, state: State, count: Tensor) -> tuple[list[Means], _Kept]:
-        """What directions are made of, and what is kept of it."""
-        shapes = [(G.shape[1], G.shape[2]) for G in grads]
-        sizes = [out * rest for out, rest in shapes]
-        counts = [int(number) for number in count[0, 0].tolist()]
-        products, frames = (
-            eigen_frames.pairs(state[name], shapes, self.largest) for name in ("products", "frames")
-        )
-        found = eigen_frames.after(grads, products, frames, counts)
-        m, v, own = [], [], []
-        kept_m, kept_v = state["m"].split(sizes, dim=2), state["v"].split(sizes, dim=2)
-        for i, G in enumerate(grads):
-            old_m, old_v = (x[i].unflatten(2, shapes[i]) for x in (kept_m, kept_v))
-            turn = found.turns[i]
-            if turn is not None:
-                old_m = eigen_frames.turned(turn, old_m)
-                old_v = eigen_frames.turned(eigen_frames.squared(turn), old_v)
-            g = eigen_frames.into(found.frames[i], G[:, None])
-            means = [torch.lerp(g, old_m[:, k, None], d) for k, d in enumerate(DECAYS)]
-            m.append(torch.cat(means, dim=1))
-            v.append(torch.lerp(g.square(), old_v, SQUARES_DECAY))
-            own.append(g)
-        # Python numbers, since every parameter has its own count.
-        grown = [
-            torch.cat([mean / (1 - d**c) for mean, d in zip(x.split(1, 1), DECAYS, strict=True)], 1)
-            for x, c in zip(m, counts, strict=True)
-        ]
-        squares = [x / (1 - SQUARES_DECAY**c) for x, c in zip(v, counts, strict=True)]
-        each = torch.cat([x.mean(dim=(2, 3))[:, :, None] for x in squares], dim=2)
-        entries = each.new_tensor(sizes)
-        of_all = (each * entries).sum(2, keepdim=True) / entries.sum()
-        floors = SMALL**2 * each + ROUNDING**2 * of_all + FLOOR
-        seen = [
-            Means(torch.cat([mean, g], dim=1), (x + floors[:, :, i, None, None]).sqrt())
-            for i, (mean, g, x) in enumerate(zip(grown, own, squares, strict=True))
-        ]
-        return seen, _Kept(m, v, found)
-
-
-class _Kept:
-    """What is kept of means, squares and frames."""
-
-    def __init__(
-        self, m: Sequence[Tensor], v: Sequence[Tensor], found: eigen_frames.Frames
-    ) -> None:
-        self.frames = found.frames
-        self.state = {
-            "m": torch.cat([x.flatten(2) for x in m], dim=2),
-            "v": torch.cat([x.flatten(2) for x in v], dim=2),
-            "products": eigen_frames.joined(found.products, m[0]),
-            "frames": eigen_frames.joined(found.frames, m[0]),
-        }
+        Args:
+            seen: what directions are made of.
+            z: what the network adds to the shares of rows, [B, rows, L].
+            length: b s, [B, 1, L].
+            logs: the logarithms of the sizes of the rows of Adam, [B, 3, L].
+        """
+        means = seen.means()
+        made = [(direction, direction(means)) for direction in self.directions]
+        first = 0
+        shares = []
+        for direction, _ in made:
+            rows = len(direction.untrained)
+            parts = z[:, first : first + rows].split(1, dim=1)
+            own = zip(parts, self.untrained[first : first + rows], strict=True)
+            share = length * torch.cat([part + untrained for part, untrained in own], dim=1)
+            follows = direction.follows
+            by = seen.gain if follows is None else logs[:, follows, None].exp()
+            shares.append(share * by)
+            first += rows
+        steps = []
+        for i, frame in enumerate(seen.frames.each):
+            out, rest = means.g[i].shape[2:]
+            parts = [
+                torch.bmm(share[:, None, :, i], rows[i].flatten(2))
+                for share, (_, rows) in zip(shares, made, strict=True)
+            ]
+            mixed = parts[0] if len(parts) == 1 else sum(parts[1:], parts[0])
+            steps.append(eigen_frames.out_of(frame, mixed.unflatten(2, (out, rest))[:, 0]))
+        return steps
 
 
 def _spread(W: Weights, ahead: Tensor, base: Tensor) -> Tensor:
@@ -292,7 +257,7 @@ class EigenConfig(FadingConfig):
         "directions in the eigenbasis of the gradient's second moments, and average iterates"
     )
     directions: Annotated[list[Literal["adam", "orthogonal", "sign"]], Field(min_length=1)] = (
-        described(["adam", "orthogonal", "sign"], "what steps are mixed of")
+        described(["adam", "orthogonal"], "what steps are mixed of")
     )
     weight_decay: Annotated[float, Field(ge=0)] = described(
         0.01, "decay of matrices in units of the step, before the network says more or less"

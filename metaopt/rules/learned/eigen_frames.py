@@ -59,17 +59,6 @@ def pairs(flat: Tensor, shapes: Sequence[tuple[int, int]], largest: int) -> list
     return found
 
 
-def joined(found: Sequence[Pair], like: Tensor) -> Tensor:
-    """The inverse of ``pairs``: [B, 1, F].
-
-    Args:
-        found: the square matrices of each parameter.
-        like: fixes batch, dtype and device where there is none.
-    """
-    flat = [one.flatten(1) for both in found for one in both if one is not None]
-    return torch.cat(flat or [like.new_zeros(like.shape[0], 0)], dim=1)[:, None]
-
-
 def into(frame: Pair, X: Tensor) -> Tensor:
     """Q_L^T X Q_R of X [B, any, out, rest]."""
     left, right = frame
@@ -105,52 +94,57 @@ class Frames:
     """The frames after a gradient.
 
     Attributes:
-        products: L and R of each parameter.
-        frames: Q_L and Q_R.
+        products: L and R of all parameters, [B, 1, F].
+        frames: Q_L and Q_R of all, [B, 1, F].
+        each: Q_L and Q_R of each.
         turns: U = Q_new^T Q_old where a frame was refreshed; None for a parameter whose was not.
     """
 
-    products: list[Pair]
-    frames: list[Pair]
+    products: Tensor
+    frames: Tensor
+    each: list[Pair]
     turns: list[Pair | None]
 
 
 @torch.no_grad()
 def after(
-    grads: Weights, products: Sequence[Pair], frames: Sequence[Pair], counts: Sequence[int]
+    grads: Weights, products: Tensor, frames: Tensor, counts: Sequence[int], largest: int
 ) -> Frames:
     """The frames that the next step is made in.
 
     Args:
         grads: G, each [B, out, rest].
-        products: L and R before it.
+        products: L and R of all parameters before it, [B, 1, F].
         frames: Q_L and Q_R before it.
         counts: gradients of each parameter, this one included.
+        largest: the longest side that has a frame.
     """
-    new = Frames([], [], [])
-    for G, own, frame, count in zip(grads, products, frames, counts, strict=True):
-        L, R = own
-        made = (
-            None if L is None else torch.lerp(G @ G.mT, L, DECAY),
-            None if R is None else torch.lerp(G.mT @ G, R, DECAY),
-        )
-        new.products.append(made)
-        if count > 1 and count % EVERY and count not in EARLY:
-            new.frames.append(frame)
-            new.turns.append(None)
-            continue
-        refreshed = [
-            None if P is None or Q is None else (_eigenvectors(P) if count == 1 else _nearer(P, Q))
-            for P, Q in zip(made, frame, strict=True)
-        ]
-        new.frames.append((refreshed[0], refreshed[1]))
-        turns = [
-            None if Q is None or old is None else Q.mT @ old
-            for Q, old in zip(refreshed, frame, strict=True)
-        ]
+    shapes = [(G.shape[1], G.shape[2]) for G in grads]
+    due = [count == 1 or count in EARLY or not count % EVERY for count in counts]
+    new_products = torch.empty_like(products)
+    new_frames = torch.empty_like(frames) if any(due) else frames
+    pieces = zip(
+        *(pairs(flat, shapes, largest) for flat in (products, new_products, frames, new_frames)),
+        strict=True,
+    )
+    turns: list[Pair | None] = []
+    for G, count, is_due, (old, new, old_frame, frame) in zip(
+        grads, counts, due, pieces, strict=True
+    ):
+        turn: list[Tensor | None] = []
+        for X, L, L_new, Q, Q_new in zip((G, G.mT), old, new, old_frame, frame, strict=True):
+            if L is None or L_new is None or Q is None or Q_new is None:
+                turn.append(None)
+                continue
+            torch.baddbmm(L, X, X.mT, beta=DECAY, alpha=1 - DECAY, out=L_new)
+            if is_due:
+                Q_new.copy_(_eigenvectors(L_new) if count == 1 else torch.linalg.qr(L_new @ Q)[0])
+                turn.append(Q_new.mT @ Q)
+            elif new_frames is not frames:
+                Q_new.copy_(Q)
         # The first frame is nobody's successor: nothing has been kept yet.
-        new.turns.append(None if count == 1 else (turns[0], turns[1]))
-    return new
+        turns.append((turn[0], turn[1]) if is_due and count > 1 else None)
+    return Frames(new_products, new_frames, pairs(new_frames, shapes, largest), turns)
 
 
 def _eigenvectors(P: Tensor) -> Tensor:
@@ -160,8 +154,5 @@ def _eigenvectors(P: Tensor) -> Tensor:
     unit = P.double() / size.double().clamp(min=torch.finfo(torch.double).tiny)
     finite = torch.isfinite(unit).all(-1, keepdim=True).all(-2, keepdim=True)
     eye = torch.eye(P.shape[-1], dtype=unit.dtype, device=P.device)
-    return torch.linalg.eigh(torch.where(finite, unit, eye))[1].to(P)
-
-
-def _nearer(P: Tensor, Q: Tensor) -> Tensor:
-    return torch.linalg.qr(P @ Q)[0]
+    # The largest eigenvalue first: subspace iteration turns the first columns toward it.
+    return torch.linalg.eigh(torch.where(finite, unit, eye))[1].flip(-1).to(P)
