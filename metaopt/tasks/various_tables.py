@@ -32,7 +32,7 @@ from metaopt.tasks.various_networks import perceptron
 Floats = NDArray[np.float64]
 STORED = {"iris": "load_iris", "wine": "load_wine", "diabetes": "load_diabetes"}
 DRAWN = ("teacher", "mixture")
-ROWS = 640
+ROWS = 2048
 """Of a table that is drawn."""
 _TEACHER = 16
 _CENTRES = 2

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from metaopt.base.errors import UserError
 from metaopt.tasks.own import Family, Task, fresh_weights
-from metaopt.tasks.various_changes import WRONG, fewer, mistaken
+from metaopt.tasks.various_changes import WRONG, mistaken
 from metaopt.tasks.various_corpus import MASK, tokens
 from metaopt.tasks.various_layers import one_size, require, sizes
 from metaopt.tasks.various_networks import Grams, Recurrent
@@ -26,8 +26,8 @@ from metaopt.tasks.various_transformers import Blocks, TokenReader
 
 NETWORKS = ("grams", "causal", "recurrent", "masked")
 UNITS = ("characters", "words")
-ROWS = 768
-"""Windows of text that a task trains on."""
+TOKENS = 24_000
+"""Of the windows that a task trains on, together."""
 
 
 class Texts(Family):
@@ -50,7 +50,7 @@ class Texts(Family):
         init: of transformers, one of ``various_layers.STARTS``.
         normed: whether a norm follows a transformer's embedding.
         tied: whether a transformer's head is its embedding.
-        varied: whether each task changes tokens, the stretch of text and the number of windows.
+        varied: whether each task reads a part of the text alone, and changes its tokens.
         batch: the number of windows in a mini-batch.
         judged: the largest number of windows that a task is judged on.
 
@@ -113,10 +113,8 @@ class Texts(Family):
             found = renamed(generator, self.vocabulary)[found]
             found = misread(found, generator.uniform(0, WRONG), self.vocabulary, generator)
         order = torch.from_numpy(generator.permutation(len(found)))
-        judged, shown = order[: self.judged], order[self.judged : self.judged + ROWS]
+        judged, shown = order[: self.judged], order[self.judged :][: TOKENS // found.shape[1]]
         parts = self._asked(found, generator)
-        if self.varied:
-            shown = fewer(shown, generator)
         data, test = (tuple(part[rows] for part in parts) for rows in (shown, judged))
         return Task(weights, data, test)
 

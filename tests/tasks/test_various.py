@@ -233,7 +233,7 @@ def test_rows_of_tables_are_shown_or_judged(
 @pytest.mark.parametrize("table", various_tables.DRAWN)
 def test_targets_of_drawn_tables_are_standardised(table: str) -> None:
     numbers = drawn(Tables(table, outputs=3, regression=True)).data[1]
-    assert numbers.shape == (480, 3)
+    assert numbers.shape == (1536, 3)
     torch.testing.assert_close(numbers.mean(0), torch.zeros(3), atol=1e-5, rtol=0)
     torch.testing.assert_close(numbers.var(0, correction=0), torch.ones(3))
     classes = drawn(Tables(table, outputs=5)).data[1]
