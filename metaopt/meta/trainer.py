@@ -43,6 +43,7 @@ from metaopt.rules.composed import States
 from metaopt.tasks.base import Tasks
 from metaopt.tasks.build import task_family
 from metaopt.tasks.identity import identity
+from metaopt.tasks.trained_on import TRAINED_ON, trained_on
 from metaopt.tasks.variations import InTurn
 
 _INNER = {"step": 0, "windows_left": [], "parts": []}
@@ -136,10 +137,13 @@ class MetaTrainer:
         drawn = family.drawn(Stream.VALIDATION, config.seed, 0, config.validation.tasks)
         self.validation_tasks = drawn.to(self.device, self.dtype).select(validation_share)
         self.families = {"task": identity(family, drawn)}
+        of_each = [(family, drawn.initial)]
         if isinstance(self.training_tasks, InTurn):
             for i, other in enumerate(self.training_tasks.families[1:]):
                 some = other.drawn(Stream.VALIDATION, config.seed, 0, 2)
                 self.families[f"task.more[{i}]"] = identity(other, some)
+                of_each.append((other, some.initial))
+        self.trained_on = trained_on(of_each)
 
     @property
     def finished(self) -> bool:
@@ -307,6 +311,7 @@ class MetaTrainer:
             "trajectories_begun": self.progress.drawn,
             "inner_steps": self.progress.inner_steps,
             "skipped": self.progress.skipped,
+            TRAINED_ON: self.trained_on,
         }
         tensors = dict(self.average.optimizer.state_dict())
         return Checkpoint(tensors, self.config.model_dump(mode="json"), training, validation)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from metaopt.base.checkpoint import Checkpoint
-from metaopt.optim.description import name_of, rows
+from metaopt.optim.description import Rows, experience, name_of, rows
 from metaopt.optim.figures import figures, unseen_sections, validation_section
 
 _CARD = """---
@@ -20,6 +20,10 @@ A learned optimizer of metaopt: a rule that proposes the steps of gradient-based
 meta-trained on many small tasks.
 
 {about}
+
+It was meta-trained with
+
+{seen}
 
 ## How to load it
 
@@ -56,14 +60,18 @@ def card(content: Checkpoint, source: str) -> str:
         ConfigError: where its configuration or its figures are none; one line.
     """
     found = figures(content.validation, source)
-    about = (f"- **{name}**: {_literal(text)}" for name, text in rows(content, source))
     return _CARD.format(
         licence=f"license: {content.licence.lower()}\n" if content.licence else "",
         name=_literal(name_of(content, source)),
-        about="\n".join(about),
+        about=_listed(rows(content, source)),
+        seen=_listed(experience(content, source)),
         validation=validation_section(found),
         unseen="\n\n".join(unseen_sections(found)),
     )
+
+
+def _listed(found: Rows) -> str:
+    return "\n".join(f"- **{name}**: {_literal(text)}" for name, text in found)
 
 
 def _literal(text: str) -> str:

@@ -11,7 +11,8 @@ from metaopt.base.checkpoint import Checkpoint
 from metaopt.base.config import check
 from metaopt.base.tables import printable
 from metaopt.meta.config import TrainConfig
-from metaopt.optim.reach import PAGE, TESTED, Reach, reach_of
+from metaopt.optim.reach import TESTED, Reach
+from metaopt.optim.seen import seen
 from metaopt.tasks.config import TaskConfig
 
 Rows = list[tuple[str, str]]
@@ -25,7 +26,7 @@ def name_of(content: Checkpoint, source: str) -> str:
 
 
 def rows(content: Checkpoint, source: str) -> Rows:
-    """Format, licence, rules, sizes, tasks and training.
+    """Licence, rules, their sizes, tasks and training.
 
     Args:
         content: the checkpoint.
@@ -48,7 +49,6 @@ def rows(content: Checkpoint, source: str) -> Rows:
         ("parameters", _size(content.tensors)),
         ("teleporter", _fields(config.teleporter) if config.teleporter else "none"),
         ("tasks", _fields(config.task, *_task_fields(config.task))),
-        ("horizon", f"{reach_of(config, content.training, source)}; what comes after: {PAGE}"),
         ("outer loop", _fields(config.meta, "batch", "outer_steps", "steps", "unroll", "loss")),
         ("dtype", config.dtype),
         ("training", numbers or "not in the file"),
@@ -58,6 +58,19 @@ def rows(content: Checkpoint, source: str) -> Rows:
         for key in ("command", "commit")
     ]
     return found
+
+
+def experience(content: Checkpoint, source: str) -> Rows:
+    """What it was meta-trained with: loss, inputs, layers, sizes, batches, steps.
+
+    Args:
+        content: the checkpoint.
+        source: names it in errors.
+
+    Raises:
+        ConfigError: where its configuration is none, or its training says what cannot be; one line.
+    """
+    return seen(_config(content, source), content.training, source)
 
 
 def brief(

@@ -13,7 +13,7 @@ from metaopt.base import cli
 from metaopt.base.checkpoint import Checkpoint
 from metaopt.base.process import World
 from metaopt.optim import hub, show_model
-from metaopt.optim.description import aligned, name_of, rows, shapes
+from metaopt.optim.description import aligned, experience, name_of, rows, shapes
 from metaopt.optim.figures import figures, unseen_sections, validation_section
 from metaopt.optim.learned import restore
 
@@ -32,6 +32,7 @@ def report(content: Checkpoint, source: str) -> str:
     parts = [
         f"{name_of(content, source)}: {source}",
         aligned(rows(content, source)),
+        f"meta-trained with\n{aligned(experience(content, source))}",
         f"tensors\n{aligned(shapes(content.tensors))}",
         validation_section(found),
         *unseen_sections(found),

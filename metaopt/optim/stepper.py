@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from metaopt.base.network import Weights
+from metaopt.base.shipped import DEFAULT
 from metaopt.optim.chain import Chain, ModelData
 from metaopt.optim.rates import Rates
 from metaopt.optim.states import StateLayout, as_matrix
@@ -130,7 +131,7 @@ class Stepper:
             raise ValueError(
                 f"this rule takes {optimizer.gradients_per_step:g} gradients a step, at weights of "
                 f"its own choice (teleporter.order: around), and a torch.optim.Optimizer is given "
-                f"one: use a rule with teleporter.order: after"
+                f"one: use a rule with teleporter.order: after, or {DEFAULT}"
             )
         self.optimizer = optimizer
         self.layout = StateLayout(optimizer, [parameter.shape for parameter in parameters])
@@ -190,7 +191,10 @@ class Stepper:
         """
         self.chain = None
         if any(rule.needs_inputs for rule in self.optimizer.rules.values()):
-            raise ValueError(f"this rule reads products of layers' inputs, but {why}")
+            raise ValueError(
+                f"this rule reads products of layers' inputs, but {why}: take a rule that does "
+                f"without ({DEFAULT})"
+            )
         if self._through_data is not None:
             self._warn_and_turn_off(why)
 
@@ -214,7 +218,7 @@ class Stepper:
         elif self.chain is None:
             raise ValueError(
                 f"this rule proposes steps from generator features, but {why}; for other models "
-                f"take a rule with updates of its own (digits_update_tele)"
+                f"take a rule with updates of its own ({DEFAULT})"
             )
         return MetaOptimizer(rules, None)
 

@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterable, Sequence
 
 from torch import Tensor
 
+from metaopt.base.shipped import DEFAULT
 from metaopt.meta.config import TrainConfig
 from metaopt.rules.base import Rule
 from metaopt.tasks.base import Hidden, Observation
@@ -75,14 +76,13 @@ class Told:
                     f"lr: found {lr:g}, but this rule was meta-trained with the inputs of layers, "
                     f"which are not known here, and without them its steps are of size lr in each "
                     f"weight: set lr to about 1e-3, or take a rule that was meta-trained without "
-                    f"(digits_update_tele)"
+                    f"({DEFAULT})"
                 )
         if "loss" in relied and observation.loss is None and not self._warned:
             self._warned = True
             warnings.warn(
-                "this rule was meta-trained with the loss, which a plain step() does not know: "
-                "call step(closure), or take a rule that was meta-trained without "
-                "(digits_update_tele)",
+                f"this rule was meta-trained with the loss, which a plain step() does not know: "
+                f"call step(closure), or take a rule that was meta-trained without ({DEFAULT})",
                 stacklevel=6,
             )
 

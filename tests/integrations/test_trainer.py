@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from averaging import ScheduleFree
 from extras import D, needed
+from models import hand_made
 from torch import Tensor, nn
 
 import metaopt
@@ -111,3 +113,33 @@ def test_the_trainer_makes_the_optimizer(tmp_path: Path, whole: bool) -> None:
     optimized = itertools.chain.from_iterable(group["params"] for group in inner.param_groups)
     assert {id(p) for p in optimized} == {id(p) for p in net.parameters()}
     assert loss(trained.model) < 0.9 * loss(model())
+
+
+def test_a_rule_that_averages_is_evaluated_at_its_average(tmp_path: Path) -> None:
+    """The Trainer calls ``eval()`` and ``train()``, and training is what it is without."""
+
+    def trained(folder: str, **options: Any) -> Any:
+        net = model()
+        optimizer = metaopt.LearnedOptimizer(net, hand_made(ScheduleFree(0.1)))
+        made = transformers.Trainer(
+            net,
+            arguments(tmp_path / folder, **options),
+            train_dataset=Text(),
+            eval_dataset=Text(),
+            optimizers=(optimizer, scheduler(optimizer)),
+        )
+        made.train()
+        return made
+
+    plain = trained("plain")
+    judged = trained("judged", eval_strategy="steps", eval_steps=12)
+    for each in (plain, judged):
+        each.optimizer.train()
+    for a, b in zip(plain.model.parameters(), judged.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+    at_y = loss(plain.model)
+    plain.optimizer.eval()
+    told = [row["eval_loss"] for row in judged.state.log_history if "eval_loss" in row][-1]
+    # Divided by all 8 tokens of a sentence, of which the first is no target.
+    assert told == pytest.approx(7 / 8 * loss(plain.model), rel=1e-4)
+    assert told != pytest.approx(7 / 8 * at_y, rel=1e-2)

@@ -40,7 +40,7 @@ def test_rules_of_full_batches_are_refused_elsewhere_at_their_own_rate(
     optimizer = metaopt.LearnedOptimizer(here.model, path)
     if not closure:
         here.backward()
-    line = r"^lr: found 1, .*inputs of layers.*about 1e-3.*\(digits_update_tele\)$"
+    line = r"^lr: found 1, .*inputs of layers.*about 1e-3.*\(general_update\)$"
     with pytest.raises(ValueError, match=line):
         optimizer.step(here.backward if closure else None)
     assert equal(before, here.weights())

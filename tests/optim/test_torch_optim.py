@@ -249,7 +249,7 @@ def test_a_rule_that_reads_layer_inputs_wants_a_forward_pass() -> None:
     before = weights(model)
     for p in model.parameters():
         p.grad = torch.ones_like(p)
-    with pytest.raises(UnknownInputsError, match="not known here"):
+    with pytest.raises(UnknownInputsError, match=r"not known here.*general_update does without"):
         optimizer.step()
     assert all(torch.equal(a, b) for a, b in zip(before, weights(model), strict=True))
     backward(model, torch.ones(4, 5, dtype=torch.float64))
@@ -266,7 +266,7 @@ def test_a_shared_rule_keeps_its_dtype() -> None:
 
 def test_flattened_rules_want_their_shapes() -> None:
     metaopt.LearnedOptimizer(chain(), learned_rule("lstm"))
-    with pytest.raises(ShapeMismatchError, match="made for layers"):
+    with pytest.raises(ShapeMismatchError, match=r"made for layers.*general_update"):
         metaopt.LearnedOptimizer(convolutional(), learned_rule("lstm_update"))
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from metaopt.base.loss_statistics import FLOOR
 from metaopt.base.network import Weights
+from metaopt.base.shipped import DEFAULT
 from metaopt.rules.base import UnknownInputsError
 from metaopt.tasks.base import Observation
 
@@ -165,8 +166,8 @@ class Seen:
         """
         if not self.observation.inputs:
             raise UnknownInputsError(
-                "it reads products of the layers' inputs, which are not known here (of a family "
-                "of your own only the loss is)"
+                f"it reads products of the layers' inputs, which are not known here (of a family "
+                f"of your own only the loss is); {DEFAULT} does without"
             )
         W, G = self.observation.weights, self.observation.grads
         pairs = []

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from metaopt.base.fields import PositiveFloat, Size, described, required
+from metaopt.base.shipped import DEFAULT
 from metaopt.rules.base import Proposal, Rule, ShapeMismatchError, State, flat_gradient
 from metaopt.rules.learned.directions import GENERATOR_BASES, UPDATE_BASES, Basis, BasisConfig
 from metaopt.rules.learned.features import (
@@ -151,7 +152,7 @@ class FlattenedRule(Rule):
         if found != self.shapes:
             raise ShapeMismatchError(
                 f"this flattened rule was made for layers {self.shapes}, found {found}; "
-                f"layer-wise rules fit any shapes (digits_update_tele)"
+                f"layer-wise rules fit any shapes ({DEFAULT})"
             )
         return self.lstm.initial_state(observation.weights[0].shape[0])
 
