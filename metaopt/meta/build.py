@@ -5,6 +5,7 @@ Rules by themselves are made in ``rules.build``.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ from metaopt.meta.horizon import (
     Lengths,
     LogUniform,
     RandomPairs,
+    Truncation,
     Whole,
 )
 from metaopt.meta.looks import Observe, as_judged, first_order, second_order
@@ -42,7 +44,11 @@ from metaopt.tasks.build import _own_family
 from metaopt.tasks.variations import Hiding, InTurn, Rescaled
 from metaopt.teleport.config import EXACT, UNITS
 
-_TRUNCATIONS = {"even": Even, "random": RandomPairs, "whole": Whole}
+_TRUNCATIONS: dict[str, Callable[[int], Truncation]] = {
+    "even": Even,
+    "random": RandomPairs,
+    "whole": Whole,
+}
 
 
 NO_PAIRS = (

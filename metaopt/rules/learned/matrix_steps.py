@@ -37,7 +37,12 @@ class Normalised(MatrixSteps):
 
     def __call__(self, means: Sequence[Tensor]) -> list[Tensor]:
         """The means, each at unit size."""
-        return [m * (m.square().mean(dim=(-2, -1), keepdim=True) + TINY).rsqrt() for m in means]
+        return [unit(m) for m in means]
+
+
+def unit(m: Tensor) -> Tensor:
+    """m / rms(m)."""
+    return m * (m.square().mean(dim=(-2, -1), keepdim=True) + TINY).rsqrt()
 
 
 class Orthogonal(MatrixSteps):
@@ -57,6 +62,9 @@ class Orthogonal(MatrixSteps):
         for i, m in enumerate(tall):
             by_width.setdefault(m.shape[-1], []).append(i)
         steps = list(means)
+        # Of a single row or column the polar factor is its direction.
+        for i in by_width.pop(1, ()):
+            steps[i] = unit(means[i])
         for own in by_width.values():
             roots = polar(torch.stack([tall[i].mT @ tall[i] for i in own]), self.iterations)
             for i, root in zip(own, roots.unbind(), strict=True):

@@ -33,19 +33,24 @@ def polar(rows: Tensor, iterations: int = 7) -> Tensor:
 
     Args:
         rows: R^T R, [.., k, k].
-        iterations: the number of steps; the first ``BLOWN`` of them blow up.
+        iterations: the number of steps, at least 1; the first ``BLOWN`` of them blow up.
 
     Reference: Jordan et al., Muon (2024), for the coefficients.
     """
-    eye = torch.eye(rows.shape[-1], dtype=rows.dtype, device=rows.device)
+    k = rows.shape[-1]
+    eye = torch.eye(k, dtype=rows.dtype, device=rows.device)
     trace = rows.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
     size = trace.clamp(min=torch.finfo(rows.dtype).tiny ** 0.5)
-    Y, Z = rows / size, eye.expand_as(rows)
+    # One batch axis: products of more take several operations each.
+    Y, Z = (rows / size).reshape(-1, k, k), None
     for i in range(iterations):
         a, b, c = BLOWING if i < BLOWN else CONVERGING
-        step = a * eye + b * Y + c * (Y @ Y)
-        Y, Z = step @ Y @ step, step @ Z
-    return Z * size.rsqrt()
+        step = torch.baddbmm(Y, Y, Y, beta=b, alpha=c).add(eye, alpha=a)
+        Z = step if Z is None else torch.bmm(step, Z)
+        if i + 1 < iterations:
+            Y = torch.bmm(torch.bmm(step, Y), step)
+    assert Z is not None
+    return Z.reshape(rows.shape) * size.rsqrt()
 
 
 BLOWN = 5

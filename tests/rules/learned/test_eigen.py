@@ -14,9 +14,9 @@ from metaopt.meta.config import TrainConfig
 from metaopt.rules.averaging import AHEAD, averages
 from metaopt.rules.base import State
 from metaopt.rules.composed import MetaOptimizer
-from metaopt.rules.learned import eigen, eigen_frames
+from metaopt.rules.learned import eigen, eigen_frames, eigen_means
 from metaopt.rules.learned.eigen import EigenConfig, EigenUpdateLSTM
-from metaopt.rules.learned.eigen_steps import Adam, Means, OrthogonalStep, Sign, size
+from metaopt.rules.learned.eigen_steps import BLOCK, Adam, Means, OrthogonalStep, Sign
 from metaopt.rules.rule_config import Place
 from metaopt.tasks.base import Observation
 from metaopt.tasks.config import TaskConfig
@@ -56,26 +56,26 @@ def run(made: EigenUpdateLSTM, weights: Weights, grads: list[Weights]) -> tuple[
 def test_the_first_frame_holds_the_eigenvectors() -> None:
     (G,) = drawn(0, [(5, 7)])
     none = torch.zeros(2, 1, 5 * 5 + 7 * 7, dtype=torch.float64)
-    pairs = eigen_frames.pairs(none, [(5, 7)], 1024)
-    found = eigen_frames.after((G,), pairs, pairs, [1])
-    turned = eigen_frames.into(found.frames[0], G[:, None])[:, 0]
+    (frame,) = eigen_frames.after((G,), none, none, [1], 1024).each
+    turned = eigen_frames.into(frame, G[:, None])[:, 0]
     for gram in (turned @ turned.mT, turned.mT @ turned):
         assert (gram - torch.diag_embed(gram.diagonal(dim1=1, dim2=2))).abs().max() < 1e-10
-    torch.testing.assert_close(eigen_frames.out_of(found.frames[0], turned), G)
+    torch.testing.assert_close(eigen_frames.out_of(frame, turned), G)
 
 
 @torch.no_grad()
 def test_refreshed_frames_come_nearer_to_the_eigenvectors() -> None:
     (G,) = drawn(0, [(6, 6)])
-    products = [(G @ G.mT, G.mT @ G)]
-    eye = torch.eye(6, dtype=torch.float64).expand(2, 6, 6)
-    frames: list[eigen_frames.Pair] = [(eye, eye)]
+    # Running means of equal matrices, so that they stay.
+    products = torch.cat([(G @ G.mT).flatten(1), (G.mT @ G).flatten(1)], dim=1)[:, None]
+    frames = torch.eye(6, dtype=torch.float64).flatten().repeat(2)[None, None].repeat(2, 1, 1)
     off = []
     for _ in range(3):
         for _ in range(20):
-            # The products stay: their running mean is of equal matrices.
-            frames = eigen_frames.after((G,), products, frames, [10]).frames
-        turned = eigen_frames.into(frames[0], G[:, None])[:, 0]
+            found = eigen_frames.after((G,), products, frames, [10], 1024)
+            frames = found.frames
+        torch.testing.assert_close(found.products, products)
+        turned = eigen_frames.into(found.each[0], G[:, None])[:, 0]
         gram = turned @ turned.mT
         off.append(float((gram - torch.diag_embed(gram.diagonal(dim1=1, dim2=2))).abs().max()))
     assert off[2] < off[1] < off[0] < 10
@@ -88,7 +88,7 @@ def test_means_kept_in_frames_are_the_means() -> None:
     frames = eigen_frames.pairs(state["frames"], SHAPES, 1024)
     kept = state["m"].split([out * rest for out, rest in SHAPES], dim=2)
     for i, frame in enumerate(frames):
-        for k, decay in enumerate(eigen.DECAYS):
+        for k, decay in enumerate(eigen_means.DECAYS):
             mean = torch.zeros_like(grads[0][i])
             for G in grads:
                 mean = torch.lerp(G[i], mean, decay)
@@ -151,18 +151,29 @@ def test_what_has_no_gradient_stays() -> None:
 
 
 @torch.no_grad()
-def test_directions_are_of_the_size_of_adam() -> None:
+def test_directions_that_follow_are_of_unit_size() -> None:
     (m,) = drawn(0, [(12, 20)])
-    means = [Means(torch.stack([m, m, m], dim=1), (m.abs() + 0.1)[:, None])]
-    adam = [means[0].adam]
-    (rows,), (orthogonal,), (sign,) = (d(means, adam) for d in (Adam(), OrthogonalStep(), Sign()))
-    torch.testing.assert_close(size(rows[:, :1]), size(adam[0][:, :1]))
-    values = torch.linalg.svdvals(orthogonal[:, 0] / size(adam[0])[:, 0])
+    both = torch.stack([m, m], dim=1)
+    means = Means([both], [m[:, None]], [both / 2], [(1.0, 1.0, 1.0)])
+    (rows,), (orthogonal,), (sign,) = (d(means) for d in (Adam(), OrthogonalStep(), Sign()))
+    assert rows is means.adam[0]
     # Of root mean square 1: all singular values near sqrt(20).
+    values = torch.linalg.svdvals(orthogonal[:, 0])
     assert values.min() > 0.6 * 20**0.5
     assert values.max() < 1.3 * 20**0.5
     assert (sign * m[:, None] >= 0).all()
-    assert 0.8 < float((size(sign) / size(adam[0])[:, :1]).mean()) < 1.2
+    assert 0.8 < float(sign.square().mean()) < 1.2
+
+
+@torch.no_grad()
+def test_long_sides_are_made_orthogonal_in_blocks() -> None:
+    shape = (2 * BLOCK, 3 * BLOCK)
+    m = torch.randn(1, 1, *shape, generator=torch.Generator().manual_seed(0))
+    (step,) = OrthogonalStep()(Means([m], [m], [m], [(1.0,)]))
+    for block in step[0, 0].split(BLOCK):
+        values = torch.linalg.svdvals(block) / shape[1] ** 0.5
+        assert values.min() > 0.6
+        assert values.max() < 1.3
 
 
 def test_there_are_as_many_columns_as_it_says() -> None:
