@@ -1,4 +1,4 @@
-"""Warns, once, when a learned optimizer goes on past the steps its rule was trained or tested for.
+"""How many steps there will be, and a warning past those that a rule was trained or tested for.
 
 The number of steps is kept with the groups (``memory``), so the warning comes once in a training,
 resumed or not, from the first step past the horizon.
@@ -7,6 +7,7 @@ resumed or not, from the first step past the horizon.
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 from metaopt.optim.learned import LearnedRule
 from metaopt.optim.reach import PAGE, PastHorizonWarning
@@ -21,3 +22,13 @@ def tell_horizon(rule: LearnedRule, step: int) -> None:
             PastHorizonWarning,
             stacklevel=5,
         )
+
+
+def checked(horizon: Any) -> int | None:
+    """The steps that there will be, or None; raises ``ValueError`` for anything else."""
+    if horizon is not None and (type(horizon) is not int or horizon < 1):
+        raise ValueError(
+            f"horizon: found {horizon!r}, expected the whole number of steps that there will be, "
+            f"or None where nobody knows"
+        )
+    return horizon

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from metaopt.base.shipped import DEFAULT
 from metaopt.optim.finite import FiniteWatch, given, made
 from metaopt.optim.half import matching, unrounded, write
-from metaopt.optim.horizon import tell_horizon
+from metaopt.optim.horizon import checked, tell_horizon
 from metaopt.optim.inputs import loss_of, rates, require_gradients, require_no_capture
 from metaopt.optim.learned import LearnedRule, load
 from metaopt.optim.loading import Loaded, Owner
@@ -38,6 +38,7 @@ from metaopt.optim.with_higher import make_known
 from metaopt.optim.within import chain_within, movable_within
 from metaopt.rules.base import State
 from metaopt.rules.composed import MetaOptimizer
+from metaopt.tasks.base import share_left
 from metaopt.teleport.optimizer_state import Kept
 
 
@@ -76,6 +77,7 @@ class LearnedOptimizer(TwoModes):
             none of its own: 1 for the decay that was meta-trained, 0 for none.
         full_batch: say True if each gradient is that of all the data. Teleports through the data
             require it, since they change what the model computes on any other data.
+        horizon: the steps that there will be, if known, for rules that were meta-trained with it.
 
     Attributes:
         meta_optimizer: the rule's meta-optimizer, or a copy on the parameters' device in ``dtype``.
@@ -104,10 +106,11 @@ class LearnedOptimizer(TwoModes):
         params: Parameters | None = None,
         learned_decay: float = 1.0,
         full_batch: bool = False,
+        horizon: int | None = None,
     ) -> None:
         make_known()
         self.model = model if isinstance(model, nn.Module) else None
-        self.full_batch = full_batch
+        self.full_batch, self.horizon = full_batch, checked(horizon)
         self.rule = rule if isinstance(rule, LearnedRule) else load(rule)
         options = {"lr": lr, "weight_decay": weight_decay, "learned_decay": learned_decay}
         super().__init__(trainable(model, params), options | NOTHING_YET)  # type: ignore[arg-type]
@@ -284,6 +287,7 @@ class LearnedOptimizer(TwoModes):
             [of_groups[g] for g, _ in self.places],
             states,
             differentiate_features=False,
+            left=share_left(weights[0][None], step - 1, self.horizon),
         )
         ends_well = self._watch.look(step, made(names, parameters, new, self._stepper.layout))
         if is_well is not None and ends_well is not None:
@@ -335,12 +339,12 @@ class LearnedOptimizer(TwoModes):
     def __getstate__(self) -> dict[str, Any]:
         self._follow()
         self._remember_rule()
-        own = {"model": self.model, "rule": self.rule, "full_batch": self.full_batch}
-        return super().__getstate__() | own
+        own = ("model", "rule", "full_batch", "horizon")
+        return super().__getstate__() | {name: getattr(self, name) for name in own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         # torch's load_state_dict calls this with groups and states alone.
         if "rule" in state:
-            self.full_batch = state.get("full_batch", False)
+            self.full_batch, self.horizon = state.get("full_batch", False), state.get("horizon")
             self._prepare()

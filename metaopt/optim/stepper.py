@@ -235,6 +235,7 @@ class Stepper:
         rates: Sequence[Rates],
         states: Sequence[State],
         differentiate_features: bool,
+        left: Tensor | None = None,
     ) -> Advance:
         """Compute a step, without writing it to the model.
 
@@ -246,6 +247,7 @@ class Stepper:
             states: the state of each parameter.
             differentiate_features: whether meta-gradients flow through the gradients (second
                 order).
+            left: the share of the steps that is left, [1], or None if it is not known.
         """
         active = [G is not None for G in grads]
         if self._through_data is not None and not all(active):
@@ -264,6 +266,7 @@ class Stepper:
             loss=None if loss is None else loss.reshape(1),
             units=self.units,
             pairs=self.pairs,
+            left=left,
         )
         if not differentiate_features:
             observation = observation.detach()
