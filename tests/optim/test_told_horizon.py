@@ -57,7 +57,7 @@ def test_what_is_told_is_heard_and_kept() -> None:
 
 @pytest.mark.parametrize("horizon", [0, -3, 2.5, "100", True])
 def test_other_horizons_end_in_one_line(horizon: object) -> None:
-    with pytest.raises(ValueError, match="horizon: found .*expected the whole number of steps"):
+    with pytest.raises(ValueError, match=r"horizon: found .*expected the whole number of steps"):
         metaopt.LearnedOptimizer(nn.Linear(4, 2), eigen_rule(), horizon=horizon)  # type: ignore[arg-type]
 
 
