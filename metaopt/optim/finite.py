@@ -91,6 +91,8 @@ class FiniteWatch:
             NonFiniteError: on the CPU, if a tensor is not finite.
         """
         if self._waits:
+            if _are_finite([tensor for kind in looked for tensor in kind.tensors]):
+                return None
             for kind in looked:
                 for position, tensor in enumerate(kind.tensors):
                     if not _is_finite(tensor):
@@ -140,7 +142,13 @@ def made(
         for name, p, W in zip(names, parameters, new.weights, strict=True)
         if p.grad is not None
     ]
-    found = [*tensors_of(new.after)]
+    before = {(rule, name): tensor for rule, name, tensor in tensors_of(new.before)}
+    # What a step hands on as it was has been looked at when it was made.
+    found = [
+        (rule, name, tensor)
+        for rule, name, tensor in tensors_of(new.after)
+        if tensor is not before.get((rule, name))
+    ]
     keys = [f"{rule}.{name}" for rule, name, _ in found]
 
     def nearer(position: int) -> str:
@@ -169,6 +177,11 @@ def to_host(flags: Tensor) -> tuple[Tensor, Callable[[], bool]]:
     arrived = torch.cuda.Event()
     arrived.record(torch.cuda.current_stream(flags.device))
     return host, arrived.query
+
+
+def _are_finite(tensors: Sequence[Tensor]) -> bool:
+    """Whether all entries of all tensors are finite; False may also mean that a sum overflowed."""
+    return math.isfinite(torch.stack([tensor.sum() for tensor in tensors]).sum().item())
 
 
 def _is_finite(tensor: Tensor) -> bool:

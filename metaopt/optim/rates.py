@@ -42,4 +42,6 @@ class Rates:
             isinstance(self.learned_decay, Tensor) or self.learned_decay != 1
         ):
             f = f + (self.learned_decay - 1) * decay
+        if not isinstance(self.weight_decay, Tensor) and self.weight_decay == 0:
+            return f if not isinstance(self.lr, Tensor) and self.lr == 1 else self.lr * f
         return self.lr * (f - self.weight_decay * W)

@@ -52,14 +52,16 @@ class Averaging:
             weights: y, each [B, out, in].
             updates: f, of the same shapes; they move z.
         """
+        # Numbers of whole weights, computed for all at once.
+        along = (self.pull + (1 - BETWEEN) * (1 - self.pull)).split(1, dim=2)
+        beyond = (BETWEEN * (1 - self.pull)).split(1, dim=2)
         ahead, trained = [], []
-        each = zip(weights, apart(self.ahead, weights), updates, strict=True)
-        for i, (y, d, f) in enumerate(each):
-            c = self.pull[:, :, i, None]
-            u = f + d / BETWEEN
-            trained.append(y - (1 - BETWEEN) / BETWEEN * d + (c + (1 - BETWEEN) * (1 - c)) * u)
-            ahead.append((BETWEEN * (1 - c) * u).flatten(1)[:, None])
-        return tuple(trained), torch.cat(ahead, dim=2)
+        each = zip(weights, apart(self.ahead, weights), updates, along, beyond, strict=True)
+        for y, d, f, a, e in each:
+            u = torch.add(f, d, alpha=1 / BETWEEN)
+            trained.append(torch.addcmul(torch.add(y, d, alpha=1 - 1 / BETWEEN), a, u))
+            ahead.append((e * u).flatten(1))
+        return tuple(trained), torch.cat(ahead, dim=1)[:, None]
 
     def slower(self, rates: Sequence[float | Tensor]) -> Averaging:
         """The same with c min(1, lr), so that steps of no length leave everything where it is.
@@ -88,7 +90,7 @@ def averages(weights: Weights, ahead: Tensor) -> Weights:
         ahead: d, [B, 1, P].
     """
     each = zip(weights, apart(ahead, weights), strict=True)
-    return tuple(y - (1 - BETWEEN) / BETWEEN * d for y, d in each)
+    return tuple(torch.add(y, d, alpha=1 - 1 / BETWEEN) for y, d in each)
 
 
 def between(averaged: Weights, ahead: Tensor) -> Weights:
@@ -99,4 +101,4 @@ def between(averaged: Weights, ahead: Tensor) -> Weights:
         ahead: d, [B, 1, P].
     """
     each = zip(averaged, apart(ahead, averaged), strict=True)
-    return tuple(x + (1 - BETWEEN) / BETWEEN * d for x, d in each)
+    return tuple(torch.add(x, d, alpha=1 / BETWEEN - 1) for x, d in each)

@@ -176,9 +176,9 @@ class EigenUpdateLSTM(Rule):
         logs = own_features[:, : MEANS + 1]
         steps = self._steps(seen, z[:, 3:], base * length, logs)
         moved, shrunk = [], []
-        for i, (step, w, g) in enumerate(zip(steps, W, grads, strict=True)):
+        for step, w, g, by in zip(steps, W, grads, (-decay).split(1, dim=2), strict=True):
             if w.shape[2] > 1:
-                shrunk.append(-decay[:, :, i, None] * torch.where(g == 0, 0.0, w))
+                shrunk.append(by * torch.where(g == 0, 0.0, w))
                 moved.append(shrunk[-1] - step)
             else:
                 shrunk.append(torch.zeros_like(w))
@@ -214,16 +214,13 @@ class EigenUpdateLSTM(Rule):
             by = seen.gain if follows is None else logs[:, follows, None].exp()
             shares.append(share * by)
             first += rows
-        steps = []
-        for i, frame in enumerate(seen.frames.each):
-            out, rest = means.g[i].shape[2:]
-            parts = [
-                torch.bmm(share[:, None, :, i], rows[i].flatten(2))
-                for share, (_, rows) in zip(shares, made, strict=True)
-            ]
-            mixed = parts[0] if len(parts) == 1 else sum(parts[1:], parts[0])
-            steps.append(eigen_frames.out_of(frame, mixed.unflatten(2, (out, rest))[:, 0]))
-        return steps
+        mixed: list[Tensor] = []
+        for share, (_, rows) in zip(shares, made, strict=True):
+            each_by = zip(share.mT.split(1, dim=1), rows, strict=True)
+            made_of = [torch.bmm(by, row.flatten(2)) for by, row in each_by]
+            mixed = [a + b for a, b in zip(mixed, made_of, strict=True)] if mixed else made_of
+        each = zip(seen.frames.each, mixed, seen.shapes, strict=True)
+        return [eigen_frames.out_of(frame, step.view(-1, *shape)) for frame, step, shape in each]
 
 
 def _spread(W: Weights, ahead: Tensor, base: Tensor) -> Tensor:

@@ -48,31 +48,28 @@ Pair = tuple[Tensor | None, Tensor | None]
 
 def pairs(flat: Tensor, shapes: Sequence[tuple[int, int]], largest: int) -> list[Pair]:
     """[B, 1, F] -> the square matrices of each parameter."""
-    found, start = [], 0
-    for out, rest in shapes:
-        both: list[Tensor | None] = []
-        for size in (side(out, largest), side(rest, largest)):
-            part = flat[:, 0, start : start + size**2]
-            both.append(part.unflatten(1, (size, size)) if size else None)
-            start += size**2
-        found.append((both[0], both[1]))
-    return found
+    sizes = [side(size, largest) for shape in shapes for size in shape]
+    parts = flat[:, 0].split([size**2 for size in sizes], dim=1)
+    made = [
+        part.view(-1, size, size) if size else None for part, size in zip(parts, sizes, strict=True)
+    ]
+    return list(zip(made[::2], made[1::2], strict=True))
 
 
 def into(frame: Pair, X: Tensor) -> Tensor:
-    """Q_L^T X Q_R of X [B, any, out, rest]."""
+    """Q_L^T X Q_R of X [B, out, rest]."""
     left, right = frame
     if left is not None:
-        X = left.mT[:, None] @ X
-    return X if right is None else X @ right[:, None]
+        X = torch.bmm(left.mT, X)
+    return X if right is None else torch.bmm(X, right)
 
 
 def out_of(frame: Pair, X: Tensor) -> Tensor:
     """Q_L X Q_R^T of X [B, out, rest], the inverse of ``into``."""
     left, right = frame
     if left is not None:
-        X = left @ X
-    return X if right is None else X @ right.mT
+        X = torch.bmm(left, X)
+    return X if right is None else torch.bmm(X, right.mT)
 
 
 def turned(turn: Pair, X: Tensor) -> Tensor:
@@ -123,10 +120,9 @@ def after(
     due = [count == 1 or count in EARLY or not count % EVERY for count in counts]
     new_products = torch.empty_like(products)
     new_frames = torch.empty_like(frames) if any(due) else frames
-    pieces = zip(
-        *(pairs(flat, shapes, largest) for flat in (products, new_products, frames, new_frames)),
-        strict=True,
-    )
+    before, frames_before = (pairs(flat, shapes, largest) for flat in (products, frames))
+    each = pairs(new_frames, shapes, largest) if any(due) else frames_before
+    pieces = zip(before, pairs(new_products, shapes, largest), frames_before, each, strict=True)
     turns: list[Pair | None] = []
     for G, count, is_due, (old, new, old_frame, frame) in zip(
         grads, counts, due, pieces, strict=True
@@ -144,7 +140,7 @@ def after(
                 Q_new.copy_(Q)
         # The first frame is nobody's successor: nothing has been kept yet.
         turns.append((turn[0], turn[1]) if is_due and count > 1 else None)
-    return Frames(new_products, new_frames, pairs(new_frames, shapes, largest), turns)
+    return Frames(new_products, new_frames, each, turns)
 
 
 def _eigenvectors(P: Tensor) -> Tensor:

@@ -76,10 +76,9 @@ def look(grads: Weights, state: State, count: Tensor, largest: int) -> Seen:
     counts = [int(number) for number in count[0, 0].tolist()]
     frames = eigen_frames.after(grads, state["products"], state["frames"], counts, largest)
     into = [
-        eigen_frames.into(frame, G[:, None]).flatten(2)
-        for frame, G in zip(frames.each, grads, strict=True)
+        eigen_frames.into(frame, G).flatten(1) for frame, G in zip(frames.each, grads, strict=True)
     ]
-    g = torch.cat(into, dim=2)
+    g = torch.cat(into, dim=1)[:, None]
     m, v = state["m"], state["v"]
     if any(turn is not None for turn in frames.turns):
         squared = [turn if turn is None else eigen_frames.squared(turn) for turn in frames.turns]

@@ -57,7 +57,7 @@ def test_the_first_frame_holds_the_eigenvectors() -> None:
     (G,) = drawn(0, [(5, 7)])
     none = torch.zeros(2, 1, 5 * 5 + 7 * 7, dtype=torch.float64)
     (frame,) = eigen_frames.after((G,), none, none, [1], 1024).each
-    turned = eigen_frames.into(frame, G[:, None])[:, 0]
+    turned = eigen_frames.into(frame, G)
     for gram in (turned @ turned.mT, turned.mT @ turned):
         assert (gram - torch.diag_embed(gram.diagonal(dim1=1, dim2=2))).abs().max() < 1e-10
     torch.testing.assert_close(eigen_frames.out_of(frame, turned), G)
@@ -75,7 +75,7 @@ def test_refreshed_frames_come_nearer_to_the_eigenvectors() -> None:
             found = eigen_frames.after((G,), products, frames, [10], 1024)
             frames = found.frames
         torch.testing.assert_close(found.products, products)
-        turned = eigen_frames.into(found.each[0], G[:, None])[:, 0]
+        turned = eigen_frames.into(found.each[0], G)
         gram = turned @ turned.mT
         off.append(float((gram - torch.diag_embed(gram.diagonal(dim1=1, dim2=2))).abs().max()))
     assert off[2] < off[1] < off[0] < 10
