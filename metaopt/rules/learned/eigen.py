@@ -206,14 +206,14 @@ class EigenUpdateLSTM(Rule):
         first = 0
         shares = []
         for direction, _ in made:
-            rows = len(direction.untrained)
-            parts = z[:, first : first + rows].split(1, dim=1)
-            own = zip(parts, self.untrained[first : first + rows], strict=True)
+            last = first + len(direction.untrained)
+            parts = z[:, first:last].split(1, dim=1)
+            own = zip(parts, self.untrained[first:last], strict=True)
             share = length * torch.cat([part + untrained for part, untrained in own], dim=1)
             follows = direction.follows
             by = seen.gain if follows is None else logs[:, follows, None].exp()
             shares.append(share * by)
-            first += rows
+            first = last
         mixed: list[Tensor] = []
         for share, (_, rows) in zip(shares, made, strict=True):
             each_by = zip(share.mT.split(1, dim=1), rows, strict=True)
