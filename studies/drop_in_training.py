@@ -1,20 +1,21 @@
-"""The shipped mini-batch rule in a user's loop, on networks that no meta-training saw.
+"""Learned rules in a user's loop, on networks that no meta-training saw, beside what is tuned.
 
-    python -m studies.drop_in_training [--smoke] [--rule FILE] [--json FILE] [--write-page]
+    python -m studies.drop_in_training [--smoke] [--rules NAME ...] [--json FILE] [--write-page]
 
-Digits of scikit-learn, cross-entropy, mini-batches of 32, with ``LearnedOptimizer(model, path)`` as
-it is (``lr`` 1, no schedule), beside ``torch.optim.Adam`` with the best learning rate of a grid for
-each column by itself, chosen on the very runs that are shown. All see the same mini-batches from
-the same initial weights; two thirds of the digits are trained on, those of the last third judge.
-Figures are geometric means over seeds of the test loss.
+Digits of scikit-learn, cross-entropy, mini-batches of 32. Learned rules are as they are (``lr`` 1,
+no schedule, told nothing). Rivals are those of ``studies.rivals``, with the best of five rates *for
+each column by itself*, chosen on the very runs that are shown; a cosine is told the column's step.
+All see the same mini-batches from the same initial weights; two thirds of the digits are trained
+on, those of the last third judge, at averaged weights where an optimizer has them. Figures are
+geometric means over seeds of the test loss.
 """
 
 from __future__ import annotations
 
 import argparse
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,18 +23,31 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from metaopt import LearnedOptimizer
 from metaopt.base import cli
 from metaopt.base.loss_statistics import geomean
 from metaopt.base.process import World
+from metaopt.base.shipped import DEFAULT
 from metaopt.base.streams import Stream, item_generator
 from metaopt.base.tables import markdown_table
+from metaopt.optim.reach import PastHorizonWarning
+from metaopt.tasks.image_networks import two_layers
 from metaopt.tasks.images import Images
-from studies.output import DOCS, PRETRAINED, Page
+from studies.output import DOCS, Page
+from studies.rivals.contenders import (
+    ADAMW,
+    COSINE,
+    FREE,
+    MUON,
+    SOAP,
+    Contender,
+    everyone,
+)
 
-PAGE = Page(DOCS / "digits.md", "drop-in training table", "drop_in_training")
-RULE = PRETRAINED / "digits_update_tele.safetensors"
-LEARNED = "learned, lr 1"
+PAGE = Page(DOCS / "general.md", "drop-in training table", "drop_in_training")
+RULES = (DEFAULT, "digits_update_tele")
+RIVALS = (ADAMW, COSINE, FREE, SOAP, MUON)
+BARS = (COSINE, FREE, SOAP)
+"""What a default rule has to keep up with, each tuned on the very column."""
 BATCH = 32
 SIDE = 8
 
@@ -76,6 +90,7 @@ def convolutional() -> nn.Module:
 
 
 MODELS: dict[str, Callable[[], nn.Module]] = {
+    "two layers, 32 units": lambda: two_layers(SIDE**2, 32, 10),
     "3 layers, 100 and 50 units": perceptron,
     "convolutions and BatchNorm": convolutional,
     "a transformer": Transformer,
@@ -88,105 +103,155 @@ class Size:
 
     marks: tuple[int, ...]  # inner steps at which models are judged; the last one ends a run
     seeds: int  # runs of each
-    rates: tuple[float, ...]  # learning rates of Adam
+    rates: int  # tried for each rival, at most
 
 
-FULL = Size((20, 100, 300, 1000), 5, (0.001, 0.002, 0.005, 0.01))
-SMOKE = Size((2, 4), 2, (0.01,))
+FULL = Size((20, 100, 300, 1000), 3, 5)
+SMOKE = Size((2, 4), 2, 1)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One optimizer on one model."""
+    """One optimizer at one rate on one model."""
 
     model: str  # its name
     optimizer: str  # its name
-    losses: list[float]  # test loss at each mark, the geometric mean over seeds
-    largest: float  # of any seed at the last mark
+    learned: bool
+    rate: float
+    losses: list[list[float]]  # test loss at each mark, of each seed
 
 
 def train(
     make: Callable[[], nn.Module],
-    optimizer: Callable[[nn.Module], torch.optim.Optimizer],
+    contender: Contender,
+    rate: float,
     data: Images,
     marks: Sequence[int],
     seed: int,
 ) -> list[float]:
-    """Test loss at each mark: the user's loop."""
+    """Test loss at each mark: the user's loop.
+
+    Args:
+        make: the model, with fresh weights of torch's global generator.
+        contender: the optimizer.
+        rate: its rate.
+        data: whose first images are trained on and whose others judge.
+        marks: inner steps, the last of which ends the run.
+        seed: of initial weights and mini-batches.
+    """
     (X, y), seen = data.shared, data.seen
     draws = item_generator(Stream.TEST, seed, 0)
     torch.manual_seed(seed)
     model = make()
-    opt = optimizer(model)
+    trainer = contender.trainer(model, rate, marks[-1])
     losses = []
     for step in range(1, marks[-1] + 1):
         rows = torch.from_numpy(draws.integers(seen, size=BATCH))
-        opt.zero_grad()
+        trainer.zero_grad()
         functional.cross_entropy(model(X[rows]), y[rows]).backward()
-        opt.step()
+        trainer.step()
         if step in marks:
             model.eval()
+            trainer.judged(True)
             with torch.no_grad():
                 losses.append(float(functional.cross_entropy(model(X[seen:]), y[seen:])))
+            trainer.judged(False)
             model.train()
     return losses
 
 
-def rows(size: Size, rule: Path) -> list[Row]:
+def rows(size: Size, contenders: Sequence[Contender]) -> list[Row]:
     """All runs, a model after the other."""
     data = Images(width=1)
-    optimizers: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
-        LEARNED: lambda model: LearnedOptimizer(model, rule)
-    }
-    for rate in size.rates:
-        optimizers[f"Adam {rate:g}"] = lambda model, rate=rate: torch.optim.Adam(  # type: ignore[misc]
-            model.parameters(), lr=rate
-        )
     found = []
-    jobs = [(model, name) for model in MODELS for name in optimizers]
-    for model, name in tqdm(jobs, desc="training"):
-        curves = np.array(
+    jobs = [(m, c, rate) for m in MODELS for c in contenders for rate in c.grid[: size.rates]]
+    bar = tqdm(jobs, desc="training")
+    for model, contender, rate in bar:
+        bar.set_postfix_str(f"{model}: {contender.name} {rate:g}")
+        # Told its step, an optimizer has a run of its own for each column.
+        columns = [[mark] for mark in size.marks] if contender.told else [list(size.marks)]
+        curves = [
             [
-                train(MODELS[model], optimizers[name], data, size.marks, seed)
-                for seed in range(size.seeds)
+                loss
+                for marks in columns
+                for loss in train(MODELS[model], contender, rate, data, marks, seed)
             ]
-        )
-        losses = geomean(curves.T).tolist()
-        found.append(Row(model, name, losses, float(curves[:, -1].max())))
+            for seed in range(size.seeds)
+        ]
+        losses = np.array(curves).T.tolist()
+        found.append(Row(model, contender.name, contender.learned, rate, losses))
     return found
 
 
+def means(row: Row) -> list[float]:
+    """The geometric mean over seeds at each mark."""
+    return geomean(np.array(row.losses)).tolist()
+
+
+def best(found: Sequence[Row], names: Sequence[str], column: int) -> Row:
+    """The row of these optimizers with the smallest mean at a mark."""
+    return min((row for row in found if row.optimizer in names), key=lambda row: means(row)[column])
+
+
 def table(found: Sequence[Row], size: Size) -> str:
-    """Each model's learned optimizer, and the best Adam for each column."""
-    header = ["model", "optimizer", *map(str, size.marks), "worst seed at the last"]
+    """Each model's learned rules, and each rival at its best rate of each column."""
+    header = ["model", "optimizer", *map(str, size.marks)]
+    columns = range(len(size.marks))
     lines = []
     for model in dict.fromkeys(row.model for row in found):
         of_model = [row for row in found if row.model == model]
-        learned = next(row for row in of_model if row.optimizer == LEARNED)
-        adams = [row for row in of_model if row is not learned]
-        lines.append([model, LEARNED, *_numbers(learned.losses), f"{learned.largest:.3g}"])
-        best = [min(adams, key=lambda row: row.losses[i]) for i in range(len(size.marks))]
-        cells = [
-            f"{row.losses[i]:.3g} ({row.optimizer.removeprefix('Adam ')})"
-            for i, row in enumerate(best)
-        ]
-        lines.append([model, "Adam, best rate of each column", *cells, f"{best[-1].largest:.3g}"])
+        for name in dict.fromkeys(row.optimizer for row in of_model):
+            chosen = [best(of_model, [name], i) for i in columns]
+            cells = [f"{means(row)[i]:.3g}" for i, row in enumerate(chosen)]
+            if not chosen[0].learned:
+                cells = [f"{c} ({row.rate:g})" for c, row in zip(cells, chosen, strict=True)]
+            lines.append([model, name, *cells])
     return markdown_table(header, lines)
 
 
-def _numbers(losses: Sequence[float]) -> list[str]:
-    return [f"{loss:.3g}" for loss in losses]
+def ratios(found: Sequence[Row], size: Size) -> str:
+    """Learned rules over the best of ``BARS``, each at its best rate: mean and range of seeds."""
+    header = ["model", "rule", *map(str, size.marks)]
+    lines = []
+    for model in dict.fromkeys(row.model for row in found):
+        of_model = [row for row in found if row.model == model]
+        rivals = [name for name in BARS if any(row.optimizer == name for row in of_model)]
+        for row in of_model:
+            if not row.learned or not rivals:
+                continue
+            cells = []
+            for i in range(len(size.marks)):
+                to = np.array(best(of_model, rivals, i).losses[i])
+                each = np.array(row.losses[i]) / to
+                cells.append(
+                    f"{np.exp(np.log(each).mean()):.3g} ({each.min():.3g} to {each.max():.3g})"
+                )
+            lines.append([model, row.optimizer, *cells])
+    return markdown_table(header, lines)
 
 
 def main(world: World) -> None:
     """Train, print, write the page."""
-    parser = argparse.ArgumentParser(description="The mini-batch rule on models of other kinds.")
-    parser.add_argument("--rule", type=Path, default=RULE, metavar="FILE")
+    parser = argparse.ArgumentParser(description="Learned rules on models of other kinds.")
+    parser.add_argument("--rules", nargs="*", default=[*RULES], metavar="NAME")
     parser.add_argument("--smoke", action="store_true", help="few steps, two seeds")
     arguments = PAGE.parse(parser)
     size = SMOKE if arguments.smoke else FULL
-    found = rows(size, arguments.rule)
-    text = f"{size.seeds} seeds\n\n{table(found, size)}"
+    everybody, missing = everyone(arguments.rules)
+    contenders = [one for one in everybody if one.learned or one.name in RIVALS]
+    # It is said in the text how far rules were meta-trained.
+    warnings.simplefilter("ignore", PastHorizonWarning)
+    found = rows(size, contenders)
+    text = "\n\n".join(
+        [
+            f"{size.seeds} seeds, geometric means of the test loss; in brackets the rate",
+            table(found, size),
+            f"Ratios to the best of {', '.join(BARS)} at the column, the mean and the range of "
+            f"seeds:",
+            ratios(found, size),
+            *missing,
+        ]
+    )
     PAGE.tell(arguments, text, [asdict(row) for row in found])
 
 

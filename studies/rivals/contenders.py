@@ -27,6 +27,7 @@ ADAMW = "AdamW, constant"
 COSINE = "AdamW, cosine"
 FREE = "Schedule-Free AdamW"
 SOAP = "SOAP"
+MUON = "Muon"
 MOMENTUM = 0.9
 WEIGHT_DECAY = 0.01
 """Of AdamW and its kin, torch's own."""
@@ -157,7 +158,7 @@ def packaged() -> list[Contender]:
     return [
         Contender(FREE, free, rates(3e-3), version=version),
         Contender(SOAP, soap, rates(1e-3), version=version),
-        Contender("Muon", muon, rates(1e-3), version=version),
+        Contender(MUON, muon, rates(1e-3), version=version),
         Contender("Prodigy", prodigy, rates(0.1), version=version),
     ]
 

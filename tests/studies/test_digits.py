@@ -9,19 +9,21 @@ import numpy as np
 import pytest
 import torch
 from cases import LAYER, run_and_resume, train_config
-from torch import nn
 
 from metaopt import LearnedRule, symmetries
 from metaopt.base.config import load
 from metaopt.base.streams import Stream
 from metaopt.evaluation.config import EvalConfig
-from metaopt.meta.build import meta_optimizer
+from metaopt.meta.build import meta_optimizer, training_tasks
 from metaopt.meta.config import TrainConfig
 from metaopt.meta.trainer import MetaTrainer
+from metaopt.tasks.build import task_family
 from metaopt.tasks.image_networks import NETWORKS
 from metaopt.tasks.images import Images
 from metaopt.tasks.own_batch import LossFamily
+from metaopt.tasks.variations import InTurn
 from studies import digits, drop_in_training
+from studies.rivals.contenders import COSINE, hand_made, learned
 
 
 def overrides(command: list[str]) -> list[str]:
@@ -138,25 +140,44 @@ def test_a_users_loop_is_measured(tmp_path: Path) -> None:
     path = tmp_path / "rule.safetensors"
     LearnedRule(meta_optimizer(config), config).save(path)
     size = drop_in_training.SMOKE
-    found = drop_in_training.rows(size, path)
-    assert len(found) == len(drop_in_training.MODELS) * (1 + len(size.rates))
-    assert all(0 < loss < 20 for row in found for loss in row.losses)
+    contenders = [*learned([str(path)]), *hand_made()[:2]]
+    found = drop_in_training.rows(size, contenders)
+    assert len(found) == len(drop_in_training.MODELS) * len(contenders)
+    losses = np.array([row.losses for row in found])
+    assert losses.shape == (len(found), len(size.marks), size.seeds)
+    assert ((losses > 0) & (losses < 20)).all()
     lines = drop_in_training.table(found, size).splitlines()
-    assert len(lines) == 2 + 2 * len(drop_in_training.MODELS)
+    assert len(lines) == 2 + len(found)
+    # The rule, to the one rival of the bars that takes part.
+    told = next(row for row in found if row.optimizer == COSINE)
+    own = found[0]
+    ratio = np.exp(np.log(np.array(own.losses[-1]) / np.array(told.losses[-1])).mean())
+    row = drop_in_training.ratios(found, size).splitlines()[2]
+    assert f"{ratio:.3g} (" in row.split("|")[-2]
 
 
-@pytest.mark.parametrize("make", drop_in_training.MODELS.values(), ids=drop_in_training.MODELS)
-def test_models_of_the_table_are_no_networks_of_meta_training(make: Any) -> None:
+@pytest.mark.parametrize("name", drop_in_training.MODELS)
+def test_models_of_the_table_are_no_networks_of_meta_training(name: str) -> None:
     torch.manual_seed(0)
-    model = make()
-    assert isinstance(model, nn.Module)
-    shapes = [p.shape for p in model.parameters()]
+    model = drop_in_training.MODELS[name]()
+    matrices = {p.shape for p in model.parameters() if p.dim() > 1}
+    config = load(TrainConfig, "general_update.yaml")
+    families = training_tasks(task_family(config.task), config)
+    assert isinstance(families, InTurn)
+    assert len(families.families) > 20
+    for family in families.families:
+        seen = family.sample(Stream.TRAIN, 0, 0, 1)
+        # Of its matrices none, but for layers that all networks of ten classes may share.
+        assert not matrices <= {*seen.shapes.values()}
+    assert symmetries(model)
+
+
+def test_the_rule_of_digits_saw_one_model_of_the_table() -> None:
     task = load(TrainConfig, "digits_update_tele.yaml").task
     assert task.options is not None
     assert task.more is not None
-    for options in (task.options, *task.more):
-        network = Images(**options).net  # type: ignore[arg-type]
-        trained_on = {p.shape for p in network.parameters() if p.dim() > 1}
-        # Of its matrices none, but for layers that all networks of ten classes may share.
-        assert not {shape for shape in shapes if len(shape) > 1} <= trained_on
-    assert symmetries(model)
+    networks = [Images(**options).net for options in (task.options, *task.more)]  # type: ignore[arg-type]
+    seen = [{p.shape for p in network.parameters() if p.dim() > 1} for network in networks]
+    for name, make in drop_in_training.MODELS.items():
+        matrices = {p.shape for p in make().parameters() if p.dim() > 1}
+        assert any(matrices <= shapes for shapes in seen) == (name == "two layers, 32 units")
