@@ -185,9 +185,9 @@ def test_weights_changed_in_eval_mode_are_a_new_average(dtype: torch.dtype) -> N
     assert all(torch.equal(a, b) for a, b in zip(before[:-2], trained[:-2], strict=True))
     assert torch.equal(before[-2][1:], trained[-2][1:])
     # Moved by as much as the average was, and it is the average again.
-    tolerance = {"rtol": 0.0, "atol": 1e-12 if dtype == torch.float64 else 0.02}
-    torch.testing.assert_close(trained[-2][0], before[-2][0] + 1.0, **tolerance)
-    torch.testing.assert_close(weights_of(problem, optimizer.eval), now, **tolerance)
+    atol = 1e-12 if dtype == torch.float64 else 0.02
+    torch.testing.assert_close(trained[-2][0], before[-2][0] + 1.0, rtol=0.0, atol=atol)
+    torch.testing.assert_close(weights_of(problem, optimizer.eval), now, rtol=0.0, atol=atol)
 
 
 def test_parameters_that_come_in_eval_mode() -> None:

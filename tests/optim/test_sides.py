@@ -49,7 +49,7 @@ def test_each_parameter_has_the_columns_of_its_sides() -> None:
     """A kernel [out, in, h, w] counts as the matrix [out, in h w], and vectors have none."""
     problem = convolutional().to(torch.float64)
     optimizer = metaopt.LearnedOptimizer(problem.model, hand_made(RowsAndColumns()))
-    squares = dict.fromkeys(problem.model.parameters(), 0.0)
+    squares: dict[Tensor, Tensor | float] = dict.fromkeys(problem.model.parameters(), 0.0)
     for _ in range(3):
         problem.backward()
         for p in squares:
