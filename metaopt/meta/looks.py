@@ -96,7 +96,7 @@ def second_order(
     return observed_loss(observation), observation
 
 
-def as_judged(observe: Observe) -> Observe:
+def asjudged_at(observe: Observe) -> Observe:
     """An ``Observe`` whose loss is the one that tasks are judged by (``Tasks.judged``).
 
     Args:
@@ -111,7 +111,7 @@ def as_judged(observe: Observe) -> Observe:
         evaluated: Weights | None = None,
     ) -> tuple[Tensor, Observation]:
         loss, observation = observe(tasks, weights, report)
-        return tasks.judged(weights if evaluated is None else evaluated, loss), observation
+        return judged_at(tasks, weights, loss, evaluated), observation
 
     return judging
 
@@ -132,11 +132,19 @@ def judging(watch: NoWatch) -> Observe:
         report: Report | None = None,
         evaluated: Weights | None = None,
     ) -> tuple[Tensor, Observation]:
-        at = weights if evaluated is None else evaluated
         with torch.no_grad():
             passed = None if report is None else report.passed
             observation = tasks.observe(weights, passed)
             with watch.aside():
-                return tasks.judged(at, observed_loss(observation)), observation
+                return judged_at(tasks, weights, observed_loss(observation), evaluated), observation
 
     return judged
+
+
+def judged_at(
+    tasks: Tasks, weights: Weights, observed: Tensor, evaluated: Weights | None
+) -> Tensor:
+    """The loss that tasks are judged by, at w or at the weights that are evaluated in its place."""
+    if evaluated is None or all(x is w for x, w in zip(evaluated, weights, strict=True)):
+        return tasks.judged(weights, observed)
+    return tasks.judged(evaluated, None)

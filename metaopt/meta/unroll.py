@@ -44,7 +44,7 @@ from torch import Tensor
 
 from metaopt.base.network import Weights
 from metaopt.base.stopwatch import UNTIMED, NoWatch
-from metaopt.meta.looks import Observe, first_order, judging
+from metaopt.meta.looks import Observe, first_order, judged_at, judging
 from metaopt.rules.composed import Optimizer, S, States
 from metaopt.rules.learned.affine import one_window
 from metaopt.tasks.base import Observation, Tasks, cut
@@ -232,4 +232,4 @@ def last_loss(tasks: Tasks, optimizer: Optimizer[S], steps: int) -> Tensor:
         state = start(tasks, optimizer)
         state, _ = unroll(tasks, optimizer, state, steps)
         evaluated = optimizer.evaluated(state.weights, state.optimizer)
-        return tasks.at(steps).judged(evaluated, state.loss)
+        return judged_at(tasks.at(steps), state.weights, state.loss, evaluated)

@@ -237,14 +237,14 @@ class Tasks(ABC):
         """L(w), [B], on the mini-batch of the step, or on all data if there are no mini-batches."""
         return self.loss(weights)
 
-    def judged(self, weights: Weights, observed: Tensor) -> Tensor:
+    def judged(self, weights: Weights, observed: Tensor | None) -> Tensor:
         """The loss that validation and evaluation report for ``weights``, [B]; differentiable.
 
         Args:
             weights: w, each [B, out, in].
-            observed: the loss L(w) that was observed at w, [B].
+            observed: the loss L(w) that was observed at w, [B]; None if nobody looked there.
         """
-        return observed
+        return self.loss(weights) if observed is None else observed
 
     @abstractmethod
     def repeated(self, times: int) -> Self:

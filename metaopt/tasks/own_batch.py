@@ -92,9 +92,11 @@ class LossTasks(Tasks):
         """L(w), [B], on all data that the tasks are judged on."""
         return vmap(self._of_one, in_dims=(0, 0))(weights, self.test or self.data)
 
-    def judged(self, weights: Weights, observed: Tensor) -> Tensor:
+    def judged(self, weights: Weights, observed: Tensor | None) -> Tensor:
         """The loss on the data that tasks are judged on; ``observed`` if it is just that."""
-        return self.loss(weights) if self.seen or self.test else observed
+        if self.seen or self.test or observed is None:
+            return self.loss(weights)
+        return observed
 
     def _of_one(self, matrices: Weights, data: tuple[Tensor, ...]) -> Tensor:
         parts = zip(self.shapes.items(), matrices, strict=True)
