@@ -96,7 +96,7 @@ def second_order(
     return observed_loss(observation), observation
 
 
-def asjudged_at(observe: Observe) -> Observe:
+def as_judged(observe: Observe) -> Observe:
     """An ``Observe`` whose loss is the one that tasks are judged by (``Tasks.judged``).
 
     Args:

@@ -1,4 +1,4 @@
-"""Losses are judged at averaged iterates where there are such, whether or not data are kept apart."""
+"""Losses are judged at averaged iterates, whether or not data are kept apart for it."""
 
 from __future__ import annotations
 
