@@ -1,6 +1,6 @@
 """Frames in which the gradient's second moments are nearly independent: SOAP's.
 
-    L <- d L + (1 - d) G G^T,    R <- d R + (1 - d) G^T G          running means, d = 0.95
+    L <- d L + (1 - d) G G^T,    R <- d R + (1 - d) G^T G          running means, d = 0.95 a step
     G' = Q_L^T G Q_R,            Q_L, Q_R the eigenvectors of L and R
 
 Everything that is kept of a matrix, but for its weights, is kept in its frame. At some steps the
@@ -26,10 +26,12 @@ from torch import Tensor
 from metaopt.base.network import Weights
 
 DECAY = 0.95
-"""Of the running means of G G^T and G^T G."""
+"""Of the running means of G G^T and G^T G, a step."""
 EARLY = frozenset({2, 3, 4, 6, 8})
 EVERY = 10
 """Frames are refreshed after these counts of gradients, and at each multiple of this one."""
+LOOKS = 2
+"""After the first ``EVERY`` steps every other gradient is looked at, which costs half as much."""
 
 
 def side(size: int, largest: int) -> int:
@@ -118,21 +120,27 @@ def after(
     """
     shapes = [(G.shape[1], G.shape[2]) for G in grads]
     due = [count == 1 or count in EARLY or not count % EVERY for count in counts]
-    new_products = torch.empty_like(products)
+    looks = [count <= EVERY or not count % LOOKS for count in counts]
+    new_products = torch.empty_like(products) if any(looks) else products
     new_frames = torch.empty_like(frames) if any(due) else frames
     before, frames_before = (pairs(flat, shapes, largest) for flat in (products, frames))
     each = pairs(new_frames, shapes, largest) if any(due) else frames_before
-    pieces = zip(before, pairs(new_products, shapes, largest), frames_before, each, strict=True)
+    after_it = pairs(new_products, shapes, largest) if any(looks) else before
+    pieces = zip(before, after_it, frames_before, each, strict=True)
     turns: list[Pair | None] = []
-    for G, count, is_due, (old, new, old_frame, frame) in zip(
-        grads, counts, due, pieces, strict=True
+    for G, count, is_due, has_looked, (old, new, old_frame, frame) in zip(
+        grads, counts, due, looks, pieces, strict=True
     ):
+        decay = DECAY if count <= EVERY else DECAY**LOOKS
         turn: list[Tensor | None] = []
         for X, L, L_new, Q, Q_new in zip((G, G.mT), old, new, old_frame, frame, strict=True):
             if L is None or L_new is None or Q is None or Q_new is None:
                 turn.append(None)
                 continue
-            torch.baddbmm(L, X, X.mT, beta=DECAY, alpha=1 - DECAY, out=L_new)
+            if has_looked:
+                torch.baddbmm(L, X, X.mT, beta=decay, alpha=1 - decay, out=L_new)
+            elif L_new is not L:
+                L_new.copy_(L)
             if is_due:
                 Q_new.copy_(_eigenvectors(L_new) if count == 1 else torch.linalg.qr(L_new @ Q)[0])
                 turn.append(Q_new.mT @ Q)
