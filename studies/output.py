@@ -65,10 +65,15 @@ class Page:
         page: Path | None = arguments.write_page
         if arguments.json is not None:
             write_json(arguments.json, found)
-        if page is not None and found is not None:
-            write_json(page.with_name(f"{self.stem}.json"), found)
-        if page is not None and figure is not None:
-            path = page.with_name(f"{self.stem}.png")
+        if page is None:
+            return
+        # Another page beside its own has files of its own.
+        is_neighbour = page != self.path and page.resolve().parent == self.path.parent
+        stem = page.stem if is_neighbour else self.stem
+        if found is not None:
+            write_json(page.with_name(f"{stem}.json"), found)
+        if figure is not None:
+            path = page.with_name(f"{stem}.png")
             write_atomically(path, figure)
             print(f"written to {path}")
 

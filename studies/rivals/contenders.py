@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -181,7 +180,7 @@ def learned(rules: Sequence[str]) -> list[Contender]:
         loaded = load(rule)
         version = identity(loaded, loaded.optimizer)
         make = partial(_learned, rule)
-        found.append(Contender(Path(rule).stem, make, (1.0,), learned=True, version=version))
+        found.append(Contender(loaded.config.name, make, (1.0,), learned=True, version=version))
     return found
 
 
