@@ -6,8 +6,8 @@
 Under ``vmap(grad(..))``, torch 2.13 computes the gradient by w, sum y' N(x), from the mean and the
 variance that it has kept, and takes both as constants when that is differentiated again: gradients
 of second order are false, and no error is raised. With w and b apart, the gradient by w is that of
-a product. ``group_norm`` and ``rms_norm`` are right as they are. torch's ``weight_norm`` takes the
-norms |v| as constants in the same way, even without ``vmap``.
+a product. ``GroupNorm`` and ``RMSNorm`` are right as they are. torch's ``weight_norm`` takes |v| as
+a constant in the same way, even without ``vmap``.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from torch.overrides import TorchFunctionMode
 class ExactNorms(TorchFunctionMode):
     """Within this context, norms of ``torch.nn`` are exact to second order.
 
-    It holds for ``LayerNorm``, ``BatchNorm``, ``InstanceNorm`` and ``weight_norm``, also within
-    ``TransformerEncoderLayer``, which leaves its fused path in such a context. Values and gradients
-    are those of torch up to rounding.
+    That holds for all of them, and for ``weight_norm``, also in ``TransformerEncoderLayer``, which
+    takes no fused path in this context. Values and gradients are torch's up to rounding. Calls of
+    ``torch.layer_norm`` and its like, below ``torch.nn.functional``, are not seen.
     """
 
     def __torch_function__(
@@ -65,18 +65,28 @@ def _by_channel(
     return _scaled(norm(x, *args, **kwargs), *parts)
 
 
+def _group_norm(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    # Without a gradient, vmap raises an error at [N, C, height, width]: it cannot tell whether
+    # channels are last in memory.
+    flat = x.reshape(*x.shape[:2], -1)
+    return functional.group_norm(flat, *args, **kwargs).reshape(x.shape)
+
+
 def _scaled(normed: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     scaled = normed if weight is None else normed * weight
     return scaled if bias is None else scaled + bias
 
 
 def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
-    return v * (g / torch.norm_except_dim(v, 2, dim))
+    # torch's -1 stands for the norm of all of v.
+    others = [axis for axis in range(v.dim()) if axis != dim]
+    return v * (g / torch.linalg.vector_norm(v, dim=others, keepdim=True))
 
 
 _EXACT: dict[Callable[..., Any], Callable[..., Tensor]] = {
     functional.layer_norm: _layer_norm,
     functional.batch_norm: partial(_by_channel, functional.batch_norm),
     functional.instance_norm: partial(_by_channel, functional.instance_norm),
+    functional.group_norm: _group_norm,
     torch._weight_norm: _weight_norm,
 }
