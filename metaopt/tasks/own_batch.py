@@ -33,6 +33,7 @@ from metaopt.symmetry.groups import Symmetries, Symmetry
 from metaopt.symmetry.pairs import LinearPairs, pairs_of
 from metaopt.symmetry.units import HiddenUnits, units_of
 from metaopt.tasks.base import NOTHING, Hidden, Observation, TaskFamily, Tasks
+from metaopt.tasks.exact_norms import ExactNorms
 from metaopt.tasks.own import Family, Task, asked, check_task
 
 Shapes = dict[str, torch.Size]
@@ -102,7 +103,7 @@ class LossTasks(Tasks):
         parts = zip(self.shapes.items(), matrices, strict=True)
         weights = {name: W.reshape(shape) for (name, shape), W in parts}
         # Only this one of torch's attention kernels can be differentiated twice.
-        with sdpa_kernel(SDPBackend.MATH):
+        with sdpa_kernel(SDPBackend.MATH), ExactNorms():
             return self.family.loss(weights, data, *self.shared)
 
     def repeated(self, times: int) -> Self:

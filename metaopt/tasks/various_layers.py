@@ -54,56 +54,6 @@ class JoinedLinear(nn.Linear):
         nn.init.zeros_(self.bias)
 
 
-class LayerNorm(nn.LayerNorm):
-    """torch's LayerNorm over the last axis, written out.
-
-        y = w (x - mean) / sqrt(variance + eps) + b
-
-    Under ``vmap``, torch 2.13 takes mean and variance of its own kernel as constants when its
-    gradient is differentiated again: gradients of second order would be false.
-    """
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Numbers [.., width] -> [.., width]."""
-        apart = input - input.mean(-1, keepdim=True)
-        variance = apart.square().mean(-1, keepdim=True)
-        return apart * (variance + self.eps).rsqrt() * self.weight + self.bias
-
-
-class BatchNorm(nn.Module):
-    """BatchNorm by the batch that it is given, at all times, for rows and for images.
-
-        y_c = w_c (x_c - mean_c) / sqrt(variance_c + eps) + b_c
-
-    That is what training does; a running mean would be a state, which tasks do not have. It is
-    written out for the reason that ``LayerNorm`` is.
-
-    Args:
-        channels: the number of channels, those of axis 1.
-    """
-
-    eps = 1e-5
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(channels))
-        self.bias = nn.Parameter(torch.empty(channels))
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Start without an effect of its own."""
-        nn.init.ones_(self.weight)
-        nn.init.zeros_(self.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Numbers [N, channels, ..] -> the same shape."""
-        others = [axis for axis in range(x.dim()) if axis != 1]
-        apart = x - x.mean(others, keepdim=True)
-        factor = (apart.square().mean(others, keepdim=True) + self.eps).rsqrt()
-        each = (-1, *[1] * (x.dim() - 2))
-        return apart * factor * self.weight.reshape(each) + self.bias.reshape(each)
-
-
 @dataclass(frozen=True)
 class Start:
     """The initial weights of a transformer.
@@ -193,8 +143,8 @@ class Block(nn.Module):
         self.up = start.linear(width, inner)
         self.activation = ACTIVATIONS[activation]()
         self.down = start.linear(inner, width)
-        self.norm1 = LayerNorm(width)
-        self.norm2 = LayerNorm(width)
+        self.norm1 = nn.LayerNorm(width)
+        self.norm2 = nn.LayerNorm(width)
 
     def forward(self, z: Tensor) -> Tensor:
         """Tokens [N, T, width] -> [N, T, width]."""

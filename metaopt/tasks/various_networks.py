@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from metaopt.base.errors import UserError
-from metaopt.tasks.various_layers import ACTIVATIONS, BatchNorm, LayerNorm, require
+from metaopt.tasks.various_layers import ACTIVATIONS, require
 
 NORMS = ("none", "layer", "batch")
 POOLS = ("max", "stride")
@@ -38,8 +38,10 @@ def perceptron(
         if number:
             parts.append(ACTIVATIONS[activation]())
         parts.append(nn.Linear(inputs, outputs))
-        if number < len(widths) - 2 and norm != "none":
-            parts.append(LayerNorm(outputs) if norm == "layer" else BatchNorm(outputs))
+        if number < len(widths) - 2 and norm == "layer":
+            parts.append(nn.LayerNorm(outputs))
+        elif number < len(widths) - 2 and norm == "batch":
+            parts.append(nn.BatchNorm1d(outputs, track_running_stats=False))
     return nn.Sequential(*parts)
 
 
@@ -82,7 +84,7 @@ def convolution(inputs: int, outputs: int, stride: int, norm: str) -> nn.Module:
     layer = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=not batch)
     if not batch:
         return layer
-    return nn.Sequential(layer, BatchNorm(outputs))
+    return nn.Sequential(layer, nn.BatchNorm2d(outputs, track_running_stats=False))
 
 
 class ResidualImages(nn.Module):

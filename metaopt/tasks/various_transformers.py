@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from metaopt.base.errors import UserError
-from metaopt.tasks.various_layers import ACTIVATIONS, STARTS, Block, LayerNorm, require
+from metaopt.tasks.various_layers import ACTIVATIONS, STARTS, Block, require
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Blocks:
             )
             for _ in range(self.layers)
         ]
-        return nn.Sequential(*layers, *[LayerNorm(self.width)] * self.final)
+        return nn.Sequential(*layers, *[nn.LayerNorm(self.width)] * self.final)
 
 
 class RowReader(nn.Module):
@@ -117,7 +117,7 @@ class TokenReader(nn.Module):
         self.mean = mean
         self.embed = start.table(tokens, blocks.width)
         self.places = start.table(places, blocks.width)
-        self.norm = LayerNorm(blocks.width) if normed else nn.Identity()
+        self.norm = nn.LayerNorm(blocks.width) if normed else nn.Identity()
         self.blocks = blocks.made()
         self.head = None if tied else start.linear(blocks.width, outputs)
 
