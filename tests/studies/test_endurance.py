@@ -150,5 +150,4 @@ def test_what_falls_short_is_said() -> None:
     assert endurance.shortfalls(large) == [f"{where}weights are 101 times AdamW's"]
     broken = told(endurance.Found([[math.nan, 1.0]], [[math.nan, 1.0]], 1, 1))
     assert endurance.shortfalls(broken) == [f"{where}1 diverged", f"{where}1 are not finite"]
-    assert "0.5" not in endurance.table(held)
     assert "1 (2)" in endurance.table(held)
