@@ -136,7 +136,8 @@ def test_what_falls_short_is_said() -> None:
     two = replace(quiet, losses=quiet.losses * 2, largest=[[1.0, 1.0], [1.0, 2.0]])
 
     def told(found: endurance.Found) -> list[endurance.Row]:
-        own = dict.fromkeys(jobs, two) | {(SMALL, "rule", 3): found}
+        own = {key: two if key[2] == 2 else quiet for key in jobs}
+        own[SMALL, "rule", 3] = found
         return [endurance._row([jobs[key][0]], [one]) for key, one in own.items()]
 
     held = told(quiet)
