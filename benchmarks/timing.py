@@ -43,18 +43,32 @@ class Side:
     units: float  # what one call is worth, e.g. trajectories
 
 
-def compare(
-    sides: Mapping[str, Side], device: torch.device, repeats: int = REPEATS
-) -> dict[str, float]:
-    """Seconds a unit of each side: medians over rounds in which each has its turn.
+def in_turns(
+    sides: Mapping[str, Side], device: torch.device, repeats: int, warm_up: int = 1
+) -> dict[str, list[float]]:
+    """Seconds a unit of each side in each of some rounds, in which each has its turn.
 
-    One at a time, in turns, so that what else the machine does falls on all alike. Each side is
-    called once before to warm up.
+    One at a time, in turns, so that what else the machine does falls on all alike.
+
+    Args:
+        sides: by name.
+        device: of their work.
+        repeats: rounds.
+        warm_up: calls of each before, which are not told.
     """
     for side in sides.values():
-        side.run()
+        for _ in range(warm_up):
+            side.run()
     measured: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(repeats):
         for name, side in sides.items():
             measured[name].append(seconds(side.run, device) / side.units)
+    return measured
+
+
+def compare(
+    sides: Mapping[str, Side], device: torch.device, repeats: int = REPEATS
+) -> dict[str, float]:
+    """Seconds a unit of each side: medians over rounds, as ``in_turns`` measures them."""
+    measured = in_turns(sides, device, repeats)
     return {name: statistics.median(values) for name, values in measured.items()}
