@@ -18,13 +18,14 @@ from metaopt.tasks.base import Observation
 from metaopt.tasks.own_batch import LossFamily, LossTasks
 from studies import endurance
 from studies.drop_in_training import BATCH, MODELS, SIDE
+from studies.endurance_seeds import Found, OfDropIn, run
 
 SMALL = "two layers, 32 units"
 RATE = 1e-3
 
 
 def _tasks(model: str = SMALL, seeds: int = 3) -> LossTasks:
-    family = LossFamily(endurance.OfDropIn(model), "OfDropIn")
+    family = LossFamily(OfDropIn(model), "OfDropIn")
     return family.sample(Stream.TEST, 0, 0, seeds, torch.float32)
 
 
@@ -51,15 +52,15 @@ class Growing(GradientDescent):
 def test_what_blows_up_by_construction_is_counted() -> None:
     tasks = _tasks()
     initial = [max(float(W[b].abs().max()) for W in tasks.initial) for b in range(3)]
-    still = endurance.run(tasks, _of(Growing(1)), (1, 2), 1)
+    still = run(tasks, _of(Growing(1)), (1, 2), 1)
     assert (still.diverged, still.not_finite) == (0, 0)
     assert still.losses[0] == still.losses[1] == tasks.loss(tasks.initial).tolist()
     assert still.largest == [initial, initial]
-    far = endurance.run(tasks, _of(Growing(16, 1)), (1, 2), 1)
+    far = run(tasks, _of(Growing(16, 1)), (1, 2), 1)
     assert (far.diverged, far.not_finite) == (1, 0)
     factors = np.array(far.largest) / np.array(initial)
     np.testing.assert_allclose(factors, [[1, 16, 1], [1, 256, 1]], rtol=1e-6)
-    farther = endurance.run(tasks, _of(Growing(2**60, 0, 2)), (4,), 2)
+    farther = run(tasks, _of(Growing(2**60, 0, 2)), (4,), 2)
     assert (farther.diverged, farther.not_finite) == (2, 2)
     assert np.isfinite(farther.losses[0]).tolist() == [False, True, False]
 
@@ -86,9 +87,7 @@ def test_networks_compute_what_those_of_a_user_do(model: str) -> None:
 
 def test_adamw_at_a_constant_rate_is_that_of_torch() -> None:
     tasks = _tasks(seeds=1)
-    found = endurance.run(
-        tasks, _of(CosineAdamW(RATE, 0.9, endurance.WEIGHT_DECAY, math.inf)), (6,), 2
-    )
+    found = run(tasks, _of(CosineAdamW(RATE, 0.9, endurance.WEIGHT_DECAY, math.inf)), (6,), 2)
     weights = [W[0].clone().requires_grad_() for W in tasks.initial]
     torchs = torch.optim.AdamW(weights, lr=RATE, weight_decay=endurance.WEIGHT_DECAY)
     for step in range(6):
@@ -132,10 +131,10 @@ def test_seeds_of_a_row_are_all_seeds_once() -> None:
 
 def test_what_falls_short_is_said() -> None:
     jobs = endurance.jobs_of(endurance.SMOKE, "rule", "v")
-    quiet = endurance.Found([[0.5, 2.0]], [[1.0, 2.0]], 0, 0)
+    quiet = Found([[0.5, 2.0]], [[1.0, 2.0]], 0, 0)
     two = replace(quiet, losses=quiet.losses * 2, largest=[[1.0, 1.0], [1.0, 2.0]])
 
-    def told(found: endurance.Found) -> list[endurance.Row]:
+    def told(found: Found) -> list[endurance.Row]:
         own = {key: two if key[2] == 2 else quiet for key in jobs}
         own[SMALL, "rule", 3] = found
         return [endurance._row([jobs[key][0]], [one]) for key, one in own.items()]
@@ -149,6 +148,6 @@ def test_what_falls_short_is_said() -> None:
     where = f"{SMALL}, 2 seeds, 2 steps: "
     large = told(replace(quiet, largest=[[101.0, 1.0]]))
     assert endurance.shortfalls(large) == [f"{where}weights are 101 times AdamW's"]
-    broken = told(endurance.Found([[math.nan, 1.0]], [[math.nan, 1.0]], 1, 1))
+    broken = told(Found([[math.nan, 1.0]], [[math.nan, 1.0]], 1, 1))
     assert endurance.shortfalls(broken) == [f"{where}1 diverged", f"{where}1 are not finite"]
     assert "1 (2)" in endurance.table(held)
