@@ -29,6 +29,7 @@ from studies.output import PRETRAINED, ROOT
 TASKS = 32
 STEPS = (1, 10, 20, 50, 100)
 UNSEEN = {
+    "general": "{of: pictures, hidden: 60-30}",
     "lora": "{width: 96, rank: 8, unseen: true, shifts: test}",
     "factorised": "{size: 32, rank: 5, from_condition: 1000}",
     "attention": "{width: 32, heads: 4, unseen: true}",
