@@ -5,8 +5,8 @@
 
 Everything that is kept of a matrix, but for its weights, is kept in its frame. At some steps the
 frame is refreshed by one step of subspace iteration, Q <- qr(L Q), and what is kept is turned with
-it: means by the rotation itself, squares by its squared entries, which keeps their total. Sides of
-one entry, and of more than ``largest``, keep the frame that they have.
+it: means by the rotation itself, squares by its squared entries, which keeps their total. Vectors
+have no frame, nor do sides of more than ``largest``.
 
 Frames are constants of the meta-gradient. Whether a step refreshes them is decided by counts,
 which the host reads once in a step.
@@ -34,14 +34,20 @@ LOOKS = 2
 """After the first ``EVERY`` steps every other gradient is looked at, which costs half as much."""
 
 
-def side(size: int, largest: int) -> int:
-    """The size of a side that has a frame of its own; 0 for one that has none."""
-    return size if 1 < size <= largest else 0
+def sides(out: int, rest: int, largest: int) -> tuple[int, int]:
+    """The sizes of the sides of [out, rest] that have a frame; 0 for one without.
+
+    A single row or column has none, as in SOAP.
+    """
+    if min(out, rest) == 1:
+        return 0, 0
+    return out if out <= largest else 0, rest if rest <= largest else 0
 
 
 def columns(out: int, rest: int, largest: int) -> int:
     """Numbers that are kept of the products of a parameter [out, rest], and again of its frame."""
-    return side(out, largest) ** 2 + side(rest, largest) ** 2
+    left, right = sides(out, rest, largest)
+    return left**2 + right**2
 
 
 Pair = tuple[Tensor | None, Tensor | None]
@@ -50,7 +56,7 @@ Pair = tuple[Tensor | None, Tensor | None]
 
 def pairs(flat: Tensor, shapes: Sequence[tuple[int, int]], largest: int) -> list[Pair]:
     """[B, 1, F] -> the square matrices of each parameter."""
-    sizes = [side(size, largest) for shape in shapes for size in shape]
+    sizes = [size for out, rest in shapes for size in sides(out, rest, largest)]
     parts = flat[:, 0].split([size**2 for size in sizes], dim=1)
     made = [
         part.view(-1, size, size) if size else None for part, size in zip(parts, sizes, strict=True)
