@@ -125,9 +125,9 @@ def test_evaluation_follows_the_contract(trained: Path) -> None:
     # The shipped ones that fit these shapes, and then what was trained here.
     shipped = [path.stem for path in paths if path.parent.name == "pretrained"]
     coordinate = ["coordinate_lr_tele", "coordinate_update", "coordinate_update_tele"]
-    updates = ["factorised_update", "lora_update"]
+    updates = ["factorised_update", "general_update", "lora_update"]
     assert shipped == ["attention_update", *coordinate, "digits_update_tele", *updates]
-    assert [path.parent.name for path in paths[7:]] == ["coordinate_update_tele", "lstm_update"]
+    assert [path.parent.name for path in paths[8:]] == ["coordinate_update_tele", "lstm_update"]
     for name, entry in found["optimizers"].items():
         assert entry["kind"] == ("learned" if name in learned else "baseline")
         assert entry["gradients_per_step"] == 1.0
@@ -175,7 +175,7 @@ def test_evaluation_follows_the_contract(trained: Path) -> None:
         name: entry["origin"].get("from", "baseline") for name, entry in found["optimizers"].items()
     }
     assert [places[name] for name in learned] == [
-        *["shipped"] * 7,
+        *["shipped"] * 8,
         "runs/coordinate_update_tele",
         "runs/lstm_update",
     ]

@@ -106,7 +106,11 @@ def test_paper_recipe(file: str) -> None:
         ("meta.order=3", "meta.order", "less than or equal to 2"),
         ("meta.clip=.inf", "meta.clip", "finite"),
         ("rules.update.outer_lr=-1e-3", "rules.update.outer_lr", "greater than 0"),
-        ("rules.update.kind=sgd", "rules.update", "'layer_lstm', 'matrix_lstm', 'gd'"),
+        (
+            "rules.update.kind=sgd",
+            "rules.update",
+            "'layer_lstm', 'matrix_lstm', 'eigen_lstm', 'gd'",
+        ),
         ("rules.update={kind: adam}", "rules.update.lr", "missing"),
         ("rules.update={kind: adam, lr: 1, beta1: 1}", "rules.update.beta1", "less than 1"),
         ("rules.update=null", "rules", "exactly one of update and step_teleport"),

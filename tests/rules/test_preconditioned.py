@@ -190,7 +190,7 @@ def test_meta_gradients_of_both_orders_match_differences(order: int) -> None:
         return LogLoss(1e-9)(tasks.loss(tasks.initial), unrolled.losses)
 
     def recorded(
-        tasks: TaskBatch, weights: Weights, report: Report | None = None
+        tasks: TaskBatch, weights: Weights, report: Report | None = None, evaluated: Any = None
     ) -> tuple[Tensor, Observation]:
         loss, observation = observe(tasks, weights, report)
         return loss, remember(observation)
@@ -203,7 +203,7 @@ def test_meta_gradients_of_both_orders_match_differences(order: int) -> None:
             return float(meta_loss(look, observe))
         again = iter(seen)
 
-        def see(tasks: TaskBatch, weights: Weights, _: Any = None) -> tuple[Tensor, Observation]:
+        def see(tasks: TaskBatch, weights: Weights, *_: Any) -> tuple[Tensor, Observation]:
             return tasks.loss(weights), next(again)
 
         return float(meta_loss(lambda t, w: next(again), see))
