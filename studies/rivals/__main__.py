@@ -34,7 +34,7 @@ from studies.lora.contenders import PACKAGE, package_version
 from studies.output import DOCS, Page
 from studies.rivals import data, page, plan, result
 from studies.rivals.chosen import Chosen, add_choices, read
-from studies.rivals.contenders import Contender
+from studies.rivals.contenders import COSINE, Contender
 from studies.rivals.tasks import Task
 
 PAGE = Page(DOCS / "rivals.md", "rivals tables", "rivals")
@@ -117,7 +117,9 @@ def main(world: World) -> None:
     # With the keys that JSON has, so that a page is made of the file beside it.
     found = json.loads(json.dumps(found))
     found |= json.loads(json.dumps(result.comparison(found)))
-    PAGE.tell(arguments, page.text(found), found, page.figure(found))
+    # All that it draws is relative to AdamW with a cosine.
+    drawn = page.figure(found) if COSINE in found["contenders"] else None
+    PAGE.tell(arguments, page.text(found), found, drawn)
     if stopped is not None:
         raise stopped
 

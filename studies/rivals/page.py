@@ -181,27 +181,26 @@ def _way(tuning: str) -> str:
 
 
 def figure(found: Found) -> bytes:
-    """Losses by column as shares of those of AdamW with a cosine; and speed-ups over it."""
+    """Losses by column as shares of those of AdamW with a cosine, which took part; speed-ups."""
     from matplotlib import pyplot
 
     columns = found["size"]["columns"]
     drawn, axes = pyplot.subplots(1, 2, figsize=(11, 4.2))
     for name, one in found["contenders"].items():
         style = {"linewidth": 2.5} if one["learned"] else {"linestyle": "--", "linewidth": 1}
-        if COSINE in found["contenders"]:
-            shares = [
-                geomean(
-                    np.array(
-                        [
-                            np.array(of[name]["cells"][BEST][str(step)]["losses"])
-                            / np.array(of[COSINE]["cells"][BEST][str(step)]["losses"])
-                            for of in (task["contenders"] for task in found["tasks"].values())
-                        ]
-                    ).ravel()
-                )
-                for step in columns
-            ]
-            axes[0].plot(columns, shares, label=name, **style)
+        shares = [
+            geomean(
+                np.array(
+                    [
+                        np.array(of[name]["cells"][BEST][str(step)]["losses"])
+                        / np.array(of[COSINE]["cells"][BEST][str(step)]["losses"])
+                        for of in (task["contenders"] for task in found["tasks"].values())
+                    ]
+                ).ravel()
+            )
+            for step in columns
+        ]
+        axes[0].plot(columns, shares, label=name, **style)
         here = [o for o in found["speed_ups"] if (o["name"], o["tuning"]) == (name, BEST)]
         axes[1].plot([o["step"] for o in here], [o["steps"] for o in here], label=name, **style)
     for axis, title in zip(
