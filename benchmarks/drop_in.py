@@ -45,6 +45,7 @@ from metaopt.optim import learned
 from metaopt.rules.composed import MetaOptimizer
 from studies.drop_in_training import SIDE, perceptron
 from studies.output import DOCS, PRETRAINED, Page, add_device
+from studies.rivals.training import tensors
 
 PAGE = Page(DOCS / "speed.md", "drop-in table", "drop_in")
 ALONE = ", its updates alone"
@@ -124,7 +125,7 @@ class Trained:
     def state_bytes(self) -> int:
         """Of all tensors in the optimizer's state."""
         states = self.optimizer.state.values()
-        return sum(tensor.nbytes for state in states for tensor in drop_in_rivals.tensors(state))
+        return sum(tensor.nbytes for state in states for tensor in tensors(state))
 
 
 def two_layers(size: Size, bias: bool) -> nn.Module:

@@ -6,12 +6,11 @@ SOAP, Schedule-Free AdamW and Muon as ``studies.rivals`` makes them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from metaopt.base import shipped
 from metaopt.optim.optimizer import LearnedOptimizer
@@ -51,19 +50,3 @@ def _at(
     make: Callable[[nn.Module, float], torch.optim.Optimizer], rate: float
 ) -> Callable[[nn.Module], torch.optim.Optimizer]:
     return lambda model: make(model, rate)
-
-
-def tensors(kept: Any) -> Iterator[Tensor]:
-    """All tensors of an optimizer's state, which may hold lists of them.
-
-    Args:
-        kept: a value of the state: a tensor, a number, or a container of such.
-    """
-    if isinstance(kept, Tensor):
-        yield kept
-    elif isinstance(kept, dict):
-        for value in kept.values():
-            yield from tensors(value)
-    elif isinstance(kept, list | tuple):
-        for value in kept:
-            yield from tensors(value)

@@ -297,21 +297,21 @@ class Stepper:
                 rate.step(W, f, decay)
                 for f, W, decay, rate in zip(updates, weights, decays, rates, strict=True)
             )
+        averaging = proposal.averaging
+        if averaging is not None:
+            averaging = averaging.slower([rate.lr for rate in rates])
         smallest = min(rate.lr for rate in rates)
         # With lr = 0 nothing may move, but rounding in the action of exp(0) would move weights.
         if proposal.generators is None or smallest == 0:
-            averaging = proposal.averaging
-            if averaging is not None:
-                averaging = averaging.slower([rate.lr for rate in rates])
             return Proposal(updates, averaging=averaging)
         if proposal.frames is not None:
             # Frames are no steps: a smaller lr makes shorter steps in the same frame.
-            return Proposal(updates, proposal.generators, proposal.frames)
+            return Proposal(updates, proposal.generators, proposal.frames, averaging=averaging)
         generators = tuple(smallest * T for T in proposal.generators)
         if self.units is not None and not all(active):
             # A unit is not scaled if a parameter that makes or reads it has no gradient.
             generators = tuple(t * self.units.within(active).to(t) for t in generators)
-        return Proposal(updates, generators)
+        return Proposal(updates, generators, averaging=averaging)
 
     def _layer_inputs(self, chain: Chain) -> tuple[Tensor, ...]:
         """The inputs of layers behind the gradient; new data are checked to allow teleports."""

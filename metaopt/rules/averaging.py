@@ -69,6 +69,8 @@ class Averaging:
         Args:
             rates: lr of each of the weights.
         """
+        if all(not isinstance(lr, Tensor) and lr >= 1 for lr in rates):
+            return self
         each = zip(self.pull.split(1, dim=2), rates, strict=True)
         pulls = [
             c * (lr.clamp(max=1) if isinstance(lr, Tensor) else min(1.0, lr)) for c, lr in each

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -187,8 +186,3 @@ class Recurrent(nn.Module):
             h = torch.tanh(one + self.stay(h))
             states.append(h)
         return self.head(torch.stack(states, dim=1))
-
-
-def side_of(pixels: int) -> int:
-    """Rows, and columns, of a square image."""
-    return math.isqrt(pixels)

@@ -7,13 +7,15 @@ The third of the digits that ``images`` keeps apart is never read.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from metaopt.tasks.images import digits_apart
+from metaopt.tasks.images import digits_apart, shown_and_judged
 from metaopt.tasks.own import Family, Task, fresh_weights
 from metaopt.tasks.various_changes import (
     WRONG,
@@ -24,7 +26,7 @@ from metaopt.tasks.various_changes import (
     mistaken,
 )
 from metaopt.tasks.various_layers import one_size, require, sizes
-from metaopt.tasks.various_networks import ResidualImages, convolutions, perceptron, side_of
+from metaopt.tasks.various_networks import ResidualImages, convolutions, perceptron
 from metaopt.tasks.various_transformers import Blocks, RowReader, TokenReader
 
 NETWORKS = ("perceptron", "convolutions", "residual", "rows", "patches")
@@ -87,7 +89,7 @@ class Pictures(Family):
         self.retells = asks == "image"
         self.permutes = network == "perceptron"
         self.embeds = network == "patches"
-        side = side_of(pixels)
+        side = math.isqrt(pixels)
         if network == "perceptron":
             outputs = pixels if self.retells else self.classes
             self.net: nn.Module = perceptron(
@@ -114,8 +116,7 @@ class Pictures(Family):
         """One task: new weights, and images with labels."""
         weights = fresh_weights(self.net, generator)
         X, y = self.seen.X, self.seen.y
-        order = torch.from_numpy(generator.permutation(len(y)))
-        shown, judged = order.split([3 * len(y) // 4, len(y) - 3 * len(y) // 4])
+        shown, judged = shown_and_judged(generator, len(y), len(y), unseen=False)
         judged = judged[: self.judged]
         if self.varied:
             X = drawn_change(generator, X.shape[1], self.permutes).of(X, generator)
@@ -143,7 +144,7 @@ def patches(X: Tensor) -> Tensor:
     A pixel is one of ``LEVELS`` levels between 0 and 1, and a patch the number that its four levels
     are the digits of.
     """
-    side = side_of(X.shape[1])
+    side = math.isqrt(X.shape[1])
     levels = (X * LEVELS).long().clamp(0, LEVELS - 1)
     grid = levels.reshape(-1, side // 2, 2, side // 2, 2)
     weights = LEVELS ** torch.arange(4).reshape(2, 1, 2)

@@ -24,6 +24,7 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from metaopt.base.errors import UserError
+from metaopt.tasks.images import shown_and_judged
 from metaopt.tasks.own import Family, Task, fresh_weights
 from metaopt.tasks.various_changes import WRONG, drawn_labels, drawn_scale, fewer, mistaken
 from metaopt.tasks.various_layers import require, sizes
@@ -94,8 +95,7 @@ class Tables(Family):
         """One task: new weights, and rows with what is asked of them."""
         weights = fresh_weights(self.net, generator)
         X, y = self.make(generator)
-        order = torch.from_numpy(generator.permutation(len(y)))
-        shown, judged = order.split([3 * len(y) // 4, len(y) - 3 * len(y) // 4])
+        shown, judged = shown_and_judged(generator, len(y), len(y), unseen=False)
         X = standardised(X, shown)
         if self.regression:
             y = standardised(y, shown)

@@ -164,15 +164,20 @@ class Cost:
     state_bytes: int  # of all tensors that the optimizer keeps
 
 
-def _tensors(kept: object) -> Iterator[Tensor]:
+def tensors(kept: object) -> Iterator[Tensor]:
+    """All tensors of an optimizer's state, which may hold lists of them.
+
+    Args:
+        kept: a value of the state: a tensor, a number, or a container of such.
+    """
     if isinstance(kept, Tensor):
         yield kept
     elif isinstance(kept, dict):
         for one in kept.values():
-            yield from _tensors(one)
+            yield from tensors(one)
     elif isinstance(kept, list | tuple):
         for one in kept:
-            yield from _tensors(one)
+            yield from tensors(one)
 
 
 def cost(task: Task, contender: Contender, steps: int) -> Cost:
@@ -191,6 +196,6 @@ def cost(task: Task, contender: Contender, steps: int) -> Cost:
         ended = clock()
         whole.append(ended - began)
         part.append(ended - between)
-    state = _tensors([dict(optimizer.state) for optimizer in trainer.optimizers])
+    state = tensors([dict(optimizer.state) for optimizer in trainer.optimizers])
     size = sum(tensor.numel() * tensor.element_size() for tensor in state)
     return Cost(median(whole), median(part), size)

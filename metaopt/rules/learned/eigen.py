@@ -137,7 +137,7 @@ class EigenUpdateLSTM(Rule):
         W = observation.weights
         batch, entries = W[0].shape[0], sum(w[0].numel() for w in W)
         numbers = {name: W[0].new_zeros(batch, 1, len(W)) for name in ("count", "loss", "heard")}
-        sides = sum(eigen_frames.columns(w.shape[1], w.shape[2], self.largest) for w in W)
+        sides = sum(self.sides(w.shape[1:]) for w in W)
         means = {"m": W[0].new_zeros(batch, MEANS, entries)}
         squares = {"v": W[0].new_zeros(batch, 1, entries)}
         kept = {name: W[0].new_zeros(batch, 1, sides) for name in ("products", "frames")}
