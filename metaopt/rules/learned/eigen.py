@@ -5,8 +5,8 @@
     b_l = 1 / sqrt(M max(out, rest))  (matrices),   0.03 / sqrt(M)  (vectors)
     (s_l, p_l, r_l, a_l) = head(h_l),   h_l = m1(statistics of parameter l, mean statistics, h_l)
 
-d^r are the rows of ``directions`` (``eigen_steps``), made of running means at the decays ``DECAYS``
-in the frame Q_L, Q_R of SOAP (``eigen_frames``), M the number of matrices. A vector has no frame:
+d^r are the rows of ``directions`` (``eigen_steps``), made of running means at some decays in the
+frame Q_L, Q_R of SOAP (``eigen_frames``), M the number of matrices. A vector has no frame:
 there the first direction is Adam's. The sizes b_l are such that how far outputs go in a step
 depends neither on width nor on depth.
 
@@ -45,7 +45,7 @@ from metaopt.rules.learned.clock import (
     left_features,
 )
 from metaopt.rules.learned.directions import HEAD_BOUND
-from metaopt.rules.learned.eigen_means import MEANS, Seen, look
+from metaopt.rules.learned.eigen_means import Seen, look
 from metaopt.rules.learned.eigen_steps import DIRECTIONS, Direction
 from metaopt.rules.learned.layer import hear, is_vector, mean_over, statistics
 from metaopt.rules.learned.lstm import LSTM, Head
@@ -67,8 +67,10 @@ LOG_SIZE_BOUNDS = (-6.0, 3.0)
 LOG_PULL_BOUNDS = (-2.0, 4.0)
 LOG_DECAY_BOUNDS = (-3.0, 2.0)
 
-_OWN = (MEANS + 1) + MEANS + 3 + 1 + CLOCK_FEATURES + LEFT_FEATURES + 2
-FEATURES = 2 * _OWN
+
+def features(means: int) -> int:
+    """How many the network hears of a parameter and of all, with so many running means."""
+    return 2 * ((means + 1) + means + 3 + 1 + CLOCK_FEATURES + LEFT_FEATURES + 2)
 
 
 class EigenUpdateLSTM(Rule):
@@ -81,6 +83,7 @@ class EigenUpdateLSTM(Rule):
         fades: steps after which what is learned counts half; None: it never does.
         weight_decay: of matrices, in units of s, before the network says more or less.
         largest: the longest side of a matrix that has a frame of its own.
+        decays: those of the running means of the gradient, the fastest first.
         seed: the seed of the initialisation.
         name: the name of the random stream of the initialisation.
     """
@@ -93,17 +96,19 @@ class EigenUpdateLSTM(Rule):
         fades: int | None,
         weight_decay: float,
         largest: int,
+        decays: Sequence[float],
         seed: int,
         name: str,
     ) -> None:
         super().__init__()
         self.scale = scale
         self.directions: list[Direction] = [DIRECTIONS[one]() for one in directions]
-        self.untrained = _shares(self.directions)
+        self.decays = tuple(decays)
+        self.untrained = _shares(self.directions, len(self.decays))
         self.fades = fades
         self.weight_decay = weight_decay
         self.largest = largest
-        self.lstm = LSTM(FEATURES, hidden, seed, f"{name}/lstm")
+        self.lstm = LSTM(features(len(self.decays)), hidden, seed, f"{name}/lstm")
         self.head = Head(hidden, 3 + len(self.untrained), seed, f"{name}/head", bound=HEAD_BOUND)
 
     @property
@@ -130,7 +135,7 @@ class EigenUpdateLSTM(Rule):
         return averaging.between(averaged, state[AHEAD])
 
     def initial_state(self, observation: Observation) -> State:
-        """Zeros: h and c [B, hidden, L]; numbers [B, 1, L]; m [B, 2, P]; v and ahead [B, 1, P].
+        """Zeros: h and c [B, hidden, L]; numbers [B, 1, L]; m [B, n, P], n decays; v and ahead [B, 1, P].
 
         Products of sides, and frames, are [B, 1, F].
         """
@@ -138,7 +143,7 @@ class EigenUpdateLSTM(Rule):
         batch, entries = W[0].shape[0], sum(w[0].numel() for w in W)
         numbers = {name: W[0].new_zeros(batch, 1, len(W)) for name in ("count", "loss", "heard")}
         sides = sum(self.sides(w.shape[1:]) for w in W)
-        means = {"m": W[0].new_zeros(batch, MEANS, entries)}
+        means = {"m": W[0].new_zeros(batch, len(self.decays), entries)}
         squares = {"v": W[0].new_zeros(batch, 1, entries)}
         kept = {name: W[0].new_zeros(batch, 1, sides) for name in ("products", "frames")}
         ahead = {AHEAD: W[0].new_zeros(batch, 1, entries)}
@@ -149,7 +154,7 @@ class EigenUpdateLSTM(Rule):
         W, grads = observation.weights, observation.grads
         sizes = [w[0].numel() for w in W]
         count = state["count"] + 1
-        seen = look(grads, state, count, self.largest)
+        seen = look(grads, state, count, self.decays, self.largest)
         moves = torch.cat([G.flatten(1).any(1)[:, None, None] for G in grads], dim=2)
         base = _untrained_sizes(W)
         loss_features, heard = hear(observation.loss, state)
@@ -165,15 +170,15 @@ class EigenUpdateLSTM(Rule):
             dim=1,
         )
         of_all = mean_over(own_features, moves, moves.sum(2, keepdim=True))
-        features = torch.cat([own_features, of_all.expand_as(own_features)], dim=1)
-        h, cells = self.lstm(features, state)
+        heard_of = torch.cat([own_features, of_all.expand_as(own_features)], dim=1)
+        h, cells = self.lstm(heard_of, state)
 
         z = self.scale * fading(count, self.fades) * self.head(h)
         log_size, log_pull, log_decay = z[:, 0:1], z[:, 1:2], z[:, 2:3]
         length = LENGTH * log_size.clamp(*LOG_SIZE_BOUNDS).exp() / (1 + count / FALLS_AFTER)
         averaged = AVERAGED * log_pull.clamp(*LOG_PULL_BOUNDS).exp()
         decay = self.weight_decay * length * log_decay.clamp(*LOG_DECAY_BOUNDS).exp()
-        logs = own_features[:, : MEANS + 1]
+        logs = own_features[:, : len(self.decays) + 1]
         steps = self._steps(seen, z[:, 3:], base * length, logs)
         moved, shrunk = [], []
         for step, w, g, by in zip(steps, W, grads, (-decay).split(1, dim=2), strict=True):
@@ -199,18 +204,18 @@ class EigenUpdateLSTM(Rule):
             seen: what directions are made of.
             z: what the network adds to the shares of rows, [B, rows, L].
             length: b s, [B, 1, L].
-            logs: the logarithms of the sizes of the rows of Adam, [B, 3, L].
+            logs: the logarithms of the sizes of the rows of Adam, [B, n + 1, L].
         """
         means = seen.means()
         made = [(direction, direction(means)) for direction in self.directions]
         first = 0
         shares = []
         for direction, _ in made:
-            last = first + len(direction.untrained)
+            last = first + len(direction.untrained(len(self.decays)))
             parts = z[:, first:last].split(1, dim=1)
             own = zip(parts, self.untrained[first:last], strict=True)
             share = length * torch.cat([part + untrained for part, untrained in own], dim=1)
-            follows = direction.follows
+            follows = direction.follows(len(self.decays))
             by = seen.gain if follows is None else logs[:, follows, None].exp()
             shares.append(share * by)
             first = last
@@ -237,9 +242,9 @@ def _untrained_sizes(W: Weights) -> Tensor:
     return torch.cat([w.new_full((1, 1, 1), share * s) for w, s in zip(W, sizes, strict=True)], 2)
 
 
-def _shares(directions: Sequence[Direction]) -> list[float]:
+def _shares(directions: Sequence[Direction], means: int) -> list[float]:
     """Those of the untrained mixture, of sum 1."""
-    shares = [share for direction in directions for share in direction.untrained]
+    shares = [share for direction in directions for share in direction.untrained(means)]
     total = sum(shares)
     return [share / total if total else 1 / len(shares) for share in shares]
 
@@ -262,6 +267,11 @@ class EigenConfig(FadingConfig):
     largest_side: Annotated[int, Field(ge=1)] = described(
         1024, "the longest side of a matrix that has an eigenbasis"
     )
+    mean_decays: Annotated[list[Annotated[float, Field(gt=0, lt=1)]], Field(min_length=1)] = (
+        described(
+            [0.5], "decays of the running means of the gradient; each takes 4 bytes a parameter"
+        )
+    )
 
     def require(self, teleporter: TeleporterConfig) -> None:
         """Raise ``ConfigError``: what it keeps follows no teleport."""
@@ -279,6 +289,7 @@ class EigenConfig(FadingConfig):
             self.fades,
             self.weight_decay,
             self.largest_side,
+            sorted(self.mean_decays),
             place.seed,
             place.name,
         )

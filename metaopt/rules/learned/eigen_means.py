@@ -22,9 +22,6 @@ from metaopt.rules.base import State
 from metaopt.rules.learned import eigen_frames
 from metaopt.rules.learned.eigen_steps import Means
 
-DECAYS = (0.5, 0.9)
-"""The decays of the running means of the gradient."""
-MEANS = len(DECAYS)
 SQUARES_DECAY = 0.99
 SMALL = 1e-3
 """Gradients below this share of the root mean square over the parameter are taken for rounding."""
@@ -37,11 +34,11 @@ class Seen:
     """What is kept of gradients, and what is made of it.
 
     Attributes:
-        m: running means of the gradient, in frames, [B, 2, P].
+        m: running means of the gradient, in frames, [B, n, P].
         v: that of its squares, [B, 1, P].
         g: the gradient, in frames, [B, 1, P].
-        adam: means and gradient over the root of squares, but for their start: [B, 3, P].
-        gain: what corrects these for their start, [1, 3, L].
+        adam: means and gradient over the root of squares, but for their start: [B, n + 1, P].
+        gain: what corrects these for their start, [1, n + 1, L].
         starts: what corrects the means themselves, of each parameter.
         frames: the frames.
         shapes: those of the parameters.
@@ -62,13 +59,16 @@ class Seen:
         return Means(m, g, adam, self.starts)
 
 
-def look(grads: Weights, state: State, count: Tensor, largest: int) -> Seen:
+def look(
+    grads: Weights, state: State, count: Tensor, decays: Sequence[float], largest: int
+) -> Seen:
     """Means, squares and frames after a gradient.
 
     Args:
         grads: G, each [B, out, rest].
         state: m, v, products and frames before it.
         count: gradients of each parameter, this one included, [B, 1, L]; alike in all B.
+        decays: those of the n running means of the gradient.
         largest: the longest side of a matrix that has a frame.
     """
     shapes = [(G.shape[1], G.shape[2]) for G in grads]
@@ -83,7 +83,7 @@ def look(grads: Weights, state: State, count: Tensor, largest: int) -> Seen:
     if any(turn is not None for turn in frames.turns):
         squared = [turn if turn is None else eigen_frames.squared(turn) for turn in frames.turns]
         m, v = _turned(m, frames.turns, shapes), _turned(v, squared, shapes)
-    old = zip(m.split(1, dim=1), DECAYS, strict=True)
+    old = zip(m.split(1, dim=1), decays, strict=True)
     # Python numbers, since a tensor of them would have to be copied to the device first.
     m = torch.cat([torch.lerp(g, mean, decay) for mean, decay in old], dim=1)
     v = torch.lerp(g.square(), v, SQUARES_DECAY)
@@ -91,7 +91,7 @@ def look(grads: Weights, state: State, count: Tensor, largest: int) -> Seen:
     each = [floor.expand(-1, -1, size) for floor, size in zip(floors, sizes, strict=True)]
     root = (v + torch.cat(each, dim=2)).sqrt()
     adam = torch.cat([m, g], dim=1) / root
-    starts = [(*(1 - decay**c for decay in DECAYS), 1.0) for c in counts]
+    starts = [(*(1 - decay**c for decay in decays), 1.0) for c in counts]
     roots = [(1 - SQUARES_DECAY**c) ** 0.5 for c in counts]
     gains = [[root / s for s in own] for root, own in zip(roots, starts, strict=True)]
     gain = v.new_tensor(gains).mT[None]

@@ -21,7 +21,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -55,16 +54,15 @@ class Means:
 
 
 class Direction(ABC):
-    """Rows of steps.
+    """Rows of steps."""
 
-    Attributes:
-        untrained: the share of each row in the untrained mixture.
-        follows: the row of ``Means.adam`` whose size those of this direction are given, or None
-            for Adam itself.
-    """
+    @abstractmethod
+    def untrained(self, means: int) -> Sequence[float]:
+        """The share of each row in the untrained mixture, with so many running means."""
 
-    untrained: ClassVar[tuple[float, ...]]
-    follows: ClassVar[int | None]
+    @abstractmethod
+    def follows(self, means: int) -> int | None:
+        """The row of ``Means.adam`` whose size those of this direction are given; None: Adam's."""
 
     @abstractmethod
     def __call__(self, means: Means) -> Sequence[Tensor]:
@@ -74,8 +72,12 @@ class Direction(ABC):
 class Adam(Direction):
     """Every mean, and the gradient, over the root."""
 
-    untrained = (0.5, 0.0, 0.0)
-    follows = None
+    def untrained(self, means: int) -> Sequence[float]:
+        """The fastest mean alone."""
+        return (0.5, *[0.0] * means)
+
+    def follows(self, means: int) -> None:
+        """Nothing: it is Adam itself."""
 
     def __call__(self, means: Means) -> Sequence[Tensor]:
         """m / root."""
@@ -85,8 +87,13 @@ class Adam(Direction):
 class OrthogonalStep(Direction):
     """The mean of the fastest mean and the gradient, with all singular values alike."""
 
-    untrained = (0.5,)
-    follows = 0
+    def untrained(self, means: int) -> Sequence[float]:
+        """As much as of Adam."""
+        return (0.5,)
+
+    def follows(self, means: int) -> int:
+        """The fastest mean."""
+        return 0
 
     def __init__(self) -> None:
         self._orthogonal = Orthogonal(ROUNDS)
@@ -115,8 +122,13 @@ def _in_blocks(m: Tensor) -> list[Tensor]:
 class Sign(Direction):
     """Nearly the sign of the slowest mean."""
 
-    untrained = (0.0,)
-    follows = 1
+    def untrained(self, means: int) -> Sequence[float]:
+        """What the network takes of it alone."""
+        return (0.0,)
+
+    def follows(self, means: int) -> int:
+        """The slowest mean."""
+        return means - 1
 
     def __call__(self, means: Means) -> list[Tensor]:
         """m / sqrt(m^2 + rms(m)^2 / 100)."""

@@ -14,7 +14,7 @@ from metaopt.meta.config import TrainConfig
 from metaopt.rules.averaging import AHEAD, averages
 from metaopt.rules.base import State
 from metaopt.rules.composed import MetaOptimizer
-from metaopt.rules.learned import eigen, eigen_frames, eigen_means
+from metaopt.rules.learned import eigen, eigen_frames
 from metaopt.rules.learned.eigen import EigenConfig, EigenUpdateLSTM
 from metaopt.rules.learned.eigen_steps import BLOCK, Adam, Means, OrthogonalStep, Sign
 from metaopt.rules.rule_config import Place
@@ -81,14 +81,15 @@ def test_refreshed_frames_come_nearer_to_the_eigenvectors() -> None:
     assert off[2] < off[1] < off[0] < 10
 
 
+@pytest.mark.parametrize("decays", [[0.5], [0.5, 0.9]])
 @torch.no_grad()
-def test_means_kept_in_frames_are_the_means() -> None:
+def test_means_kept_in_frames_are_the_means(decays: list[float]) -> None:
     grads = [drawn(seed) for seed in range(25)]
-    _, state = run(rule(), drawn(100), grads)
+    _, state = run(rule(mean_decays=decays), drawn(100), grads)
     frames = eigen_frames.pairs(state["frames"], SHAPES, 1024)
     kept = state["m"].split([out * rest for out, rest in SHAPES], dim=2)
     for i, frame in enumerate(frames):
-        for k, decay in enumerate(eigen_means.DECAYS):
+        for k, decay in enumerate(decays):
             mean = torch.zeros_like(grads[0][i])
             for G in grads:
                 mean = torch.lerp(G[i], mean, decay)
