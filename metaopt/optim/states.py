@@ -92,7 +92,7 @@ class StateLayout:
             case Kept.TENSORS:
                 return [1] * len(self.shapes), [torch.Size()] * len(self.shapes)
             case Kept.SIDES:
-                sides = [rule.sides(matrix) for matrix in self._matrices]
+                sides = [rule.sides(name, matrix) for matrix in self._matrices]
                 return sides, [torch.Size([count]) for count in sides]
             case _:
                 return self.counts, list(self.shapes)

@@ -52,16 +52,15 @@ class Averaging:
             weights: y, each [B, out, in].
             updates: f, of the same shapes; they move z.
         """
-        # Numbers of whole weights, computed for all at once.
+        # Numbers of whole weights, computed for all at once; the rest in few calls, not in a loop.
         along = (self.pull + (1 - BETWEEN) * (1 - self.pull)).split(1, dim=2)
         beyond = (BETWEEN * (1 - self.pull)).split(1, dim=2)
-        ahead, trained = [], []
-        each = zip(weights, apart(self.ahead, weights), updates, along, beyond, strict=True)
-        for y, d, f, a, e in each:
-            u = torch.add(f, d, alpha=1 / BETWEEN)
-            trained.append(torch.addcmul(torch.add(y, d, alpha=1 - 1 / BETWEEN), a, u))
-            ahead.append((e * u).flatten(1))
-        return tuple(trained), torch.cat(ahead, dim=1)[:, None]
+        d = apart(self.ahead, weights)
+        u = torch._foreach_add(updates, d, alpha=1 / BETWEEN)
+        trained = torch._foreach_add(weights, d, alpha=1 - 1 / BETWEEN)
+        trained = torch._foreach_addcmul(trained, along, u)
+        ahead = torch._foreach_mul(u, beyond)
+        return tuple(trained), torch.cat([part.flatten(1) for part in ahead], dim=1)[:, None]
 
     def slower(self, rates: Sequence[float | Tensor]) -> Averaging:
         """The same with c min(1, lr), so that steps of no length leave everything where it is.

@@ -97,10 +97,11 @@ class Rule(nn.Module, ABC):
         """What the state's tensor of this name belongs to, and so how it moves with a teleport."""
         return Kept.ALL
 
-    def sides(self, shape: torch.Size) -> int:
-        """The columns that a matrix has in tensors of the state that are ``Kept.SIDES``.
+    def sides(self, name: str, shape: torch.Size) -> int:
+        """The columns that a matrix has in a tensor of the state that is ``Kept.SIDES``.
 
         Args:
+            name: that of the tensor.
             shape: [out, in], that of one matrix of weights.
         """
         return 0

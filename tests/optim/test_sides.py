@@ -19,27 +19,27 @@ class RowsAndColumns(Rule):
     def kept(self, name: str) -> Kept:
         return Kept.SIDES
 
-    def sides(self, shape: Size) -> int:
+    def sides(self, name: str, shape: Size) -> int:
         return sum(shape) if shape[1] > 1 else 0
 
     def initial_state(self, observation: Observation) -> State:
-        count = sum(self.sides(W.shape[1:]) for W in observation.weights)
+        count = sum(self.sides("squares", W.shape[1:]) for W in observation.weights)
         return {"squares": observation.weights[0].new_zeros(1, 1, count)}
 
     def propose(self, observation: Observation, state: State) -> tuple[Proposal, State]:
         grads = observation.grads
         squares = state["squares"] + torch.cat([self._sums(G) for G in grads], dim=1)[:, None]
-        each = squares.split([self.sides(G.shape[1:]) for G in grads], dim=2)
+        each = squares.split([self.sides("squares", G.shape[1:]) for G in grads], dim=2)
         updates = tuple(self._update(G, own[:, 0]) for G, own in zip(grads, each, strict=True))
         return Proposal(updates=updates), {"squares": squares}
 
     def _sums(self, G: Tensor) -> Tensor:
-        if not self.sides(G.shape[1:]):
+        if not self.sides("squares", G.shape[1:]):
             return G.new_zeros(len(G), 0)
         return torch.cat([G.square().sum(2), G.square().sum(1)], dim=1)
 
     def _update(self, G: Tensor, squares: Tensor) -> Tensor:
-        if not self.sides(G.shape[1:]):
+        if not self.sides("squares", G.shape[1:]):
             return -0.01 * G
         r, c = squares.split(G.shape[1:], dim=1)
         return -0.01 * G * (r.sum() / (r[:, :, None] * c[:, None])).sqrt()

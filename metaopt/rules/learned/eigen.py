@@ -47,7 +47,7 @@ from metaopt.rules.learned.clock import (
 from metaopt.rules.learned.directions import HEAD_BOUND
 from metaopt.rules.learned.eigen_means import Seen, look
 from metaopt.rules.learned.eigen_steps import DIRECTIONS, Direction
-from metaopt.rules.learned.layer import hear, is_vector, mean_over, statistics
+from metaopt.rules.learned.layer import grams, hear, mean_over, mean_squares, statistics
 from metaopt.rules.learned.lstm import LSTM, Head
 from metaopt.rules.learned.matrix_steps import TINY
 from metaopt.rules.rule_config import FadingConfig, Place
@@ -63,6 +63,8 @@ FALLS_AFTER = 100
 """s = LENGTH / (1 + t / FALLS_AFTER)."""
 AVERAGED = 8.0
 """p of the untrained rule."""
+SIDES = {"products": eigen_frames.packed_columns, "frames": eigen_frames.columns}
+"""What is kept of the sides of matrices, and in how many columns."""
 LOG_SIZE_BOUNDS = (-6.0, 3.0)
 LOG_PULL_BOUNDS = (-2.0, 4.0)
 LOG_DECAY_BOUNDS = (-3.0, 2.0)
@@ -119,12 +121,11 @@ class EigenUpdateLSTM(Rule):
     def kept(self, name: str) -> Kept:
         """Means belong to entries, in a frame; frames to sides; all else to whole parameters."""
         framed = {"m": Kept.FRAMED, "v": Kept.FRAMED, AHEAD: Kept.FRAMED}
-        sides = {"products": Kept.SIDES, "frames": Kept.SIDES}
-        return (framed | sides).get(name, Kept.TENSORS)
+        return (framed | dict.fromkeys(SIDES, Kept.SIDES)).get(name, Kept.TENSORS)
 
-    def sides(self, shape: torch.Size) -> int:
-        """Numbers that are kept of the products of a matrix's sides, and again of its frames."""
-        return eigen_frames.columns(shape[0], shape[1], self.largest)
+    def sides(self, name: str, shape: torch.Size) -> int:
+        """Numbers that are kept of a matrix's frames, or of the products that they are made of."""
+        return SIDES[name](shape[0], shape[1], self.largest)
 
     def evaluated(self, weights: Weights, state: State) -> Weights:
         """x, the averages."""
@@ -135,17 +136,17 @@ class EigenUpdateLSTM(Rule):
         return averaging.between(averaged, state[AHEAD])
 
     def initial_state(self, observation: Observation) -> State:
-        """Zeros: h and c [B, hidden, L]; numbers [B, 1, L]; m [B, n, P], n decays; v and ahead [B, 1, P].
+        """Zeros: h and c [B, hidden, L]; numbers [B, 1, L]; v and ahead [B, 1, P]; m [B, n, P].
 
-        Products of sides, and frames, are [B, 1, F].
+        n is the number of decays. Products of sides, packed, are [B, 1, F], frames [B, 1, F'].
         """
         W = observation.weights
         batch, entries = W[0].shape[0], sum(w[0].numel() for w in W)
         numbers = {name: W[0].new_zeros(batch, 1, len(W)) for name in ("count", "loss", "heard")}
-        sides = sum(self.sides(w.shape[1:]) for w in W)
         means = {"m": W[0].new_zeros(batch, len(self.decays), entries)}
         squares = {"v": W[0].new_zeros(batch, 1, entries)}
-        kept = {name: W[0].new_zeros(batch, 1, sides) for name in ("products", "frames")}
+        sides = {name: sum(self.sides(name, w.shape[1:]) for w in W) for name in SIDES}
+        kept = {name: W[0].new_zeros(batch, 1, columns) for name, columns in sides.items()}
         ahead = {AHEAD: W[0].new_zeros(batch, 1, entries)}
         return self.lstm.initial_state(batch, len(W)) | numbers | means | squares | kept | ahead
 
@@ -155,39 +156,40 @@ class EigenUpdateLSTM(Rule):
         sizes = [w[0].numel() for w in W]
         count = state["count"] + 1
         seen = look(grads, state, count, self.decays, self.largest)
-        moves = torch.cat([G.flatten(1).any(1)[:, None, None] for G in grads], dim=2)
-        base = _untrained_sizes(W)
+        base, vector = _of_shapes(W)
         loss_features, heard = hear(observation.loss, state)
+        gram = grams(seen.means.adam, sizes)
+        spread = mean_squares(state[AHEAD].split(sizes, dim=2))
         own_features = torch.cat(
             [
-                statistics(seen.adam, W, seen.gain, base, sizes),
-                is_vector(W).expand_as(count),
-                _spread(W, state[AHEAD], base),
+                statistics(gram, W, seen.gain, base),
+                vector.expand_as(count),
+                ((spread + TINY).sqrt() / base).log1p(),
                 clock_features(count),
                 left_features(observation.left, count),
                 loss_features,
             ],
             dim=1,
         )
+        moves = gram[:, -1:, -1] > 0
         of_all = mean_over(own_features, moves, moves.sum(2, keepdim=True))
         heard_of = torch.cat([own_features, of_all.expand_as(own_features)], dim=1)
         h, cells = self.lstm(heard_of, state)
 
         z = self.scale * fading(count, self.fades) * self.head(h)
-        log_size, log_pull, log_decay = z[:, 0:1], z[:, 1:2], z[:, 2:3]
+        log_size, log_pull, log_decay = z[:, :3].split(1, dim=1)
         length = LENGTH * log_size.clamp(*LOG_SIZE_BOUNDS).exp() / (1 + count / FALLS_AFTER)
         averaged = AVERAGED * log_pull.clamp(*LOG_PULL_BOUNDS).exp()
-        decay = self.weight_decay * length * log_decay.clamp(*LOG_DECAY_BOUNDS).exp()
+        decay = -self.weight_decay * length * log_decay.clamp(*LOG_DECAY_BOUNDS).exp()
         logs = own_features[:, : len(self.decays) + 1]
-        steps = self._steps(seen, z[:, 3:], base * length, logs)
-        moved, shrunk = [], []
-        for step, w, g, by in zip(steps, W, grads, (-decay).split(1, dim=2), strict=True):
+        moved = self._steps(seen, z[:, 3:], -base * length, logs)
+        shrunk = []
+        for i, (w, g, by) in enumerate(zip(W, grads, decay.split(1, dim=2), strict=True)):
             if w.shape[2] > 1:
                 shrunk.append(by * torch.where(g == 0, 0.0, w))
-                moved.append(shrunk[-1] - step)
+                moved[i] = moved[i] + shrunk[i]
             else:
                 shrunk.append(torch.zeros_like(w))
-                moved.append(-step)
         proposal = Proposal(
             updates=tuple(moved),
             decays=tuple(shrunk),
@@ -198,48 +200,35 @@ class EigenUpdateLSTM(Rule):
         return proposal, cells | heard | kept | sides
 
     def _steps(self, seen: Seen, z: Tensor, length: Tensor, logs: Tensor) -> list[Tensor]:
-        """b s Q_L (sum_r a^r d^r) Q_R^T of each parameter, [B, out, rest].
+        """-b s Q_L (sum_r a^r d^r) Q_R^T of each parameter, [B, out, rest].
 
         Args:
             seen: what directions are made of.
             z: what the network adds to the shares of rows, [B, rows, L].
-            length: b s, [B, 1, L].
+            length: -b s, [B, 1, L].
             logs: the logarithms of the sizes of the rows of Adam, [B, n + 1, L].
         """
-        means = seen.means()
-        made = [(direction, direction(means)) for direction in self.directions]
-        first = 0
-        shares = []
-        for direction, _ in made:
-            last = first + len(direction.untrained(len(self.decays)))
-            parts = z[:, first:last].split(1, dim=1)
-            own = zip(parts, self.untrained[first:last], strict=True)
-            share = length * torch.cat([part + untrained for part, untrained in own], dim=1)
-            follows = direction.follows(len(self.decays))
+        means = len(self.decays)
+        parts = z.split([1] * len(self.untrained), dim=1)
+        both = zip(parts, self.untrained, strict=True)
+        shares = length * torch.cat([part + untrained for part, untrained in both], dim=1)
+        rows = [len(direction.untrained(means)) for direction in self.directions]
+        sums = None
+        for direction, share in zip(self.directions, shares.split(rows, dim=1), strict=True):
+            follows = direction.follows(means)
             by = seen.gain if follows is None else logs[:, follows, None].exp()
-            shares.append(share * by)
-            first = last
-        mixed: list[Tensor] = []
-        for share, (_, rows) in zip(shares, made, strict=True):
-            each_by = zip(share.mT.split(1, dim=1), rows, strict=True)
-            made_of = [torch.bmm(by, row.flatten(2)) for by, row in each_by]
-            mixed = [a + b for a, b in zip(mixed, made_of, strict=True)] if mixed else made_of
-        each = zip(seen.frames.each, mixed, seen.shapes, strict=True)
-        return [eigen_frames.out_of(frame, step.view(-1, *shape)) for frame, step, shape in each]
+            sums = direction.add(sums, seen.means, (share * by).mT.split(1, dim=1))
+        assert sums is not None
+        each = zip(seen.frames.each, sums, strict=True)
+        return [eigen_frames.out_of(frame, step) for frame, step in each]
 
 
-def _spread(W: Weights, ahead: Tensor, base: Tensor) -> Tensor:
-    """How far fast iterates are from what is trained, in untrained steps: log(1 + .), [B, 1, L]."""
-    squares = [d.square().mean(dim=(1, 2)) for d in averaging.apart(ahead, W)]
-    return ((torch.stack(squares, dim=1)[:, None] + TINY).sqrt() / base).log1p()
-
-
-def _untrained_sizes(W: Weights) -> Tensor:
-    """b, [1, 1, L]."""
-    matrices = sum(min(w.shape[1:]) > 1 for w in W)
-    share = max(1, matrices) ** -0.5
-    sizes = [max(w.shape[1:]) ** -0.5 if min(w.shape[1:]) > 1 else VECTOR_SIZE for w in W]
-    return torch.cat([w.new_full((1, 1, 1), share * s) for w, s in zip(W, sizes, strict=True)], 2)
+def _of_shapes(W: Weights) -> tuple[Tensor, Tensor]:
+    """b, and 1 for parameters of one column, both [1, 1, L]."""
+    share = max(1, sum(min(w.shape[1:]) > 1 for w in W)) ** -0.5
+    sizes = [share * (max(w.shape[1:]) ** -0.5 if min(w.shape[1:]) > 1 else VECTOR_SIZE) for w in W]
+    both = W[0].new_tensor([sizes, [float(w.shape[2] == 1) for w in W]])[None]
+    return both[:, :1], both[:, 1:]
 
 
 def _shares(directions: Sequence[Direction], means: int) -> list[float]:

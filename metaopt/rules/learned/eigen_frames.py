@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from metaopt.base.network import Weights
+from metaopt.rules.learned.symmetric import add_gram, entries, unpacked
 
 DECAY = 0.95
 """Of the running means of G G^T and G^T G, a step."""
@@ -45,9 +46,14 @@ def sides(out: int, rest: int, largest: int) -> tuple[int, int]:
 
 
 def columns(out: int, rest: int, largest: int) -> int:
-    """Numbers that are kept of the products of a parameter [out, rest], and again of its frame."""
+    """Numbers that are kept of the frames of a parameter [out, rest]."""
     left, right = sides(out, rest, largest)
     return left**2 + right**2
+
+
+def packed_columns(out: int, rest: int, largest: int) -> int:
+    """Numbers that are kept of the products of a parameter [out, rest]."""
+    return sum(map(entries, sides(out, rest, largest)))
 
 
 Pair = tuple[Tensor | None, Tensor | None]
@@ -57,10 +63,16 @@ Pair = tuple[Tensor | None, Tensor | None]
 def pairs(flat: Tensor, shapes: Sequence[tuple[int, int]], largest: int) -> list[Pair]:
     """[B, 1, F] -> the square matrices of each parameter."""
     sizes = [size for out, rest in shapes for size in sides(out, rest, largest)]
-    parts = flat[:, 0].split([size**2 for size in sizes], dim=1)
-    made = [
-        part.view(-1, size, size) if size else None for part, size in zip(parts, sizes, strict=True)
-    ]
+    parts = iter(flat[:, 0].split([size**2 for size in sizes if size], dim=1))
+    made = [next(parts).view(-1, size, size) if size else None for size in sizes]
+    return list(zip(made[::2], made[1::2], strict=True))
+
+
+def packed(flat: Tensor, shapes: Sequence[tuple[int, int]], largest: int) -> list[Pair]:
+    """[B, 1, F] -> the symmetric matrices of each parameter, packed, [B, n (n + 1) / 2]."""
+    sizes = [size for out, rest in shapes for size in sides(out, rest, largest)]
+    parts = iter(flat[:, 0].split([entries(size) for size in sizes if size], dim=1))
+    made = [next(parts) if size else None for size in sizes]
     return list(zip(made[::2], made[1::2], strict=True))
 
 
@@ -99,8 +111,8 @@ class Frames:
     """The frames after a gradient.
 
     Attributes:
-        products: L and R of all parameters, [B, 1, F].
-        frames: Q_L and Q_R of all, [B, 1, F].
+        products: L and R of all parameters, packed (``symmetric``), [B, 1, F].
+        frames: Q_L and Q_R of all, [B, 1, F'].
         each: Q_L and Q_R of each.
         turns: U = Q_new^T Q_old where a frame was refreshed; None for a parameter whose was not.
     """
@@ -119,42 +131,49 @@ def after(
 
     Args:
         grads: G, each [B, out, rest].
-        products: L and R of all parameters before it, [B, 1, F].
-        frames: Q_L and Q_R before it.
+        products: L and R of all parameters before it, packed, [B, 1, F].
+        frames: Q_L and Q_R before it, [B, 1, F'].
         counts: gradients of each parameter, this one included.
         largest: the longest side that has a frame.
     """
     shapes = [(G.shape[1], G.shape[2]) for G in grads]
+    if any(count <= EVERY or not count % LOOKS for count in counts):
+        products = products.clone()
+        each = zip(grads, packed(products, shapes, largest), counts, strict=True)
+        for G, pair, count in each:
+            if count <= EVERY or not count % LOOKS:
+                _look(G, pair, DECAY if count <= EVERY else DECAY**LOOKS)
     due = [count == 1 or count in EARLY or not count % EVERY for count in counts]
-    looks = [count <= EVERY or not count % LOOKS for count in counts]
-    new_products = torch.empty_like(products) if any(looks) else products
-    new_frames = torch.empty_like(frames) if any(due) else frames
-    before, frames_before = (pairs(flat, shapes, largest) for flat in (products, frames))
-    each = pairs(new_frames, shapes, largest) if any(due) else frames_before
-    after_it = pairs(new_products, shapes, largest) if any(looks) else before
-    pieces = zip(before, after_it, frames_before, each, strict=True)
-    turns: list[Pair | None] = []
-    for G, count, is_due, has_looked, (old, new, old_frame, frame) in zip(
-        grads, counts, due, looks, pieces, strict=True
-    ):
-        decay = DECAY if count <= EVERY else DECAY**LOOKS
-        turn: list[Tensor | None] = []
-        for X, L, L_new, Q, Q_new in zip((G, G.mT), old, new, old_frame, frame, strict=True):
-            if L is None or L_new is None or Q is None or Q_new is None:
-                turn.append(None)
-                continue
-            if has_looked:
-                torch.baddbmm(L, X, X.mT, beta=decay, alpha=1 - decay, out=L_new)
-            elif L_new is not L:
-                L_new.copy_(L)
-            if is_due:
-                Q_new.copy_(_eigenvectors(L_new) if count == 1 else torch.linalg.qr(L_new @ Q)[0])
-                turn.append(Q_new.mT @ Q)
-            elif new_frames is not frames:
-                Q_new.copy_(Q)
+    if not any(due):
+        none: list[Pair | None] = [None] * len(shapes)
+        return Frames(products, frames, pairs(frames, shapes, largest), none)
+    frames = frames.clone()
+    new, kept = pairs(frames, shapes, largest), packed(products, shapes, largest)
+    pieces = zip(kept, new, counts, due, strict=True)
+    turns = [_refreshed(*pair, count == 1) if is_due else None for *pair, count, is_due in pieces]
+    return Frames(products, frames, new, turns)
+
+
+def _look(G: Tensor, pair: Pair, decay: float) -> None:
+    """L <- d L + (1 - d) G G^T and R <- d R + (1 - d) G^T G, in place."""
+    for X, L in zip((G, G.mT), pair, strict=True):
+        if L is not None:
+            add_gram(L.mul_(decay), X, 1 - decay)
+
+
+def _refreshed(products: Pair, frame: Pair, is_first: bool) -> Pair | None:
+    """U = Q_new^T Q_old of both sides, after Q <- qr(L Q) in place; None for a first frame."""
+    turn: list[Tensor | None] = []
+    for flat, Q in zip(products, frame, strict=True):
+        if flat is None or Q is None:
+            turn.append(None)
+            continue
+        L = unpacked(flat, Q.shape[1])
+        new = _eigenvectors(L) if is_first else torch.linalg.qr(torch.bmm(L, Q))[0]
         # The first frame is nobody's successor: nothing has been kept yet.
-        turns.append((turn[0], turn[1]) if is_due and count > 1 else None)
-    return Frames(new_products, new_frames, each, turns)
+        turn.append(None if is_first else torch.bmm(new.mT, Q))
+        Q.copy_(new)
+    return None if is_first else (turn[0], turn[1])
 
 
 def _eigenvectors(P: Tensor) -> Tensor:

@@ -19,13 +19,14 @@ References:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from metaopt.rules.learned.matrix_steps import TINY, Orthogonal
+from metaopt.rules.learned.layer import mean_squares
+from metaopt.rules.learned.matrix_steps import TINY, polar_of
 
 ROUNDS = 5
 """Iterations of Newton and Schulz: as in Muon singular values come out roughly alike."""
@@ -38,19 +39,27 @@ SOFT = 0.01
 
 @dataclass(frozen=True)
 class Means:
-    """What directions are made of, each parameter in its frame.
+    """What directions are made of, in frames; of all parameters, P entries.
 
     Attributes:
-        m: running means of the gradient, [B, n, out, rest] of each parameter.
-        g: the gradients, [B, 1, out, rest].
-        adam: the means and the gradient over the root, [B, n + 1, out, rest].
+        m: running means of the gradient, the fastest first, [B, n, P].
+        g: the gradient, [B, 1, P].
+        adam: the means and the gradient over the root, [B, n + 1, P].
         starts: for each parameter what corrects each of its means for its start at 0.
+        shapes: [out, rest] of each parameter.
     """
 
-    m: Sequence[Tensor]
-    g: Sequence[Tensor]
-    adam: Sequence[Tensor]
+    m: Tensor
+    g: Tensor
+    adam: Tensor
     starts: Sequence[tuple[float, ...]]
+    shapes: Sequence[tuple[int, int]]
+
+
+def cut(flat: Tensor, shapes: Sequence[tuple[int, int]]) -> list[Tensor]:
+    """[B, n, P] -> [B, n, out, rest] of each parameter."""
+    parts = flat.split([out * rest for out, rest in shapes], dim=2)
+    return [part.unflatten(2, shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
 class Direction(ABC):
@@ -65,8 +74,16 @@ class Direction(ABC):
         """The row of ``Means.adam`` whose size those of this direction are given; None: Adam's."""
 
     @abstractmethod
-    def __call__(self, means: Means) -> Sequence[Tensor]:
-        """The rows of each parameter, [B, rows, out, rest]; of size 1 if they follow."""
+    def add(
+        self, sums: Sequence[Tensor] | None, means: Means, shares: Sequence[Tensor]
+    ) -> list[Tensor]:
+        """sums + sum_r a^r d^r, where d^r are of size 1 if they follow.
+
+        Args:
+            sums: of each parameter, [B, out, rest], which nobody needs any more; None for 0.
+            means: what directions are made of.
+            shares: a of each parameter, [B, 1, rows].
+        """
 
 
 class Adam(Direction):
@@ -79,9 +96,14 @@ class Adam(Direction):
     def follows(self, means: int) -> None:
         """Nothing: it is Adam itself."""
 
-    def __call__(self, means: Means) -> Sequence[Tensor]:
+    def add(
+        self, sums: Sequence[Tensor] | None, means: Means, shares: Sequence[Tensor]
+    ) -> list[Tensor]:
         """m / root."""
-        return means.adam
+        rows = means.adam.split([out * rest for out, rest in means.shapes], dim=2)
+        each = zip(shares, rows, means.shapes, strict=True)
+        steps = [torch.bmm(a, row).view(-1, *shape) for a, row, shape in each]
+        return steps if sums is None else torch._foreach_add(steps, sums)
 
 
 class OrthogonalStep(Direction):
@@ -95,28 +117,55 @@ class OrthogonalStep(Direction):
         """The fastest mean."""
         return 0
 
-    def __init__(self) -> None:
-        self._orthogonal = Orthogonal(ROUNDS)
-
-    def __call__(self, means: Means) -> list[Tensor]:
+    def add(
+        self, sums: Sequence[Tensor] | None, means: Means, shares: Sequence[Tensor]
+    ) -> list[Tensor]:
         """sqrt(max(out, rest)) U V^T."""
-        each = zip(means.m, means.g, means.starts, strict=True)
-        blocks = [_in_blocks(torch.add(g, m[:, :1], alpha=1 / start[0])) for m, g, start in each]
-        made = iter(self._orthogonal([block for own in blocks for block in own]))
-        return [
-            next(made) if len(own) == 1 else torch.cat([next(made) for _ in own], dim=_shorter(g))
-            for own, g in zip(blocks, means.g, strict=True)
-        ]
+        sizes = [out * rest for out, rest in means.shapes]
+        parts = zip(
+            means.g.split(sizes, dim=2),
+            means.m[:, :1].split(sizes, dim=2),
+            means.starts,
+            strict=True,
+        )
+        flat = [torch.add(g, m, alpha=1 / start[0]) for g, m, start in parts]
+        found = _zeros(means) if sums is None else list(sums)
+        # Of a single row or column the polar factor is its direction.
+        vectors = [i for i, shape in enumerate(means.shapes) if min(shape) == 1]
+        if vectors:
+            sizes_of = (mean_squares([flat[i] for i in vectors]) + TINY).rsqrt().split(1, dim=2)
+            for i, size in zip(vectors, sizes_of, strict=True):
+                x = flat[i].view_as(found[i])
+                found[i] = torch.addcmul(found[i], x, shares[i] * size)
+        matrices = [i for i, shape in enumerate(means.shapes) if min(shape) > 1]
+        blocks = [(i, at, x) for i in matrices for at, x in _blocks(flat[i].view_as(found[i]))]
+        roots = polar_of(
+            [torch.bmm(x, x.mT) if at[0] == 1 else torch.bmm(x.mT, x) for _, at, x in blocks],
+            ROUNDS,
+        )
+        for (i, (dim, first, length), x), root in zip(blocks, roots, strict=True):
+            root = root * shares[i]
+            whole = found[i]
+            by = max(whole.shape[1:]) ** 0.5
+            pair = (root, x) if dim == 1 else (x, root)
+            if length == whole.shape[dim]:
+                found[i] = torch.baddbmm(whole, *pair, alpha=by)
+            else:
+                whole.narrow(dim, first, length).baddbmm_(*pair, alpha=by)
+        return found
 
 
-def _shorter(m: Tensor) -> int:
-    return -2 if m.shape[-2] <= m.shape[-1] else -1
+def _zeros(means: Means) -> list[Tensor]:
+    return [means.g.new_zeros(len(means.g), *shape) for shape in means.shapes]
 
 
-def _in_blocks(m: Tensor) -> list[Tensor]:
-    """[.., out, rest] along its shorter side, in the fewest equal parts of at most ``BLOCK``."""
-    shorter = _shorter(m)
-    return list(m.tensor_split(-(-m.shape[shorter] // BLOCK), dim=shorter))
+def _blocks(x: Tensor) -> Iterator[tuple[tuple[int, int, int], Tensor]]:
+    """Along its shorter side, in the fewest equal parts of at most ``BLOCK``: where, and what."""
+    dim = 1 if x.shape[1] <= x.shape[2] else 2
+    first = 0
+    for part in x.tensor_split(-(-x.shape[dim] // BLOCK), dim=dim):
+        yield (dim, first, part.shape[dim]), part
+        first += part.shape[dim]
 
 
 class Sign(Direction):
@@ -130,14 +179,16 @@ class Sign(Direction):
         """The slowest mean."""
         return means - 1
 
-    def __call__(self, means: Means) -> list[Tensor]:
+    def add(
+        self, sums: Sequence[Tensor] | None, means: Means, shares: Sequence[Tensor]
+    ) -> list[Tensor]:
         """m / sqrt(m^2 + rms(m)^2 / 100)."""
         found = []
-        for means_of_one in means.m:
-            m = means_of_one[:, -1:]
-            square = m.square()
+        before = _zeros(means) if sums is None else sums
+        for x, m, share in zip(before, cut(means.m[:, -1:], means.shapes), shares, strict=True):
+            square = m[:, 0].square()
             soft = SOFT * square.mean(dim=(-2, -1), keepdim=True)
-            found.append(m * (square + soft + TINY).rsqrt())
+            found.append(torch.addcmul(x, share, m[:, 0] * (square + soft + TINY).rsqrt()))
         return found
 
 

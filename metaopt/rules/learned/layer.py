@@ -137,7 +137,7 @@ class LayerUpdateLSTM(LayerWise):
         loss_features, heard = hear(observation.loss, state)
         own = torch.cat(
             [
-                statistics(steps, W, gain, base, sizes),
+                statistics(grams(steps, sizes), W, gain, base),
                 is_vector(W).expand_as(count),
                 clock_features(count),
                 loss_features,
@@ -182,32 +182,41 @@ def is_vector(weights: Weights) -> Tensor:
     return torch.cat(flags, dim=2)
 
 
-def statistics(
-    steps: Tensor, W: Weights, gain: Tensor, base: Tensor, sizes: Sequence[int]
-) -> Tensor:
+def grams(steps: Tensor, sizes: Sequence[int]) -> Tensor:
+    """The mean products of the rows of each parameter: [B, 4, P] -> [B, 4, 4, L]."""
+    parts = steps.split([*sizes], dim=2)
+    products = [torch.bmm(part, part.mT) for part in parts]
+    return torch.stack(torch._foreach_div(products, [float(size) for size in sizes]), dim=3)
+
+
+def statistics(gram: Tensor, W: Weights, gain: Tensor, base: Tensor) -> Tensor:
     """Of each parameter, on logarithmic scales where they are sizes, [B, 4 + 3 + 2, L].
 
     The root mean squares of the running means and of the gradient, over ``root``; the cosine of
     each mean with the gradient; the untrained step over the weights, and the weights.
 
     Args:
-        steps: means and gradient over ``root``, but for their start: [B, 4, P].
+        gram: of means and gradient over ``root``, but for their start: [B, 4, 4, L].
         W: the weights.
         gain: what makes their start good, [B, 4, L].
         base: 1 / (FAN_OFFSET + rest), [1, 1, L].
-        sizes: entries of each parameter.
     """
-    products, weights = [], []
-    for part, w in zip(steps.split([*sizes], dim=2), W, strict=True):
-        products.append(torch.bmm(part, part.mT) / part.shape[2])
-        weights.append(w.square().mean(dim=(1, 2)))
-    gram = torch.stack(products, dim=3)
     squares = gram.diagonal(dim1=1, dim2=2).mT
-    weight = (torch.stack(weights, dim=1)[:, None] + SMALL_SQUARE).sqrt() + SMALL_WEIGHT
+    weight = (mean_squares(W) + SMALL_SQUARE).sqrt() + SMALL_WEIGHT
     rms = (squares + SMALL_SQUARE).sqrt()
     cosines = gram[:, :-1, -1] / (rms[:, :-1] * rms[:, -1:])
     logs = ((gain * rms).log().clamp(min=SMALLEST_LOG), cosines)
     return torch.cat([*logs, (base / weight).log(), weight.log()], dim=1)
+
+
+def mean_squares(tensors: Sequence[Tensor]) -> Tensor:
+    """Those over all entries of each of L tensors [B, any, any] -> [B, 1, L]."""
+    if tensors[0].shape[0] > 1:
+        return torch.stack([x.square().mean(dim=(1, 2)) for x in tensors], dim=1)[:, None]
+    # In one call, for the sake of networks of few weights.
+    norms = torch._foreach_norm(tensors)
+    rms = torch._foreach_div(norms, [x.numel() ** 0.5 for x in tensors])
+    return torch.stack(rms).square().view(1, 1, -1)
 
 
 def hear(loss: Tensor | None, state: State) -> tuple[Tensor, State]:

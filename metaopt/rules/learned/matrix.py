@@ -52,6 +52,7 @@ from metaopt.rules.learned.layer import (
     SMALLEST_LOG,
     SQUARES_DECAY,
     LayerWise,
+    grams,
     hear,
     is_vector,
     mean_over,
@@ -155,7 +156,7 @@ class MatrixUpdateLSTM(LayerWise):
         own_features = torch.cat(
             [
                 small * RATIO,
-                statistics(torch.cat(shown, dim=2), W, ones, base, sizes),
+                statistics(grams(torch.cat(shown, dim=2), sizes), W, ones, base),
                 is_vector(W).expand_as(side),
                 side,
                 clock_features(means.count),

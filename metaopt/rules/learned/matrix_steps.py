@@ -58,16 +58,29 @@ class Orthogonal(MatrixSteps):
     def __call__(self, means: Sequence[Tensor]) -> list[Tensor]:
         """The means, with all singular values alike; matrices of equal short side go together."""
         tall = [m if m.shape[-2] >= m.shape[-1] else m.mT for m in means]
-        by_width: dict[int, list[int]] = {}
-        for i, m in enumerate(tall):
-            by_width.setdefault(m.shape[-1], []).append(i)
-        steps = list(means)
+        wide = [i for i, m in enumerate(tall) if m.shape[-1] > 1]
+        roots = polar_of([tall[i].mT @ tall[i] for i in wide], self.iterations)
         # Of a single row or column the polar factor is its direction.
-        for i in by_width.pop(1, ()):
-            steps[i] = unit(means[i])
-        for own in by_width.values():
-            roots = polar(torch.stack([tall[i].mT @ tall[i] for i in own]), self.iterations)
-            for i, root in zip(own, roots.unbind(), strict=True):
-                step = tall[i] @ root * tall[i].shape[-2] ** 0.5
-                steps[i] = step if tall[i] is means[i] else step.mT
+        steps = [
+            unit(m) if tall_m.shape[-1] == 1 else m for m, tall_m in zip(means, tall, strict=True)
+        ]
+        for i, root in zip(wide, roots, strict=True):
+            step = tall[i] @ root * tall[i].shape[-2] ** 0.5
+            steps[i] = step if tall[i] is means[i] else step.mT
         return steps
+
+
+def polar_of(grams: Sequence[Tensor], iterations: int) -> list[Tensor]:
+    """``polar`` of each of some matrices [.., k, k]; those of equal size go together."""
+    by_width: dict[int, list[int]] = {}
+    for i, gram in enumerate(grams):
+        by_width.setdefault(gram.shape[-1], []).append(i)
+    roots = list(grams)
+    for own in by_width.values():
+        if len(own) == 1:
+            roots[own[0]] = polar(grams[own[0]], iterations)
+            continue
+        together = polar(torch.stack([grams[i] for i in own]), iterations)
+        for i, root in zip(own, together.unbind(), strict=True):
+            roots[i] = root
+    return roots

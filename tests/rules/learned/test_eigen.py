@@ -14,7 +14,7 @@ from metaopt.meta.config import TrainConfig
 from metaopt.rules.averaging import AHEAD, averages
 from metaopt.rules.base import State
 from metaopt.rules.composed import MetaOptimizer
-from metaopt.rules.learned import eigen, eigen_frames
+from metaopt.rules.learned import eigen, eigen_frames, symmetric
 from metaopt.rules.learned.eigen import EigenConfig, EigenUpdateLSTM
 from metaopt.rules.learned.eigen_steps import BLOCK, Adam, Means, OrthogonalStep, Sign
 from metaopt.rules.rule_config import Place
@@ -55,8 +55,9 @@ def run(made: EigenUpdateLSTM, weights: Weights, grads: list[Weights]) -> tuple[
 @torch.no_grad()
 def test_the_first_frame_holds_the_eigenvectors() -> None:
     (G,) = drawn(0, [(5, 7)])
-    none = torch.zeros(2, 1, 5 * 5 + 7 * 7, dtype=torch.float64)
-    (frame,) = eigen_frames.after((G,), none, none, [1], 1024).each
+    products = torch.zeros(2, 1, symmetric.entries(5) + symmetric.entries(7), dtype=torch.float64)
+    frames = torch.zeros(2, 1, 5 * 5 + 7 * 7, dtype=torch.float64)
+    (frame,) = eigen_frames.after((G,), products, frames, [1], 1024).each
     turned = eigen_frames.into(frame, G)
     for gram in (turned @ turned.mT, turned.mT @ turned):
         assert (gram - torch.diag_embed(gram.diagonal(dim1=1, dim2=2))).abs().max() < 1e-10
@@ -67,7 +68,9 @@ def test_the_first_frame_holds_the_eigenvectors() -> None:
 def test_refreshed_frames_come_nearer_to_the_eigenvectors() -> None:
     (G,) = drawn(0, [(6, 6)])
     # Running means of equal matrices, so that they stay.
-    products = torch.cat([(G @ G.mT).flatten(1), (G.mT @ G).flatten(1)], dim=1)[:, None]
+    products = torch.zeros(2, 1, 2 * symmetric.entries(6), dtype=torch.float64)
+    for X, flat in zip((G, G.mT), products[:, 0].chunk(2, dim=1), strict=True):
+        symmetric.add_gram(flat, X, 1.0)
     frames = torch.eye(6, dtype=torch.float64).flatten().repeat(2)[None, None].repeat(2, 1, 1)
     off = []
     for _ in range(3):
@@ -154,24 +157,29 @@ def test_what_has_no_gradient_stays() -> None:
 @torch.no_grad()
 def test_directions_that_follow_are_of_unit_size() -> None:
     (m,) = drawn(0, [(12, 20)])
-    both = torch.stack([m, m], dim=1)
-    means = Means([both], [m[:, None]], [both / 2], [(1.0, 1.0, 1.0)])
-    (rows,), (orthogonal,), (sign,) = (d(means) for d in (Adam(), OrthogonalStep(), Sign()))
-    assert rows is means.adam[0]
+    flat = m.flatten(1)[:, None]
+    means = Means(flat, flat, torch.cat([flat, flat], 1) / 2, [(1.0, 1.0)], [(12, 20)])
+    zeros = [torch.zeros_like(m)]
+    (both,) = Adam().add(zeros, means, [torch.tensor([[[1.0, 3.0]]]).double().expand(2, 1, 2)])
+    torch.testing.assert_close(both, 2 * m)
+    share = [torch.ones(2, 1, 1, dtype=torch.float64)]
+    (orthogonal,), (sign,) = (d.add(zeros, means, share) for d in (OrthogonalStep(), Sign()))
     # Of root mean square 1: all singular values near sqrt(20).
-    values = torch.linalg.svdvals(orthogonal[:, 0])
+    values = torch.linalg.svdvals(orthogonal)
     assert values.min() > 0.6 * 20**0.5
     assert values.max() < 1.3 * 20**0.5
-    assert (sign * m[:, None] >= 0).all()
+    assert (sign * m >= 0).all()
     assert 0.8 < float(sign.square().mean()) < 1.2
 
 
 @torch.no_grad()
 def test_long_sides_are_made_orthogonal_in_blocks() -> None:
     shape = (2 * BLOCK, 3 * BLOCK)
-    m = torch.randn(1, 1, *shape, generator=torch.Generator().manual_seed(0))
-    (step,) = OrthogonalStep()(Means([m], [m], [m], [(1.0,)]))
-    for block in step[0, 0].split(BLOCK):
+    m = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
+    flat = m.view(1, 1, -1)
+    means = Means(flat, flat, flat, [(1.0,)], [shape])
+    (step,) = OrthogonalStep().add([torch.zeros(1, *shape)], means, [torch.ones(1, 1, 1)])
+    for block in step[0].split(BLOCK):
         values = torch.linalg.svdvals(block) / shape[1] ** 0.5
         assert values.min() > 0.6
         assert values.max() < 1.3
@@ -181,10 +189,10 @@ def test_there_are_as_many_columns_as_it_says() -> None:
     made = rule(largest_side=6)
     W = drawn(0)
     state = made.initial_state(Observation(W, W, (), None))
-    expected = sum(made.sides(torch.Size(shape)) for shape in SHAPES)
-    # A side of 7 is too long, and vectors have none.
-    assert expected == 5**2 + (4**2 + 5**2)
-    assert state["products"].shape == state["frames"].shape == (2, 1, expected)
+    # A side of 7 is too long, and vectors have none. Products are symmetric.
+    for name, expected in (("frames", 25 + (16 + 25)), ("products", 15 + (10 + 15))):
+        assert sum(made.sides(name, torch.Size(shape)) for shape in SHAPES) == expected
+        assert state[name].shape == (2, 1, expected)
 
 
 def test_a_horizon_is_heard_where_it_is_told() -> None:
