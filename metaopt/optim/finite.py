@@ -181,7 +181,7 @@ def to_host(flags: Tensor) -> tuple[Tensor, Callable[[], bool]]:
 
 def _are_finite(tensors: Sequence[Tensor]) -> bool:
     """Whether all entries of all tensors are finite; False may also mean that a sum overflowed."""
-    return math.isfinite(torch.stack([tensor.sum() for tensor in tensors]).sum().item())
+    return math.isfinite(torch.stack(torch._foreach_norm(tensors)).sum().item())
 
 
 def _is_finite(tensor: Tensor) -> bool:

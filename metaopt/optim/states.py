@@ -19,10 +19,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from metaopt.base.network import as_matrices
 from metaopt.rules.base import Rule, State
 from metaopt.rules.composed import MetaOptimizer, States, tensors_of
 from metaopt.teleport.optimizer_state import Kept
+
+_Columns = tuple[list[int], list[torch.Size]]
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class StateLayout:
         self._matrices = [as_matrix(torch.empty(s, device="meta")).shape[1:] for s in shapes]
         self._rules = dict(optimizer.rules)
         self._cuts: dict[str, _Cut] = {}
+        self._columns_of: dict[tuple[str, str], _Columns | None] = {}
 
     def place(self, key: str) -> tuple[str, str] | None:
         """The rule and the name in its state that a key of a parameter's state stands for."""
@@ -78,14 +80,19 @@ class StateLayout:
             name: the name of the tensor.
             flags: booleans of its shape, at least one true.
         """
-        columns = self._columns(self._rules[rule], name)
+        columns = self._columns(rule, name)
         if columns is None:
             return None
         parts = flags.split(columns[0], dim=2)
         return next(index for index, part in enumerate(parts) if bool(part.any()))
 
-    def _columns(self, rule: Rule, name: str) -> tuple[list[int], list[torch.Size]] | None:
+    def _columns(self, rule: str, name: str) -> _Columns | None:
         """Columns of each parameter, and the shape of their parts; None where there are none."""
+        if (rule, name) not in self._columns_of:
+            self._columns_of[rule, name] = self._found_columns(self._rules[rule], name)
+        return self._columns_of[rule, name]
+
+    def _found_columns(self, rule: Rule, name: str) -> _Columns | None:
         match rule.kept(name):
             case Kept.ALL:
                 return None
@@ -101,17 +108,15 @@ class StateLayout:
         """A state for each parameter."""
         own: list[State] = [{} for _ in self.shapes]
         for rule, name, tensor in tensors_of(states):
-            key, columns = _key(rule, name), self._columns(self._rules[rule], name)
+            key, columns = _key(rule, name), self._columns(rule, name)
             if columns is None:
                 own[0][key] = tensor
                 continue
-            counts, shapes = columns
-            parts = tuple(
-                part.reshape(tensor.shape[1], *shape)
-                for part, shape in zip(tensor.split(counts, dim=2), shapes, strict=True)
-            )
-            self._cuts[key] = _Cut(tensor, parts, [part.data_ptr() for part in parts])
-            for one, part in zip(own, parts, strict=True):
+            cut = self._cuts.get(key)
+            # What a step hands on as it was has been cut before.
+            if cut is None or cut.whole is not tensor:
+                cut = self._cuts[key] = _cut(tensor, *columns)
+            for one, part in zip(own, cut.parts, strict=True):
                 one[key] = part
         return own
 
@@ -154,7 +159,7 @@ class StateLayout:
             if place is None or place[0] not in rules:
                 continue
             rule, name = place
-            columns = self._columns(self._rules[rule], name)
+            columns = self._columns(rule, name)
             if columns is None:
                 states[rule][name] = own[0][key]
             else:
@@ -176,7 +181,7 @@ class StateLayout:
             return new
         states: States = {rule: {} for rule in new}
         for rule, name, tensor in tensors_of(new):
-            columns = self._columns(self._rules[rule], name)
+            columns = self._columns(rule, name)
             if columns is not None:
                 # Cut and joined: flags would have to be copied to the device, and waited for.
                 both = zip(
@@ -190,6 +195,18 @@ class StateLayout:
         return states
 
 
+def _cut(tensor: Tensor, counts: Sequence[int], shapes: Sequence[torch.Size]) -> _Cut:
+    """The parts of a tensor [1, any, columns], one for each parameter."""
+    if all(count == 1 for count in counts):
+        parts = tensor[0].unbind(1)
+        if any(shapes):
+            parts = tuple(part.view(-1, *s) for part, s in zip(parts, shapes, strict=True))
+    else:
+        each = zip(tensor.split_with_sizes([*counts], dim=2), shapes, strict=True)
+        parts = tuple(part.reshape(tensor.shape[1], *shape) for part, shape in each)
+    return _Cut(tensor, parts, [part.data_ptr() for part in parts])
+
+
 def _key(rule: str, name: str) -> str:
     """The key of a rule's tensor in the state of a parameter."""
     return f"{rule}.{name}"
@@ -197,4 +214,4 @@ def _key(rule: str, name: str) -> str:
 
 def as_matrix(parameter: Tensor) -> Tensor:
     """[out, ..] -> [1, out, rest]: what rules see of a parameter of any shape."""
-    return as_matrices(parameter[None])
+    return parameter.reshape(1, len(parameter) if parameter.dim() else 1, -1)

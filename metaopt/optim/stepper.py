@@ -268,7 +268,8 @@ class Stepper:
             pairs=self.pairs,
             left=left,
         )
-        if not differentiate_features:
+        # Without a graph there is none to leave out.
+        if not differentiate_features and torch.is_grad_enabled():
             observation = observation.detach()
         if not self._keep_graph:
             self._told.check(self.optimizer.rules.values(), observation, [r.lr for r in rates])

@@ -162,13 +162,14 @@ class Affine:
     ) -> None:
         self.sums = Sums(precision, memory)
         self._by = precision
+        plain: Sequence[Tensor] = parameters
         if torch.is_grad_enabled():
             parameters = _Entry.apply(self.sums, *parameters)
+            plain = [parameter.detach() for parameter in parameters]
         self.parameters = parameters
         self._memory = memory
-        self._weights = [precision.operand(W.detach()) for W in parameters[:-1]]
-        self._transposed = [W.mT for W in self._weights]
-        self._column = parameters[-1].detach()[:, None]
+        self._weights = [precision.operand(W) for W in plain[:-1]]
+        self._column = plain[-1][:, None]
         self._out = self._column.shape[0]
 
     def in_passing(self, *inputs: Tensor) -> Tensor:
@@ -186,7 +187,7 @@ class Affine:
 
     def pull_back(self, k: int, dz: Tensor, out: Tensor) -> Tensor:
         """W_k^T dz, [.., in_k, r]."""
-        return self._by.times(_for_each_block(self._transposed[k], dz), dz, out)
+        return self._by.times(_for_each_block(self._weights[k].mT, dz), dz, out)
 
 
 def _for_each_block(W: Tensor, x: Tensor) -> Tensor:

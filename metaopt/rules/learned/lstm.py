@@ -51,8 +51,10 @@ def _groups(h: Tensor, *tensors: Tensor | None) -> Iterator[tuple[Any, ...]]:
 def _slices(h: Tensor, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """A group, one block of which may be large, with so many rows at a time as fit."""
     rows = h.shape[-1]
-    is_small = h.dim() == 2 or h.device.type != "cpu" or 4 * h.numel() <= GROUP_ELEMENTS
-    size = rows if is_small else max(1, rows * GROUP_ELEMENTS // (4 * h.numel()))
+    if h.dim() == 2 or h.device.type != "cpu" or 4 * h.numel() <= GROUP_ELEMENTS:
+        yield (h, *tensors)
+        return
+    size = max(1, rows * GROUP_ELEMENTS // (4 * h.numel()))
     for first in range(0, rows, size):
         rows_here = slice(first, first + size)
         yield tuple(t[..., rows_here] for t in (h, *tensors))

@@ -38,19 +38,20 @@ def polar(rows: Tensor, iterations: int = 7) -> Tensor:
     Reference: Jordan et al., Muon (2024), for the coefficients.
     """
     k = rows.shape[-1]
-    eye = torch.eye(k, dtype=rows.dtype, device=rows.device)
-    trace = rows.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
-    size = trace.clamp(min=torch.finfo(rows.dtype).tiny ** 0.5)
+    size = rows.diagonal(dim1=-2, dim2=-1).sum(-1, keepdim=True)[..., None]
+    size = size.clamp(min=torch.finfo(rows.dtype).tiny ** 0.5)
     # One batch axis: products of more take several operations each.
-    Y, Z = (rows / size).reshape(-1, k, k), None
+    Y = (rows / size).flatten(0, -3)
+    Z = torch.eye(k, dtype=rows.dtype, device=rows.device)
     for i in range(iterations):
         a, b, c = BLOWING if i < BLOWN else CONVERGING
-        step = torch.baddbmm(Y, Y, Y, beta=b, alpha=c).add(eye, alpha=a)
-        Z = step if Z is None else torch.bmm(step, Z)
+        # Without a I, which products are given as what they are added to.
+        step = torch.baddbmm(Y, Y, Y, beta=b, alpha=c)
+        Z = torch.add(step, Z, alpha=a) if i == 0 else torch.baddbmm(Z, step, Z, beta=a)
         if i + 1 < iterations:
-            Y = torch.bmm(torch.bmm(step, Y), step)
-    assert Z is not None
-    return Z.reshape(rows.shape) * size.rsqrt()
+            half = torch.baddbmm(Y, step, Y, beta=a)
+            Y = torch.baddbmm(half, half, step, beta=a)
+    return Z.view(rows.shape) * size.rsqrt()
 
 
 BLOWN = 5
