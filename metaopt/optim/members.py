@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -36,8 +35,7 @@ def trainable(model: nn.Module | Parameters, params: Parameters | None) -> Param
     return model
 
 
-@dataclass(frozen=True)
-class Member:
+class Member(NamedTuple):
     """A parameter as it stands in its group.
 
     Attributes:

@@ -156,13 +156,14 @@ class EigenUpdateLSTM(Rule):
         sizes = [w[0].numel() for w in W]
         count = state["count"] + 1
         seen = look(grads, state, count, self.decays, self.largest)
-        base, vector = _of_shapes(W)
+        base, vector, entries = _of_shapes(W)
         loss_features, heard = hear(observation.loss, state)
-        gram = grams(seen.means.adam, sizes)
-        spread = mean_squares(state[AHEAD].split(sizes, dim=2))
+        gram = grams(seen.means.adam, sizes, entries)
+        squares = mean_squares(W, entries)
+        spread = mean_squares(state[AHEAD].split(sizes, dim=2), entries)
         own_features = torch.cat(
             [
-                statistics(gram, W, seen.gain, base),
+                statistics(gram, squares, seen.gain, base),
                 vector.expand_as(count),
                 ((spread + TINY).sqrt() / base).log1p(),
                 clock_features(count),
@@ -186,7 +187,9 @@ class EigenUpdateLSTM(Rule):
         shrunk = []
         for i, (w, g, by) in enumerate(zip(W, grads, decay.split(1, dim=2), strict=True)):
             if w.shape[2] > 1:
-                shrunk.append(by * torch.where(g == 0, 0.0, w))
+                # Into numbers: tensors of truth values are several times as slow.
+                moves_here = torch.ne(g.detach(), 0, out=torch.empty_like(g))
+                shrunk.append(moves_here.mul_(w).mul_(by))
                 moved[i] = moved[i] + shrunk[i]
             else:
                 shrunk.append(torch.zeros_like(w))
@@ -223,12 +226,12 @@ class EigenUpdateLSTM(Rule):
         return [eigen_frames.out_of(frame, step) for frame, step in each]
 
 
-def _of_shapes(W: Weights) -> tuple[Tensor, Tensor]:
-    """b, and 1 for parameters of one column, both [1, 1, L]."""
+def _of_shapes(W: Weights) -> tuple[Tensor, ...]:
+    """b, 1 for parameters of one column, and the numbers of entries, each [1, 1, L]."""
     share = max(1, sum(min(w.shape[1:]) > 1 for w in W)) ** -0.5
     sizes = [share * (max(w.shape[1:]) ** -0.5 if min(w.shape[1:]) > 1 else VECTOR_SIZE) for w in W]
-    both = W[0].new_tensor([sizes, [float(w.shape[2] == 1) for w in W]])[None]
-    return both[:, :1], both[:, 1:]
+    columns = [float(w.shape[2] == 1) for w in W]
+    return W[0].new_tensor([sizes, columns, [w[0].numel() for w in W]])[None].split(1, dim=1)
 
 
 def _shares(directions: Sequence[Direction], means: int) -> list[float]:

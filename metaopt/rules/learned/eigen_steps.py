@@ -133,7 +133,9 @@ class OrthogonalStep(Direction):
         # Of a single row or column the polar factor is its direction.
         vectors = [i for i, shape in enumerate(means.shapes) if min(shape) == 1]
         if vectors:
-            sizes_of = (mean_squares([flat[i] for i in vectors]) + TINY).rsqrt().split(1, dim=2)
+            entries = means.g.new_tensor([sizes[i] for i in vectors])
+            squares = mean_squares([flat[i] for i in vectors], entries)
+            sizes_of = (squares + TINY).rsqrt().view(-1, 1, len(vectors)).split(1, dim=2)
             for i, size in zip(vectors, sizes_of, strict=True):
                 x = flat[i].view_as(found[i])
                 found[i] = torch.addcmul(found[i], x, shares[i] * size)
@@ -162,6 +164,9 @@ def _zeros(means: Means) -> list[Tensor]:
 def _blocks(x: Tensor) -> Iterator[tuple[tuple[int, int, int], Tensor]]:
     """Along its shorter side, in the fewest equal parts of at most ``BLOCK``: where, and what."""
     dim = 1 if x.shape[1] <= x.shape[2] else 2
+    if x.shape[dim] <= BLOCK:
+        yield (dim, 0, x.shape[dim]), x
+        return
     first = 0
     for part in x.tensor_split(-(-x.shape[dim] // BLOCK), dim=dim):
         yield (dim, first, part.shape[dim]), part

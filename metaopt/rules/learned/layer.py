@@ -135,9 +135,10 @@ class LayerUpdateLSTM(LayerWise):
 
         base = torch.cat([w.new_full((1, 1, 1), 1 / (FAN_OFFSET + w.shape[2])) for w in W], dim=2)
         loss_features, heard = hear(observation.loss, state)
+        count_of = entries(W)
         own = torch.cat(
             [
-                statistics(grams(steps, sizes), W, gain, base),
+                statistics(grams(steps, sizes, count_of), mean_squares(W, count_of), gain, base),
                 is_vector(W).expand_as(count),
                 clock_features(count),
                 loss_features,
@@ -172,8 +173,8 @@ def mean_over(values: Tensor, moves: Tensor, total: Tensor) -> Tensor:
 def _mean_square(v: Tensor, moves: Tensor, sizes: Sequence[int]) -> Tensor:
     """The mean of v over all entries of the parameters that move: [B, 1, P] -> [B, 1, 1]."""
     sums = torch.cat([part.sum(2, keepdim=True) for part in v.split([*sizes], dim=2)], dim=2)
-    entries = torch.cat([v.new_full((1, 1, 1), float(size)) for size in sizes], dim=2)
-    return mean_over(sums, moves, torch.where(moves, entries, 0.0).sum(2, keepdim=True))
+    count_of = torch.cat([v.new_full((1, 1, 1), float(size)) for size in sizes], dim=2)
+    return mean_over(sums, moves, torch.where(moves, count_of, 0.0).sum(2, keepdim=True))
 
 
 def is_vector(weights: Weights) -> Tensor:
@@ -182,14 +183,24 @@ def is_vector(weights: Weights) -> Tensor:
     return torch.cat(flags, dim=2)
 
 
-def grams(steps: Tensor, sizes: Sequence[int]) -> Tensor:
-    """The mean products of the rows of each parameter: [B, 4, P] -> [B, 4, 4, L]."""
+def entries(weights: Weights) -> Tensor:
+    """How many each of them has, [1, 1, L]; made without waiting for the device."""
+    return torch.cat([w.new_full((1, 1, 1), float(w[0].numel())) for w in weights], dim=2)
+
+
+def grams(steps: Tensor, sizes: Sequence[int], entries: Tensor) -> Tensor:
+    """The mean products of the rows of each parameter: [B, 4, P] -> [B, 4, 4, L].
+
+    Args:
+        steps: all rows.
+        sizes: entries of each parameter.
+        entries: they again, [1, 1, L].
+    """
     parts = steps.split([*sizes], dim=2)
-    products = [torch.bmm(part, part.mT) for part in parts]
-    return torch.stack(torch._foreach_div(products, [float(size) for size in sizes]), dim=3)
+    return torch.stack([torch.bmm(part, part.mT) for part in parts], dim=3) / entries
 
 
-def statistics(gram: Tensor, W: Weights, gain: Tensor, base: Tensor) -> Tensor:
+def statistics(gram: Tensor, square: Tensor, gain: Tensor, base: Tensor) -> Tensor:
     """Of each parameter, on logarithmic scales where they are sizes, [B, 4 + 3 + 2, L].
 
     The root mean squares of the running means and of the gradient, over ``root``; the cosine of
@@ -197,26 +208,29 @@ def statistics(gram: Tensor, W: Weights, gain: Tensor, base: Tensor) -> Tensor:
 
     Args:
         gram: of means and gradient over ``root``, but for their start: [B, 4, 4, L].
-        W: the weights.
+        square: the mean squares of the weights, [B, 1, L].
         gain: what makes their start good, [B, 4, L].
         base: 1 / (FAN_OFFSET + rest), [1, 1, L].
     """
     squares = gram.diagonal(dim1=1, dim2=2).mT
-    weight = (mean_squares(W) + SMALL_SQUARE).sqrt() + SMALL_WEIGHT
+    weight = (square + SMALL_SQUARE).sqrt() + SMALL_WEIGHT
     rms = (squares + SMALL_SQUARE).sqrt()
     cosines = gram[:, :-1, -1] / (rms[:, :-1] * rms[:, -1:])
     logs = ((gain * rms).log().clamp(min=SMALLEST_LOG), cosines)
     return torch.cat([*logs, (base / weight).log(), weight.log()], dim=1)
 
 
-def mean_squares(tensors: Sequence[Tensor]) -> Tensor:
-    """Those over all entries of each of L tensors [B, any, any] -> [B, 1, L]."""
+def mean_squares(tensors: Sequence[Tensor], entries: Tensor) -> Tensor:
+    """Those over all entries of each of L tensors [B, any, any] -> [B, 1, L].
+
+    Args:
+        tensors: they.
+        entries: of each, [1, 1, L].
+    """
     if tensors[0].shape[0] > 1:
-        return torch.stack([x.square().mean(dim=(1, 2)) for x in tensors], dim=1)[:, None]
+        return torch.stack([x.square().sum(dim=(1, 2)) for x in tensors], dim=1)[:, None] / entries
     # In one call, for the sake of networks of few weights.
-    norms = torch._foreach_norm(tensors)
-    rms = torch._foreach_div(norms, [x.numel() ** 0.5 for x in tensors])
-    return torch.stack(rms).square().view(1, 1, -1)
+    return torch.stack(torch._foreach_norm(tensors)).square() / entries
 
 
 def hear(loss: Tensor | None, state: State) -> tuple[Tensor, State]:

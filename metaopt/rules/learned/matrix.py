@@ -52,10 +52,12 @@ from metaopt.rules.learned.layer import (
     SMALLEST_LOG,
     SQUARES_DECAY,
     LayerWise,
+    entries,
     grams,
     hear,
     is_vector,
     mean_over,
+    mean_squares,
     statistics,
 )
 from metaopt.rules.learned.lstm import LSTM, Head
@@ -149,6 +151,7 @@ class MatrixUpdateLSTM(LayerWise):
         calm = mean_over(small, moves & matrices, (moves & matrices).sum(2, keepdim=True))
         base, rate = _untrained(W, by_entry, self.weight_decay)
         loss_features, heard = hear(observation.loss, state)
+        count_of = entries(W)
         side = torch.zeros_like(means.count)
         if observation.pairs is not None:
             side = side + observation.pairs.sides.to(side)
@@ -156,7 +159,12 @@ class MatrixUpdateLSTM(LayerWise):
         own_features = torch.cat(
             [
                 small * RATIO,
-                statistics(grams(torch.cat(shown, dim=2), sizes), W, ones, base),
+                statistics(
+                    grams(torch.cat(shown, dim=2), sizes, count_of),
+                    mean_squares(W, count_of),
+                    ones,
+                    base,
+                ),
                 is_vector(W).expand_as(side),
                 side,
                 clock_features(means.count),
