@@ -180,8 +180,8 @@ def to_host(flags: Tensor) -> tuple[Tensor, Callable[[], bool]]:
 
 
 def _are_finite(tensors: Sequence[Tensor]) -> bool:
-    """Whether all entries of all tensors are finite; False may also mean that a sum overflowed."""
-    return math.isfinite(torch.stack(torch._foreach_norm(tensors)).sum().item())
+    """Whether all entries of all tensors are finite; False also where a square overflowed."""
+    return math.isfinite(torch.stack(torch._foreach_norm([*tensors])).sum().item())
 
 
 def _is_finite(tensor: Tensor) -> bool:

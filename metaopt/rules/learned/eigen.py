@@ -212,9 +212,7 @@ class EigenUpdateLSTM(Rule):
             logs: the logarithms of the sizes of the rows of Adam, [B, n + 1, L].
         """
         means = len(self.decays)
-        parts = z.split([1] * len(self.untrained), dim=1)
-        both = zip(parts, self.untrained, strict=True)
-        shares = length * torch.cat([part + untrained for part, untrained in both], dim=1)
+        shares = length * (z + z.new_tensor(self.untrained)[:, None])
         rows = [len(direction.untrained(means)) for direction in self.directions]
         sums = None
         for direction, share in zip(self.directions, shares.split(rows, dim=1), strict=True):

@@ -150,7 +150,10 @@ def after(
     frames = frames.clone()
     new, kept = pairs(frames, shapes, largest), packed(products, shapes, largest)
     pieces = zip(kept, new, counts, due, strict=True)
-    turns = [_refreshed(*pair, count == 1) if is_due else None for *pair, count, is_due in pieces]
+    turns = [
+        _refreshed(old, frame, count == 1) if is_due else None
+        for old, frame, count, is_due in pieces
+    ]
     return Frames(products, frames, new, turns)
 
 

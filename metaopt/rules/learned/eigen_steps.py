@@ -103,7 +103,9 @@ class Adam(Direction):
         rows = means.adam.split([out * rest for out, rest in means.shapes], dim=2)
         each = zip(shares, rows, means.shapes, strict=True)
         steps = [torch.bmm(a, row).view(-1, *shape) for a, row, shape in each]
-        return steps if sums is None else torch._foreach_add(steps, sums)
+        if sums is None:
+            return steps
+        return [step + x for step, x in zip(steps, sums, strict=True)]
 
 
 class OrthogonalStep(Direction):

@@ -230,7 +230,7 @@ def mean_squares(tensors: Sequence[Tensor], entries: Tensor) -> Tensor:
     if tensors[0].shape[0] > 1:
         return torch.stack([x.square().sum(dim=(1, 2)) for x in tensors], dim=1)[:, None] / entries
     # In one call, for the sake of networks of few weights.
-    return torch.stack(torch._foreach_norm(tensors)).square() / entries
+    return torch.stack(torch._foreach_norm([*tensors])).square() / entries
 
 
 def hear(loss: Tensor | None, state: State) -> tuple[Tensor, State]:
