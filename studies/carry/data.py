@@ -105,6 +105,7 @@ def other_images(name: str, fashion: Path, judged: int) -> Parts:
     return _parts(found.train, found.test, judged)
 
 
+@cache
 def resized(images: Callable[[], Parts]) -> Parts:
     """Of 16 by 16 pixels, [N, 1, 16, 16]."""
     parts = images()

@@ -8,21 +8,17 @@ import re
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
-from functools import cache
-from multiprocessing import get_context
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
-
-import torch
-from tqdm import tqdm
 
 from metaopt.base.files import make_folder
 from metaopt.base.streams import Stream
 from metaopt.optim.reach import PastHorizonWarning
 from studies.carry.settings import Setting, Size, settings
 from studies.noether.folder import Folder
+from studies.pieces import side_by_side
 from studies.rivals import plan
 from studies.rivals.contenders import Contender, everyone
 from studies.rivals.training import alone
@@ -90,7 +86,6 @@ def pieces(setting: Setting, contenders: Sequence[Contender]) -> Iterator[Piece]
 
 def run(piece: Piece, where: Where) -> dict[str, Any]:
     """Losses at the marks, and the seconds of the processor that the whole run took."""
-    torch.set_num_threads(1)
     of, contenders = everything(where)
     setting, folder = of[piece.setting]
     # The page says how far it goes.
@@ -116,6 +111,4 @@ def all_of(chosen: Sequence[Piece], where: Where, jobs: int) -> dict[Piece, dict
     """
     for _, folder in everything(where)[0].values():
         make_folder(folder.path)
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        each = pool.map(run, chosen, [where] * len(chosen))
-        return dict(zip(chosen, tqdm(each, total=len(chosen), desc="runs"), strict=True))
+    return side_by_side(partial(run, where=where), chosen, jobs, "runs")
