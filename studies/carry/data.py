@@ -67,7 +67,6 @@ MODULES = (
     "ssl",
     "tarfile",
     "time",
-    "typing",
     "urllib.request",
     "wsgiref.handlers",
     "wsgiref.simple_server",
