@@ -107,7 +107,7 @@ def documentation(modules: Sequence[str]) -> str:
         UserError: under ``python -OO``, which drops most of them.
     """
     if sys.flags.optimize > 1:
-        raise UserError("documentation strings: found Python with -OO, which drops them: leave it out")
+        raise UserError("documentation strings: found python -OO, expected Python without it")
     found = " ".join(text for name in modules for text in _texts(name))
     return " ".join(found.lower().split())
 

@@ -121,7 +121,7 @@ def test_losses_are_infinite_from_where_an_optimizer_breaks() -> None:
     x = torch.ones(4, 2)
     rows = Rows(x, x.sum(1, keepdim=True))
     begun = Start(nn.Linear(2, 1), torch.zeros(5, 3, dtype=torch.long))
-    first = float(functional.mse_loss(begun.model(x), rows.y))
+    first = functional.mse_loss(begun.model(x), rows.y).item()
     trainer = Plain([Breaking()])  # type: ignore[list-item]
     found = follow(begun, trainer, functional.mse_loss, rows, rows, (0, 2, 4, 5))
     assert found == [pytest.approx(first), pytest.approx(first), math.inf, math.inf]
