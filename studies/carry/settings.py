@@ -92,7 +92,7 @@ WIDE: Rates = {COSINE: (3e-3, 1e-3, 1e-2, 3e-2), FREE: (1e-2, 3e-3, 3e-2)}
 WIDE_AND_CHEAP: Rates = {**WIDE, SOAP: (3e-3, 1e-3, 1e-2)}
 FAR: Rates = {COSINE: (3e-3, 1e-3, 1e-2)}
 CNN: Rates = {COSINE: (1e-3, 3e-3, 3e-4), FREE: (3e-3,)}
-TEXT: Rates = {COSINE: (1e-3, 3e-3)}
+TEXT: Rates = {COSINE: (1e-3, 3e-3, 3e-4)}
 
 
 def convolutional(channels: int, hidden: int) -> nn.Module:
