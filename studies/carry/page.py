@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from metaopt.base.loss_statistics import geomean
@@ -89,15 +91,23 @@ def figure(found: Found) -> bytes:
 
     columns = min(4, len(found["settings"]))
     rows = -(-len(found["settings"]) // columns)
-    drawn, axes = pyplot.subplots(rows, columns, figsize=(3.4 * columns, 3 * rows), squeeze=False)
+    drawn, axes = pyplot.subplots(
+        rows, columns, figsize=(3.4 * columns, 2.9 * rows + 0.4), squeeze=False
+    )
+    lines: dict[str, Any] = {}
     for axis in axes.flat[len(found["settings"]) :]:
         axis.axis("off")
     for axis, (setting, of) in zip(axes.flat, found["settings"].items(), strict=False):
         for name, one in of["contenders"].items():
             style = {"linewidth": 2.5} if one["learned"] else {"linestyle": "--", "linewidth": 1}
             means = [geomean(np.array(cell["losses"])) for cell in one["cells"].values()]
-            axis.plot(of["marks"], means, marker="o", markersize=3, label=name, **style)
+            # The same colour in all panels.
+            style["color"] = lines[name].get_color() if name in lines else f"C{len(lines)}"
+            (line,) = axis.plot(of["marks"], means, marker="o", markersize=3, **style)
+            lines.setdefault(name, line)
         axis.set(xscale="log", yscale="log", xlabel="step", ylabel="loss")
         axis.set_title(setting, fontsize=9)
-    axes.flat[0].legend(frameon=False, fontsize=6)
-    return png(drawn, 110)
+    drawn.legend(lines.values(), lines.keys(), loc="upper center", ncols=4, frameon=False)
+    # What the legend takes.
+    top = 1 - 0.4 / drawn.get_figheight()
+    return png(drawn, 110, top)
