@@ -99,7 +99,9 @@ def figure(found: Found) -> bytes:
         axis.axis("off")
     for axis, (setting, of) in zip(axes.flat, found["settings"].items(), strict=False):
         for name, one in of["contenders"].items():
-            style = {"linewidth": 2.5} if one["learned"] else {"linestyle": "--", "linewidth": 1}
+            style: dict[str, Any] = (
+                {"linewidth": 2.5} if one["learned"] else {"linestyle": "--", "linewidth": 1}
+            )
             means = [geomean(np.array(cell["losses"])) for cell in one["cells"].values()]
             # The same colour in all panels.
             style["color"] = lines[name].get_color() if name in lines else f"C{len(lines)}"
