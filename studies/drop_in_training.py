@@ -45,6 +45,8 @@ from studies.rivals.contenders import (
     Contender,
     everyone,
 )
+from studies.rivals.data import Rows
+from studies.rivals.training import Start, follow
 
 PAGE = Page(DOCS / "general.md", "drop-in training table", "drop_in_training")
 RULES = (DEFAULT, "digits_update_tele")
@@ -144,23 +146,12 @@ def train(
     """
     (X, y), seen = data.shared, data.seen
     draws = item_generator(Stream.TEST, seed, 0)
+    batches = np.stack([draws.integers(seen, size=BATCH) for _ in range(marks[-1])])
     torch.manual_seed(seed)
-    model = make()
-    trainer = contender.trainer(model, rate, marks[-1])
-    losses = []
-    for step in range(1, marks[-1] + 1):
-        rows = torch.from_numpy(draws.integers(seen, size=BATCH))
-        trainer.zero_grad()
-        functional.cross_entropy(model(X[rows]), y[rows]).backward()
-        trainer.step()
-        if step in marks:
-            model.eval()
-            trainer.judged(True)
-            with torch.no_grad():
-                losses.append(float(functional.cross_entropy(model(X[seen:]), y[seen:])))
-            trainer.judged(False)
-            model.train()
-    return losses
+    begun = Start(make(), torch.from_numpy(batches))
+    trainer = contender.trainer(begun.model, rate, marks[-1])
+    train, apart = Rows(X[:seen], y[:seen]), Rows(X[seen:], y[seen:])
+    return follow(begun, trainer, functional.cross_entropy, train, apart, marks)
 
 
 def rows(size: Size, contenders: Sequence[Contender]) -> list[Row]:

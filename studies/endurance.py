@@ -24,16 +24,13 @@ import argparse
 import hashlib
 import json
 import math
-import os
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 import metaopt
 from metaopt.base import cli
@@ -52,6 +49,7 @@ from metaopt.tasks.own_batch import LossFamily
 from studies.drop_in_training import MODELS
 from studies.endurance_seeds import Found, OfDropIn, run
 from studies.output import DOCS, ROOT, Page
+from studies.pieces import side_by_side
 
 PAGE = Page(DOCS / "general.md", "endurance table", "endurance")
 ADAMW = {f"AdamW, {rate:g}": rate for rate in (1e-3, 3e-3)}
@@ -124,7 +122,6 @@ def of_job(job: Job, folder: Path) -> Found:
     path = folder / job.file
     if path.exists():
         return Found(**json.loads(path.read_text(encoding="utf-8")))
-    torch.set_num_threads(1)
     dtype = torch.float32
     if job.optimizer in ADAMW:
         # A cosine that never ends is a constant rate.
@@ -169,9 +166,7 @@ def rows(size: Size, rule: str, folder: Path) -> list[Row]:
     of_rows = jobs_of(size, rule, identity(loaded, loaded.optimizer))
     # Long ones first, so that no core waits at the end.
     jobs = sorted((job for own in of_rows.values() for job in own), key=lambda job: -job.marks[-1])
-    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
-        each = pool.map(of_job, jobs, [folder] * len(jobs))
-        found = dict(zip(jobs, tqdm(each, total=len(jobs), desc="seeds"), strict=True))
+    found = side_by_side(partial(of_job, folder=folder), jobs, None, "seeds")
     return [_row(own, [found[job] for job in own]) for own in of_rows.values()]
 
 

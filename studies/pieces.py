@@ -1,16 +1,24 @@
-"""Studies of pieces: kept in a folder by all that they depend on, told where they were stopped."""
+"""Studies of pieces: run side by side, kept by all that they depend on, told where they stopped."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sized
+from collections.abc import Callable, Hashable, Iterator, Sequence, Sized
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import torch
+from tqdm import tqdm
 
 from studies.noether.folder import Folder
+
+P = TypeVar("P", bound=Hashable)
+R = TypeVar("R")
 
 
 def folder(out: Path, name: str, what: Any) -> Folder:
@@ -40,3 +48,22 @@ def until_stopped(done: Sized, missing: list[str], left: list[str]) -> Iterator[
         if not done:
             raise
         missing.append(f"Stopped before its end; not run: {'; '.join(left)}.")
+
+
+def side_by_side(
+    run: Callable[[P], R], pieces: Sequence[P], jobs: int | None, what: str
+) -> dict[P, R]:
+    """What each piece gives, with a bar; they run in processes of one thread.
+
+    Args:
+        run: what is asked of a piece; like these, it can be pickled.
+        pieces: those that take longest first, so that no core waits at the end.
+        jobs: processes at a time; None: one for each core; with 1 there is no other than this one.
+        what: they are, for the bar.
+    """
+    if jobs == 1:
+        return {piece: run(piece) for piece in tqdm(pieces, desc=what)}
+    context = get_context("spawn")
+    with ProcessPoolExecutor(jobs, context, torch.set_num_threads, (1,)) as pool:
+        each = pool.map(run, pieces)
+        return dict(zip(pieces, tqdm(each, total=len(pieces), desc=what), strict=True))

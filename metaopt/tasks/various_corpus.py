@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import inspect
 import re
+import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from importlib import import_module
 
@@ -82,8 +83,6 @@ MODULES = (
 )
 UNKNOWN, MASK = 0, 1
 """The tokens of what is not in the vocabulary, and of what is hidden."""
-_LEAST = 100_000
-"""Characters: fewer mean that the interpreter dropped its documentation strings."""
 
 
 @cache
@@ -93,14 +92,23 @@ def corpus() -> str:
     They come in the order of their names, in lower case, with single spaces between words.
 
     Raises:
-        UserError: if there are none, as under ``python -OO``.
+        UserError: under ``python -OO``, which drops most of them.
     """
-    found = " ".join(text for name in MODULES for text in _texts(name))
-    if len(found) < _LEAST:
-        raise UserError(
-            f"documentation strings: found {len(found)} characters, expected at least {_LEAST}: "
-            f"run Python without -OO"
-        )
+    return documentation(MODULES)
+
+
+def documentation(modules: Sequence[str]) -> str:
+    """The documentation strings of modules, as those of ``corpus``.
+
+    Args:
+        modules: their names.
+
+    Raises:
+        UserError: under ``python -OO``, which drops most of them.
+    """
+    if sys.flags.optimize > 1:
+        raise UserError("documentation strings: found python -OO, expected Python without it")
+    found = " ".join(text for name in modules for text in _texts(name))
     return " ".join(found.lower().split())
 
 

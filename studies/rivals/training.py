@@ -16,9 +16,10 @@ from torch.func import functional_call, vmap
 
 from metaopt.base.streams import Stream, item_generator
 from metaopt.optim.finite import NonFiniteError
+from studies.minilm.contenders import Plain
 from studies.rivals.contenders import Contender
 from studies.rivals.data import Parts, Rows
-from studies.rivals.tasks import Task
+from studies.rivals.tasks import Loss, Task
 
 Array = NDArray[np.float64]
 
@@ -71,32 +72,51 @@ def alone(
     """The loss on rows apart after each of the steps ``marks``, of which 0 is before the first.
 
     Returns:
-        A loss for each mark; infinite from where an optimizer has raised an error about numbers.
+        A loss for each mark, as of ``follow``.
     """
     parts = task.parts()
     begun = start(task, len(parts.train.x), stream, seed, horizon)
-    model, apart = begun.model, judged_part(parts, stream)
-    trainer = contender.trainer(model, rate, horizon)
+    trainer = contender.trainer(begun.model, rate, horizon)
+    return follow(begun, trainer, task.loss, parts.train, judged_part(parts, stream), marks)
+
+
+def follow(
+    begun: Start, trainer: Plain, loss: Loss, train: Rows, apart: Rows, marks: Sequence[int]
+) -> list[float]:
+    """A user's loop: train, and judge at the marks.
+
+    Args:
+        begun: the network, which is trained, and its mini-batches, of which a run takes all.
+        trainer: of the network.
+        loss: a scalar of outputs and of what they should be.
+        train: the rows that are trained on.
+        apart: those that judge.
+        marks: steps, of which 0 is before the first.
+
+    Returns:
+        A loss for each mark; infinite from where an optimizer has raised an error about numbers.
+    """
+    model = begun.model
 
     def judged() -> float:
         trainer.judged(True)
         model.eval()
         with torch.no_grad():
-            found = float(task.loss(model(apart.x), apart.y))
+            found = float(loss(model(apart.x), apart.y))
         model.train()
         trainer.judged(False)
         return found
 
     found = dict.fromkeys(marks, math.inf)
     model.train()
-    for step in range(horizon + 1):
+    for step in range(len(begun.rows) + 1):
         if step in found:
             found[step] = judged()
-        if step == horizon or not math.isfinite(found.get(step, 0.0)):
+        if step == len(begun.rows) or not math.isfinite(found.get(step, 0.0)):
             break
         rows = begun.rows[step]
         trainer.zero_grad()
-        task.loss(model(parts.train.x[rows]), parts.train.y[rows]).backward()
+        loss(model(train.x[rows]), train.y[rows]).backward()
         try:
             trainer.step()
         except (NonFiniteError, torch.linalg.LinAlgError):  # type: ignore[attr-defined]

@@ -1,0 +1,1 @@
+"""How far the default rule carries: wider, longer, other data, millions of parameters."""
