@@ -61,6 +61,8 @@ from studies.rivals.training import alone
 PAGE = Page(DOCS / "general.md", "directions table", "directions")
 SILENT = "rules.update.scale=1e-6"
 """Nothing of what the network says counts."""
+MEANS = "rules.update.mean_decays=[0.5, 0.9]"
+"""The sign is that of the slowest mean; the others take the fastest, as in the rule that ships."""
 TRAINED = 900
 """Images that are trained on; the others of the two thirds judge."""
 
@@ -85,9 +87,9 @@ class Unaveraged(Rule):
         """As the rule."""
         return self.rule.kept(name)
 
-    def sides(self, shape: Any) -> int:
+    def sides(self, name: str, shape: Any) -> int:
         """As the rule."""
-        return self.rule.sides(shape)
+        return self.rule.sides(name, shape)
 
     def initial_state(self, observation: Observation) -> State:
         """As the rule's."""
@@ -116,13 +118,15 @@ class Variant:
     def rule(self) -> LearnedRule:
         """The rule, with nothing learned."""
         names = ", ".join(self.directions)
-        overrides = [SILENT, f"rules.update.directions=[{names}]"]
+        overrides = [SILENT, MEANS, f"rules.update.directions=[{names}]"]
         config = load(TrainConfig, f"{DEFAULT}.yaml", overrides)
         optimizer = meta_optimizer(config)
         update = optimizer.rules["update"]
         assert isinstance(update, EigenUpdateLSTM)
         if self.equal:
-            first = [share for one in update.directions for share in _first(one.untrained)]
+            means = len(update.decays)
+            rows = [one.untrained(means) for one in update.directions]
+            first = [share for own in rows for share in _first(own)]
             update.untrained = [share / len(update.directions) for share in first]
         if not self.averages:
             optimizer = MetaOptimizer({"update": Unaveraged(update)}, None)
