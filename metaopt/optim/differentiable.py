@@ -16,6 +16,7 @@ from metaopt.optim.modes import require_train_mode
 from metaopt.optim.optimizer import LearnedOptimizer
 from metaopt.optim.rates import Rates
 from metaopt.rules.composed import MetaOptimizer
+from metaopt.tasks.base import share_left
 
 
 class DifferentiableLearnedOptimizer(higher.optim.DifferentiableOptimizer):
@@ -30,7 +31,7 @@ class DifferentiableLearnedOptimizer(higher.optim.DifferentiableOptimizer):
     def __init__(self, other: LearnedOptimizer, *arguments: Any, **options: Any) -> None:
         require_train_mode(other.param_groups)
         super().__init__(other, *arguments, **options)
-        self._rule = other.rule
+        self._rule, self._horizon = other.rule, other.horizon
         self._places = other.places
         self._dtype = other.dtype
         self._loss: Tensor | None = None
@@ -60,18 +61,20 @@ class DifferentiableLearnedOptimizer(higher.optim.DifferentiableOptimizer):
     def _update(self, grouped_grads: Sequence[Sequence[Tensor | None]], **options: Any) -> None:
         groups = self.param_groups
         steps = remembered(groups)[STEPS] + 1
-        tell_horizon(self._rule, steps)
+        tell_horizon(self._rule, steps, self._horizon)
         for group in groups:
             group[STEPS] = steps
         grads = [grouped_grads[g][i] for g, i in self._places]
         with torch.set_grad_enabled(self._track_higher_grads and torch.is_grad_enabled()):
+            weights = [groups[g]["params"][i].to(self._dtype) for g, i in self._places]
             taken = self._stepper.advance(
-                [groups[g]["params"][i].to(self._dtype) for g, i in self._places],
+                weights,
                 [None if G is None else G.to(self._dtype) for G in grads],
                 None if self._loss is None else self._loss.to(self._dtype),
                 [Rates.of(groups[g]) for g, _ in self._places],
                 [self.state[g][i] for g, i in self._places],
                 differentiate_features=self._rule.config.meta.order == 2,
+                left=share_left(weights[0][None], steps - 1, self._horizon),
             )
             states = self._stepper.layout.apart(taken.after)
             for (g, i), W, state in zip(self._places, taken.weights, states, strict=True):

@@ -1,4 +1,4 @@
-"""How many steps there will be, and a warning past those that a rule was trained or tested for.
+"""How many steps there will be, and a warning past those that were told, trained or tested for.
 
 The number of steps is kept with the groups (``memory``), so the warning comes once in a training,
 resumed or not, from the first step past the horizon.
@@ -9,12 +9,27 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+from metaopt.base.shipped import DEFAULT
 from metaopt.optim.learned import LearnedRule
 from metaopt.optim.reach import PAGE, PastHorizonWarning
 
 
-def tell_horizon(rule: LearnedRule, step: int) -> None:
-    """Warn at the first step past the rule's reach; ``step`` counts from 1."""
+def tell_horizon(rule: LearnedRule, step: int, told: int | None) -> None:
+    """Warn at the first step past the rule's reach, and past what it was told.
+
+    Args:
+        rule: the rule.
+        step: the number of this step, from 1.
+        told: the steps that there were to be, or None.
+    """
+    if told is not None and step == told + 1 and hears(rule):
+        warnings.warn(
+            f"horizon: step {step:,} is past the {told:,} that {rule.name} was told: its steps end "
+            f"there, and from here on weights hardly move; set optimizer.horizon to what is true, "
+            f"or to None",
+            PastHorizonWarning,
+            stacklevel=5,
+        )
     if step == rule.reach.steps + 1:
         warnings.warn(
             f"{rule.name}: step {step:,} is past its horizon: it was {rule.reach}; what it does "
@@ -24,11 +39,26 @@ def tell_horizon(rule: LearnedRule, step: int) -> None:
         )
 
 
-def checked(horizon: Any) -> int | None:
-    """The steps that there will be, or None; raises ``ValueError`` for anything else."""
+def hears(rule: LearnedRule) -> bool:
+    """Whether a rule hears how many steps are left."""
+    return any("left" in one.reads for one in rule.optimizer.rules.values())
+
+
+def checked(horizon: Any, rule: LearnedRule) -> int | None:
+    """The steps that there will be, or None; warns if the rule does not hear of them.
+
+    Raises:
+        ValueError: for anything else.
+    """
     if horizon is not None and (type(horizon) is not int or horizon < 1):
         raise ValueError(
             f"horizon: found {horizon!r}, expected the whole number of steps that there will be, "
             f"or None where nobody knows"
+        )
+    if horizon is not None and not hears(rule):
+        warnings.warn(
+            f"horizon: {rule.name} does not hear how many steps there will be: leave it out, or "
+            f"take {DEFAULT}",
+            stacklevel=3,
         )
     return horizon

@@ -77,7 +77,7 @@ class LearnedOptimizer(TwoModes):
             none of its own: 1 for the decay that was meta-trained, 0 for none.
         full_batch: say True if each gradient is that of all the data. Teleports through the data
             require it, since they change what the model computes on any other data.
-        horizon: the steps that there will be, if known, for rules that were meta-trained with it.
+        horizon: the steps that there will be, if known: rules that hear it end their steps there.
 
     Attributes:
         meta_optimizer: the rule's meta-optimizer, or a copy on the parameters' device in ``dtype``.
@@ -110,8 +110,8 @@ class LearnedOptimizer(TwoModes):
     ) -> None:
         make_known()
         self.model = model if isinstance(model, nn.Module) else None
-        self.full_batch, self.horizon = full_batch, checked(horizon)
         self.rule = rule if isinstance(rule, LearnedRule) else load(rule)
+        self.full_batch, self.horizon = full_batch, checked(horizon, self.rule)
         options = {"lr": lr, "weight_decay": weight_decay, "learned_decay": learned_decay}
         super().__init__(trainable(model, params), options | NOTHING_YET)  # type: ignore[arg-type]
         self._prepare()
@@ -298,7 +298,7 @@ class LearnedOptimizer(TwoModes):
                 write(p, W, state)
             state.update(change)
         remember(self, **{STEPS: step, TELEPORTS_OFF: self.teleports_off})
-        tell_horizon(self.rule, step)
+        tell_horizon(self.rule, step, self.horizon)
 
     def state_dict(self) -> dict[str, Any]:
         """The state as torch saves it, with the reason why teleports are off, if they are."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import pickle
+import warnings
 
+import higher
 import pytest
 import torch
 from families import own_config
@@ -15,6 +17,7 @@ from metaopt.base.config import check
 from metaopt.meta.build import meta_optimizer
 from metaopt.meta.config import TrainConfig
 from metaopt.optim.learned import LearnedRule
+from metaopt.optim.reach import PastHorizonWarning
 
 
 def eigen_rule() -> LearnedRule:
@@ -53,6 +56,50 @@ def test_what_is_told_is_heard_and_kept() -> None:
         found.append(trained(optimizer, model, 3))
     assert not torch.equal(found[0], found[1])
     assert not torch.equal(found[1], found[2])
+
+
+def test_steps_end_at_the_horizon_with_a_warning_past_it() -> None:
+    model, optimizer = optimizer_of(eigen_rule(), 5)
+    before = trained(optimizer, model, 5)
+    with pytest.warns(PastHorizonWarning, match=r"horizon: step 6 is past the 5 .* was told"):
+        ahead = trained(optimizer, model, 1)
+    # What is averaged goes on toward fast iterates; these stay.
+    optimizer.eval()
+    at_end = model.weight.detach().clone()
+    optimizer.train()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="horizon:")
+        trained(optimizer, model, 200)
+    optimizer.eval()
+    moved = (model.weight - at_end).abs().max()
+    assert moved < 2 * (ahead - before).abs().max() + 1e-3
+
+
+def test_a_rule_that_does_not_hear_it_says_so() -> None:
+    sections = {"rules": {"update": {"kind": "layer_lstm", "hidden": 4}}}
+    config = check(TrainConfig, own_config() | sections, "own")
+    rule = LearnedRule(meta_optimizer(config), config)
+    with pytest.warns(UserWarning, match="horizon: .* does not hear how many steps"):
+        metaopt.LearnedOptimizer(nn.Linear(4, 2), rule, horizon=7)
+
+
+def test_it_is_heard_in_higher_too() -> None:
+    rule = eigen_rule()
+    model, optimizer = optimizer_of(rule, 4)
+    with higher.innerloop_ctx(model, optimizer, track_higher_grads=False) as (f, stepped):
+        for _ in range(3):
+            stepped.step(f(torch.ones(3, 4)).square().mean())
+        found = f.weight.detach().clone()
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = model(torch.ones(3, 4)).square().mean()
+        loss.backward()
+        return loss
+
+    for _ in range(3):
+        optimizer.step(closure)
+    torch.testing.assert_close(found, model.weight.detach())
 
 
 @pytest.mark.parametrize("horizon", [0, -3, 2.5, "100", True])

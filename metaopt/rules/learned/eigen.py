@@ -11,7 +11,8 @@ there the first direction is Adam's. The sizes b_l are such that how far outputs
 depends neither on width nor on depth.
 
 Untrained, half of a step is Adam's and half is orthogonal, of length s = 0.5 / (1 + t / 100), and
-the average is one over about the last eighth of the way. The network sees no entries: what it says
+the average is one over about the last eighth of the way. Told that there will be T steps, it begins
+with longer ones and ends at 0, s = 0.7 (1 - (t - 1) / T) / (1 + t / 70). The network sees no entries: what it says
 of a parameter are the size of its step, the mixture of directions, the decay of its weights, and
 how fast they are averaged. Features are those of the layer-wise rule (``layer``), how far fast
 iterates are from what is trained, and the share of the steps that is left, where it is told.
@@ -61,6 +62,10 @@ LENGTH = 0.5
 """s of the untrained rule, before it falls."""
 FALLS_AFTER = 100
 """s = LENGTH / (1 + t / FALLS_AFTER)."""
+TOLD_LENGTH = 0.7
+"""s of the untrained rule at its start, where it is told how many steps there will be."""
+TOLD_FALLS_AFTER = 70
+"""s = TOLD_LENGTH left / (1 + t / TOLD_FALLS_AFTER), with the share of the steps that is left."""
 AVERAGED = 8.0
 """p of the untrained rule."""
 SIDES = {"products": eigen_frames.packed_columns, "frames": eigen_frames.columns}
@@ -179,7 +184,7 @@ class EigenUpdateLSTM(Rule):
 
         z = self.scale * fading(count, self.fades) * self.head(h)
         log_size, log_pull, log_decay = z[:, :3].split(1, dim=1)
-        length = LENGTH * log_size.clamp(*LOG_SIZE_BOUNDS).exp() / (1 + count / FALLS_AFTER)
+        length = log_size.clamp(*LOG_SIZE_BOUNDS).exp() * _untrained_length(count, observation.left)
         averaged = AVERAGED * log_pull.clamp(*LOG_PULL_BOUNDS).exp()
         decay = -self.weight_decay * length * log_decay.clamp(*LOG_DECAY_BOUNDS).exp()
         logs = own_features[:, : len(self.decays) + 1]
@@ -222,6 +227,18 @@ class EigenUpdateLSTM(Rule):
         assert sums is not None
         each = zip(seen.frames.each, sums, strict=True)
         return [eigen_frames.out_of(frame, step) for frame, step in each]
+
+
+def _untrained_length(count: Tensor, left: Tensor | None) -> Tensor:
+    """s at counts t >= 1, [B, 1, L].
+
+    Args:
+        count: t, [B, 1, L].
+        left: the share of the steps that is left, [B]; None where nobody says.
+    """
+    if left is None:
+        return LENGTH / (1 + count / FALLS_AFTER)
+    return TOLD_LENGTH * left[:, None, None] / (1 + count / TOLD_FALLS_AFTER)
 
 
 def _of_shapes(W: Weights) -> tuple[Tensor, ...]:
