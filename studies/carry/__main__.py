@@ -35,13 +35,13 @@ from studies import pool
 from studies.carry import page
 from studies.carry.data import about_text
 from studies.carry.result import outcome
-from studies.carry.runs import Where, all_of, pieces
+from studies.carry.runs import Where, all_of, pieces, untold
 from studies.carry.settings import FULL, SMOKE, settings
 from studies.images import FASHION
 from studies.lora.contenders import PACKAGE, package_version
 from studies.output import DOCS, ROOT, Page
 from studies.rivals.chosen import named
-from studies.rivals.contenders import everyone, learned
+from studies.rivals.contenders import learned
 
 PAGE = Page(DOCS / "carry.md", "carry tables", "carry")
 
@@ -63,7 +63,7 @@ def main(world: World) -> None:
     there, missing = settings(where.size, where.fashion)
     names = named("--only", arguments.only, [one.task.name for one in there])
     chosen = [one for one in there if one.task.name in names]
-    contenders, left_out = everyone([arguments.rule])
+    contenders, left_out = untold(arguments.rule)
     (rule,) = learned([arguments.rule])
     make_folder(out)
     with pool.alone(out):

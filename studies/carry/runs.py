@@ -54,11 +54,17 @@ class Where:
     out: Path
 
 
+def untold(rule: str) -> tuple[list[Contender], list[str]]:
+    """The rule, told nothing, and all rivals; and a line for those that are left out."""
+    found, left_out = everyone([rule])
+    return [one for one in found if not (one.learned and one.told)], left_out
+
+
 @cache
 def everything(where: Where) -> tuple[dict[str, tuple[Setting, Folder]], dict[str, Contender]]:
     """Settings with their folders, and contenders, by name."""
     found, _ = settings(where.size, where.fashion)
-    contenders, _ = everyone([where.rule])
+    contenders, _ = untold(where.rule)
     return (
         {s.task.name: (s, plan.folder(where.out, s.task)) for s in found},
         {contender.name: contender for contender in contenders},

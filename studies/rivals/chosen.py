@@ -10,6 +10,7 @@ from pathlib import Path
 
 from metaopt.base import cli
 from metaopt.base.errors import UserError
+from metaopt.base.shipped import DEFAULT
 from studies.images import FASHION
 from studies.output import ROOT
 from studies.rivals import contenders, tasks
@@ -17,7 +18,7 @@ from studies.rivals.contenders import Contender
 from studies.rivals.plan import SMOKE, Size
 from studies.rivals.tasks import Task
 
-RULES = ("digits_update_tele",)
+RULES = (DEFAULT,)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from metaopt.base.streams import Stream, item_generator
+from metaopt.optim.horizon import hears
 from metaopt.optim.learned import load
 from metaopt.optim.memory import identity
 from metaopt.optim.optimizer import LearnedOptimizer
@@ -41,7 +42,8 @@ class Contender:
         name: in tables.
         make: the optimizer of a network at a rate.
         grid: the rates that are tried, increasing; only 1 where nothing is tuned.
-        told: whether the rate follows a cosine down to 0 at the column's step.
+        told: whether it is told the column's step: a learned rule as its horizon, all others by a
+            rate that follows a cosine down to 0 there.
         together: whether one step is the same linear function of the rate whatever came before, and
             acts on each number alone, so that many rates and networks are stepped as one stack.
         learned: whether it is a learned rule.
@@ -62,10 +64,12 @@ class Contender:
         Args:
             model: whose parameters are trained.
             rate: at step 1.
-            horizon: where a cosine ends.
+            horizon: what an optimizer is told, if it is told.
         """
         optimizer = self.make(model, rate)
-        if not self.told:
+        if self.told and isinstance(optimizer, LearnedOptimizer):
+            optimizer.horizon = horizon
+        if self.learned or not self.told:
             return Plain([optimizer])
         return Plain([optimizer], [LambdaLR(optimizer, lambda step: cosine(step, horizon))])
 
@@ -184,9 +188,19 @@ def learned(rules: Sequence[str]) -> list[Contender]:
     return found
 
 
+def told_the_step(rules: Sequence[str]) -> list[Contender]:
+    """Those of the learned rules that hear how many steps there will be, and are told."""
+    pairs = zip(learned(rules), rules, strict=True)
+    return [
+        replace(one, name=f"{one.name}, told the step", told=True)
+        for one, rule in pairs
+        if hears(load(rule))
+    ]
+
+
 def everyone(rules: Sequence[str]) -> tuple[list[Contender], list[str]]:
     """All contenders, learned ones first, and a line for those that are left out."""
-    found = [*learned(rules), *hand_made(), *packaged()]
+    found = [*learned(rules), *told_the_step(rules), *hand_made(), *packaged()]
     if package_version() is not None:
         return found, []
     return found, [f"{FREE}, {SOAP}, Muon and Prodigy left out: {PACKAGE} is not installed."]

@@ -12,10 +12,11 @@ depends neither on width nor on depth.
 
 Untrained, half of a step is Adam's and half is orthogonal, of length s = 0.5 / (1 + t / 100), and
 the average is one over about the last eighth of the way. Told that there will be T steps, it begins
-with longer ones and ends at 0, s = 0.7 (1 - (t - 1) / T) / (1 + t / 70). The network sees no entries: what it says
-of a parameter are the size of its step, the mixture of directions, the decay of its weights, and
-how fast they are averaged. Features are those of the layer-wise rule (``layer``), how far fast
-iterates are from what is trained, and the share of the steps that is left, where it is told.
+with longer ones and ends at 0, s = 0.7 (1 - (t - 1) / T) / (1 + t / 70). The network sees no
+entries: what it says of a parameter are the size of its step, the mixture of directions, the decay
+of its weights, and how fast they are averaged. Features are those of the layer-wise rule
+(``layer``), how far fast iterates are from what is trained, and the share of the steps that is
+left, where it is told.
 
 References:
     Vyas et al., SOAP (2024), arXiv 2409.11321. Defazio et al., The road less scheduled (2024),
