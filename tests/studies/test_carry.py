@@ -24,7 +24,7 @@ from studies.carry.runs import Piece, Where
 from studies.carry.settings import FULL, SMOKE, Setting
 from studies.drop_in_training import MODELS
 from studies.minilm.contenders import Plain
-from studies.rivals.contenders import COSINE, FREE, Contender, everyone
+from studies.rivals.contenders import COSINE, FREE, Contender
 from studies.rivals.data import Rows
 from studies.rivals.training import Start, alone, follow
 
@@ -135,7 +135,7 @@ def _where(tmp_path: Path) -> Where:
 
 def test_a_piece_is_a_run_and_is_kept(tmp_path: Path) -> None:
     setting = by_name(SMOKE)["two wide layers"]
-    contenders = [one for one in everyone([DEFAULT])[0] if one.learned or one.name == COSINE]
+    contenders = [one for one in runs.untold(DEFAULT)[0] if one.learned or one.name == COSINE]
     wanted = list(runs.pieces(setting, contenders))
     # The rule has one rate; a cosine is told each of two marks, at one rate.
     assert len(wanted) == 2 * 1 + 2 * 2

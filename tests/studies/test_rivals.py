@@ -14,7 +14,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+import metaopt
 from metaopt.base.errors import UserError
+from metaopt.base.shipped import DEFAULT
 from metaopt.base.streams import Stream
 from studies.noether.folder import Folder
 from studies.rivals import chosen, contenders, data, networks, page, plan, result, training
@@ -313,3 +315,14 @@ def test_rows_apart_are_a_fifth_or_400() -> None:
     parts: Parts = data.cut(torch.zeros(5000, 1), torch.zeros(5000), 98)
     assert [len(rows.x) for rows in (parts.train, parts.validation, parts.test)] == [4200, 400, 400]
     assert isinstance(parts.test, Rows)
+
+
+def test_only_rules_that_hear_a_horizon_are_told_the_step() -> None:
+    told = [one.name for one in contenders.told_the_step([DEFAULT, "digits_update_tele"])]
+    assert told == [f"{DEFAULT}, told the step"]
+    (one,) = contenders.told_the_step([DEFAULT])
+    trainer = one.trainer(nn.Linear(4, 2), 1.0, 9)
+    (optimizer,) = trainer.optimizers
+    assert isinstance(optimizer, metaopt.LearnedOptimizer)
+    assert optimizer.horizon == 9
+    assert not trainer.schedules
