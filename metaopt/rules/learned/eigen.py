@@ -11,8 +11,8 @@ there the first direction is Adam's. The sizes b_l are such that how far outputs
 depends neither on width nor on depth.
 
 Untrained, half of a step is Adam's and half is orthogonal, of length s = 0.5 / (1 + t / 100), and
-the average is one over about the last eighth of the way. Told that there will be T steps, it begins
-with longer ones and ends at 0, s = 0.7 (1 - (t - 1) / T) / (1 + t / 70). The network sees no
+the average is one over about the last eighth of the way. Told how many steps there will be, s falls
+to 0 over their second half, and the average is one over the last sixteenth. The network sees no
 entries: what it says of a parameter are the size of its step, the mixture of directions, the decay
 of its weights, and how fast they are averaged. Features are those of the layer-wise rule
 (``layer``), how far fast iterates are from what is trained, and the share of the steps that is
@@ -63,12 +63,12 @@ LENGTH = 0.5
 """s of the untrained rule, before it falls."""
 FALLS_AFTER = 100
 """s = LENGTH / (1 + t / FALLS_AFTER)."""
-TOLD_LENGTH = 0.7
-"""s of the untrained rule at its start, where it is told how many steps there will be."""
-TOLD_FALLS_AFTER = 70
-"""s = TOLD_LENGTH left / (1 + t / TOLD_FALLS_AFTER), with the share of the steps that is left."""
+ENDS_FROM = 0.5
+"""The share of the steps that is left when s begins to fall to 0, where that share is told."""
 AVERAGED = 8.0
 """p of the untrained rule."""
+TOLD_AVERAGED = 16.0
+"""And where it is told how many steps there will be: steps that end need less averaging."""
 SIDES = {"products": eigen_frames.packed_columns, "frames": eigen_frames.columns}
 """What is kept of the sides of matrices, and in how many columns."""
 LOG_SIZE_BOUNDS = (-6.0, 3.0)
@@ -186,7 +186,8 @@ class EigenUpdateLSTM(Rule):
         z = self.scale * fading(count, self.fades) * self.head(h)
         log_size, log_pull, log_decay = z[:, :3].split(1, dim=1)
         length = log_size.clamp(*LOG_SIZE_BOUNDS).exp() * _untrained_length(count, observation.left)
-        averaged = AVERAGED * log_pull.clamp(*LOG_PULL_BOUNDS).exp()
+        share = AVERAGED if observation.left is None else TOLD_AVERAGED
+        averaged = share * log_pull.clamp(*LOG_PULL_BOUNDS).exp()
         decay = -self.weight_decay * length * log_decay.clamp(*LOG_DECAY_BOUNDS).exp()
         logs = own_features[:, : len(self.decays) + 1]
         moved = self._steps(seen, z[:, 3:], -base * length, logs)
@@ -237,9 +238,8 @@ def _untrained_length(count: Tensor, left: Tensor | None) -> Tensor:
         count: t, [B, 1, L].
         left: the share of the steps that is left, [B]; None where nobody says.
     """
-    if left is None:
-        return LENGTH / (1 + count / FALLS_AFTER)
-    return TOLD_LENGTH * left[:, None, None] / (1 + count / TOLD_FALLS_AFTER)
+    length = LENGTH / (1 + count / FALLS_AFTER)
+    return length if left is None else length * (left / ENDS_FROM).clamp(max=1)[:, None, None]
 
 
 def _of_shapes(W: Weights) -> tuple[Tensor, ...]:

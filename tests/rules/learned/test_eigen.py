@@ -209,13 +209,11 @@ def test_a_horizon_is_heard_where_it_is_told() -> None:
 
 def test_untrained_steps_are_as_long_as_is_written() -> None:
     count = torch.tensor([1.0, 50.0, 700.0]).double()[None, None]
-    left = torch.tensor([0.25]).double()
-    torch.testing.assert_close(
-        eigen._untrained_length(count, None), 0.5 / (1 + count / 100), rtol=1e-12, atol=0
-    )
-    told = eigen._untrained_length(count, left)
-    torch.testing.assert_close(told, 0.7 * 0.25 / (1 + count / 70), rtol=1e-12, atol=0)
-    assert not eigen._untrained_length(count, torch.zeros(1)).any()
+    untold = 0.5 / (1 + count / 100)
+    for left, share in ((None, 1.0), (1.0, 1.0), (0.5, 1.0), (0.25, 0.5), (0.0, 0.0)):
+        told = None if left is None else torch.tensor([left]).double()
+        found = eigen._untrained_length(count, told)
+        torch.testing.assert_close(found, share * untold, rtol=1e-12, atol=0)
 
 
 def test_it_takes_no_teleports() -> None:
