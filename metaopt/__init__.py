@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from metaopt._version import __version__
 from metaopt.base.began import BEGAN as BEGAN
+from metaopt.base.idle_threads import THREADS_SLEEP as THREADS_SLEEP
 from metaopt.symmetry.conserved import charges
 from metaopt.symmetry.discovery.find import symmetries
 from metaopt.symmetry.discovery.rules.registry import symmetry_rule

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 
 import pytest
 
-# Before torch is imported, which reads it once.
+# Before torch is imported, which reads once what is set here and by metaopt (idle_threads).
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+import metaopt  # noqa: E402, F401
 
 
 def pytest_collection_finish() -> None:
