@@ -2,7 +2,7 @@
 
     ratio of a to b at step t = exp(mean over tasks of log(L_a(w_t) / L_b(w_t)))
 
-Each optimizer runs all tasks side by side in the inner loop of ``meta.unroll``. Losses are those of
+Each optimizer runs tasks side by side in the inner loop of ``meta.unroll``, up to 256 at a time. Losses are those of
 the current weights; index 0 is the loss before the first step. With N processes each one runs its
 own slice of the tasks; the first one collects all losses and writes the files.
 """
@@ -46,7 +46,7 @@ from metaopt.evaluation.figure import convergence_figure
 from metaopt.evaluation.overlay import overlay_runs
 from metaopt.evaluation.report import curves_csv, results_table, teleport_table, tuning_lines
 from metaopt.meta.shares import gathered
-from metaopt.meta.unroll import rollout
+from metaopt.meta.unroll import rollout_in_turn
 from metaopt.optim.reach import PAGE
 from metaopt.rules.composed import Optimizer
 from metaopt.tasks.base import Tasks
@@ -82,7 +82,7 @@ class Outcome:
 
 
 def run_contender(contender: Contender, tasks: Tasks, steps: int, world: World) -> Outcome:
-    """Run a contender on all tasks at once, timed after a short warm-up.
+    """Run a contender on all tasks, timed after a short warm-up; many of them in parts.
 
     Args:
         contender: the optimizer that runs.
@@ -94,13 +94,14 @@ def run_contender(contender: Contender, tasks: Tasks, steps: int, world: World) 
         MisfitError: if the optimizer does not fit the tasks of any process.
     """
     # The warm-up also computes what depends on the tasks alone, such as X^+.
-    misfits = world.gather(_misfit(contender.optimizer, tasks, min(steps, 2)))
+    parts = tasks.in_parts()
+    misfits = world.gather(_misfit(contender.optimizer, parts, min(steps, 2)))
     # Tasks differ in their data: an action may be exact on one process's and not on another's.
     for misfit in misfits:
         if misfit is not None:
             raise misfit
     watch = Stopwatch(tasks.initial[0].device)
-    own_losses, own_teleports = rollout(tasks, contender.optimizer, steps, watch)
+    own_losses, own_teleports = rollout_in_turn(parts, contender.optimizer, steps, watch)
     seconds = max(world.gather(watch.seconds))
     losses, teleports = gathered(world, own_losses, own_teleports)
     return Outcome(
@@ -111,10 +112,10 @@ def run_contender(contender: Contender, tasks: Tasks, steps: int, world: World) 
     )
 
 
-def _misfit(optimizer: Optimizer, tasks: Tasks, steps: int) -> Exception | None:
+def _misfit(optimizer: Optimizer, parts: Sequence[Tasks], steps: int) -> Exception | None:
     """The error that says why an optimizer does not fit the tasks; None if it fits."""
     try:
-        rollout(tasks, optimizer, steps)
+        rollout_in_turn(parts, optimizer, steps)
     except MisfitError as error:
         return error
     return None

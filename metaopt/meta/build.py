@@ -22,6 +22,7 @@ from metaopt.meta.config import (
     RandomHorizonConfig,
     TrainConfig,
 )
+from metaopt.meta.groups import Fitting, Grouped
 from metaopt.meta.horizon import (
     Curriculum,
     Even,
@@ -133,6 +134,7 @@ def windows(config: TrainConfig, optimizer: MetaOptimizer, device: torch.device)
     """What runs truncation windows and differentiates them: on a CUDA device, CUDA graphs.
 
     A user's tasks are observed anew in every step, with a mini-batch of its own: no graph holds it.
+    On a CPU a window that takes too much memory as a whole is run in groups.
 
     Args:
         config: the configuration of the run.
@@ -147,7 +149,10 @@ def windows(config: TrainConfig, optimizer: MetaOptimizer, device: torch.device)
         case GradientConfig():
             step_by_step = StepByStep(*of_window)
     recordable = device.type == "cuda" and not config.task.is_own
-    return Replayed(step_by_step) if recordable else step_by_step
+    of_group = Replayed(step_by_step) if recordable else step_by_step
+    if meta.group is not None:
+        return Grouped(of_group, optimizer, meta.group)
+    return Fitting(of_group, optimizer, observe(meta)) if device.type == "cpu" else of_group
 
 
 def average(config: MetaConfig, optimizer: MetaOptimizer) -> Average:

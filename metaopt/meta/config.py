@@ -102,6 +102,12 @@ class MetaConfig(Model):
     """The outer loop."""
 
     batch: Positive = described(8, "number of trajectories that are trained side by side (B)")
+    group: Positive | None = described(
+        None,
+        "the most trajectories that go through a window at a time, the others of a process after "
+        "them: less memory, the same meta-gradient to rounding; null: all of up to 64, and of more "
+        "on a CPU as many as 2 GB hold by estimate",
+    )
     outer_steps: Positive = described(
         400, "number of updates of the learned parameters (outer steps)"
     )
@@ -158,6 +164,15 @@ class MetaConfig(Model):
         "decay of the running average of the learned parameters that is kept as the rule; null "
         "for the parameters themselves",
     )
+
+    @model_validator(mode="after")
+    def _group(self) -> MetaConfig:
+        if self.group is not None and isinstance(self.estimator, PersistentESConfig):
+            raise ValueError(
+                "group: persistent evolution strategies keep no graph, and need no groups: leave it "
+                f"null, found {self.group}"
+            )
+        return self
 
 
 class ValidationConfig(Model):

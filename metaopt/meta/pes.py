@@ -20,9 +20,8 @@ a perturbation of its own; here all trajectories of the meta-batch share those o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields
 from typing import Any
 
 import torch
@@ -31,11 +30,11 @@ from torch import Tensor
 from metaopt.base.streams import Stream, uniforms
 from metaopt.meta.looks import Observe
 from metaopt.meta.loss import MetaLoss
+from metaopt.meta.rows import across, member, side_by_side
 from metaopt.meta.unroll import InnerState, unroll
-from metaopt.meta.windows import Differentiated, Windows
-from metaopt.rules.base import Rule
+from metaopt.meta.windows import Differentiated, Windows, together
 from metaopt.rules.composed import MetaOptimizer, States
-from metaopt.tasks.base import Observation, Tasks
+from metaopt.tasks.base import Tasks
 
 
 class PersistentES(Windows):
@@ -86,17 +85,18 @@ class PersistentES(Windows):
         rules, members = self._optimizer.rules, []
         for copy in range(self.copies):
             pair, sign = copy // 2, (1.0, -1.0)[copy % 2]
-            own = _across([inner], _member(own_tasks.size, self.copies, copy), rules)
+            own = across([inner], member(own_tasks.size, self.copies, copy), rules)
             with torch.no_grad(), self._moved_by(sign * perturbations[pair]):
                 members.append(self._window(own_tasks, own, steps))
-        losses = torch.stack([member.meta_loss for member in members])
+        losses = torch.stack([one.meta_loss for one in members])
         differences = (losses[::2] - losses[1::2]) / (2 * self._pairs * self._sigma**2)
         sizes = [parameter.numel() for parameter in self._parameters]
         gradients = (differences @ self._xi).split(sizes)
         for parameter, gradient in zip(self._parameters, gradients, strict=True):
             parameter.grad = gradient.view_as(parameter).clone()
-        after = _across([member.inner for member in members], _side_by_side(own_tasks.size), rules)
-        return Differentiated(after, losses.mean(), _summary(members))
+        after = across([one.inner for one in members], side_by_side(own_tasks.size), rules)
+        shares = [1 / self.copies] * self.copies
+        return Differentiated(after, losses.mean(), together(members, shares))
 
     def state(self) -> dict[str, Any]:
         """Windows taken so far, and the sums of perturbations."""
@@ -144,71 +144,3 @@ class PersistentES(Windows):
         parts = flat.split([parameter.numel() for parameter in self._parameters])
         for parameter, part in zip(self._parameters, parts, strict=True):
             parameter.copy_(part.view_as(parameter))
-
-
-Rows = Callable[[Sequence[Tensor], int], Tensor]
-"""(the same tensor of some states, the axis of its trajectories) -> that of one state."""
-
-
-def _member(batch: int, copies: int, copy: int) -> Rows:
-    """The rows of one copy, where the copies of each trajectory are neighbours."""
-
-    def rows(tensors: Sequence[Tensor], axis: int) -> Tensor:
-        (tensor,) = tensors
-        if tensor.ndim == 0:
-            return tensor
-        split = tensor.unflatten(axis, (batch, copies, -1))
-        return split.select(axis + 1, copy).flatten(axis, axis + 1)
-
-    return rows
-
-
-def _side_by_side(batch: int) -> Rows:
-    """Join the rows of all copies so that the copies of each trajectory are neighbours."""
-
-    def rows(tensors: Sequence[Tensor], axis: int) -> Tensor:
-        if tensors[0].ndim == 0:
-            return tensors[0]
-        split = [tensor.unflatten(axis, (batch, -1)) for tensor in tensors]
-        return torch.stack(split, dim=axis + 1).flatten(axis, axis + 2)
-
-    return rows
-
-
-def _across(
-    states: Sequence[InnerState[States]], rows: Rows, rules: Mapping[str, Rule]
-) -> InnerState[States]:
-    """Combine states tensor by tensor."""
-
-    def made(values: Sequence[Any]) -> Any:
-        if isinstance(values[0], tuple):
-            return tuple(made(column) for column in zip(*values, strict=True))
-        return rows(values, 0) if isinstance(values[0], Tensor) else values[0]
-
-    observed = {
-        field.name: made([getattr(state.observation, field.name) for state in states])
-        for field in fields(Observation)
-    }
-    optimizer = {
-        name: {
-            key: rows([state.optimizer[name][key] for state in states], rules[name].batch_axis)
-            for key in own
-        }
-        for name, own in states[0].optimizer.items()
-    }
-    return InnerState(
-        states[0].step,
-        made([state.weights for state in states]),
-        made([state.loss for state in states]),
-        Observation(**observed),
-        optimizer,
-    )
-
-
-def _summary(members: Sequence[Differentiated]) -> dict[str, Tensor]:
-    """Combine the teleport summaries of all members: means of means, maxima of maxima."""
-    found = {}
-    for name in members[0].teleports:
-        numbers = torch.stack([member.teleports[name] for member in members])
-        found[name] = numbers.amax() if name.endswith("_max") else numbers.mean()
-    return found

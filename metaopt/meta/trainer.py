@@ -37,7 +37,7 @@ from metaopt.meta.build import meta_optimizer
 from metaopt.meta.config import TrainConfig
 from metaopt.meta.resuming import require_adam, require_like, require_parts, require_within
 from metaopt.meta.schedule import schedule
-from metaopt.meta.unroll import InnerState, resume, rollout, start
+from metaopt.meta.unroll import InnerState, resume, rollout_in_turn, start
 from metaopt.meta.validation import Validation
 from metaopt.rules.composed import States
 from metaopt.tasks.base import Tasks
@@ -136,6 +136,7 @@ class MetaTrainer:
         self.windows_left: list[int] = []
         drawn = family.drawn(Stream.VALIDATION, config.seed, 0, config.validation.tasks)
         self.validation_tasks = drawn.to(self.device, self.dtype).select(validation_share)
+        self._validation_parts = self.validation_tasks.in_parts()
         self.families = {"task": identity(family, drawn)}
         of_each = [(family, drawn.initial)]
         if isinstance(self.training_tasks, InTurn):
@@ -214,7 +215,7 @@ class MetaTrainer:
     def validate(self) -> Validation:
         """Run the averaged phi on the validation tasks of all processes; changes nothing."""
         optimizer, steps = self.average.optimizer, self.config.meta.steps
-        losses, teleports = rollout(self.validation_tasks, optimizer, steps)
+        losses, teleports = rollout_in_turn(self._validation_parts, optimizer, steps)
         found = shares.gathered(self.world, losses, teleports)
         best, epsilon = self.progress.best, self.config.meta.epsilon
         return Validation(self.progress.outer_step, *found, best, epsilon)

@@ -36,6 +36,7 @@ Reference: Zhao, Gower, Walters and Yu, arXiv 2305.13404, section 6.2.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic
 
@@ -218,6 +219,23 @@ def rollout(
         state = start(tasks, optimizer, judging(UNTIMED))
         _, unrolled = unroll(tasks, optimizer, state, steps, judging(watch), watch)
         return torch.cat([state.loss[None], unrolled.losses]), unrolled.teleports
+
+
+def rollout_in_turn(
+    parts: Sequence[Tasks], optimizer: Optimizer[S], steps: int, watch: NoWatch = UNTIMED
+) -> tuple[Tensor, TeleportTrace | None]:
+    """``rollout`` of some tasks, a part of them after the other: memory is that of one part.
+
+    Args:
+        parts: the tasks, in order (``Tasks.in_parts``).
+        optimizer: takes the steps.
+        steps: the number of inner steps.
+        watch: times the steps of all parts.
+    """
+    found = [rollout(part, optimizer, steps, watch) for part in parts]
+    traces = [trace for _, trace in found if trace is not None]
+    losses = torch.cat([own for own, _ in found], dim=1)
+    return losses, TeleportTrace.side_by_side(traces) if traces else None
 
 
 def last_loss(tasks: Tasks, optimizer: Optimizer[S], steps: int) -> Tensor:

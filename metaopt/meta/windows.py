@@ -11,7 +11,7 @@ recording.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -98,6 +98,21 @@ class StepByStep(Windows):
         return Differentiated(after.detach(), loss.detach(), summary)
 
 
+def together(parts: Sequence[Differentiated], shares: Sequence[float]) -> dict[str, Tensor]:
+    """One ``TeleportTrace.summary`` of several: means of means, maxima of maxima.
+
+    Args:
+        parts: windows of other trajectories, or of copies of the same ones.
+        shares: the share of each in the means.
+    """
+    found = {}
+    for name in parts[0].teleports:
+        numbers = torch.stack([part.teleports[name] for part in parts])
+        is_maximum = name.endswith("_max")
+        found[name] = numbers.amax() if is_maximum else (numbers * numbers.new_tensor(shares)).sum()
+    return found
+
+
 Compute = Callable[[], Differentiated]
 Record = Callable[[Compute], tuple[Differentiated, Callable[[], None]]]
 """run -> (what it computed, a replay that computes it again in the same memory)."""
@@ -123,7 +138,7 @@ def cuda_graph(run: Compute) -> tuple[Differentiated, Callable[[], None]]:
 
 
 class Replayed(Windows):
-    """Records one window for each length and each set of hidden fields, then replays it.
+    """Records one window for each length, batch and set of hidden fields, then replays it.
 
     The next replay of a window of the same kind overwrites what the last one returned.
 
@@ -135,12 +150,12 @@ class Replayed(Windows):
     def __init__(self, windows: StepByStep, record: Record = cuda_graph) -> None:
         self._windows = windows
         self._record = record
-        self._recordings: dict[tuple[int, Hidden], _Recording] = {}
+        self._recordings: dict[tuple[int, int, Hidden], _Recording] = {}
 
     def __call__(self, tasks: Tasks, inner: InnerState[States], steps: int) -> Differentiated:
         """See ``Windows.__call__``."""
         assert isinstance(tasks, TaskBatch)
-        kind = steps, tasks.hides
+        kind = steps, tasks.size, tasks.hides
         recording = self._recordings.get(kind)
         if recording is None:
             recording = _Recording(self._windows, self._record, tasks, inner, steps)

@@ -80,6 +80,8 @@ Hidden = frozenset[str]
 
 
 NOTHING: Hidden = frozenset()
+SIDE_BY_SIDE = 256
+"""Tasks that are evaluated at a time: more are no faster, and take as much more memory."""
 
 
 def cut(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -253,6 +255,18 @@ class Tasks(ABC):
     @abstractmethod
     def select(self, index: slice) -> Self:
         """The tasks in a slice of the batch."""
+
+    def in_parts(self, most: int = SIDE_BY_SIDE) -> list[Self]:
+        """The tasks in order, in equal parts, up to one task; themselves where all fit.
+
+        Args:
+            most: the tasks of a part.
+        """
+        count = -(-self.size // most)
+        if count == 1:
+            return [self]
+        ends = [self.size * i // count for i in range(count + 1)]
+        return [self.select(slice(*ends[i : i + 2])) for i in range(count)]
 
     @abstractmethod
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Self:

@@ -69,8 +69,17 @@ class TeleportTrace:
     @staticmethod
     def joined(traces: Sequence[TeleportTrace]) -> TeleportTrace:
         """One trace made of traces that follow each other in time."""
-        columns = zip(*((t.norm, t.drift, t.refused, t.log_ratio) for t in traces), strict=True)
-        return TeleportTrace(*(torch.cat(column) for column in columns))
+        return _cat(traces, dim=0)
+
+    @staticmethod
+    def side_by_side(traces: Sequence[TeleportTrace]) -> TeleportTrace:
+        """One trace made of traces of other tasks, in order."""
+        return _cat(traces, dim=1)
+
+
+def _cat(traces: Sequence[TeleportTrace], dim: int) -> TeleportTrace:
+    columns = zip(*((t.norm, t.drift, t.refused, t.log_ratio) for t in traces), strict=True)
+    return TeleportTrace(*(torch.cat(column, dim=dim) for column in columns))
 
 
 def log_ratio(before: Tensor, after: Tensor) -> Tensor:
