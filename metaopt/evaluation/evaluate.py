@@ -2,9 +2,10 @@
 
     ratio of a to b at step t = exp(mean over tasks of log(L_a(w_t) / L_b(w_t)))
 
-Each optimizer runs tasks side by side in the inner loop of ``meta.unroll``, up to 256 at a time. Losses are those of
-the current weights; index 0 is the loss before the first step. With N processes each one runs its
-own slice of the tasks; the first one collects all losses and writes the files.
+Each optimizer runs all tasks side by side in the inner loop of ``meta.unroll``, many of them in
+parts (``Tasks.in_parts``). Losses are those of the current weights; index 0 is the loss before the
+first step. With N processes each one runs its own slice of the tasks; the first one collects all
+losses and writes the files.
 """
 
 from __future__ import annotations

@@ -169,8 +169,8 @@ class MetaConfig(Model):
     def _group(self) -> MetaConfig:
         if self.group is not None and isinstance(self.estimator, PersistentESConfig):
             raise ValueError(
-                "group: persistent evolution strategies keep no graph, and need no groups: leave it "
-                f"null, found {self.group}"
+                "group: estimator pes keeps no graph, and needs no groups: expected null, found "
+                f"{self.group}"
             )
         return self
 

@@ -147,7 +147,7 @@ def graph_bytes_of_step(tasks: Tasks, optimizer: MetaOptimizer, observe: Observe
 
 
 def _saved(roots: list[Tensor]) -> Iterator[Tensor]:
-    """All tensors that the nodes of a graph keep; those that a node refuses to show are left out."""
+    """All tensors that the nodes of a graph keep, but for those that a node refuses to show."""
     waiting = [root.grad_fn for root in roots if root.grad_fn is not None]
     reached: set[Any] = set()
     while waiting:

@@ -81,7 +81,7 @@ Hidden = frozenset[str]
 
 NOTHING: Hidden = frozenset()
 SIDE_BY_SIDE = 256
-"""Tasks that are evaluated at a time: more are no faster, and take as much more memory."""
+"""Tasks that a CPU evaluates at a time: more are no faster, and take as much more memory."""
 
 
 def cut(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -256,12 +256,15 @@ class Tasks(ABC):
     def select(self, index: slice) -> Self:
         """The tasks in a slice of the batch."""
 
-    def in_parts(self, most: int = SIDE_BY_SIDE) -> list[Self]:
+    def in_parts(self, most: int | None = None) -> list[Self]:
         """The tasks in order, in equal parts, up to one task; themselves where all fit.
 
         Args:
-            most: the tasks of a part.
+            most: the tasks of a part; None for ``SIDE_BY_SIDE`` on a CPU, and all on a device whose
+                kernels take longer to launch than to run.
         """
+        if most is None:
+            most = SIDE_BY_SIDE if self.initial[0].device.type == "cpu" else self.size
         count = -(-self.size // most)
         if count == 1:
             return [self]

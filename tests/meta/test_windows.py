@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
 from cases import BY_UNITS, FLAT, LAYER, UNITS
+from replays import rerun
 from support import UPDATE, UPDATE_AND_TELEPORT, tiny_config
 from torch import Tensor
 
@@ -14,8 +13,7 @@ from metaopt.meta import build
 from metaopt.meta.config import TrainConfig
 from metaopt.meta.trainer import MetaTrainer
 from metaopt.meta.unroll import start
-from metaopt.meta.windows import Compute, Differentiated, Record, Replayed, StepByStep
-from metaopt.rules.composed import tensors_of
+from metaopt.meta.windows import Replayed, StepByStep
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -55,38 +53,6 @@ CONFIGS = {
     "cayley": tiny_config(UPDATE_AND_TELEPORT, {"element": "cayley"}),
 }
 every_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
-
-
-def outputs(found: Differentiated) -> list[Tensor]:
-    inner = found.inner
-    return [
-        *inner.weights,
-        *(t for _, _, t in tensors_of(inner.optimizer)),
-        found.meta_loss,
-        *found.teleports.values(),
-    ]
-
-
-def rerun(parameters: list[Tensor]) -> Record:
-    """A recording for devices without graphs: the same run again, into the same memory."""
-
-    def record(run: Compute) -> tuple[Differentiated, Callable[[], None]]:
-        result = run()
-        grads = [p.grad for p in parameters]
-
-        def replay() -> None:
-            again = run()
-            for own, new in zip(outputs(result), outputs(again), strict=True):
-                own.copy_(new)
-            for kept, p in zip(grads, parameters, strict=True):
-                if kept is not None and p.grad is not None:
-                    kept.copy_(p.grad)
-                # Only the recording itself may bring the gradients back.
-                p.grad = None
-
-        return result, replay
-
-    return record
 
 
 def phi(trainer: MetaTrainer) -> list[Tensor]:
