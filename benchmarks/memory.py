@@ -66,7 +66,8 @@ def main() -> None:
     base = in_use(device)
     costs: list[Cost] = []
     for piece in pieces:
-        if too_much(costs, piece.size, order["power"]) is not None:
+        in_groups = piece.work.in_groups(device)
+        if too_much(costs, piece.size, order["power"], in_groups) is not None:
             break
 
         def run(piece: Piece = piece) -> None:

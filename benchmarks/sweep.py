@@ -2,7 +2,8 @@
 
 A trajectory has 100 steps. Where ten windows of all trajectories take too long, trajectories of
 fewer windows are timed, each with its draw of tasks, and their time is scaled up. What would take
-over 60 s or 4 GB, predicted from the sizes before it, is left out by name.
+over 60 s or 4 GB, predicted from the sizes before it, is left out by name; memory that metaopt
+holds down by itself (``meta.group``) is measured, whatever smaller sizes foretell.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import torch
 from benchmarks.timing import REPEATS, seconds
 from metaopt.base.config import load
 from metaopt.meta.config import TrainConfig
+from metaopt.meta.groups import ALWAYS_WHOLE
 from metaopt.meta.trainer import MetaTrainer
 from studies.output import ROOT
 
@@ -55,6 +57,10 @@ class Work:
         # The other side of the run is made small, since a trainer always has both.
         sizes = (f"{own}={self.batch}", f"{other}=1")
         return load(TrainConfig, self.config, [WHOLE, *self.overrides, *sizes, *extra])
+
+    def in_groups(self, device: torch.device) -> bool:
+        """Whether windows go through in groups that hold memory down (``meta.group``)."""
+        return self.mode == "meta-training" and device.type == "cpu" and self.batch > ALWAYS_WHOLE
 
     @property
     def windows_of_trajectory(self) -> int:
@@ -129,14 +135,23 @@ def predicted(smaller: Sequence[Cost], size: int, power: float = 1.0) -> Cost:
     )
 
 
-def too_much(smaller: Sequence[Cost], size: int, power: float = 1.0) -> str | None:
-    """Why a size is left out, or None."""
+def too_much(
+    smaller: Sequence[Cost], size: int, power: float = 1.0, in_groups: bool = False
+) -> str | None:
+    """Why a size is left out, or None.
+
+    Args:
+        smaller: the costs of smaller ones, ascending.
+        size: of the piece.
+        power: see ``predicted``.
+        in_groups: whether memory is held down, so that smaller sizes do not foretell it.
+    """
     if not smaller:
         return None
     cost = predicted(smaller, size, power)
     if cost.seconds > MAX_SECONDS:
         return f"would take about {cost.seconds:.0f} s"
-    if cost.peak_bytes > MAX_BYTES:
+    if cost.peak_bytes > MAX_BYTES and not in_groups:
         return f"would take about {cost.peak_bytes / 2**30:.1f} GB"
     return None
 
@@ -194,7 +209,10 @@ def sweep(
     costs: list[Cost] = []
     for piece in pieces:
         known = costs if piece.size in peaks else list(peaks.values())
-        work, left_out = piece.work, too_much(known, piece.size, power)
+        work, left_out = (
+            piece.work,
+            too_much(known, piece.size, power, piece.work.in_groups(device)),
+        )
         steps = work.loaded().meta.steps
         row = Row(work.label, work.mode, work.batch, piece.size, steps, left_out)
         if row.left_out is None:

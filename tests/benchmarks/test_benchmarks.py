@@ -94,6 +94,13 @@ def test_predictions() -> None:
     assert too_much([Cost(1, 1.0, 1)], 32) is None
     assert too_much([Cost(1, 1.0, 1)], 64) == "would take about 64 s"
     assert too_much([Cost(1, 0.1, 2**30)], 5) == "would take about 5.0 GB"
+    assert too_much([Cost(1, 0.1, 2**30)], 5, in_groups=True) is None
+    assert too_much([Cost(1, 1.0, 1)], 64, in_groups=True) == "would take about 64 s"
+    large = Work(COORDINATE, "meta-training", 1024)
+    assert large.in_groups(CPU)
+    assert not large.in_groups(torch.device("cuda"))
+    assert not replace(large, batch=64).in_groups(CPU)
+    assert not replace(large, mode="evaluation").in_groups(CPU)
 
 
 def test_sides_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
