@@ -28,9 +28,12 @@ def test_neighbours_end_with_the_context(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_each_way_has_its_turn_alone_and_beside(monkeypatch: pytest.MonkeyPatch) -> None:
     took = iter([2.0, 4.0, *[1.0, 9.0] * (len(WAITING) - 1)])
     turns: list[str] = []
-    monkeypatch.setattr(
-        neighbour, "seconds", lambda waiting, _: turns.append(waiting) or next(took)
-    )
+
+    def turn(waiting: str, _: Size) -> float:
+        turns.append(waiting)
+        return next(took)
+
+    monkeypatch.setattr(neighbour, "seconds", turn)
     found = rows(Size((), steps=1, warm_up=1, rounds=1))
     assert turns == [name for name in WAITING for _ in range(2)]
     assert found[0] == Row(OURS, 2.0, 4.0)

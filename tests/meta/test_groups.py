@@ -25,7 +25,6 @@ from metaopt.rules.composed import tensors_of
 CPU = torch.device("cpu")
 BATCH = 7
 """Which neither 2 nor 3 divide: groups of a meta-batch differ in size."""
-EXACT = {"rtol": 1e-12, "atol": 1e-14}
 
 
 def config(rules: Any = None, *sections: Any, **meta: Any) -> TrainConfig:
@@ -68,6 +67,11 @@ def states(trainer: MetaTrainer) -> list[Tensor]:
     return [*inner.weights, inner.loss, *inner.observation.grads, *rules]
 
 
+def assert_equal(found: list[Tensor], wanted: list[Tensor]) -> None:
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)
+
+
 def assert_alike(found: Window, wanted: Window) -> None:
     assert found.meta_loss == pytest.approx(wanted.meta_loss, rel=1e-12)
     assert found.grad_norms == pytest.approx(wanted.grad_norms, rel=1e-11)
@@ -85,10 +89,8 @@ def test_a_window_in_groups_has_the_meta_gradient_of_the_whole(
     assert isinstance(other.windows, Grouped)
     for _ in range(4):
         assert_alike(other.outer_step(), plain.outer_step())
-        for found, wanted in zip(gradients(other), gradients(plain), strict=True):
-            torch.testing.assert_close(found, wanted, **EXACT)
-        for found, wanted in zip(states(other), states(plain), strict=True):
-            torch.testing.assert_close(found, wanted, **EXACT)
+        assert_equal(gradients(other), gradients(plain))
+        assert_equal(states(other), states(plain))
         other.restore(copy.deepcopy(plain.state()))
 
 
@@ -150,8 +152,7 @@ def test_groups_of_two_processes_add_up_to_the_whole() -> None:
         own.outer_step()
         weighted = [G * own.local_trajectories / BATCH for G in gradients(own)]
         sums = [a + b for a, b in zip(sums, weighted, strict=True)] if sums else weighted
-    for found, wanted in zip(sums, gradients(plain), strict=True):
-        torch.testing.assert_close(found, wanted, **EXACT)
+    assert_equal(sums, gradients(plain))
 
 
 def test_replayed_windows_go_in_groups() -> None:
@@ -165,8 +166,7 @@ def test_replayed_windows_go_in_groups() -> None:
     other.windows = Grouped(Replayed(step_by_step, record), other.optimizer, 3)
     for _ in range(4):
         assert_alike(other.outer_step(), plain.outer_step())
-        for found, wanted in zip(gradients(other), gradients(plain), strict=True):
-            torch.testing.assert_close(found, wanted, **EXACT)
+        assert_equal(gradients(other), gradients(plain))
         other.restore(copy.deepcopy(plain.state()))
 
 
@@ -200,8 +200,7 @@ def test_large_batches_are_cut_where_the_estimate_says_so(monkeypatch: pytest.Mo
     assert windows.fitting(plain.tasks.select(slice(0, 66)), 3) == 20
     assert windows.fitting(plain.tasks.select(slice(0, 66)), 6) == 10
     assert_alike(other.outer_step(), wanted)
-    for found, one in zip(gradients(other), gradients(plain), strict=True):
-        torch.testing.assert_close(found, one, **EXACT)
+    assert_equal(gradients(other), gradients(plain))
 
 
 def test_the_estimate_counts_what_the_graph_keeps() -> None:
