@@ -12,7 +12,7 @@ by a, not by a^-T, so that the transport of momenta is then inexact, by an error
 the decay is small.)
 
 The optimizer of a learned rule says what each tensor of its state is (``Kept``). Means of gradients
-and of their squares move as above. What a layer-wise LSTM keeps of a whole parameter stays the
+and of their squares move as above, and differences of weights as weights do, without translations. What a layer-wise LSTM keeps of a whole parameter stays the
 same. The states of a coordinate-wise LSTM are no known function of gradients: a permutation
 relabels them with the hidden units, a translation leaves them, and any other element resets those
 of the parameters that moved. So does any element where something belongs to sides of matrices. If
@@ -231,6 +231,10 @@ def _of_kind(part: Tensor, kept: Kept | None, steps: list[Touch]) -> Tensor | No
             if not all(isinstance(touch.element, Relabelling | Translation) for touch in steps):
                 return None
             return gradients(part, steps)
+        case Kept.DIFFERENCES:
+            # A translation moves both of two weights alike.
+            linear = [touch for touch in steps if not isinstance(touch.element, Translation)]
+            return weights(part, linear)
     # Copies of the weights move as the weights do.
     return weights(part, steps)
 
@@ -272,5 +276,6 @@ class Kept(Enum):
     ENTRIES = "entries of parameters, [B, any, P]; moves under permutations alone"
     GRADIENTS = "the same; linear in gradients, moves like them under every element"
     SQUARES = "the same; linear in squares of gradients"
+    DIFFERENCES = "the same; differences of weights, moves like them but for translations"
     FRAMED = "the same; in a frame of the parameter's own, and stays under no element"
     SIDES = "sides of parameters, [B, any, F], ``Rule.sides`` columns for each; the same"
