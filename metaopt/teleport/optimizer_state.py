@@ -12,12 +12,13 @@ by a, not by a^-T, so that the transport of momenta is then inexact, by an error
 the decay is small.)
 
 The optimizer of a learned rule says what each tensor of its state is (``Kept``). Means of gradients
-and of their squares move as above, and differences of weights as weights do, without translations. What a layer-wise LSTM keeps of a whole parameter stays the
-same. The states of a coordinate-wise LSTM are no known function of gradients: a permutation
-relabels them with the hidden units, a translation leaves them, and any other element resets those
-of the parameters that moved. So does any element where something belongs to sides of matrices. If
-part of the state belongs to all parameters together, as that of teleporters and flattened rules
-does, the whole state is reset.
+and of their squares move as above; differences of weights, as averages keep them, by the linear
+part of what moves weights. What a layer-wise LSTM keeps of a whole parameter stays the same. The
+states of a coordinate-wise LSTM are no known function of gradients: a permutation relabels them
+with the hidden units, a translation leaves them, and any other element resets those of the
+parameters that moved. So does any element where something belongs to sides of matrices. If part of
+the state belongs to all parameters together, as that of teleporters and flattened rules does, the
+whole state is reset.
 
 Gradients of some parameters that stay (``Symmetry.blurs``) are no known function of the old ones.
 They are forgotten, with all state of these parameters.
