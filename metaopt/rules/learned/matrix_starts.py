@@ -66,6 +66,6 @@ class Start:
 
 STARTS = {
     "last": Start((0.6, 0.4, 0.0, 0.0), 1.0, 0.6, 400, 1.0, None),
-    "averaged": Start((0.5, 0.0, 0.0, 0.5), 1.0, 1.2, 300, 0.9, 5.0),
+    "averaged": Start((0.5, 0.1, 0.0, 0.4), 1.1, 1.0, 300, 0.9, 5.0),
 }
 """By what is evaluated."""
