@@ -225,7 +225,8 @@ def _of_kind(part: Tensor, kept: Kept | None, steps: list[Touch]) -> Tensor | No
         case Kept.GRADIENTS:
             return gradients(part, steps)
         case Kept.SQUARES:
-            return squares(part, steps)
+            # Of matrices that a rule keeps no squares of there are zeros, which any element keeps.
+            return squares(part, steps) if bool(part.any()) else part.clone()
         case Kept.ALL | Kept.FRAMED | Kept.SIDES:
             return None
         case Kept.ENTRIES:
