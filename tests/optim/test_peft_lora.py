@@ -18,8 +18,8 @@ transformers = pytest.importorskip("transformers")
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*:UserWarning")
 
-RULE = "lora_update_tele"
-"""What trains; ``lora_update_tele`` once it is shipped."""
+RULE = "lora_update"
+"""What trains; it averages."""
 CONFIG = {
     "vocab_size": 40,
     "hidden_size": 16,
