@@ -18,9 +18,6 @@ pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
 
 PAGE = (ROOT / "docs" / "guide" / "lora.md").read_text(encoding="utf-8")
-PAGES_RULE = "lora_update_tele"
-RULE = "lora_update_tele"
-"""What trains; the page's own once it is shipped."""
 WORDS = ["happy", "sad", "win", "lose", "love", "hate", "kind", "cruel"]
 
 
@@ -57,7 +54,7 @@ def test_the_code_of_the_page_runs() -> None:
     with torch.random.fork_rng(), redirect_stdout(StringIO()) as printed:
         torch.manual_seed(0)
         for block in blocks:
-            exec(block.replace(PAGES_RULE, RULE), names)
+            exec(block, names)
     before, last = printed.getvalue().strip().rsplit("\n", 1)
     assert last == shown.strip()
     assert before.count("general linear 8 ") == 2

@@ -131,14 +131,15 @@ class Rule(nn.Module, ABC):
         """The state after w -> exp(l) w, entry by entry: gradients move by exp(-l).
 
         Tensors that are linear in gradients (``Kept.GRADIENTS``) are multiplied by exp(-l), those
-        that are linear in their squares (``Kept.SQUARES``) by exp(-2 l); the others stay.
+        that are linear in their squares (``Kept.SQUARES``) by exp(-2 l), differences of weights
+        (``Kept.DIFFERENCES``) by exp(l); the others stay.
 
         Args:
             state: the state before.
             t: the logarithms of the factors of the K hidden units, [B, K].
             log_factors: l, each [B, out, in] like the weights.
         """
-        degrees = {Kept.GRADIENTS: 1, Kept.SQUARES: 2}
+        degrees = {Kept.GRADIENTS: 1, Kept.SQUARES: 2, Kept.DIFFERENCES: -1}
         moving = {n: degrees[kept] for n in state if (kept := self.kept(n)) in degrees}
         if not moving:
             return state
@@ -148,16 +149,22 @@ class Rule(nn.Module, ABC):
     def turned(self, state: State, move: MovesPairs, weights: Weights) -> State:
         """The state after linear pairs have moved: gradients move by the inverse transpose.
 
+        Differences of weights (``Kept.DIFFERENCES``) move as weights do.
+
         Rules that keep squares of single entries (``Kept.SQUARES``) cannot follow, and are not
         combined with such teleports (``RuleConfig.follows_pairs``).
 
         Args:
             state: the state before.
-            move: how gradients, and products of them, move.
+            move: how weights, gradients, and products of these, move.
             weights: fix the shapes.
         """
-        moving = [name for name in state if self.kept(name) is Kept.GRADIENTS]
-        return state | {name: move.rows_of_gradients(state[name], weights) for name in moving}
+        moves = {
+            Kept.GRADIENTS: move.rows_of_gradients,
+            Kept.DIFFERENCES: move.rows_of_weights,
+        }
+        moving = {n: moves[kept] for n in state if (kept := self.kept(n)) in moves}
+        return state | {name: rows(state[name], weights) for name, rows in moving.items()}
 
     @abstractmethod
     def initial_state(self, observation: Observation) -> State:

@@ -18,7 +18,7 @@ from typing import Generic, TypeVar
 from torch import Tensor, nn
 
 from metaopt.base.network import Weights
-from metaopt.rules.averaging import AHEAD
+from metaopt.rules.averaging import AHEAD, Averaging
 from metaopt.rules.base import Proposal, Rule, State
 from metaopt.tasks.base import Ground, Observation, Problem, Tasks
 from metaopt.teleport.base import Engine, Report
@@ -107,6 +107,25 @@ Adjusted = Callable[[Weights, Proposal], Proposal]
 def as_proposed(weights: Weights, proposal: Proposal) -> Proposal:
     """The proposal as it is."""
     return proposal
+
+
+def stepped(
+    weights: Weights, updates: Weights, averaging: Averaging | None, states: States
+) -> tuple[Weights, States]:
+    """The weights after updates, and the states of rules, where averages are kept.
+
+    Args:
+        weights: y, each [B, out, in].
+        updates: f, of the same shapes.
+        averaging: how iterates are averaged; None if they are not.
+        states: of all rules, after they proposed.
+    """
+    if averaging is None:
+        return tuple(W + f for W, f in zip(weights, updates, strict=True)), states
+    weights, ahead = averaging.step(weights, updates)
+    return weights, {
+        name: own | {AHEAD: ahead} if AHEAD in own else own for name, own in states.items()
+    }
 
 
 class MetaOptimizer(nn.Module, Optimizer[States]):
@@ -198,13 +217,8 @@ class MetaOptimizer(nn.Module, Optimizer[States]):
             states: the states of the rules after proposing.
             ground: what is known of the network that the engine moves.
         """
-        if proposal.updates is not None and proposal.averaging is not None:
-            weights, ahead = proposal.averaging.step(weights, proposal.updates)
-            states = {
-                name: own | {AHEAD: ahead} if AHEAD in own else own for name, own in states.items()
-            }
-        elif proposal.updates is not None:
-            weights = tuple(W + f for W, f in zip(weights, proposal.updates, strict=True))
+        if proposal.updates is not None:
+            weights, states = stepped(weights, proposal.updates, proposal.averaging, states)
         if proposal.generators is None or self.engine is None:
             return Step(weights, states)
         weights, report = self.engine.teleport(weights, proposal.generators, ground)

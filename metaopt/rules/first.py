@@ -14,7 +14,14 @@ from dataclasses import replace
 
 from metaopt.base.network import Weights
 from metaopt.rules.base import Rule
-from metaopt.rules.composed import Adjusted, MetaOptimizer, States, Step, as_proposed
+from metaopt.rules.composed import (
+    Adjusted,
+    MetaOptimizer,
+    States,
+    Step,
+    as_proposed,
+    stepped,
+)
 from metaopt.tasks.base import Ground, Observation, cut
 from metaopt.teleport.pair_engine import PairEngine
 
@@ -53,7 +60,6 @@ class TeleportFirst(MetaOptimizer):
                 grads=report.move.gradients(observation.grads),
             )
         proposal, new["update"] = self.rules["update"].propose(observation, new["update"])
-        updates = adjusted(weights, proposal).updates
-        assert updates is not None
-        moved = tuple(W + f for W, f in zip(weights, updates, strict=True))
-        return Step(moved, new, report)
+        proposal = adjusted(weights, proposal)
+        assert proposal.updates is not None
+        return Step(*stepped(weights, proposal.updates, proposal.averaging, new), report)

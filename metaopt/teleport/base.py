@@ -98,6 +98,9 @@ class MovesPairs(Protocol):
     def rows_of_gradients(self, rows: Tensor, weights: Weights) -> Tensor:
         """What is linear in gradients, [B, any, P], after it."""
 
+    def rows_of_weights(self, rows: Tensor, weights: Weights) -> Tensor:
+        """What is linear in weights, [B, any, P], after it."""
+
 
 class Scaled(Protocol):
     """A rule whose state can follow a teleport of the weights."""
@@ -116,7 +119,7 @@ class Scaled(Protocol):
 
         Args:
             state: the state before.
-            move: how gradients, and products of them, have moved.
+            move: how weights, gradients, and products of these, have moved.
             weights: fix the shapes.
         """
 

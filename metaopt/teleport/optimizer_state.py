@@ -12,12 +12,13 @@ by a, not by a^-T, so that the transport of momenta is then inexact, by an error
 the decay is small.)
 
 The optimizer of a learned rule says what each tensor of its state is (``Kept``). Means of gradients
-and of their squares move as above. What a layer-wise LSTM keeps of a whole parameter stays the
-same. The states of a coordinate-wise LSTM are no known function of gradients: a permutation
-relabels them with the hidden units, a translation leaves them, and any other element resets those
-of the parameters that moved. So does any element where something belongs to sides of matrices. If
-part of the state belongs to all parameters together, as that of teleporters and flattened rules
-does, the whole state is reset.
+and of their squares move as above; differences of weights, as averages keep them, by the linear
+part of what moves weights. What a layer-wise LSTM keeps of a whole parameter stays the same. The
+states of a coordinate-wise LSTM are no known function of gradients: a permutation relabels them
+with the hidden units, a translation leaves them, and any other element resets those of the
+parameters that moved. So does any element where something belongs to sides of matrices. If part of
+the state belongs to all parameters together, as that of teleporters and flattened rules does, the
+whole state is reset.
 
 Gradients of some parameters that stay (``Symmetry.blurs``) are no known function of the old ones.
 They are forgotten, with all state of these parameters.
@@ -224,13 +225,18 @@ def _of_kind(part: Tensor, kept: Kept | None, steps: list[Touch]) -> Tensor | No
         case Kept.GRADIENTS:
             return gradients(part, steps)
         case Kept.SQUARES:
-            return squares(part, steps)
+            # Of matrices that a rule keeps no squares of there are zeros, which any element keeps.
+            return squares(part, steps) if bool(part.any()) else part.clone()
         case Kept.ALL | Kept.FRAMED | Kept.SIDES:
             return None
         case Kept.ENTRIES:
             if not all(isinstance(touch.element, Relabelling | Translation) for touch in steps):
                 return None
             return gradients(part, steps)
+        case Kept.DIFFERENCES:
+            # A translation moves both of two weights alike.
+            linear = [touch for touch in steps if not isinstance(touch.element, Translation)]
+            return weights(part, linear)
     # Copies of the weights move as the weights do.
     return weights(part, steps)
 
@@ -272,5 +278,6 @@ class Kept(Enum):
     ENTRIES = "entries of parameters, [B, any, P]; moves under permutations alone"
     GRADIENTS = "the same; linear in gradients, moves like them under every element"
     SQUARES = "the same; linear in squares of gradients"
+    DIFFERENCES = "the same; differences of weights, moves like them but for translations"
     FRAMED = "the same; in a frame of the parameter's own, and stays under no element"
     SIDES = "sides of parameters, [B, any, F], ``Rule.sides`` columns for each; the same"

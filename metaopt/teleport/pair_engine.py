@@ -11,7 +11,7 @@ the inverse transpose; so do products of gradients that rules keep for the side 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -59,12 +59,26 @@ class PairMove:
             rows: all entries in a row, ``any`` times.
             weights: fix the shapes.
         """
+        return self._rows(rows, weights, PairMove.gradients)
+
+    def rows_of_weights(self, rows: Tensor, weights: Weights) -> Tensor:
+        """What is linear in weights, [B, any, P], at g . w.
+
+        Args:
+            rows: see ``rows_of_gradients``.
+            weights: fix the shapes.
+        """
+        return self._rows(rows, weights, PairMove.weights)
+
+    def _rows(
+        self, rows: Tensor, weights: Weights, moved: Callable[[PairMove, Weights], Weights]
+    ) -> Tensor:
         many = rows.shape[1]
         parts = rows.split([w[0].numel() for w in weights], dim=2)
         flat = tuple(part.reshape(-1, *w.shape[1:]) for part, w in zip(parts, weights, strict=True))
         each = (GroupElement(*(x.repeat_interleave(many, 0) for x in e)) for e in self.elements)
-        moved = PairMove(self.pairs, tuple(each), self.frames).gradients(flat)
-        return torch.cat([one.reshape(len(rows), many, -1) for one in moved], dim=2)
+        found = moved(PairMove(self.pairs, tuple(each), self.frames), flat)
+        return torch.cat([one.reshape(len(rows), many, -1) for one in found], dim=2)
 
     def products(self, width: int, products: Tensor) -> Tensor:
         """Sums of outer products of rows of gradients, [B, 2, pairs, k, k], at g . w.

@@ -18,8 +18,8 @@ transformers = pytest.importorskip("transformers")
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*:UserWarning")
 
-RULE = "lora_update_tele"
-"""What trains; ``lora_update_tele`` once it is shipped."""
+RULE = "lora_update"
+"""What trains; it averages."""
 CONFIG = {
     "vocab_size": 40,
     "hidden_size": 16,
@@ -72,7 +72,7 @@ def outputs(model: Any) -> Tensor:
 
 
 @pytest.fixture(scope="module")
-def learner() -> tuple[Any, torch.optim.Optimizer]:
+def learner() -> tuple[Any, Any]:
     """A model that was trained, and its optimizer: finding the symmetries of one takes seconds."""
     model = adapted()
     optimizer = metaopt.LearnedOptimizer(model, RULE)
@@ -84,8 +84,11 @@ def learner() -> tuple[Any, torch.optim.Optimizer]:
 
 
 @pytest.fixture
-def trained(learner: tuple[Any, torch.optim.Optimizer]) -> Any:
-    return learner[0]
+def trained(learner: tuple[Any, Any]) -> Any:
+    """The model with averaged weights, to be saved and merged."""
+    model, optimizer = learner
+    optimizer.eval()
+    return model
 
 
 def test_only_adapters_and_head_are_trained(trained: Any) -> None:
@@ -100,25 +103,35 @@ def test_saved_adapters_are_loaded_by_peft(trained: Any, tmp_path: Path) -> None
     assert torch.equal(outputs(peft.PeftModel.from_pretrained(base(), tmp_path)), outputs(trained))
 
 
+def test_what_is_saved_is_not_what_trains(learner: tuple[Any, Any], trained: Any) -> None:
+    averaged = outputs(trained)
+    learner[1].train()
+    assert not torch.allclose(outputs(trained), averaged, rtol=1e-3)
+
+
 def test_merged_adapters_give_the_same_outputs(trained: Any) -> None:
     merged = copy.deepcopy(trained).merge_and_unload()
     assert not any("lora_" in name for name, _ in merged.named_parameters())
     torch.testing.assert_close(outputs(merged), outputs(trained), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("saves", ["train", "eval"])
 def test_training_is_resumed_bit_for_bit(
-    learner: tuple[Any, torch.optim.Optimizer], tmp_path: Path
+    learner: tuple[Any, Any], tmp_path: Path, saves: str
 ) -> None:
     model, optimizer = learner
+    getattr(optimizer, saves)()
     model.save_pretrained(tmp_path)
     state = saved(optimizer.state_dict())
     with torch.random.fork_rng():
         torch.manual_seed(3)
         draws = torch.get_rng_state()
+        optimizer.train()
         train(model, optimizer, 3)
         again = peft.PeftModel.from_pretrained(base(), tmp_path, is_trainable=True)
         resumed = metaopt.LearnedOptimizer(again, RULE)
         resumed.load_state_dict(state)
+        resumed.train()
         torch.set_rng_state(draws)
         train(again, resumed, 3)
     assert torch.equal(outputs(again), outputs(model))

@@ -13,6 +13,7 @@ from metaopt.optim.stepper import ModelGround
 from metaopt.rules.config import RulesConfig
 from metaopt.rules.first import TeleportFirst
 from metaopt.rules.learned.matrix import MatrixUpdateLSTM
+from metaopt.rules.learned.matrix_starts import STARTS
 from metaopt.rules.learned.matrix_steps import MatrixSteps, Normalised, Orthogonal
 from metaopt.rules.learned.pair import PairLSTM
 from metaopt.symmetry.actions import InexactActionError
@@ -92,7 +93,7 @@ def test_the_next_step_is_that_of_a_run_begun_there(step: MatrixSteps) -> None:
     """Momenta of five gradients, moved with the weights, are those of the moved gradients."""
     net = adapters()
     pairs = pairs_in(net, 5)
-    rule = MatrixUpdateLSTM(4, 1.0, step, 0.0, None, 0.2, 1, 0, "test").double()
+    rule = MatrixUpdateLSTM(4, 1.0, step, STARTS["last"], 0.0, None, 0.2, 1, 0, "test").double()
     move = random_move(pairs)
     seen = [observed(net, pairs, data(5, seed)) for seed in range(5)]
     here = rule.initial_state(seen[0])
@@ -121,7 +122,9 @@ def test_a_teleport_first_step_is_the_update_at_the_moved_weights() -> None:
     """w' = g . w + f, f what the update rule proposes to a run whose gradient is taken at g . w."""
     net = adapters()
     pairs = pairs_in(net, 5)
-    update = MatrixUpdateLSTM(4, 1.0, Orthogonal(), -1.0, None, 0.2, 1, 0, "update").double()
+    update = MatrixUpdateLSTM(
+        4, 1.0, Orthogonal(), STARTS["last"], -1.0, None, 0.2, 1, 0, "update"
+    ).double()
     teleport = PairLSTM(4, 1.0, 0.1, None, 1, 0, "teleport").double()
     pair = TeleportFirst({"update": update, "teleport": teleport}, engine())
     seen = observed(net, pairs, data(5))
@@ -143,7 +146,9 @@ def test_a_teleport_first_step_is_the_update_at_the_moved_weights() -> None:
 def test_pairs_move_at_the_first_step_of_a_turn_alone() -> None:
     net = adapters()
     pairs = pairs_in(net, 5)
-    update = MatrixUpdateLSTM(4, 1.0, Orthogonal(), -1.0, None, 0.2, 3, 0, "update").double()
+    update = MatrixUpdateLSTM(
+        4, 1.0, Orthogonal(), STARTS["last"], -1.0, None, 0.2, 3, 0, "update"
+    ).double()
     teleport = PairLSTM(4, 1.0, 0.1, None, 3, 0, "teleport").double()
     pair = TeleportFirst({"update": update, "teleport": teleport}, engine())
     ground = ModelGround(None, None, pairs)

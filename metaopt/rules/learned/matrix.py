@@ -2,7 +2,7 @@
 
     f_l = -s_l c^p (b_l (sum_d a_l^d step(m_l^d) + a_l^g G_l / rms(G_l)) + r_l W_l)        matrices
     f_l = -s_l (b_l (sum_d a_l^d m_l^d + a_l^g G_l) / root_l + r_l W_l)                    vectors
-    b_l = (1 or 0.6) / sqrt(M max(out, rest))  (matrices),   0.03 / sqrt(M)  (vectors)
+    b_l = (1 or ``wide``) / sqrt(M max(out, rest))  (matrices),   0.03 / sqrt(M)  (vectors)
     c = exp mean_l min(0, log(rms(m_l) / v_l))
     (s_l, p_l, a_l) = head(h_l, is l's side served)
     h_l = m1(statistics of parameter l, mean statistics of all, h_l)
@@ -15,14 +15,18 @@ mean of squares, as in Adam, unless a linear pair moves them.
 
 The sizes b_l are those of untrained steps. ``step`` has entries of root mean square 1, so that the
 singular values of b_l step(m) are 1 / sqrt(M), of M matrices in all: how far outputs go in a step
-does not depend on width or depth (0.6 where a matrix reads more than it makes, as A of an adapter).
-Weights decay by r_l = weight_decay / sqrt(M).
+does not depend on width or depth; ``wide`` is for a matrix that reads more than it makes, as the A
+of an adapter does. Weights decay by r_l = weight_decay / sqrt(M).
 
 Steps of unit size do not end by themselves. What ends them here is c: how large momenta m (at the
 decay 0.9) are beside the root mean square v of gradients over the last thousand steps. It is small
 where gradients have become small, and where they are noise that cancels. Its logarithm is the mean
 over all matrices, since a teleport that makes the gradients of one side of a pair larger makes
 those of the other side smaller. Weights shrink with the step: they go on as long as it does.
+
+Where iterates are averaged (``averaging``), f moves the fast one, z, and x' = x + p / (t + p) (z' -
+x). The state keeps d = z - y, a difference of weights, which follows a teleport as weights do. The
+constants of untrained steps are those of ``matrix_starts``.
 
 Statistics, clock and loss are those of the layer-wise rule (``layer``). The side of a linear pair
 that a parameter lies on is added, and the own log(rms(m_l) / v_l). Where teleports serve the two
@@ -33,16 +37,18 @@ own.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
+from metaopt.base.config import ConfigError
 from metaopt.base.fields import described, required
 from metaopt.base.loss_statistics import FLOOR
 from metaopt.base.network import Weights
+from metaopt.rules.averaging import AHEAD, Averaging, averages, between
 from metaopt.rules.base import Proposal, Rule, State, flat_gradient
 from metaopt.rules.learned.clock import CLOCK_FEATURES, clock_features, fading
 from metaopt.rules.learned.directions import HEAD_BOUND
@@ -61,29 +67,18 @@ from metaopt.rules.learned.layer import (
     statistics,
 )
 from metaopt.rules.learned.lstm import LSTM, Head
+from metaopt.rules.learned.matrix_starts import STARTS, Start
 from metaopt.rules.learned.matrix_steps import TINY, MatrixSteps, Normalised, Orthogonal
 from metaopt.rules.learned.turns import served
 from metaopt.rules.rule_config import FadingConfig, Place, TurnsConfig
 from metaopt.tasks.base import Observation
+from metaopt.teleport.config import EXACT, TeleporterConfig
+from metaopt.teleport.optimizer_state import Kept
 
 STEPS: dict[str, type[MatrixSteps]] = {"orthogonal": Orthogonal, "normalised": Normalised}
 """What is made of momenta, by name."""
-MIXTURE = (0.6, 0.4, 0.0, 0.0)
-"""Untrained coefficients of the running means, and of the gradient itself."""
-SIZE = 1.0
-"""The largest singular value of the untrained steps of all matrices side by side."""
-WIDE = 0.6
-"""The factor on steps of matrices that read more than they make, as the A of an adapter does."""
-VECTOR_SIZE = 0.03
-"""Entries of the untrained step of a vector, before they are divided as those of matrices are."""
-SHRINKS_AFTER = 400
-"""Untrained steps shrink as 1 / (1 + t / 400), beside c; the decay of weights by its power 2/3."""
-POWER = 1.0
-"""The untrained power of c."""
 COHERENT = 1
 """The number of the mean in ``DECAYS`` whose size c reads."""
-VECTOR_DECAY = 0.003
-"""The weight decay of vectors that goes with an untrained step."""
 LOG_STEP_BOUNDS = (-10.0, 4.0)
 RATIO = 1 / 3
 """Factor on logarithms of ratios of norms among the features."""
@@ -102,6 +97,7 @@ class MatrixUpdateLSTM(LayerWise):
         hidden: size of the cells.
         scale: factor on the outputs of the head.
         step: what is made of the running means of a matrix.
+        start: the constants of untrained steps, and whether iterates are averaged.
         unserved: the untrained logarithm of the factor on steps of a side that is not served.
         fades: steps after which what is learned, and taking turns, count half; None: they never do.
         weight_decay: of matrices, that goes with an untrained step.
@@ -117,6 +113,7 @@ class MatrixUpdateLSTM(LayerWise):
         hidden: int,
         scale: float,
         step: MatrixSteps,
+        start: Start,
         unserved: float,
         fades: int | None,
         weight_decay: float,
@@ -127,15 +124,35 @@ class MatrixUpdateLSTM(LayerWise):
         super().__init__()
         self.scale = scale
         self.step = step
+        self.start = start
         self.unserved = unserved
         self.fades = fades
         self.weight_decay = weight_decay
         self.every = every
         self.lstm = LSTM(FEATURES, hidden, seed, f"{name}/lstm")
-        self.head = Head(hidden, 3 + len(MIXTURE), seed, f"{name}/head", bound=HEAD_BOUND)
+        self.head = Head(hidden, 3 + len(start.mixture), seed, f"{name}/head", bound=HEAD_BOUND)
+
+    def kept(self, name: str) -> Kept:
+        """As in other layer-wise rules; d is a difference of weights."""
+        return Kept.DIFFERENCES if name == AHEAD else super().kept(name)
+
+    def evaluated(self, weights: Weights, state: State) -> Weights:
+        """x, the averages, if there are any."""
+        return averages(weights, state[AHEAD]) if AHEAD in state else weights
+
+    def trained(self, averaged: Weights, state: State) -> Weights:
+        """y, where gradients are taken."""
+        return between(averaged, state[AHEAD]) if AHEAD in state else averaged
+
+    def initial_state(self, observation: Observation) -> State:
+        """That of layer-wise rules; where iterates are averaged, d [B, 1, P] as well: 0."""
+        state = super().initial_state(observation)
+        return (
+            state if self.start.averaged is None else state | {AHEAD: torch.zeros_like(state["v"])}
+        )
 
     def propose(self, observation: Observation, state: State) -> tuple[Proposal, State]:
-        """Updates f."""
+        """Updates f, and how fast iterates are averaged, if they are."""
         W, G = observation.weights, flat_gradient(observation)[:, None]
         mixed = frozenset() if observation.pairs is None else observation.pairs.tensors
         by_entry = [w.shape[2] == 1 and i not in mixed for i, w in enumerate(W)]
@@ -149,7 +166,7 @@ class MatrixUpdateLSTM(LayerWise):
         )
         small = _small(means)
         calm = mean_over(small, moves & matrices, (moves & matrices).sum(2, keepdim=True))
-        base, rate = _untrained(W, by_entry, self.weight_decay)
+        base, rate = self.start.sizes(W, by_entry, self.weight_decay)
         loss_features, heard = hear(observation.loss, state)
         count_of = entries(W)
         side = torch.zeros_like(means.count)
@@ -181,18 +198,22 @@ class MatrixUpdateLSTM(LayerWise):
         log_size, log_unserved, more_power, *mixed_by = z.split(1, dim=1)
         waits = side * served(means.count, self.every) < 0
         log_size = log_size + torch.where(waits, fade * self.unserved + log_unserved, 0.0)
-        log_size = log_size + torch.where(matrices, (POWER + more_power) * calm, 0.0)
-        old = 1 + means.count / SHRINKS_AFTER
+        log_size = log_size + torch.where(matrices, (self.start.power + more_power) * calm, 0.0)
+        old = 1 + means.count / self.start.shrinks_after
         length = log_size.clamp(*LOG_STEP_BOUNDS).exp() / old
-        untrained = zip(mixed_by, MIXTURE, strict=True)
+        untrained = zip(mixed_by, self.start.mixture, strict=True)
         mixture = base * length * torch.cat([part + share for part, share in untrained], dim=1)
         decay = rate * length * old ** (1 / 3)
         moved, shrunk = [], []
         for i, (own, w, g) in enumerate(zip(steps, W, observation.grads, strict=True)):
             shrunk.append(-decay[:, :, i, None] * torch.where(g == 0, 0.0, w))
             moved.append(shrunk[-1] - torch.bmm(mixture[:, :, i, None].mT, own).reshape_as(w))
-        proposal = Proposal(updates=tuple(moved), decays=tuple(shrunk))
+        proposal = Proposal(tuple(moved), decays=tuple(shrunk))
         kept = {"count": means.count, "m": means.m, "v": means.v, "power": means.power}
+        p = self.start.averaged
+        if p is not None:
+            proposal = replace(proposal, averaging=Averaging(state[AHEAD], p / (means.count + p)))
+            kept[AHEAD] = state[AHEAD]
         return proposal, cells | heard | kept
 
     def _steps(
@@ -264,20 +285,6 @@ def _small(means: _Means) -> Tensor:
     return (ratio.log() / 2).clamp(SMALLEST_LOG, 0)
 
 
-def _untrained(W: Weights, by_entry: Sequence[bool], weight_decay: float) -> tuple[Tensor, Tensor]:
-    """The size of entries of untrained steps, and the decay that goes with them: [1, 1, L] each."""
-    share = max(1, len(by_entry) - sum(by_entry)) ** -0.5
-    sizes, decays = [], []
-    for w, alone in zip(W, by_entry, strict=True):
-        out, rest = w.shape[1:]
-        wide = WIDE if rest > out else 1.0
-        size = VECTOR_SIZE if alone else SIZE * wide / max(out, rest) ** 0.5
-        sizes.append(w.new_full((1, 1, 1), share * size))
-        decay = VECTOR_DECAY if alone else weight_decay
-        decays.append(w.new_full((1, 1, 1), share * decay))
-    return torch.cat(sizes, dim=2), torch.cat(decays, dim=2)
-
-
 def _mean_squares(parts: Sequence[Tensor]) -> Tensor:
     """Of each parameter, [B, 1, n] -> [B, 1, L]."""
     return torch.cat([part.square().mean(2, keepdim=True) for part in parts], dim=2)
@@ -296,6 +303,11 @@ class MatrixConfig(FadingConfig, TurnsConfig):
     step: Literal["orthogonal", "normalised"] = described(
         "orthogonal", "what a momentum is made into: all singular values alike, or its size set"
     )
+    iterates: Literal["last", "averaged"] = described(
+        "last",
+        "which iterates one evaluates: the last one, or an average over about the last fifth of "
+        "the way, which `optimizer.eval()` puts into the parameters",
+    )
     unserved: Annotated[float, Field(ge=-10, le=0)] = described(
         0.0,
         "logarithm of the factor that steps start with on the side of a linear pair that this "
@@ -307,6 +319,15 @@ class MatrixConfig(FadingConfig, TurnsConfig):
         0.2, "decay of matrices that goes with an untrained step; it is not learned"
     )
 
+    def require(self, teleporter: TeleporterConfig) -> None:
+        """Raise ``ConfigError`` if averages could not follow the teleports exactly."""
+        if self.iterates == "averaged" and teleporter.action not in EXACT:
+            raise ConfigError(
+                f"field rules.update.iterates: found averaged, with teleporter.action "
+                f"{teleporter.action}, which does not act on weights by a linear map: expected "
+                f"last, or an action out of {', '.join(EXACT)}"
+            )
+
     def make(self, place: Place) -> Rule:
         """The rule that this section describes."""
         step = STEPS[self.step]()
@@ -314,6 +335,7 @@ class MatrixConfig(FadingConfig, TurnsConfig):
             self.hidden,
             self.scale,
             step,
+            STARTS[self.iterates],
             self.unserved,
             self.fades,
             self.weight_decay,

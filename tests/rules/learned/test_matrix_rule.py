@@ -8,10 +8,13 @@ import pytest
 import torch
 from paired import NETWORKS, observed, pairs_in
 
-from metaopt.rules.learned.matrix import SHRINKS_AFTER, SIZE, VECTOR_SIZE, WIDE, MatrixUpdateLSTM
+from metaopt.rules.learned.matrix import MatrixUpdateLSTM
+from metaopt.rules.learned.matrix_starts import STARTS, VECTOR_SIZE
 from metaopt.rules.learned.matrix_steps import Normalised, Orthogonal
 from metaopt.rules.learned.turns import begins, served
 from metaopt.tasks.base import Observation
+
+LAST = STARTS["last"]
 
 
 def random(*shape: int) -> torch.Tensor:
@@ -40,7 +43,7 @@ def test_squares_are_kept_of_vectors_that_no_pair_moves_alone() -> None:
     net = make()
     pairs = pairs_in(net, width)
     seen = observed(net, pairs, random(6, width))
-    rule = MatrixUpdateLSTM(4, 1.0, Orthogonal(), 0.0, None, 0.2, 1, 0, "test").double()
+    rule = MatrixUpdateLSTM(4, 1.0, Orthogonal(), LAST, 0.0, None, 0.2, 1, 0, "test").double()
     _, state = rule.propose(seen, rule.initial_state(seen))
     names = [name for name, p in net.named_parameters() if p.requires_grad]
     sizes = [p.numel() for p in net.parameters()]
@@ -63,7 +66,7 @@ def one_matrix(gradient: torch.Tensor) -> Observation:
 
 def sizes_of_steps(gradients: list[torch.Tensor], fades: int | None = None) -> list[float]:
     """Of an untrained rule without decay, in units of what a first step would have there."""
-    rule = MatrixUpdateLSTM(4, 0.0, Orthogonal(), 0.0, fades, 0.2, 1, 0, "test").double()
+    rule = MatrixUpdateLSTM(4, 0.0, Orthogonal(), LAST, 0.0, fades, 0.2, 1, 0, "test").double()
     state = rule.initial_state(one_matrix(gradients[0]))
     found = []
     for t, gradient in enumerate(gradients, 1):
@@ -72,14 +75,14 @@ def sizes_of_steps(gradients: list[torch.Tensor], fades: int | None = None) -> l
         assert proposal.updates is not None
         assert proposal.decays is not None
         step = proposal.updates[0] - proposal.decays[0]
-        unit = SIZE / max(gradient.shape) ** 0.5 / (1 + t / SHRINKS_AFTER)
+        unit = LAST.size / max(gradient.shape) ** 0.5 / (1 + t / LAST.shrinks_after)
         found.append(float(step.square().mean().sqrt()) / unit)
     return found
 
 
 def first_steps(*shapes: tuple[int, int]) -> list[torch.Tensor]:
     """Of an untrained rule, without decay: the first step of each parameter, [out, rest]."""
-    rule = MatrixUpdateLSTM(4, 0.0, Orthogonal(), 0.0, None, 0.2, 1, 0, "test").double()
+    rule = MatrixUpdateLSTM(4, 0.0, Orthogonal(), LAST, 0.0, None, 0.2, 1, 0, "test").double()
     own = tuple(random(1, *shape) for shape in shapes)
     seen = Observation(weights=own, grads=own, inputs=(), loss=None)
     proposal, _ = rule.propose(seen, rule.initial_state(seen))
@@ -94,13 +97,13 @@ def test_singular_values_of_steps_depend_on_the_number_of_matrices_alone(
     width: int, count: int
 ) -> None:
     tall, wide = (first_steps(*[shape] * count)[0] for shape in ((width, 3), (3, width)))
-    wanted = SIZE / count**0.5 / (1 + 1 / SHRINKS_AFTER)
+    wanted = LAST.size / count**0.5 / (1 + 1 / LAST.shrinks_after)
     assert torch.linalg.svdvals(tall).numpy() == pytest.approx([wanted] * 3, rel=0.05)
-    assert torch.linalg.svdvals(wide).numpy() == pytest.approx([WIDE * wanted] * 3, rel=0.05)
+    assert torch.linalg.svdvals(wide).numpy() == pytest.approx([LAST.wide * wanted] * 3, rel=0.05)
 
 
 def test_the_first_step_of_a_vector_has_the_size_of_later_ones() -> None:
-    rule = MatrixUpdateLSTM(4, 0.0, Orthogonal(), 0.0, None, 0.2, 1, 0, "test").double()
+    rule = MatrixUpdateLSTM(4, 0.0, Orthogonal(), LAST, 0.0, None, 0.2, 1, 0, "test").double()
     own = (random(1, 5, 1),)
     seen = Observation(weights=own, grads=own, inputs=(), loss=None)
     state = rule.initial_state(seen)
@@ -108,7 +111,9 @@ def test_the_first_step_of_a_vector_has_the_size_of_later_ones() -> None:
         proposal, state = rule.propose(seen, state)
         assert proposal.updates is not None
         assert proposal.decays is not None
-        step = (proposal.updates[0] - proposal.decays[0]).detach().abs() * (1 + t / SHRINKS_AFTER)
+        step = (proposal.updates[0] - proposal.decays[0]).detach().abs() * (
+            1 + t / LAST.shrinks_after
+        )
         assert step.flatten().numpy() == pytest.approx([VECTOR_SIZE] * 5, rel=1e-2)
 
 
@@ -135,7 +140,9 @@ def test_what_is_learned_fades() -> None:
     G = [random(5, 4) for _ in range(300)]
 
     def last(scale: float, fades: int | None) -> torch.Tensor:
-        rule = MatrixUpdateLSTM(4, scale, Orthogonal(), 0.0, fades, 0.2, 1, 0, "test").double()
+        rule = MatrixUpdateLSTM(
+            4, scale, Orthogonal(), LAST, 0.0, fades, 0.2, 1, 0, "test"
+        ).double()
         state = rule.initial_state(one_matrix(G[0]))
         for gradient in G:
             proposal, state = rule.propose(one_matrix(gradient), state)
