@@ -26,6 +26,7 @@ They are forgotten, with all state of these parameters.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from enum import Enum
 from functools import partial
@@ -127,15 +128,25 @@ def transport(optimizer: Optimizer, model: nn.Module, found: Touches) -> None:
         of_parameter: OfParameter = partial(_by_kind, optimizer)
     else:
         of_parameter = _by_degree(optimizer)
+    anew = []
     for path, steps in found.items():
         parameter = tensor_at(model, path)
         state = optimizer.state.get(parameter, {})
         new = of_parameter(parameter, state, steps)
         if new is None:
-            optimizer.state.pop(parameter, None)
+            lost = optimizer.state.pop(parameter, {})
+            if isinstance(optimizer, Learned) and _has_begun(optimizer, lost):
+                anew.append(path)
             continue
         for name, value in new.items():
             state[name].copy_(value)
+    if anew:
+        warnings.warn(
+            f"state='transport': the learned rule keeps more of {len(anew)} parameters ({anew[0]} "
+            f"..) than this teleport moves exactly, so that their state begins anew, with steps as "
+            f"large as the first ones: teleport before training, or take a rule whose state moves",
+            stacklevel=4,
+        )
     return None
 
 
@@ -218,6 +229,11 @@ def _by_kind(
             parts.append(moved)
         found[key] = torch.stack(parts).reshape(tensor.shape)
     return found
+
+
+def _has_begun(optimizer: Learned, state: Mapping[str, Tensor]) -> bool:
+    """Whether a step has been taken: states of rules begin as zeros."""
+    return any(optimizer.kept(key) is not None and bool(x.any()) for key, x in state.items())
 
 
 def _of_kind(part: Tensor, kept: Kept | None, steps: list[Touch]) -> Tensor | None:

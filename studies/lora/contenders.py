@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from itertools import product
 from pathlib import Path
@@ -134,7 +135,7 @@ def packaged() -> list[Contender]:
         UserError: if it is not installed.
     """
     try:
-        import pytorch_optimizer as given
+        given = import_module("pytorch_optimizer")
     except ImportError:
         raise UserError(
             f"LoRA-RITE, SOAP, Muon, Prodigy and Schedule-Free AdamW need {PACKAGE}: "

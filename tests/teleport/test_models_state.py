@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -189,6 +190,20 @@ def test_learned_states_are_reset_but_for_relabellings(kind: str, state: str) ->
     assert moved
     _steps(model, optimizer, specimen)
     assert all(bool(p.isfinite().all()) for p in model.parameters())
+
+
+def test_a_learned_state_that_begins_anew_is_told() -> None:
+    specimen = ZOO["mlp"]
+    model = specimen.model().double()
+    optimizer = metaopt.LearnedOptimizer(model)
+    _steps(model, optimizer, specimen)
+    with pytest.warns(UserWarning, match=r"state='transport': .* begins anew"):
+        metaopt.teleport(model, optimizer=optimizer)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        # Nothing is kept that could begin anew.
+        metaopt.teleport(model, optimizer=metaopt.LearnedOptimizer(model))
+        metaopt.teleport(model, optimizer=torch.optim.AdamW(model.parameters()))
 
 
 def test_a_translation_leaves_learned_states() -> None:
