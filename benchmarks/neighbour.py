@@ -5,7 +5,7 @@
 Twelve outer steps of ``lstm_update_tele`` after two to warm up, in a fresh process each time, alone
 and beside two processes that do nothing but count: in turns, three rounds, medians. Threads wait at
 barriers as metaopt lets them (``metaopt.base.idle_threads``), as torch alone would (libgomp's
-300,000 spins before they sleep), for a tenth of that, or there is one thread and no barrier.
+300,000 spins before they sleep), sleep at once, or there is one thread and no barrier.
 Beside the neighbours, metaopt's time is to be at most 2.5 times the quiet one. The machine itself
 has to be quiet otherwise.
 
@@ -46,7 +46,7 @@ OURS = "metaopt's"
 WAITING: dict[str, dict[str, str]] = {
     OURS: {},
     "spinning, as torch's": {"GOMP_SPINCOUNT": "300000"},
-    "spinning a tenth of it": {"GOMP_SPINCOUNT": "30000"},
+    "sleeping at once": {"OMP_WAIT_POLICY": "passive"},
     "one thread": {"OMP_NUM_THREADS": "1"},
 }
 """What is set in the environment of a process, by how its threads wait."""

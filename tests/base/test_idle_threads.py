@@ -1,4 +1,4 @@
-"""Threads sleep at barriers: set before torch is loaded, and never against the user's word."""
+"""Threads soon sleep at barriers: set before torch is loaded, and never against the user's word."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from metaopt.base.idle_threads import OWN_WORDS, PASSIVE, POLICY, sleep_at_barriers
+from metaopt.base.idle_threads import FEW, OWN_WORDS, SPINS, sleep_at_barriers
 
 _BUNDLED = Path(torch.__file__).parent / "lib/libgomp.so.1"
 
@@ -27,14 +27,14 @@ def said(program: str, **given: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def policy(program: str, **given: str) -> str:
-    shown = f"{program}; import os; print(os.environ.get({POLICY!r}))"
+def spins(program: str, **given: str) -> str:
+    shown = f"{program}; import os; print(os.environ.get({SPINS!r}))"
     return said(shown, **given).stdout.strip()
 
 
 def test_it_is_set_before_torch_and_not_after() -> None:
-    assert policy("import metaopt") == PASSIVE
-    assert policy("import torch; import metaopt") == "None"
+    assert spins("import metaopt") == FEW
+    assert spins("import torch; import metaopt") == "None"
 
 
 @pytest.mark.parametrize("name", OWN_WORDS)
@@ -49,7 +49,7 @@ def test_it_is_set_once_and_only_while_torch_is_not_loaded() -> None:
     assert not sleep_at_barriers(environment, ("numpy", "torch"))
     assert environment == {}
     assert sleep_at_barriers(environment, ("numpy",))
-    assert environment == {POLICY: PASSIVE}
+    assert environment == {SPINS: FEW}
     assert not sleep_at_barriers(environment, ("numpy",))
 
 
@@ -57,5 +57,4 @@ def test_it_is_set_once_and_only_while_torch_is_not_loaded() -> None:
 @pytest.mark.parametrize("first", ["metaopt", "benchmarks", "studies"])
 def test_the_openmp_of_torch_has_read_it(first: str) -> None:
     told = said(f"import {first}, torch", OMP_DISPLAY_ENV="verbose").stderr
-    assert f"{POLICY} = '{PASSIVE.upper()}'" in told
-    assert "GOMP_SPINCOUNT = '0'" in told
+    assert f"{SPINS} = '{FEW}'" in told
