@@ -1,4 +1,4 @@
 """Commands that measure; none of them is a test."""
 
 # Before torch, which reads once how its threads wait (metaopt.base.idle_threads).
-import metaopt  # noqa: F401
+import metaopt as metaopt

@@ -1,4 +1,4 @@
 """What a user reruns: a claim, its table, its figure."""
 
 # Before torch, which reads once how its threads wait (metaopt.base.idle_threads).
-import metaopt  # noqa: F401
+import metaopt as metaopt

@@ -11,7 +11,7 @@ import pytest
 # Before torch is imported, which reads once what is set here and by metaopt (idle_threads).
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-import metaopt  # noqa: F401
+import metaopt as metaopt
 
 
 def pytest_collection_finish() -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from metaopt.optim.half import cast_with_graph
-from metaopt.optim.horizon import tell_horizon
+from metaopt.optim.horizon import HorizonWatch, checked
 from metaopt.optim.memory import STEPS, remembered
 from metaopt.optim.modes import require_train_mode
 from metaopt.optim.optimizer import LearnedOptimizer
@@ -31,7 +31,8 @@ class DifferentiableLearnedOptimizer(higher.optim.DifferentiableOptimizer):
     def __init__(self, other: LearnedOptimizer, *arguments: Any, **options: Any) -> None:
         require_train_mode(other.param_groups)
         super().__init__(other, *arguments, **options)
-        self._rule, self._horizon = other.rule, other.horizon
+        self._rule, self._horizon = other.rule, checked(other.horizon)
+        self._horizon_watch = HorizonWatch(self._rule)
         self._places = other.places
         self._dtype = other.dtype
         self._loss: Tensor | None = None
@@ -61,7 +62,7 @@ class DifferentiableLearnedOptimizer(higher.optim.DifferentiableOptimizer):
     def _update(self, grouped_grads: Sequence[Sequence[Tensor | None]], **options: Any) -> None:
         groups = self.param_groups
         steps = remembered(groups)[STEPS] + 1
-        tell_horizon(self._rule, steps, self._horizon)
+        self._horizon_watch.tell(steps, self._horizon)
         for group in groups:
             group[STEPS] = steps
         grads = [grouped_grads[g][i] for g, i in self._places]

@@ -12,53 +12,67 @@ from typing import Any
 from metaopt.base.shipped import DEFAULT
 from metaopt.optim.learned import LearnedRule
 from metaopt.optim.reach import PAGE, PastHorizonWarning
+from metaopt.optim.told import reads
 
 
-def tell_horizon(rule: LearnedRule, step: int, told: int | None) -> None:
-    """Warn at the first step past the rule's reach, and past what it was told.
+class HorizonWatch:
+    """Warns at the first step past a rule's reach, and past what it was told.
 
     Args:
         rule: the rule.
-        step: the number of this step, from 1.
-        told: the steps that there were to be, or None.
     """
-    if told is not None and step == told + 1 and hears(rule):
-        warnings.warn(
-            f"horizon: step {step:,} is past the {told:,} that {rule.name} was told: its steps end "
-            f"there, and from here on weights hardly move; set optimizer.horizon to what is true, "
-            f"or to None",
-            PastHorizonWarning,
-            stacklevel=5,
-        )
-    if step == rule.reach.steps + 1:
-        warnings.warn(
-            f"{rule.name}: step {step:,} is past its horizon: it was {rule.reach}; what it does "
-            f"from here on was never seen, watch the loss: {PAGE}",
-            PastHorizonWarning,
-            stacklevel=5,
-        )
+
+    def __init__(self, rule: LearnedRule) -> None:
+        self._rule = rule
+        self._said: int | None = None
+
+    def tell(self, step: int, told: int | None) -> None:
+        """Warn if there is something new to say.
+
+        Args:
+            step: the number of this step, from 1.
+            told: the steps that there were to be, or None. It may have changed since.
+        """
+        rule = self._rule
+        if told is not None and step > told and told != self._said and hears(rule):
+            self._said = told
+            warnings.warn(
+                f"horizon: step {step:,} is past the {told:,} that {rule.name} was told: its steps "
+                f"end there, and from here on weights hardly move; set optimizer.horizon to what "
+                f"is true, or to None",
+                PastHorizonWarning,
+                stacklevel=5,
+            )
+        if step == rule.reach.steps + 1:
+            warnings.warn(
+                f"{rule.name}: step {step:,} is past its horizon: it was {rule.reach}; what it "
+                f"does from here on was never seen, watch the loss: {PAGE}",
+                PastHorizonWarning,
+                stacklevel=5,
+            )
 
 
 def hears(rule: LearnedRule) -> bool:
     """Whether a rule hears how many steps are left."""
-    return any("left" in one.reads for one in rule.optimizer.rules.values())
+    return reads("left", rule.optimizer.rules.values())
 
 
-def checked(horizon: Any, rule: LearnedRule) -> int | None:
-    """The steps that there will be, or None; warns if the rule does not hear of them.
-
-    Raises:
-        ValueError: for anything else.
-    """
-    if horizon is not None and (type(horizon) is not int or horizon < 1):
-        raise ValueError(
-            f"horizon: found {horizon!r}, expected the whole number of steps that there will be, "
-            f"or None where nobody knows"
-        )
-    if horizon is not None and not hears(rule):
+def heard(horizon: Any, rule: LearnedRule) -> int | None:
+    """``checked``, with a warning if the rule does not hear of it."""
+    if checked(horizon) is not None and not hears(rule):
         warnings.warn(
             f"horizon: {rule.name} does not hear how many steps there will be: leave it out, or "
             f"take {DEFAULT}",
             stacklevel=3,
+        )
+    return checked(horizon)
+
+
+def checked(horizon: Any) -> int | None:
+    """The steps that there will be, or None; raises ``ValueError`` for anything else."""
+    if horizon is not None and (type(horizon) is not int or horizon < 1):
+        raise ValueError(
+            f"horizon: found {horizon!r}, expected the whole number of steps that there will be, "
+            f"or None where nobody knows"
         )
     return horizon

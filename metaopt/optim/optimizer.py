@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from metaopt.base.shipped import DEFAULT
 from metaopt.optim.finite import FiniteWatch, given, made
 from metaopt.optim.half import matching, unrounded, write
-from metaopt.optim.horizon import checked, tell_horizon
+from metaopt.optim.horizon import HorizonWatch, checked, heard
 from metaopt.optim.inputs import loss_of, rates, require_gradients, require_no_capture
 from metaopt.optim.learned import LearnedRule, load
 from metaopt.optim.loading import Loaded, Owner
@@ -111,7 +111,7 @@ class LearnedOptimizer(TwoModes):
         make_known()
         self.model = model if isinstance(model, nn.Module) else None
         self.rule = rule if isinstance(rule, LearnedRule) else load(rule)
-        self.full_batch, self.horizon = full_batch, checked(horizon, self.rule)
+        self.full_batch, self.horizon = full_batch, heard(horizon, self.rule)
         options = {"lr": lr, "weight_decay": weight_decay, "learned_decay": learned_decay}
         super().__init__(trainable(model, params), options | NOTHING_YET)  # type: ignore[arg-type]
         self._prepare()
@@ -164,6 +164,7 @@ class LearnedOptimizer(TwoModes):
         """Make everything that depends on the rule, the model and the groups."""
         self._members = Members(self.model, self.param_groups)
         self._replicas = Replicas(self.model)
+        self._horizon_watch = getattr(self, "_horizon_watch", HorizonWatch(self.rule))
         self.meta_optimizer = matching(self.rule.optimizer, self._members.device, self.dtype)
         before = getattr(self, "_stepper", None)
         known = remembered(self.param_groups)[TELEPORTS_OFF]
@@ -203,9 +204,8 @@ class LearnedOptimizer(TwoModes):
 
     def shared_state(self) -> list[str]:
         """The keys of the state that belongs to all parameters together."""
-        return [
-            key for key in self.state[self.in_order()[0]] if self._stepper.layout.is_shared(key)
-        ]
+        own = self.state[self.in_order()[0]]
+        return [key for key in own if self._stepper.layout.is_shared(key)]
 
     def kept(self, key: str) -> Kept | None:
         """What a tensor in a parameter's state belongs to; None if no rule wrote it."""
@@ -287,7 +287,7 @@ class LearnedOptimizer(TwoModes):
             [of_groups[g] for g, _ in self.places],
             states,
             differentiate_features=False,
-            left=share_left(weights[0][None], step - 1, self.horizon),
+            left=share_left(weights[0][None], step - 1, checked(self.horizon)),
         )
         ends_well = self._watch.look(step, made(names, parameters, new, self._stepper.layout))
         if is_well is not None and ends_well is not None:
@@ -298,7 +298,7 @@ class LearnedOptimizer(TwoModes):
                 write(p, W, state)
             state.update(change)
         remember(self, **{STEPS: step, TELEPORTS_OFF: self.teleports_off})
-        tell_horizon(self.rule, step, self.horizon)
+        self._horizon_watch.tell(step, self.horizon)
 
     def state_dict(self) -> dict[str, Any]:
         """The state as torch saves it, with the reason why teleports are off, if they are."""

@@ -22,7 +22,7 @@ from metaopt.base.shipped import DEFAULT
 from metaopt.optim.chain import Chain, ModelData
 from metaopt.optim.rates import Rates
 from metaopt.optim.states import StateLayout, as_matrix
-from metaopt.optim.told import Told, reads_inputs
+from metaopt.optim.told import Told, reads
 from metaopt.rules.base import Proposal, State
 from metaopt.rules.composed import MetaOptimizer, States
 from metaopt.symmetry.actions import InexactActionError
@@ -149,7 +149,7 @@ class Stepper:
             self._warn_and_turn_off(movable)
         if isinstance(found, str):
             self.without_inputs(found)
-        elif not told.inputs_shown or not reads_inputs(optimizer.rules.values()):
+        elif not told.inputs_shown or not reads("inputs", optimizer.rules.values()):
             self.chain = self.chain if self._through_data is not None else None
         if self.chain is not None:
             self.chain.watch(keep_graph)

@@ -87,6 +87,6 @@ class Told:
             )
 
 
-def reads_inputs(rules: Iterable[Rule]) -> bool:
-    """Whether any of the rules reads the inputs of layers if they are known."""
-    return any("inputs" in rule.reads for rule in rules)
+def reads(field: str, rules: Iterable[Rule]) -> bool:
+    """Whether any of the rules reads a field of observations that may be hidden, if it is known."""
+    return any(field in rule.reads for rule in rules)

@@ -119,3 +119,27 @@ def test_a_step_of_lr_0_moves_nothing_and_a_smaller_lr_moves_less() -> None:
         moved.append(float((trained(optimizer, model, 3) - before).abs().max()))
     assert moved[0] < 1e-7
     assert moved[0] < moved[1] < moved[2]
+
+
+def test_a_horizon_that_lies_behind_already_is_told_once() -> None:
+    model, optimizer = optimizer_of(eigen_rule(), None)
+    trained(optimizer, model, 3)
+    optimizer.horizon = 2
+    with pytest.warns(PastHorizonWarning, match=r"horizon: step 4 is past the 2 .* was told"):
+        trained(optimizer, model, 1)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="horizon:")
+        trained(optimizer, model, 1)
+    optimizer.horizon = "soon"  # type: ignore[assignment]
+    with pytest.raises(ValueError, match=r"horizon: found 'soon', expected the whole number"):
+        trained(optimizer, model, 1)
+
+
+def test_a_training_that_goes_on_past_its_horizon_is_told() -> None:
+    rule = eigen_rule()
+    model, optimizer = optimizer_of(rule, None)
+    trained(optimizer, model, 5)
+    other_model, other = optimizer_of(rule, 3)
+    other.load_state_dict(optimizer.state_dict())
+    with pytest.warns(PastHorizonWarning, match=r"horizon: step 6 is past the 3"):
+        trained(other, other_model, 1)

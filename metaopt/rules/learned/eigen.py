@@ -69,8 +69,6 @@ AVERAGED = 8.0
 """p of the untrained rule."""
 TOLD_AVERAGED = 16.0
 """And where it is told how many steps there will be: steps that end need less averaging."""
-SIDES = {"products": eigen_frames.packed_columns, "frames": eigen_frames.columns}
-"""What is kept of the sides of matrices, and in how many columns."""
 LOG_SIZE_BOUNDS = (-6.0, 3.0)
 LOG_PULL_BOUNDS = (-2.0, 4.0)
 LOG_DECAY_BOUNDS = (-3.0, 2.0)
@@ -127,11 +125,11 @@ class EigenUpdateLSTM(Rule):
     def kept(self, name: str) -> Kept:
         """Means belong to entries, in a frame; frames to sides; all else to whole parameters."""
         framed = {"m": Kept.FRAMED, "v": Kept.FRAMED, AHEAD: Kept.FRAMED}
-        return (framed | dict.fromkeys(SIDES, Kept.SIDES)).get(name, Kept.TENSORS)
+        return (framed | dict.fromkeys(eigen_frames.NUMBERS, Kept.SIDES)).get(name, Kept.TENSORS)
 
     def sides(self, name: str, shape: torch.Size) -> int:
         """Numbers that are kept of a matrix's frames, or of the products that they are made of."""
-        return SIDES[name](shape[0], shape[1], self.largest)
+        return eigen_frames.columns(name, shape[0], shape[1], self.largest)
 
     def evaluated(self, weights: Weights, state: State) -> Weights:
         """x, the averages."""
@@ -151,7 +149,7 @@ class EigenUpdateLSTM(Rule):
         numbers = {name: W[0].new_zeros(batch, 1, len(W)) for name in ("count", "loss", "heard")}
         means = {"m": W[0].new_zeros(batch, len(self.decays), entries)}
         squares = {"v": W[0].new_zeros(batch, 1, entries)}
-        sides = {name: sum(self.sides(name, w.shape[1:]) for w in W) for name in SIDES}
+        sides = {n: sum(self.sides(n, w.shape[1:]) for w in W) for n in eigen_frames.NUMBERS}
         kept = {name: W[0].new_zeros(batch, 1, columns) for name, columns in sides.items()}
         ahead = {AHEAD: W[0].new_zeros(batch, 1, entries)}
         return self.lstm.initial_state(batch, len(W)) | numbers | means | squares | kept | ahead

@@ -17,7 +17,7 @@ and stabilizing Shampoo using Adam (2024), arXiv 2409.11321.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -45,35 +45,46 @@ def sides(out: int, rest: int, largest: int) -> tuple[int, int]:
     return out if out <= largest else 0, rest if rest <= largest else 0
 
 
-def columns(out: int, rest: int, largest: int) -> int:
-    """Numbers that are kept of the frames of a parameter [out, rest]."""
-    left, right = sides(out, rest, largest)
-    return left**2 + right**2
+def _square(size: int) -> int:
+    return size**2
 
 
-def packed_columns(out: int, rest: int, largest: int) -> int:
-    """Numbers that are kept of the products of a parameter [out, rest]."""
-    return sum(map(entries, sides(out, rest, largest)))
+NUMBERS: dict[str, Callable[[int], int]] = {"products": entries, "frames": _square}
+"""What is kept of a side of so many rows, by name, and in how many numbers."""
+
+
+def columns(name: str, out: int, rest: int, largest: int) -> int:
+    """Numbers that are kept of the products or of the frames of a parameter [out, rest]."""
+    return sum(map(NUMBERS[name], sides(out, rest, largest)))
 
 
 Pair = tuple[Tensor | None, Tensor | None]
 """Of the two sides of a matrix, [B, out, out] and [B, rest, rest]; None without a frame."""
 
 
-def pairs(flat: Tensor, shapes: Sequence[tuple[int, int]], largest: int) -> list[Pair]:
-    """[B, 1, F] -> the square matrices of each parameter."""
+def _cut(
+    name: str, flat: Tensor, shapes: Sequence[tuple[int, int]], largest: int
+) -> Iterator[tuple[int, Tensor | None]]:
+    """The length of each side of each parameter, and what is kept of it, [B, any], if it is."""
     sizes = [size for out, rest in shapes for size in sides(out, rest, largest)]
-    parts = iter(flat[:, 0].split([size**2 for size in sizes if size], dim=1))
-    made = [next(parts).view(-1, size, size) if size else None for size in sizes]
+    parts = iter(flat[:, 0].split([NUMBERS[name](size) for size in sizes if size], dim=1))
+    for size in sizes:
+        yield size, next(parts) if size else None
+
+
+def _paired(made: Sequence[Tensor | None]) -> list[Pair]:
     return list(zip(made[::2], made[1::2], strict=True))
+
+
+def pairs(flat: Tensor, shapes: Sequence[tuple[int, int]], largest: int) -> list[Pair]:
+    """Frames [B, 1, F'] -> the square matrices of each parameter."""
+    each = _cut("frames", flat, shapes, largest)
+    return _paired([None if part is None else part.view(-1, n, n) for n, part in each])
 
 
 def packed(flat: Tensor, shapes: Sequence[tuple[int, int]], largest: int) -> list[Pair]:
-    """[B, 1, F] -> the symmetric matrices of each parameter, packed, [B, n (n + 1) / 2]."""
-    sizes = [size for out, rest in shapes for size in sides(out, rest, largest)]
-    parts = iter(flat[:, 0].split([entries(size) for size in sizes if size], dim=1))
-    made = [next(parts) if size else None for size in sizes]
-    return list(zip(made[::2], made[1::2], strict=True))
+    """Products [B, 1, F] -> those of each parameter, packed, [B, n (n + 1) / 2]."""
+    return _paired([part for _, part in _cut("products", flat, shapes, largest)])
 
 
 def into(frame: Pair, X: Tensor) -> Tensor:

@@ -227,9 +227,9 @@ def mean_squares(tensors: Sequence[Tensor], entries: Tensor) -> Tensor:
         tensors: they.
         entries: of each, [1, 1, L].
     """
-    if tensors[0].shape[0] > 1:
+    if tensors[0].shape[0] > 1 or torch.is_grad_enabled():
         return torch.stack([x.square().sum(dim=(1, 2)) for x in tensors], dim=1)[:, None] / entries
-    # In one call, for the sake of networks of few weights.
+    # In one call, for the sake of networks of few weights; at 0 norms have no second derivative.
     return torch.stack(torch._foreach_norm([*tensors])).square() / entries
 
 

@@ -164,11 +164,11 @@ class MatrixUpdateLSTM(LayerWise):
         matrices = torch.cat(
             [w.new_full((1, 1, 1), not alone, dtype=torch.bool) for w, alone in kinds], dim=2
         )
-        small = _small(means)
+        count_of = entries(W)
+        small = _small(means, count_of)
         calm = mean_over(small, moves & matrices, (moves & matrices).sum(2, keepdim=True))
         base, rate = self.start.sizes(W, by_entry, self.weight_decay)
         loss_features, heard = hear(observation.loss, state)
-        count_of = entries(W)
         side = torch.zeros_like(means.count)
         if observation.pairs is not None:
             side = side + observation.pairs.sides.to(side)
@@ -272,22 +272,19 @@ def _means(W: Weights, G: Tensor, by_entry: Sequence[bool], state: State) -> _Me
     gain = torch.cat([*gains, torch.ones_like(count)], dim=1)
     raw = torch.cat([m, G], dim=1).split(sizes, dim=2)
     grown = [gain[:, :, i, None] * own for i, own in enumerate(raw)]
-    power = torch.lerp(_mean_squares(G.split(sizes, dim=2)), state["power"], SQUARES_DECAY)
+    power = torch.lerp(
+        mean_squares(G.split(sizes, dim=2), entries(W)), state["power"], SQUARES_DECAY
+    )
     start = (1 - SQUARES_DECAY**count).sqrt()
     return _Means(count, m, torch.cat(v, dim=2), power, grown, start)
 
 
-def _small(means: _Means) -> Tensor:
+def _small(means: _Means, count_of: Tensor) -> Tensor:
     """min(0, log(rms(m) / v)) of each parameter, [B, 1, L]."""
-    coherent = _mean_squares([own[:, COHERENT, None] for own in means.grown])
+    coherent = mean_squares([own[:, COHERENT, None] for own in means.grown], count_of)
     # Of a parameter that has had no gradient yet, both are 0.
     ratio = (coherent + TINY) / (means.power / means.start.square() + TINY)
     return (ratio.log() / 2).clamp(SMALLEST_LOG, 0)
-
-
-def _mean_squares(parts: Sequence[Tensor]) -> Tensor:
-    """Of each parameter, [B, 1, n] -> [B, 1, L]."""
-    return torch.cat([part.square().mean(2, keepdim=True) for part in parts], dim=2)
 
 
 class MatrixConfig(FadingConfig, TurnsConfig):

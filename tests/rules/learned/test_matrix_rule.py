@@ -8,6 +8,7 @@ import pytest
 import torch
 from paired import NETWORKS, observed, pairs_in
 
+from metaopt.rules.learned.layer import entries, mean_squares
 from metaopt.rules.learned.matrix import MatrixUpdateLSTM
 from metaopt.rules.learned.matrix_starts import STARTS, VECTOR_SIZE
 from metaopt.rules.learned.matrix_steps import Normalised, Orthogonal
@@ -151,3 +152,20 @@ def test_what_is_learned_fades() -> None:
 
     untrained, for_ever, faded = last(0.0, None), last(30.0, None), last(30.0, 10)
     assert (faded - untrained).norm() < 0.01 * (for_ever - untrained).norm()
+
+
+def test_mean_squares_have_both_derivatives_at_zero() -> None:
+    x = torch.zeros(1, 2, 3, dtype=torch.float64, requires_grad=True)
+    (first,) = torch.autograd.grad(mean_squares([x], entries((x,))).sum(), x, create_graph=True)
+    (second,) = torch.autograd.grad(first.sum(), x)
+    assert not first.any()
+    torch.testing.assert_close(second, torch.full_like(x, 2 / 6))
+
+
+def test_mean_squares_of_one_trajectory_are_those_of_many() -> None:
+    generator = torch.Generator().manual_seed(3)
+    W = tuple(torch.randn(1, *s, generator=generator).double() for s in ((4, 5), (3, 1)))
+    many = tuple(w.expand(2, -1, -1) for w in W)
+    with torch.no_grad():
+        found = mean_squares(W, entries(W))
+        torch.testing.assert_close(found.expand(2, -1, -1), mean_squares(many, entries(many)))
