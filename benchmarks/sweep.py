@@ -33,6 +33,8 @@ BUDGET = 2.0
 """Seconds that the repeats of one measurement may take, if a window of each does not."""
 MAX_SECONDS = 60.0
 MAX_BYTES = 4 * 2**30
+LEAST_SLOPE = 0.01
+"""Of costs that grow in proportion to the size: what a prediction assumes at least."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,9 @@ def predicted(smaller: Sequence[Cost], size: int, power: float = 1.0) -> Cost:
     """The cost of a size from those of smaller ones, given in ascending order.
 
     With one known: proportional to size ** power. With two: the straight line through the last two
-    (in size ** power), so that what every call costs is not multiplied.
+    (in size ** power), so that what every call costs is not multiplied; of a slope that is at least
+    ``LEAST_SLOPE`` of the proportional one, since of two small sizes the larger now and then takes
+    less time than the smaller.
     """
     last = smaller[-1]
     at = last.size**power
@@ -127,11 +131,15 @@ def predicted(smaller: Sequence[Cost], size: int, power: float = 1.0) -> Cost:
         growth = size**power / at
         return Cost(size, growth * last.seconds, growth * last.peak_bytes)
     earlier = smaller[-2]
-    share = (size**power - at) / (at - earlier.size**power)
+
+    def at_size(of_last: float, of_earlier: float) -> float:
+        slope = (of_last - of_earlier) / (at - earlier.size**power)
+        return of_last + max(slope, LEAST_SLOPE * of_last / at) * (size**power - at)
+
     return Cost(
         size,
-        last.seconds + share * max(0.0, last.seconds - earlier.seconds),
-        last.peak_bytes + share * max(0.0, last.peak_bytes - earlier.peak_bytes),
+        at_size(last.seconds, earlier.seconds),
+        at_size(last.peak_bytes, earlier.peak_bytes),
     )
 
 
