@@ -22,6 +22,7 @@ from metaopt.base.fields import (
     required,
 )
 from metaopt.rules.config import GENERATORS, UPDATES, RulesConfig
+from metaopt.rules.rule_config import RuleConfig
 from metaopt.tasks.config import ONLY_THE_LOSS, TaskConfig
 from metaopt.teleport.base import Need
 from metaopt.teleport.config import EXACT, LINEAR_PAIRS, PAIRS, UNITS, TeleporterConfig
@@ -246,11 +247,12 @@ class TrainConfig(Model):
                 f"teleporter.action: rules.teleport of kind {kind} needs {expected}; found {found}"
             )
         update = self.rules.update
-        if found == LINEAR_PAIRS and (update is None or not update.follows_pairs):
-            known = [kind_of(one) for one in UPDATES if one.follows_pairs]
+        if found == LINEAR_PAIRS and not (update is not None and _follows(type(update), rule)):
+            known = [kind_of(one) for one in UPDATES if _follows(one, rule)]
             raise ValueError(
-                f"teleporter.action: {found} mixes entries, and what rules.update keeps of their "
-                f"squares cannot follow: expected rules.update of kind {' or '.join(known)}"
+                f"teleporter.action: {found} with rules.teleport of kind {kind} moves entries in a "
+                f"way that what rules.update keeps cannot follow: expected rules.update of kind "
+                f"{' or '.join(known)}"
             )
         return self
 
@@ -280,3 +282,8 @@ class TrainConfig(Model):
         if self.meta.rescale > 0:
             raise ValueError("meta.rescale: a family of your own is sampled as it is; leave it 0")
         return self
+
+
+def _follows(update: type[RuleConfig], teleport: RuleConfig) -> bool:
+    """Whether all that an update rule keeps can move with the teleports of linear pairs."""
+    return update.follows_pairs or (update.follows_multiples and teleport.generates_multiples)

@@ -75,7 +75,9 @@ def _with_engine(
         case "after":
             return MetaOptimizer(made, engine(teleporter, task))
         case "before":
-            return TeleportFirst(made, linear_pair_engine(teleporter, task))
+            proposing = rules.generators()
+            whole = proposing is not None and proposing.generates_multiples
+            return TeleportFirst(made, linear_pair_engine(teleporter, task, whole))
         case "around":
             if rules.teleport is None:
                 raise ConfigError(

@@ -28,6 +28,7 @@ from metaopt.rules.learned.flattened import (
 from metaopt.rules.learned.layer import LayerConfig
 from metaopt.rules.learned.matrix import MatrixConfig
 from metaopt.rules.learned.pair import PairConfig
+from metaopt.rules.learned.pair_size import PairSizeConfig
 from metaopt.rules.learned.unit import UnitConfig
 from metaopt.rules.own import OWN, OwnRuleConfig
 from metaopt.rules.random_generators import RandomConfig
@@ -50,6 +51,7 @@ GENERATORS: tuple[type[RuleConfig], ...] = (
     CoordinateGeneratorConfig,
     UnitConfig,
     PairConfig,
+    PairSizeConfig,
     RandomConfig,
     OwnRuleConfig,
 )

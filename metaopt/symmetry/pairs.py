@@ -16,6 +16,7 @@ device.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -127,6 +128,15 @@ class Width:
     count: int
     faces: tuple[Face, ...]
 
+    @cached_property
+    def first(self) -> Tensor:
+        """Of each pair the first of those that lie on its tensors, int64 [pairs]: heads of one."""
+        found = torch.arange(self.count)
+        for face in self.faces:
+            rows = face.pairs.unflatten(0, (-1, face.blocks))
+            found = found.to(rows).scatter(0, face.pairs, rows[:, :1].expand_as(rows).flatten())
+        return found
+
     def products(self, left: Sequence[Tensor], right: Sequence[Tensor] | None = None) -> Tensor:
         """Sums of outer products of rows, [B, 2, pairs, k, k]: A A^T and B^T B of weights.
 
@@ -165,6 +175,34 @@ class LinearPairs:
     def tensors(self) -> frozenset[int]:
         """The positions of the weights that a pair moves."""
         return frozenset(i for width in self.widths for face in width.faces for i in face.tensors)
+
+    @cached_property
+    def whole(self) -> tuple[Tensor, ...]:
+        """Whether all that lies on a pair's tensors lies on one side of it and its kin (``first``).
+
+        A multiple of I then multiplies each of its tensors by one number. Bool [pairs] for each
+        width.
+        """
+        faces = [face for width in self.widths for face in width.faces]
+        shared = Counter(i for face in faces for i in face.tensors)
+        found = []
+        for width in self.widths:
+            alone = torch.ones(width.count, dtype=torch.bool, device=self.sides.device)
+            for face in width.faces:
+                full = (
+                    not face.slot.start
+                    and face.slot.length(face.blocks, width.size)
+                    == (face.shape[face.slot.axis - _BATCH])
+                )
+                if not full or any(shared[i] > 1 for i in face.tensors):
+                    alone = alone.index_fill(0, face.pairs, False)
+            found.append(alone)
+        return tuple(found)
+
+    @property
+    def has_whole(self) -> bool:
+        """Whether there is such a pair."""
+        return any(bool(alone.any()) for alone in self.whole)
 
     def multiplied(self, tensors: Sequence[Tensor], matrices: Sequence[Tensor]) -> Weights:
         """Each row times its pair's matrix; tensors on no side stay.

@@ -91,10 +91,18 @@ def unit_engine(config: TeleporterConfig, task: TaskConfig) -> UnitEngine:
     return UnitEngine(_LIMITS[config.limit](config.max_norm))
 
 
-def linear_pair_engine(config: TeleporterConfig, task: TaskConfig) -> PairEngine:
-    """The engine that moves the linear pairs of any network."""
+def linear_pair_engine(
+    config: TeleporterConfig, task: TaskConfig, whole: bool = False
+) -> PairEngine:
+    """The engine that moves the linear pairs of any network.
+
+    Args:
+        config: the section ``teleporter``.
+        task: the section ``task``; it decides nothing here.
+        whole: whether only pairs move that have their tensors to themselves.
+    """
     limit = _LIMITS[config.limit](config.max_norm)
-    return PairEngine(_MAPS[config.element](config.max_norm), limit)
+    return PairEngine(_MAPS[config.element](config.max_norm), limit, whole)
 
 
 ENGINES: dict[str, Callable[[TeleporterConfig, TaskConfig], Engine]] = {
@@ -117,8 +125,8 @@ class TeleporterConfig(Model):
     action: ActionName = described(
         "through_data",
         "how the group acts: on each pair of adjacent layers; or (`units`, for `unit_lstm`) on "
-        "each hidden unit of any network, or (`linear_pairs`, for `pair_lstm`) on its linear "
-        "pairs, such as LoRA adapters and the heads of attention",
+        "each hidden unit of any network, or (`linear_pairs`, for `pair_lstm` and "
+        "`pair_size_lstm`) on its linear pairs, such as LoRA adapters and the heads of attention",
     )
     element: Literal["exponential", "cayley", "first_order"] = described(
         "exponential",

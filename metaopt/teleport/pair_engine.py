@@ -27,6 +27,9 @@ from metaopt.symmetry.pairs import LinearPairs, turned
 from metaopt.tasks.base import Ground, Observation, Problem
 from metaopt.teleport.base import Generators, Need, Scaled, State, TeleportTrace, log_ratio
 
+NONE_WHOLE = "none of its linear pairs has its tensors to itself"
+"""Why nothing moves where elements have to multiply whole tensors."""
+
 
 @dataclass(frozen=True)
 class PairMove:
@@ -142,22 +145,26 @@ class PairEngine:
     Args:
         to_element: the map from a generator to a group element.
         limit: the limit on the norm of the generator of each pair.
+        whole: whether only pairs move that have their tensors to themselves.
     """
 
     needs: ClassVar[Need] = Need.PAIRS
     reads_data = False
 
-    def __init__(self, to_element: ElementMap, limit: NormLimit) -> None:
+    def __init__(self, to_element: ElementMap, limit: NormLimit, whole: bool = False) -> None:
         self.to_element = to_element
         self.limit = limit
+        self.whole = whole
 
     def check(self, ground: Ground, weights: Weights) -> None:
-        """Raise ``InexactActionError`` if no linear pairs are known."""
+        """Raise ``InexactActionError`` if no linear pairs are known, or none of them may move."""
         if ground.pairs is None:
             raise InexactActionError(
                 "teleports of linear pairs need to know them: a family of your own lists them as "
                 "symmetries = metaopt.symmetries(its network)"
             )
+        if self.whole and not ground.pairs.has_whole:
+            raise InexactActionError(NONE_WHOLE)
 
     def teleport(
         self,

@@ -54,7 +54,8 @@ from metaopt.rules.learned.lstm import LSTM, Head
 from metaopt.rules.learned.matrix_steps import TINY
 from metaopt.rules.rule_config import FadingConfig, Place
 from metaopt.tasks.base import Hidden, Observation
-from metaopt.teleport.config import TeleporterConfig
+from metaopt.teleport.base import MovesPairs
+from metaopt.teleport.config import LINEAR_PAIRS, TeleporterConfig
 from metaopt.teleport.optimizer_state import Kept
 
 VECTOR_SIZE = 0.03
@@ -130,6 +131,24 @@ class EigenUpdateLSTM(Rule):
     def sides(self, name: str, shape: torch.Size) -> int:
         """Numbers that are kept of a matrix's frames, or of the products that they are made of."""
         return eigen_frames.columns(name, shape[0], shape[1], self.largest)
+
+    def turned(self, state: State, move: MovesPairs, weights: Weights) -> State:
+        """m / c, v / c^2, products / c^2 and d c after pairs have moved by multiples c I.
+
+        Frames stay. Other elements are refused before (``EigenConfig``).
+        """
+        ones = torch.ones_like(state[AHEAD])
+        by = move.rows_of_gradients(ones, weights)
+        entries = [w[0].numel() for w in weights]
+        of_each = [part[:, :, :1].square() for part in by.split(entries, dim=2)]
+        sides = [self.sides("products", w.shape[1:]) for w in weights]
+        squared = [x.expand(-1, -1, n) for x, n in zip(of_each, sides, strict=True)]
+        return state | {
+            "m": state["m"] * by,
+            "v": state["v"] * by.square(),
+            "products": state["products"] * torch.cat(squared, dim=2),
+            AHEAD: state[AHEAD] / by,
+        }
 
     def evaluated(self, weights: Weights, state: State) -> Weights:
         """x, the averages."""
@@ -260,6 +279,7 @@ class EigenConfig(FadingConfig):
 
     knows_loss_alone = True
     decays = True
+    follows_multiples = True
     kind: Literal["eigen_lstm"] = required(
         "layer-wise update rule for mini-batches: one LSTM for all parameters, whose outputs mix "
         "directions in the eigenbasis of the gradient's second moments, and average iterates"
@@ -280,11 +300,14 @@ class EigenConfig(FadingConfig):
     )
 
     def require(self, teleporter: TeleporterConfig) -> None:
-        """Raise ``ConfigError``: what it keeps follows no teleport."""
-        raise ConfigError(
-            "field teleporter: kind eigen_lstm keeps means in frames of its own and averages of "
-            "weights, which follow no teleport: leave teleporter and rules.teleport out"
-        )
+        """Raise ``ConfigError`` where what it keeps follows no element."""
+        if teleporter.action != LINEAR_PAIRS:
+            raise ConfigError(
+                f"field teleporter.action: found {teleporter.action}, but kind eigen_lstm keeps "
+                f"means in frames of its own and averages of weights, which follow multiples of I "
+                f"alone: expected {LINEAR_PAIRS} with rules.teleport of kind pair_size_lstm, or "
+                f"neither"
+            )
 
     def make(self, place: Place) -> Rule:
         """The rule that this section describes."""

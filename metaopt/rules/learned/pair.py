@@ -35,18 +35,23 @@ from torch import Tensor
 
 from metaopt.base.fields import required
 from metaopt.base.loss_statistics import FLOOR
-from metaopt.base.network import Weights
 from metaopt.rules.base import Proposal, Rule, State, flat_gradient
 from metaopt.rules.learned.clock import CLOCK_FEATURES, clock_features, fading
 from metaopt.rules.learned.directions import HEAD_BOUND
 from metaopt.rules.learned.lstm import LSTM, Head
+from metaopt.rules.learned.pair_frames import (
+    FramedPairs,
+    as_state,
+    first_frames,
+    frame_of,
+    pairs_in,
+)
 from metaopt.rules.learned.spectral import logarithm
 from metaopt.rules.learned.turns import begins, served
 from metaopt.rules.rule_config import FadingConfig, FreeConfig, Place, TurnsConfig
-from metaopt.symmetry.maps import GroupElement
-from metaopt.symmetry.pairs import MAKES, READS, LinearPairs, Width, turned
+from metaopt.symmetry.pairs import MAKES, READS, Width, turned
 from metaopt.tasks.base import Observation
-from metaopt.teleport.base import MovesPairs, Need
+from metaopt.teleport.base import Need
 from metaopt.teleport.optimizer_state import Kept
 
 MOMENTUM_DECAY = 0.5
@@ -58,13 +63,12 @@ UNTRAINED = (0.2, 0.0, 0.2, 0.0)
 LARGEST = 1.5
 """The largest coefficient."""
 CONSTANT = 1e-12
-_FRAME = ("g", "g_inv")
 
 _LOGS = len(UNTRAINED)
 FEATURES = _LOGS + _LOGS * (_LOGS - 1) // 2 + 4 + 1 + CLOCK_FEATURES
 
 
-class PairLSTM(Rule):
+class PairLSTM(FramedPairs):
     """m2 on features of linear pairs -> their generators.
 
     Args:
@@ -99,20 +103,13 @@ class PairLSTM(Rule):
         """The momentum belongs to entries, all else to the pairs together."""
         return Kept.GRADIENTS if name == "m" else Kept.ALL
 
-    def turned(self, state: State, move: MovesPairs, weights: Weights) -> State:
-        """The momentum and the frames, after pairs have moved."""
-        new = super().turned(state, move, weights)
-        for i, frame in enumerate(move.frames):
-            new |= {f"g{i}": frame.g, f"g_inv{i}": frame.g_inv}
-        return new
-
     def initial_state(self, observation: Observation) -> State:
         """h, c [B, hidden, pairs], m [B, 1, P], s [B, 2, pairs, k, k] of each width: 0; frames I.
 
         The running means s are kept as they would be where training began. Where a turn has more
         than one step, generators t [B, pairs, k, k] of each width are kept for its rest.
         """
-        pairs, W = _pairs(observation), observation.weights
+        pairs, W = pairs_in(observation), observation.weights
         batch = W[0].shape[0]
         products: State = {}
         for i, width in enumerate(pairs.widths):
@@ -120,19 +117,17 @@ class PairLSTM(Rule):
             products[f"s{i}"] = W[0].new_zeros(batch, 2, *shape)
             if self.every > 1:
                 products[f"t{i}"] = W[0].new_zeros(batch, *shape)
-            eye = torch.eye(width.size, dtype=W[0].dtype, device=W[0].device)
-            # Two tensors: whoever writes into one of them in place writes into that one alone.
-            products |= {f"{n}{i}": eye.expand(batch, *shape[:2], -1).clone() for n in _FRAME}
         return (
             self.lstm.initial_state(batch, pairs.count)
             | {"m": W[0].new_zeros(batch, 1, sum(w[0].numel() for w in W))}
             | {"count": W[0].new_zeros(batch, 1, 1)}
             | products
+            | first_frames(observation)
         )
 
     def propose(self, observation: Observation, state: State) -> tuple[Proposal, State]:
         """The generators of each width, [B, pairs, k, k]."""
-        pairs, W = _pairs(observation), observation.weights
+        pairs, W = pairs_in(observation), observation.weights
         count = state["count"] + 1
         m = torch.lerp(flat_gradient(observation)[:, None], state["m"], MOMENTUM_DECAY)
         parts = m.split([w[0].numel() for w in W], dim=2)
@@ -141,9 +136,9 @@ class PairLSTM(Rule):
         new: State = {"m": m, "count": count}
         logs, frees, features, frames = [], [], [], []
         for i, width in enumerate(pairs.widths):
-            frame = GroupElement(*(state[f"{name}{i}"] for name in _FRAME))
+            frame = frame_of(state, i)
             frames.append(frame)
-            new |= {f"{name}{i}": x for name, x in zip(_FRAME, frame, strict=True)}
+            new |= as_state(frame, i)
             # Rows of weights there are those here times the transposed inverse of the frame.
             of_weights = turned(width.products(W), frame.g_inv.mT, frame.g)
             of_means = turned(width.products(means), frame.g, frame.g_inv.mT)
@@ -228,12 +223,6 @@ def _log_sizes(width: Width, of_weights: Tensor, of_means: Tensor) -> Tensor:
     weights, means = logs.unbind(1)
     means = means - means.mean(dim=(1, 2), keepdim=True)
     return torch.cat([weights, means], dim=1).clamp(-6, 6) / 3
-
-
-def _pairs(observation: Observation) -> LinearPairs:
-    # ``PairEngine.check`` has been there before.
-    assert observation.pairs is not None
-    return observation.pairs
 
 
 class PairConfig(FreeConfig, FadingConfig, TurnsConfig):
