@@ -216,10 +216,10 @@ def test_untrained_steps_are_as_long_as_is_written() -> None:
         torch.testing.assert_close(found, share * untold, rtol=1e-12, atol=0)
 
 
-def test_it_takes_no_teleports() -> None:
+def test_it_takes_no_teleports_but_those_of_pairs() -> None:
     sections = {
         "rules": {"update": {"kind": "eigen_lstm"}, "teleport": {"kind": "unit_lstm"}},
         "teleporter": {"action": "units", "limit": "bounded"},
     }
-    with pytest.raises(ConfigError, match="leave teleporter"):
+    with pytest.raises(ConfigError, match=r"expected linear_pairs with rules\.teleport of kind"):
         meta_optimizer(check(TrainConfig, own_config() | sections, "own"))
