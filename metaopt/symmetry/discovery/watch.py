@@ -95,4 +95,9 @@ def noting(ran: dict[int, CodeType]) -> Iterator[None]:
     try:
         yield
     finally:
-        sys.setprofile(before)
+        if before is None or callable(before):
+            sys.setprofile(before)
+        else:
+            # A profiler in C, such as cProfile's, is no function, and goes on by its own word.
+            sys.setprofile(None)
+            before.enable()
