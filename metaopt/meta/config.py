@@ -219,7 +219,9 @@ class TrainConfig(Model):
         if filled.get("teleporter") is None and isinstance(rules, Mapping):
             proposing = rules.get("teleport") or rules.get("step_teleport")
             if isinstance(proposing, Mapping):
-                action = ACTIONS.get(proposing.get("kind", ""))
+                # Whatever else a file has there is refused as a field, by its name.
+                kind = proposing.get("kind")
+                action = ACTIONS.get(kind) if isinstance(kind, str) else None
                 filled["teleporter"] = {} if action is None else {"action": action}
         return filled
 

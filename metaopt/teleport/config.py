@@ -160,8 +160,10 @@ class TeleporterConfig(Model):
     @model_validator(mode="before")
     @classmethod
     def _of_exact_actions(cls, given: Any) -> Any:
-        if isinstance(given, Mapping) and given.get("action") in EXACT:
-            return EXACT[given["action"]] | dict(given)
+        action = given.get("action") if isinstance(given, Mapping) else None
+        # Whatever else a file has there is refused as a field, by its name.
+        if isinstance(action, str) and action in EXACT:
+            return EXACT[action] | dict(given)
         return given
 
     @model_validator(mode="after")

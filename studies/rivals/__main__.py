@@ -31,13 +31,14 @@ from metaopt.base.files import make_folder
 from metaopt.base.process import World
 from studies import pool
 from studies.lora.contenders import PACKAGE, package_version
-from studies.output import DOCS, Page
+from studies.output import DOCS, Page, write_between
 from studies.rivals import data, page, plan, result
 from studies.rivals.chosen import Chosen, add_choices, read
 from studies.rivals.contenders import COSINE, Contender
 from studies.rivals.tasks import Task
 
 PAGE = Page(DOCS / "rivals.md", "rivals tables", "rivals")
+BY_TASK = Page(DOCS / "rivals_tasks.md", "rivals by task", "rivals")
 
 
 def _job(task: Task, chosen: Chosen, arguments: argparse.Namespace) -> pool.Job:
@@ -120,6 +121,9 @@ def main(world: World) -> None:
     # All that it draws is relative to AdamW with a cosine.
     drawn = page.figure(found) if COSINE in found["contenders"] else None
     PAGE.tell(arguments, page.text(found), found, drawn)
+    print(f"\n{page.by_task(found)}")
+    if arguments.write_page == PAGE.path:
+        write_between(BY_TASK.path, BY_TASK.name, page.by_task(found))
     if stopped is not None:
         raise stopped
 

@@ -133,7 +133,7 @@ def _list(lines: Sequence[str]) -> str:
 
 
 def text(found: Found) -> str:
-    """All tables."""
+    """All tables over the tasks together."""
     size = found["size"]
     versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
     most = max((*size["columns"], *size["between"]))
@@ -167,10 +167,15 @@ def text(found: Found) -> str:
         f"their best, of {found['costs'][next(iter(found['costs']))]['runs']}:"
     )
     parts.append(costs(found))
-    parts.append(
+    return "\n\n".join(parts)
+
+
+def by_task(found: Found) -> str:
+    """The losses on each task."""
+    parts = [
         "Losses on rows apart, geometric means over seeds; tuned by trials / at their best of "
         "each column (* where the rate is at an edge of what was tried):"
-    )
+    ]
     for name, task in found["tasks"].items():
         parts += [f"**{name}**: {task['about']}.", losses(found, task)]
     return "\n\n".join(parts)

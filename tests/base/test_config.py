@@ -171,6 +171,12 @@ def test_impossible_teleporters() -> None:
         tiny_config(UPDATE_AND_TELEPORT, {"guard": "none", "inexact": "guard"})
     with pytest.raises(ConfigError, match=r"linear_pairs is for order: before, found after"):
         tiny_config(UPDATE_AND_TELEPORT, {"action": "linear_pairs", "order": "after"})
+    with pytest.raises(ConfigError, match=r"field teleporter.action: found \[1\], should be"):
+        tiny_config(UPDATE_AND_TELEPORT, {"action": [1]})
+    with pytest.raises(
+        ConfigError, match=r"field rules.teleport: found .*expected a kind that is one of"
+    ):
+        tiny_config({"update": UPDATE, "teleport": {"kind": [1]}}, None)
     with pytest.raises(ConfigError, match=r"way that what rules.update keeps cannot"):
         tiny_config({"update": UPDATE, "teleport": {"kind": "pair_lstm"}}, None)
     with pytest.raises(ConfigError, match="field teleporter: cayley needs max_norm below 2"):
