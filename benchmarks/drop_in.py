@@ -201,13 +201,14 @@ def _of_model(
     found = [Row(model, passes, first.parameters, *times[passes], 0, 0)]
     for name, one in trained.items():
         # As many steps as were warmed up: the largest of them counts.
-        steps = partial(_steps, one.optimizer, size.warm_up)
+        steps = partial(take, one.optimizer, size.warm_up)
         peak, _ = peak_bytes(steps, device, in_use(device))
         found.append(Row(model, name, one.parameters, *times[name], one.state_bytes, max(peak, 0)))
     return found
 
 
-def _steps(optimizer: torch.optim.Optimizer, count: int) -> None:
+def take(optimizer: torch.optim.Optimizer, count: int) -> None:
+    """So many steps."""
     for _ in range(count):
         optimizer.step()
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 import argparse
 import math
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 
@@ -27,7 +27,7 @@ from torch import nn
 from tqdm import tqdm
 
 from benchmarks import drop_in_rivals, machine
-from benchmarks.drop_in import LR, REFRESHED, Make, Trained, learned_by
+from benchmarks.drop_in import LR, REFRESHED, Make, Trained, learned_by, take
 from benchmarks.drop_in_rivals import ADAMW
 from benchmarks.memory import in_use, peak_bytes
 from benchmarks.timing import Side, in_turns
@@ -109,7 +109,7 @@ def measured(size: int, name: str, make: Make, device: torch.device, rounds: int
         sides[ADAMW] = Side(other.optimizer.step, 1.0)
     taken = in_turns(sides, device, rounds, rounds)
     means = {side: statistics.fmean(own) for side, own in taken.items()}
-    peak, _ = peak_bytes(partial(_steps, one.optimizer.step, rounds), device, in_use(device))
+    peak, _ = peak_bytes(partial(take, one.optimizer, rounds), device, in_use(device))
     return Row(
         size,
         name,
@@ -121,17 +121,13 @@ def measured(size: int, name: str, make: Make, device: torch.device, rounds: int
     )
 
 
-def _steps(step: Callable[[], object], count: int) -> None:
-    for _ in range(count):
-        step()
-
-
 def rows(sizes: Sequence[int], device: torch.device, rounds: int = REFRESHED) -> Iterator[Row]:
     """All measurements, the smallest networks first."""
     last: dict[str, Row] = {}
-    with tqdm(total=len(sizes) * len(makers()), desc="steps") as bar:
+    optimizers = makers()
+    with tqdm(total=len(sizes) * len(optimizers), desc="steps") as bar:
         for size in sizes:
-            for name, make in makers().items():
+            for name, make in optimizers.items():
                 bar.set_postfix_str(f"{name}, {size:,} parameters")
                 reason = too_long(last.get(name), size, 3 * rounds)
                 found = (

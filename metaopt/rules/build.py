@@ -76,8 +76,8 @@ def _with_engine(
             return MetaOptimizer(made, engine(teleporter, task))
         case "before":
             proposing = rules.generators()
-            whole = proposing is not None and proposing.generates_multiples
-            return TeleportFirst(made, linear_pair_engine(teleporter, task, whole))
+            alone = proposing is not None and proposing.generates_multiples
+            return TeleportFirst(made, linear_pair_engine(teleporter, task, alone))
         case "around":
             if rules.teleport is None:
                 raise ConfigError(

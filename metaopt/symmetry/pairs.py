@@ -62,8 +62,17 @@ class Face:
         if self.blocks > 1:
             return None
         rest = math.prod(self.shape[1:])
-        covers = self.shape[axis] == slot.length(1, self.shape[axis])
-        return axis if covers and (axis == 0 or (axis == 1 and rest == self.shape[1])) else None
+        return (
+            axis
+            if self.covers(self.shape[axis])
+            and (axis == 0 or (axis == 1 and rest == self.shape[1]))
+            else None
+        )
+
+    def covers(self, size: int) -> bool:
+        """Whether all that lies along the axis of the rows, of pairs of this width, is theirs."""
+        slot = self.slot
+        return not slot.start and slot.length(self.blocks, size) == self.shape[slot.axis - _BATCH]
 
     def matrices(self, tensors: Sequence[Tensor]) -> Tensor:
         """The parameters as matrices whose rows are rows, where one axis is whole."""
@@ -177,7 +186,7 @@ class LinearPairs:
         return frozenset(i for width in self.widths for face in width.faces for i in face.tensors)
 
     @cached_property
-    def whole(self) -> tuple[Tensor, ...]:
+    def alone(self) -> tuple[Tensor, ...]:
         """Whether all that lies on a pair's tensors lies on one side of it and its kin (``first``).
 
         A multiple of I then multiplies each of its tensors by one number. Bool [pairs] for each
@@ -189,20 +198,15 @@ class LinearPairs:
         for width in self.widths:
             alone = torch.ones(width.count, dtype=torch.bool, device=self.sides.device)
             for face in width.faces:
-                full = (
-                    not face.slot.start
-                    and face.slot.length(face.blocks, width.size)
-                    == (face.shape[face.slot.axis - _BATCH])
-                )
-                if not full or any(shared[i] > 1 for i in face.tensors):
+                if not face.covers(width.size) or any(shared[i] > 1 for i in face.tensors):
                     alone = alone.index_fill(0, face.pairs, False)
             found.append(alone)
         return tuple(found)
 
     @property
-    def has_whole(self) -> bool:
+    def any_alone(self) -> bool:
         """Whether there is such a pair."""
-        return any(bool(alone.any()) for alone in self.whole)
+        return any(bool(alone.any()) for alone in self.alone)
 
     def multiplied(self, tensors: Sequence[Tensor], matrices: Sequence[Tensor]) -> Weights:
         """Each row times its pair's matrix; tensors on no side stay.

@@ -92,17 +92,17 @@ def unit_engine(config: TeleporterConfig, task: TaskConfig) -> UnitEngine:
 
 
 def linear_pair_engine(
-    config: TeleporterConfig, task: TaskConfig, whole: bool = False
+    config: TeleporterConfig, task: TaskConfig, alone: bool = False
 ) -> PairEngine:
     """The engine that moves the linear pairs of any network.
 
     Args:
         config: the section ``teleporter``.
         task: the section ``task``; it decides nothing here.
-        whole: whether only pairs move that have their tensors to themselves.
+        alone: whether only pairs move that have their tensors to themselves.
     """
     limit = _LIMITS[config.limit](config.max_norm)
-    return PairEngine(_MAPS[config.element](config.max_norm), limit, whole)
+    return PairEngine(_MAPS[config.element](config.max_norm), limit, alone)
 
 
 ENGINES: dict[str, Callable[[TeleporterConfig, TaskConfig], Engine]] = {

@@ -27,7 +27,7 @@ from metaopt.symmetry.pairs import LinearPairs, turned
 from metaopt.tasks.base import Ground, Observation, Problem
 from metaopt.teleport.base import Generators, Need, Scaled, State, TeleportTrace, log_ratio
 
-NONE_WHOLE = "none of its linear pairs has its tensors to itself"
+NONE_ALONE = "none of its linear pairs has its tensors to itself"
 """Why nothing moves where elements have to multiply whole tensors."""
 
 
@@ -145,16 +145,16 @@ class PairEngine:
     Args:
         to_element: the map from a generator to a group element.
         limit: the limit on the norm of the generator of each pair.
-        whole: whether only pairs move that have their tensors to themselves.
+        alone: whether only pairs move that have their tensors to themselves.
     """
 
     needs: ClassVar[Need] = Need.PAIRS
     reads_data = False
 
-    def __init__(self, to_element: ElementMap, limit: NormLimit, whole: bool = False) -> None:
+    def __init__(self, to_element: ElementMap, limit: NormLimit, alone: bool = False) -> None:
         self.to_element = to_element
         self.limit = limit
-        self.whole = whole
+        self.alone = alone
 
     def check(self, ground: Ground, weights: Weights) -> None:
         """Raise ``InexactActionError`` if no linear pairs are known, or none of them may move."""
@@ -163,8 +163,8 @@ class PairEngine:
                 "teleports of linear pairs need to know them: a family of your own lists them as "
                 "symmetries = metaopt.symmetries(its network)"
             )
-        if self.whole and not ground.pairs.has_whole:
-            raise InexactActionError(NONE_WHOLE)
+        if self.alone and not ground.pairs.any_alone:
+            raise InexactActionError(NONE_ALONE)
 
     def teleport(
         self,

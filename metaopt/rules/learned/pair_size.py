@@ -10,8 +10,8 @@ little while B is 0 or nearly so; then 1 + t / 200, so that A comes to rest befo
 
 A multiple of I multiplies everything that is linear in gradients by one number, and leaves frames
 and eigenvectors where they are. So the state of rules that keep squares of entries, in frames of
-their own, follows it exactly. Pairs that lie on the same tensors (heads of attention) get one c,
-the mean of their logarithms; a pair that shares a tensor with something else stays.
+their own, follows it exactly. Pairs that lie on the same tensors (heads of attention) are heard as
+one, by their mean squares, and so get one c; a pair that shares a tensor with something else stays.
 
 Features are the same whatever multiple of I a pair is at: log ||A|| ||B||, log ||A|| ||G_A||
 less log ||B|| ||G_B||, and the clock.
@@ -106,8 +106,8 @@ class PairSizeLSTM(FramedPairs):
             new |= as_state(frame, i)
             # As far as A is from its size now, from where the frame is now.
             now = frame.g[..., 0, 0].log()
-            moves = pairs.whole[i] & (sizes[:, 0] > NO_SIZE)
-            log_c = _alike(width, (one - sizes[:, 0] + now)[:, None])[:, 0] * moves
+            moves = pairs.alone[i] & (sizes[:, 0] > NO_SIZE)
+            log_c = (one - sizes[:, 0] + now) * moves
             eye = torch.eye(width.size, dtype=one.dtype, device=one.device)
             generators.append(log_c[..., None, None] * eye)
         return Proposal(generators=tuple(generators), frames=tuple(frames)), cells | new
@@ -119,7 +119,7 @@ def untrained(count: Tensor) -> Tensor:
 
 
 def _log_sizes(width: Width, observation: Observation) -> Tensor:
-    """log of ||A||, ||B||, ||G_A||, ||G_B|| over sqrt(k): [B, 4, pairs]; of kin their mean."""
+    """log of ||A||, ||B||, ||G_A||, ||G_B|| over sqrt(k), alike for kin: [B, 4, pairs]."""
     of = [width.products(x) for x in (observation.weights, observation.grads)]
     traces = torch.cat([x.diagonal(dim1=-2, dim2=-1).mean(-1) for x in of], dim=1)
     return ((_alike(width, traces) + FLOOR).log() / 2).detach()

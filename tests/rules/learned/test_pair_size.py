@@ -176,8 +176,8 @@ def factorised() -> nn.Module:
     return nn.Sequential(nn.Linear(24, 4), nn.Linear(4, 7, bias=False)).double()
 
 
-def test_a_bottleneck_is_whole_and_a_packed_projection_is_not() -> None:
-    (alone,) = pairs_in(factorised(), 24).whole
+def test_a_bottleneck_is_alone_and_a_packed_projection_is_not() -> None:
+    (alone,) = pairs_in(factorised(), 24).alone
     assert alone.tolist() == [True]
     packed = nn.MultiheadAttention(6, 2, batch_first=True).double()
 
@@ -192,7 +192,7 @@ def test_a_bottleneck_is_whole_and_a_packed_projection_is_not() -> None:
 
     pairs = pairs_in(Packed(), 24)
     assert pairs.count > 0
-    assert not pairs.has_whole
+    assert not pairs.any_alone
     with pytest.warns(UserWarning, match="none of its linear pairs has its tensors to itself"):
         optimizer = metaopt.LearnedOptimizer(Packed().double(), rule())
     assert optimizer.teleports_off is not None
