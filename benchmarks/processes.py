@@ -36,7 +36,7 @@ from metaopt.base.process import World
 from metaopt.base.tables import markdown_table
 from studies.output import DOCS, ROOT, Page
 
-PAGE = Page(DOCS / "speed.md", "processes tables", "processes")
+PAGE = Page(DOCS / "processes.md", "processes tables", "processes")
 CONFIGS = ("lstm_update_tele.yaml", "coordinate_update_tele.yaml")
 PROCESSES = (1, 2, 4)
 TINY = ("task.width=4", "task.inputs=4", "task.outputs=4", "task.samples=4")
