@@ -53,8 +53,8 @@ class Averaging:
             updates: f, of the same shapes; they move z.
         """
         # Numbers of whole weights, computed for all at once; the rest in few calls, not in a loop.
-        along = (self.pull + (1 - BETWEEN) * (1 - self.pull)).split(1, dim=2)
-        beyond = (BETWEEN * (1 - self.pull)).split(1, dim=2)
+        along = (self.pull + (1 - BETWEEN) * (1 - self.pull)).chunk(len(weights), dim=2)
+        beyond = (BETWEEN * (1 - self.pull)).chunk(len(weights), dim=2)
         d = apart(self.ahead, weights)
         u = torch._foreach_add(updates, d, alpha=1 / BETWEEN)
         trained = torch._foreach_add(weights, d, alpha=1 - 1 / BETWEEN)
@@ -70,7 +70,7 @@ class Averaging:
         """
         if all(not isinstance(lr, Tensor) and lr >= 1 for lr in rates):
             return self
-        each = zip(self.pull.split(1, dim=2), rates, strict=True)
+        each = zip(self.pull.chunk(len(rates), dim=2), rates, strict=True)
         pulls = [
             c * (lr.clamp(max=1) if isinstance(lr, Tensor) else min(1.0, lr)) for c, lr in each
         ]
@@ -79,7 +79,7 @@ class Averaging:
 
 def apart(ahead: Tensor, weights: Weights) -> Weights:
     """[B, 1, P] -> the shapes of the weights, each [B, out, in]."""
-    parts = ahead[:, 0].split([W[0].numel() for W in weights], dim=1)
+    parts = ahead[:, 0].split_with_sizes([W[0].numel() for W in weights], dim=1)
     return tuple(part.reshape_as(W) for part, W in zip(parts, weights, strict=True))
 
 

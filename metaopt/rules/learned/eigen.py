@@ -26,6 +26,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Annotated, Literal
 
 import torch
@@ -140,7 +141,7 @@ class EigenUpdateLSTM(Rule):
         ones = torch.ones_like(state[AHEAD])
         by = move.rows_of_gradients(ones, weights)
         entries = [w[0].numel() for w in weights]
-        of_each = [part[:, :, :1].square() for part in by.split(entries, dim=2)]
+        of_each = [part[:, :, :1].square() for part in by.split_with_sizes(entries, dim=2)]
         sides = [self.sides("products", w.shape[1:]) for w in weights]
         squared = [x.expand(-1, -1, n) for x, n in zip(of_each, sides, strict=True)]
         return state | {
@@ -179,11 +180,12 @@ class EigenUpdateLSTM(Rule):
         sizes = [w[0].numel() for w in W]
         count = state["count"] + 1
         seen = look(grads, state, count, self.decays, self.largest)
-        base, vector, entries = _of_shapes(W)
+        shapes = tuple((w.shape[1], w.shape[2]) for w in W)
+        base, vector, entries = _of_shapes(shapes, W[0].dtype, W[0].device)
         loss_features, heard = hear(observation.loss, state)
         gram = grams(seen.means.adam, sizes, entries)
         squares = mean_squares(W, entries)
-        spread = mean_squares(state[AHEAD].split(sizes, dim=2), entries)
+        spread = mean_squares(state[AHEAD].split_with_sizes(sizes, dim=2), entries)
         own_features = torch.cat(
             [
                 statistics(gram, squares, seen.gain, base),
@@ -201,7 +203,7 @@ class EigenUpdateLSTM(Rule):
         h, cells = self.lstm(heard_of, state)
 
         z = self.scale * fading(count, self.fades) * self.head(h)
-        log_size, log_pull, log_decay = z[:, :3].split(1, dim=1)
+        log_size, log_pull, log_decay = z[:, :3].chunk(3, dim=1)
         length = log_size.clamp(*LOG_SIZE_BOUNDS).exp() * _untrained_length(count, observation.left)
         share = AVERAGED if observation.left is None else TOLD_AVERAGED
         averaged = share * log_pull.clamp(*LOG_PULL_BOUNDS).exp()
@@ -209,7 +211,7 @@ class EigenUpdateLSTM(Rule):
         logs = own_features[:, : len(self.decays) + 1]
         moved = self._steps(seen, z[:, 3:], -base * length, logs)
         shrunk = []
-        for i, (w, g, by) in enumerate(zip(W, grads, decay.split(1, dim=2), strict=True)):
+        for i, (w, g, by) in enumerate(zip(W, grads, decay.chunk(len(W), dim=2), strict=True)):
             if w.shape[2] > 1:
                 # Into numbers: tensors of truth values are several times as slow.
                 moves_here = torch.ne(g.detach(), 0, out=torch.empty_like(g))
@@ -239,10 +241,12 @@ class EigenUpdateLSTM(Rule):
         shares = length * (z + z.new_tensor(self.untrained)[:, None])
         rows = [len(direction.untrained(means)) for direction in self.directions]
         sums = None
-        for direction, share in zip(self.directions, shares.split(rows, dim=1), strict=True):
+        for direction, share in zip(
+            self.directions, shares.split_with_sizes(rows, dim=1), strict=True
+        ):
             follows = direction.follows(means)
             by = seen.gain if follows is None else logs[:, follows, None].exp()
-            sums = direction.add(sums, seen.means, (share * by).mT.split(1, dim=1))
+            sums = direction.add(sums, seen.means, (share * by).mT.chunk(share.shape[2], dim=1))
         assert sums is not None
         each = zip(seen.frames.each, sums, strict=True)
         return [eigen_frames.out_of(frame, step) for frame, step in each]
@@ -259,12 +263,18 @@ def _untrained_length(count: Tensor, left: Tensor | None) -> Tensor:
     return length if left is None else length * (left / ENDS_FROM).clamp(max=1)[:, None, None]
 
 
-def _of_shapes(W: Weights) -> tuple[Tensor, ...]:
-    """b, 1 for parameters of one column, and the numbers of entries, each [1, 1, L]."""
-    share = max(1, sum(min(w.shape[1:]) > 1 for w in W)) ** -0.5
-    sizes = [share * (max(w.shape[1:]) ** -0.5 if min(w.shape[1:]) > 1 else VECTOR_SIZE) for w in W]
-    columns = [float(w.shape[2] == 1) for w in W]
-    return W[0].new_tensor([sizes, columns, [w[0].numel() for w in W]])[None].split(1, dim=1)
+@lru_cache(maxsize=64)
+def _of_shapes(
+    shapes: tuple[tuple[int, int], ...], dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, ...]:
+    """b, 1 for parameters of one column, and the numbers of entries, each [1, 1, L].
+
+    They are made once for each network: numbers of the host would have to be copied to the device.
+    """
+    share = max(1, sum(min(shape) > 1 for shape in shapes)) ** -0.5
+    sizes = [share * (max(s) ** -0.5 if min(s) > 1 else VECTOR_SIZE) for s in shapes]
+    rows = [sizes, [float(rest == 1) for _, rest in shapes], [out * rest for out, rest in shapes]]
+    return torch.tensor(rows, dtype=dtype, device=device)[None].chunk(3, dim=1)
 
 
 def _shares(directions: Sequence[Direction], means: int) -> list[float]:

@@ -67,7 +67,8 @@ def _cut(
 ) -> Iterator[tuple[int, Tensor | None]]:
     """The length of each side of each parameter, and what is kept of it, [B, any], if it is."""
     sizes = [size for out, rest in shapes for size in sides(out, rest, largest)]
-    parts = iter(flat[:, 0].split([NUMBERS[name](size) for size in sizes if size], dim=1))
+    numbers = [NUMBERS[name](size) for size in sizes if size]
+    parts = iter(flat[:, 0].split_with_sizes(numbers, dim=1))
     for size in sizes:
         yield size, next(parts) if size else None
 

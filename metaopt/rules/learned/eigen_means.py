@@ -71,7 +71,7 @@ def look(
         squared = [turn if turn is None else eigen_frames.squared(turn) for turn in frames.turns]
         m, v = _turned(m, frames.turns, shapes), _turned(v, squared, shapes)
     # Python numbers, since a tensor of them would have to be copied to the device first.
-    old = zip(m.split(1, dim=1), decays, strict=True)
+    old = zip(m.chunk(len(decays), dim=1), decays, strict=True)
     new = [torch.lerp(g, mean, decay) for mean, decay in old]
     # What nobody else has is written in place from here on: memory that is new costs more than
     # numbers in it do.
@@ -87,10 +87,12 @@ def look(
 
 def _root(v: Tensor, sizes: Sequence[int]) -> Tensor:
     """(v + floor)^(1/2), where below the floor of a parameter there is rounding alone."""
-    sums = torch.cat([part.sum(2, keepdim=True) for part in v.split([*sizes], dim=2)], dim=2)
+    sums = torch.cat(
+        [part.sum(2, keepdim=True) for part in v.split_with_sizes([*sizes], dim=2)], dim=2
+    )
     of_all = sums.sum(2, keepdim=True) * (ROUNDING**2 / sum(sizes)) + FLOOR
     floors = torch.addcmul(of_all, sums, v.new_tensor([SMALL**2 / size for size in sizes]))
-    each = zip(floors.split(1, dim=2), sizes, strict=True)
+    each = zip(floors.chunk(len(sizes), dim=2), sizes, strict=True)
     return torch.cat([floor.expand(-1, -1, n) for floor, n in each], dim=2).add_(v).sqrt_()
 
 

@@ -58,7 +58,8 @@ class Means:
 
 def cut(flat: Tensor, shapes: Sequence[tuple[int, int]]) -> list[Tensor]:
     """[B, n, P] -> [B, n, out, rest] of each parameter."""
-    parts = flat.split([out * rest for out, rest in shapes], dim=2)
+    # ``Tensor.split`` is written in Python, and takes several times as long as what it calls.
+    parts = flat.split_with_sizes([out * rest for out, rest in shapes], dim=2)
     return [part.unflatten(2, shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
@@ -100,7 +101,7 @@ class Adam(Direction):
         self, sums: Sequence[Tensor] | None, means: Means, shares: Sequence[Tensor]
     ) -> list[Tensor]:
         """m / root."""
-        rows = means.adam.split([out * rest for out, rest in means.shapes], dim=2)
+        rows = means.adam.split_with_sizes([out * rest for out, rest in means.shapes], dim=2)
         each = zip(shares, rows, means.shapes, strict=True)
         steps = [torch.bmm(a, row).view(-1, *shape) for a, row, shape in each]
         if sums is None:
@@ -125,8 +126,8 @@ class OrthogonalStep(Direction):
         """sqrt(max(out, rest)) U V^T."""
         sizes = [out * rest for out, rest in means.shapes]
         parts = zip(
-            means.g.split(sizes, dim=2),
-            means.m[:, :1].split(sizes, dim=2),
+            means.g.split_with_sizes(sizes, dim=2),
+            means.m[:, :1].split_with_sizes(sizes, dim=2),
             means.starts,
             strict=True,
         )
@@ -137,7 +138,7 @@ class OrthogonalStep(Direction):
         if vectors:
             entries = means.g.new_tensor([sizes[i] for i in vectors])
             squares = mean_squares([flat[i] for i in vectors], entries)
-            sizes_of = (squares + TINY).rsqrt().view(-1, 1, len(vectors)).split(1, dim=2)
+            sizes_of = (squares + TINY).rsqrt().view(-1, 1, len(vectors)).chunk(len(vectors), dim=2)
             for i, size in zip(vectors, sizes_of, strict=True):
                 x = flat[i].view_as(found[i])
                 found[i] = torch.addcmul(found[i], x, shares[i] * size)

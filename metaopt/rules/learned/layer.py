@@ -120,13 +120,15 @@ class LayerUpdateLSTM(LayerWise):
     def propose(self, observation: Observation, state: State) -> tuple[Proposal, State]:
         """Updates f."""
         W, sizes = observation.weights, [w[0].numel() for w in observation.weights]
-        G, old = flat_gradient(observation)[:, None], state["m"].split(1, dim=1)
+        G, old = flat_gradient(observation)[:, None], state["m"].chunk(_MEANS, dim=1)
         # Python numbers, since a tensor of them would have to be copied to the device first.
         means = [torch.lerp(G, mean, decay) for mean, decay in zip(old, DECAYS, strict=True)]
         m = torch.cat(means, dim=1)
         v = torch.lerp(G.square(), state["v"], SQUARES_DECAY)
         count = state["count"] + 1
-        moves = torch.cat([part.any(2, keepdim=True) for part in G.split(sizes, dim=2)], dim=2)
+        moves = torch.cat(
+            [part.any(2, keepdim=True) for part in G.split_with_sizes(sizes, dim=2)], dim=2
+        )
         # The means start at 0; this is corrected below, once for each parameter.
         floor = ROUNDING**2 * _mean_square(v, moves, sizes) + FLOOR
         steps = torch.cat([m, G], dim=1) / (v + floor).sqrt()
@@ -150,12 +152,14 @@ class LayerUpdateLSTM(LayerWise):
         h, cells = self.lstm(features, state)
 
         z = self.scale * self.head(h)
-        log_size, *mixed, more_decay = z.split(1, dim=1)
+        log_size, *mixed, more_decay = z.chunk(z.shape[1], dim=1)
         size = base * (log_size + LOG_STEP).clamp(*LOG_STEP_BOUNDS).exp()
         untrained = zip(mixed, MIXTURE, strict=True)
         mixture = size * gain * torch.cat([part + share for part, share in untrained], dim=1)
         decay = size * WEIGHT_DECAY * (1 + more_decay)
-        parts = enumerate(zip(steps.split(sizes, dim=2), W, observation.grads, strict=True))
+        parts = enumerate(
+            zip(steps.split_with_sizes(sizes, dim=2), W, observation.grads, strict=True)
+        )
         moved, shrunk = [], []
         for i, (part, w, g) in parts:
             shrunk.append(-decay[:, :, i, None] * torch.where(g == 0, 0.0, w))
@@ -172,7 +176,9 @@ def mean_over(values: Tensor, moves: Tensor, total: Tensor) -> Tensor:
 
 def _mean_square(v: Tensor, moves: Tensor, sizes: Sequence[int]) -> Tensor:
     """The mean of v over all entries of the parameters that move: [B, 1, P] -> [B, 1, 1]."""
-    sums = torch.cat([part.sum(2, keepdim=True) for part in v.split([*sizes], dim=2)], dim=2)
+    sums = torch.cat(
+        [part.sum(2, keepdim=True) for part in v.split_with_sizes([*sizes], dim=2)], dim=2
+    )
     count_of = torch.cat([v.new_full((1, 1, 1), float(size)) for size in sizes], dim=2)
     return mean_over(sums, moves, torch.where(moves, count_of, 0.0).sum(2, keepdim=True))
 
@@ -196,7 +202,7 @@ def grams(steps: Tensor, sizes: Sequence[int], entries: Tensor) -> Tensor:
         sizes: entries of each parameter.
         entries: they again, [1, 1, L].
     """
-    parts = steps.split([*sizes], dim=2)
+    parts = steps.split_with_sizes([*sizes], dim=2)
     return torch.stack([torch.bmm(part, part.mT) for part in parts], dim=3) / entries
 
 
