@@ -143,8 +143,7 @@ class Rule(nn.Module, ABC):
         moving = {n: degrees[kept] for n in state if (kept := self.kept(n)) in degrees}
         if not moving:
             return state
-        rows = torch.cat([log.flatten(1) for log in log_factors], dim=1)[:, None]
-        return state | {n: state[n] * (-degree * rows).exp() for n, degree in moving.items()}
+        return state | {n: state[n] * _powers(log_factors, -d) for n, d in moving.items()}
 
     def turned(self, state: State, move: MovesPairs, weights: Weights) -> State:
         """The state after linear pairs have moved: gradients move by the inverse transpose.
@@ -183,3 +182,14 @@ class Rule(nn.Module, ABC):
 def flat_gradient(observation: Observation) -> Tensor:
     """All gradients of a task in one row: [B, P]."""
     return torch.cat([G.flatten(1) for G in observation.grads], dim=1)
+
+
+def _powers(logs: Weights, degree: int) -> Tensor:
+    """exp(degree l) of all entries, [B, 1, P]; computed once where entries share their l."""
+    parts = []
+    for log in logs:
+        own = log
+        for dim, stride in enumerate(log.stride()):
+            own = own.narrow(dim, 0, 1) if stride == 0 else own
+        parts.append((degree * own).exp().expand_as(log).flatten(1))
+    return torch.cat(parts, dim=1)[:, None]

@@ -53,6 +53,7 @@ from metaopt.rules.learned.eigen_steps import DIRECTIONS, Direction
 from metaopt.rules.learned.layer import grams, hear, mean_over, mean_squares, statistics
 from metaopt.rules.learned.lstm import LSTM, Head
 from metaopt.rules.learned.matrix_steps import TINY
+from metaopt.rules.learned.running import shrinking
 from metaopt.rules.rule_config import FadingConfig, Place
 from metaopt.tasks.base import Hidden, Observation
 from metaopt.teleport.base import MovesPairs
@@ -213,9 +214,7 @@ class EigenUpdateLSTM(Rule):
         shrunk = []
         for i, (w, g, by) in enumerate(zip(W, grads, decay.chunk(len(W), dim=2), strict=True)):
             if w.shape[2] > 1:
-                # Into numbers: tensors of truth values are several times as slow.
-                moves_here = torch.ne(g.detach(), 0, out=torch.empty_like(g))
-                shrunk.append(moves_here.mul_(w).mul_(by))
+                shrunk.append(shrinking(w, g, by))
                 moved[i] = moved[i] + shrunk[i]
             else:
                 shrunk.append(torch.zeros_like(w))

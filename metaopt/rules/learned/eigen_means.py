@@ -21,6 +21,7 @@ from metaopt.base.network import Weights
 from metaopt.rules.base import State
 from metaopt.rules.learned import eigen_frames
 from metaopt.rules.learned.eigen_steps import Means, cut
+from metaopt.rules.learned.running import means_over, running_means
 
 SQUARES_DECAY = 0.99
 SMALL = 1e-3
@@ -70,14 +71,9 @@ def look(
     if any(turn is not None for turn in frames.turns):
         squared = [turn if turn is None else eigen_frames.squared(turn) for turn in frames.turns]
         m, v = _turned(m, frames.turns, shapes), _turned(v, squared, shapes)
-    # Python numbers, since a tensor of them would have to be copied to the device first.
-    old = zip(m.chunk(len(decays), dim=1), decays, strict=True)
-    new = [torch.lerp(g, mean, decay) for mean, decay in old]
-    # What nobody else has is written in place from here on: memory that is new costs more than
-    # numbers in it do.
-    m = torch.cat(new, dim=1) if len(new) > 1 else new[0]
+    m = running_means(g, m, decays)
     v = g.square().lerp_(v, SQUARES_DECAY)
-    adam = torch.cat([*new, g], dim=1).div_(_root(v, sizes))
+    adam = means_over(m, g, _root(v, sizes))
     starts = [(*(1 - decay**c for decay in decays), 1.0) for c in counts]
     roots = [(1 - SQUARES_DECAY**c) ** 0.5 for c in counts]
     gains = [[root / s for s in own] for root, own in zip(roots, starts, strict=True)]

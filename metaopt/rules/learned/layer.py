@@ -40,6 +40,7 @@ from metaopt.rules.base import Proposal, Rule, State, flat_gradient
 from metaopt.rules.learned.clock import CLOCK_FEATURES, clock_features
 from metaopt.rules.learned.directions import HEAD_BOUND
 from metaopt.rules.learned.lstm import LSTM, Head
+from metaopt.rules.learned.running import means_over, running_means, shrinking
 from metaopt.rules.rule_config import NetworkConfig, Place
 from metaopt.tasks.base import Hidden, Observation
 from metaopt.teleport.optimizer_state import Kept
@@ -120,10 +121,8 @@ class LayerUpdateLSTM(LayerWise):
     def propose(self, observation: Observation, state: State) -> tuple[Proposal, State]:
         """Updates f."""
         W, sizes = observation.weights, [w[0].numel() for w in observation.weights]
-        G, old = flat_gradient(observation)[:, None], state["m"].chunk(_MEANS, dim=1)
-        # Python numbers, since a tensor of them would have to be copied to the device first.
-        means = [torch.lerp(G, mean, decay) for mean, decay in zip(old, DECAYS, strict=True)]
-        m = torch.cat(means, dim=1)
+        G = flat_gradient(observation)[:, None]
+        m = running_means(G, state["m"], DECAYS)
         v = torch.lerp(G.square(), state["v"], SQUARES_DECAY)
         count = state["count"] + 1
         moves = torch.cat(
@@ -131,7 +130,7 @@ class LayerUpdateLSTM(LayerWise):
         )
         # The means start at 0; this is corrected below, once for each parameter.
         floor = ROUNDING**2 * _mean_square(v, moves, sizes) + FLOOR
-        steps = torch.cat([m, G], dim=1) / (v + floor).sqrt()
+        steps = means_over(m, G, (v + floor).sqrt())
         start = torch.cat([*(1 - decay**count for decay in DECAYS), torch.ones_like(count)], dim=1)
         gain = (1 - SQUARES_DECAY**count).sqrt() / start
 
@@ -162,7 +161,7 @@ class LayerUpdateLSTM(LayerWise):
         )
         moved, shrunk = [], []
         for i, (part, w, g) in parts:
-            shrunk.append(-decay[:, :, i, None] * torch.where(g == 0, 0.0, w))
+            shrunk.append(shrinking(w, g, -decay[:, :, i, None]))
             mixed_steps = torch.bmm(mixture[:, :, i, None].mT, part).reshape_as(w)
             moved.append(shrunk[-1] - mixed_steps)
         proposal = Proposal(updates=tuple(moved), decays=tuple(shrunk))

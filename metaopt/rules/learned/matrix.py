@@ -69,6 +69,7 @@ from metaopt.rules.learned.layer import (
 from metaopt.rules.learned.lstm import LSTM, Head
 from metaopt.rules.learned.matrix_starts import STARTS, Start
 from metaopt.rules.learned.matrix_steps import TINY, MatrixSteps, Normalised, Orthogonal
+from metaopt.rules.learned.running import running_means, shrinking
 from metaopt.rules.learned.turns import served
 from metaopt.rules.rule_config import FadingConfig, Place, TurnsConfig
 from metaopt.tasks.base import Observation
@@ -206,7 +207,7 @@ class MatrixUpdateLSTM(LayerWise):
         decay = rate * length * old ** (1 / 3)
         moved, shrunk = [], []
         for i, (own, w, g) in enumerate(zip(steps, W, observation.grads, strict=True)):
-            shrunk.append(-decay[:, :, i, None] * torch.where(g == 0, 0.0, w))
+            shrunk.append(shrinking(w, g, -decay[:, :, i, None]))
             moved.append(shrunk[-1] - torch.bmm(mixture[:, :, i, None].mT, own).reshape_as(w))
         proposal = Proposal(tuple(moved), decays=tuple(shrunk))
         kept = {"count": means.count, "m": means.m, "v": means.v, "power": means.power}
@@ -262,9 +263,7 @@ class _Means:
 def _means(W: Weights, G: Tensor, by_entry: Sequence[bool], state: State) -> _Means:
     """The next ones, of gradients [B, 1, P]."""
     sizes = [w[0].numel() for w in W]
-    old = zip(state["m"].split(1, dim=1), DECAYS, strict=True)
-    # Python numbers, since a tensor of them would have to be copied to the device first.
-    m = torch.cat([torch.lerp(G, mean, decay) for mean, decay in old], dim=1)
+    m = running_means(G, state["m"], DECAYS)
     squares = torch.lerp(G.square(), state["v"], SQUARES_DECAY).split(sizes, dim=2)
     v = [x if alone else torch.zeros_like(x) for x, alone in zip(squares, by_entry, strict=True)]
     count = state["count"] + 1
