@@ -45,10 +45,11 @@ class Size:
     depth: float  # the flow ends where f is exp(-depth) of its start
     tolerance: float  # of the flow, relative
     training: int  # steps of gradient descent on the network
+    points: int  # of the way on which a teleport is sought at each
 
 
-FULL = Size(16.0, 1e-11, 300)
-SMOKE = Size(2.0, 1e-6, 20)
+FULL = Size(16.0, 1e-11, 300, 400)
+SMOKE = Size(2.0, 1e-6, 20, 40)
 
 
 def flow(plane: Plane, w: Array, size: Size) -> dict[str, Any]:
@@ -99,14 +100,14 @@ def flow(plane: Plane, w: Array, size: Size) -> dict[str, Any]:
 
 def always(plane: Plane, w: Array, size: Size) -> float:
     """The time of a flow that is teleported at every moment."""
-    taus = (np.arange(400) + 0.5) * (size.depth / 400)
+    taus = (np.arange(size.points) + 0.5) * (size.depth / size.points)
     start = plane.uv(w)
     times = []
     for tau in taus:
         there = plane.point(start * np.exp(-tau / 2))
         steepest = plane.extreme(there)
         times.append(float(plane.loss(steepest) / plane.squared(steepest)))
-    return float(np.sum(times)) * size.depth / 400
+    return float(np.sum(times)) * size.depth / size.points
 
 
 def network(size: Size) -> dict[str, Any]:
