@@ -273,7 +273,9 @@ def _of_shapes(
     share = max(1, sum(min(shape) > 1 for shape in shapes)) ** -0.5
     sizes = [share * (max(s) ** -0.5 if min(s) > 1 else VECTOR_SIZE) for s in shapes]
     rows = [sizes, [float(rest == 1) for _, rest in shapes], [out * rest for out, rest in shapes]]
-    return torch.tensor(rows, dtype=dtype, device=device)[None].chunk(3, dim=1)
+    # Kept beyond this call, they must be fit for meta-gradients wherever they are asked for first.
+    with torch.inference_mode(False):
+        return torch.tensor(rows, dtype=dtype, device=device)[None].chunk(3, dim=1)
 
 
 def _shares(directions: Sequence[Direction], means: int) -> list[float]:

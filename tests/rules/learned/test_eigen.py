@@ -216,6 +216,20 @@ def test_untrained_steps_are_as_long_as_is_written() -> None:
         torch.testing.assert_close(found, share * untold, rtol=1e-12, atol=0)
 
 
+def test_sizes_first_asked_for_within_inference_mode_are_fit_for_meta_gradients() -> None:
+    with torch.inference_mode():
+        sizes, vectors, counts = eigen._of_shapes(
+            ((7, 3), (7, 1)), torch.float64, torch.device("cpu")
+        )
+    torch.testing.assert_close(sizes.flatten().tolist(), [7**-0.5, eigen.VECTOR_SIZE])
+    assert vectors.flatten().tolist() == [0, 1]
+    assert counts.flatten().tolist() == [21, 7]
+    x = torch.ones_like(sizes, requires_grad=True)
+    (x * sizes).sum().backward()
+    assert x.grad is not None
+    assert torch.equal(x.grad, sizes)
+
+
 def test_it_takes_no_teleports_but_those_of_pairs() -> None:
     sections = {
         "rules": {"update": {"kind": "eigen_lstm"}, "teleport": {"kind": "unit_lstm"}},
