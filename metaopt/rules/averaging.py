@@ -53,8 +53,9 @@ class Averaging:
             updates: f, of the same shapes; they move z.
         """
         # Numbers of whole weights, computed for all at once; the rest in few calls, not in a loop.
-        along = (self.pull + (1 - BETWEEN) * (1 - self.pull)).chunk(len(weights), dim=2)
-        beyond = (BETWEEN * (1 - self.pull)).chunk(len(weights), dim=2)
+        ones = [1] * len(weights)
+        along = (self.pull + (1 - BETWEEN) * (1 - self.pull)).split_with_sizes(ones, dim=2)
+        beyond = (BETWEEN * (1 - self.pull)).split_with_sizes(ones, dim=2)
         d = apart(self.ahead, weights)
         u = torch._foreach_add(updates, d, alpha=1 / BETWEEN)
         trained = torch._foreach_add(weights, d, alpha=1 - 1 / BETWEEN)
@@ -70,7 +71,7 @@ class Averaging:
         """
         if all(not isinstance(lr, Tensor) and lr >= 1 for lr in rates):
             return self
-        each = zip(self.pull.chunk(len(rates), dim=2), rates, strict=True)
+        each = zip(self.pull.split_with_sizes([1] * len(rates), dim=2), rates, strict=True)
         pulls = [
             c * (lr.clamp(max=1) if isinstance(lr, Tensor) else min(1.0, lr)) for c, lr in each
         ]

@@ -184,10 +184,17 @@ def flat_gradient(observation: Observation) -> Tensor:
     return torch.cat([G.flatten(1) for G in observation.grads], dim=1)
 
 
+MANY = 2**16
+"""Entries from which their exponentials take longer than finding out which are alike."""
+
+
 def _powers(logs: Weights, degree: int) -> Tensor:
-    """exp(degree l) of all entries, [B, 1, P]; computed once where entries share their l."""
+    """exp(degree l) of all entries, [B, 1, P]."""
+    if torch.is_grad_enabled() or sum(log.numel() for log in logs) < MANY:
+        return (degree * torch.cat([log.flatten(1) for log in logs], dim=1)[:, None]).exp()
     parts = []
     for log in logs:
+        # Once where entries share their l.
         own = log
         for dim, stride in enumerate(log.stride()):
             own = own.narrow(dim, 0, 1) if stride == 0 else own

@@ -36,7 +36,7 @@ def test_nothing_falls_short_in_tiny_sizes() -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     last = done.stdout.splitlines()[-1]
-    for wanted in ("kills 1/1", "disk 3/3 lost 0", "tracebacks 0, code run 0"):
+    for wanted in ("kills 2/2", "disk 5/5 lost 0", "tracebacks 0, code run 0"):
         assert wanted in last
 
 

@@ -212,7 +212,9 @@ class EigenUpdateLSTM(Rule):
         logs = own_features[:, : len(self.decays) + 1]
         moved = self._steps(seen, z[:, 3:], -base * length, logs)
         shrunk = []
-        for i, (w, g, by) in enumerate(zip(W, grads, decay.chunk(len(W), dim=2), strict=True)):
+        for i, (w, g, by) in enumerate(
+            zip(W, grads, decay.split_with_sizes([1] * len(W), dim=2), strict=True)
+        ):
             if w.shape[2] > 1:
                 shrunk.append(shrinking(w, g, by))
                 moved[i] = moved[i] + shrunk[i]

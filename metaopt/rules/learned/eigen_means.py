@@ -88,7 +88,7 @@ def _root(v: Tensor, sizes: Sequence[int]) -> Tensor:
     )
     of_all = sums.sum(2, keepdim=True) * (ROUNDING**2 / sum(sizes)) + FLOOR
     floors = torch.addcmul(of_all, sums, v.new_tensor([SMALL**2 / size for size in sizes]))
-    each = zip(floors.chunk(len(sizes), dim=2), sizes, strict=True)
+    each = zip(floors.split_with_sizes([1] * len(sizes), dim=2), sizes, strict=True)
     return torch.cat([floor.expand(-1, -1, n) for floor, n in each], dim=2).add_(v).sqrt_()
 
 

@@ -58,7 +58,7 @@ class Means:
 
 def cut(flat: Tensor, shapes: Sequence[tuple[int, int]]) -> list[Tensor]:
     """[B, n, P] -> [B, n, out, rest] of each parameter."""
-    # ``Tensor.split`` is written in Python, and takes several times as long as what it calls.
+    # ``Tensor.split`` is written in Python, and takes up to twice as long as what it calls.
     parts = flat.split_with_sizes([out * rest for out, rest in shapes], dim=2)
     return [part.unflatten(2, shape) for part, shape in zip(parts, shapes, strict=True)]
 

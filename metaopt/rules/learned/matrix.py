@@ -160,7 +160,9 @@ class MatrixUpdateLSTM(LayerWise):
         means = _means(W, G, by_entry, state)
         steps, shown = self._steps(W, G, by_entry, means)
         sizes = [w[0].numel() for w in W]
-        moves = torch.cat([part.any(2, keepdim=True) for part in G.split(sizes, dim=2)], dim=2)
+        moves = torch.cat(
+            [part.any(2, keepdim=True) for part in G.split_with_sizes(sizes, dim=2)], dim=2
+        )
         kinds = zip(W, by_entry, strict=True)
         matrices = torch.cat(
             [w.new_full((1, 1, 1), not alone, dtype=torch.bool) for w, alone in kinds], dim=2
@@ -264,15 +266,15 @@ def _means(W: Weights, G: Tensor, by_entry: Sequence[bool], state: State) -> _Me
     """The next ones, of gradients [B, 1, P]."""
     sizes = [w[0].numel() for w in W]
     m = running_means(G, state["m"], DECAYS)
-    squares = torch.lerp(G.square(), state["v"], SQUARES_DECAY).split(sizes, dim=2)
+    squares = torch.lerp(G.square(), state["v"], SQUARES_DECAY).split_with_sizes(sizes, dim=2)
     v = [x if alone else torch.zeros_like(x) for x, alone in zip(squares, by_entry, strict=True)]
     count = state["count"] + 1
     gains = [1 / (1 - decay**count) for decay in DECAYS]
     gain = torch.cat([*gains, torch.ones_like(count)], dim=1)
-    raw = torch.cat([m, G], dim=1).split(sizes, dim=2)
+    raw = torch.cat([m, G], dim=1).split_with_sizes(sizes, dim=2)
     grown = [gain[:, :, i, None] * own for i, own in enumerate(raw)]
     power = torch.lerp(
-        mean_squares(G.split(sizes, dim=2), entries(W)), state["power"], SQUARES_DECAY
+        mean_squares(G.split_with_sizes(sizes, dim=2), entries(W)), state["power"], SQUARES_DECAY
     )
     start = (1 - SQUARES_DECAY**count).sqrt()
     return _Means(count, m, torch.cat(v, dim=2), power, grown, start)

@@ -20,12 +20,13 @@ def running_means(G: Tensor, old: Tensor, decays: Sequence[float]) -> Tensor:
         old: m before it, [B, n, P].
         decays: d of each, Python numbers: a tensor of them would have to be copied to the device.
     """
-    rows = old.chunk(len(decays), dim=1)
+    ones = [1] * len(decays)
+    rows = old.split_with_sizes(ones, dim=1)
     if torch.is_grad_enabled():
         new = [torch.lerp(G, mean, decay) for mean, decay in zip(rows, decays, strict=True)]
         return torch.cat(new, dim=1)
     means = torch.empty_like(old)
-    places = means.chunk(len(decays), dim=1)
+    places = means.split_with_sizes(ones, dim=1)
     for mean, decay, place in zip(rows, decays, places, strict=True):
         torch.lerp(G, mean, decay, out=place)
     return means

@@ -217,6 +217,7 @@ def test_untrained_steps_are_as_long_as_is_written() -> None:
 
 
 def test_sizes_first_asked_for_within_inference_mode_are_fit_for_meta_gradients() -> None:
+    eigen._of_shapes.cache_clear()
     with torch.inference_mode():
         sizes, vectors, counts = eigen._of_shapes(
             ((7, 3), (7, 1)), torch.float64, torch.device("cpu")

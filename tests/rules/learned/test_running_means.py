@@ -41,9 +41,11 @@ def test_meta_gradients_flow_through_means() -> None:
 def test_weights_shrink_where_there_is_a_gradient() -> None:
     W, G = drawn(2, 3, 4).requires_grad_(), drawn(2, 3, 4)
     G[0, 1] = 0
-    by = torch.full((2, 1, 1), -0.5)
+    by = torch.full((2, 1, 1), -0.5, requires_grad=True)
     shrunk = shrinking(W, G.requires_grad_(), by)
     assert torch.equal(shrunk, torch.where(G == 0, 0.0, -0.5 * W))
     shrunk.sum().backward()
     assert W.grad is not None
-    assert torch.equal(W.grad, torch.where(G == 0, 0.0, by.expand_as(W)))
+    assert torch.equal(W.grad, torch.where(G == 0, 0.0, by.detach().expand_as(W)))
+    moving = torch.where(G == 0, 0.0, W.detach())
+    torch.testing.assert_close(by.grad, moving.sum((1, 2), keepdim=True))
