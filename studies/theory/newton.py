@@ -53,7 +53,7 @@ class Size:
 
 
 FULL = Size((2, 5, 10), 10, 1000, 14)
-SMOKE = Size((2, 3), 2, 200, 6)
+SMOKE = Size((2, 3), 1, 100, 6)
 
 
 def phi(z: Array) -> Array:
