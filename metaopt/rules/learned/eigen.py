@@ -181,8 +181,7 @@ class EigenUpdateLSTM(Rule):
         sizes = [w[0].numel() for w in W]
         count = state["count"] + 1
         seen = look(grads, state, count, self.decays, self.largest)
-        shapes = tuple((w.shape[1], w.shape[2]) for w in W)
-        base, vector, entries = _of_shapes(shapes, W[0].dtype, W[0].device)
+        base, vector, entries = _of_shapes(tuple(seen.means.shapes), W[0].dtype, W[0].device)
         loss_features, heard = hear(observation.loss, state)
         gram = grams(seen.means.adam, sizes, entries)
         squares = mean_squares(W, entries)

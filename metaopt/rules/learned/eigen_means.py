@@ -21,6 +21,7 @@ from metaopt.base.network import Weights
 from metaopt.rules.base import State
 from metaopt.rules.learned import eigen_frames
 from metaopt.rules.learned.eigen_steps import Means, cut
+from metaopt.rules.learned.layer import sums_of
 from metaopt.rules.learned.running import means_over, running_means
 
 SQUARES_DECAY = 0.99
@@ -83,9 +84,7 @@ def look(
 
 def _root(v: Tensor, sizes: Sequence[int]) -> Tensor:
     """(v + floor)^(1/2), where below the floor of a parameter there is rounding alone."""
-    sums = torch.cat(
-        [part.sum(2, keepdim=True) for part in v.split_with_sizes([*sizes], dim=2)], dim=2
-    )
+    sums = sums_of(v, sizes)
     of_all = sums.sum(2, keepdim=True) * (ROUNDING**2 / sum(sizes)) + FLOOR
     floors = torch.addcmul(of_all, sums, v.new_tensor([SMALL**2 / size for size in sizes]))
     each = zip(floors.split_with_sizes([1] * len(sizes), dim=2), sizes, strict=True)

@@ -125,9 +125,7 @@ class LayerUpdateLSTM(LayerWise):
         m = running_means(G, state["m"], DECAYS)
         v = torch.lerp(G.square(), state["v"], SQUARES_DECAY)
         count = state["count"] + 1
-        moves = torch.cat(
-            [part.any(2, keepdim=True) for part in G.split_with_sizes(sizes, dim=2)], dim=2
-        )
+        moves = moving(G, sizes)
         # The means start at 0; this is corrected below, once for each parameter.
         floor = ROUNDING**2 * _mean_square(v, moves, sizes) + FLOOR
         steps = means_over(m, G, (v + floor).sqrt())
@@ -168,6 +166,18 @@ class LayerUpdateLSTM(LayerWise):
         return proposal, cells | heard | {"count": count, "m": m, "v": v}
 
 
+def moving(G: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Whether each parameter has a gradient that is not 0: [B, 1, P] -> [B, 1, L]."""
+    parts = G.split_with_sizes([*sizes], dim=2)
+    return torch.cat([part.any(2, keepdim=True) for part in parts], dim=2)
+
+
+def sums_of(v: Tensor, sizes: Sequence[int]) -> Tensor:
+    """The sum over the entries of each parameter: [B, 1, P] -> [B, 1, L]."""
+    parts = v.split_with_sizes([*sizes], dim=2)
+    return torch.cat([part.sum(2, keepdim=True) for part in parts], dim=2)
+
+
 def mean_over(values: Tensor, moves: Tensor, total: Tensor) -> Tensor:
     """The mean over the parameters that move: [B, any, L] -> [B, any, 1]; 0 if none moves."""
     return torch.where(moves, values, 0.0).sum(2, keepdim=True) / total.clamp(min=1)
@@ -175,9 +185,7 @@ def mean_over(values: Tensor, moves: Tensor, total: Tensor) -> Tensor:
 
 def _mean_square(v: Tensor, moves: Tensor, sizes: Sequence[int]) -> Tensor:
     """The mean of v over all entries of the parameters that move: [B, 1, P] -> [B, 1, 1]."""
-    sums = torch.cat(
-        [part.sum(2, keepdim=True) for part in v.split_with_sizes([*sizes], dim=2)], dim=2
-    )
+    sums = sums_of(v, sizes)
     count_of = torch.cat([v.new_full((1, 1, 1), float(size)) for size in sizes], dim=2)
     return mean_over(sums, moves, torch.where(moves, count_of, 0.0).sum(2, keepdim=True))
 

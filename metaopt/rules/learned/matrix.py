@@ -64,6 +64,7 @@ from metaopt.rules.learned.layer import (
     is_vector,
     mean_over,
     mean_squares,
+    moving,
     statistics,
 )
 from metaopt.rules.learned.lstm import LSTM, Head
@@ -160,9 +161,7 @@ class MatrixUpdateLSTM(LayerWise):
         means = _means(W, G, by_entry, state)
         steps, shown = self._steps(W, G, by_entry, means)
         sizes = [w[0].numel() for w in W]
-        moves = torch.cat(
-            [part.any(2, keepdim=True) for part in G.split_with_sizes(sizes, dim=2)], dim=2
-        )
+        moves = moving(G, sizes)
         kinds = zip(W, by_entry, strict=True)
         matrices = torch.cat(
             [w.new_full((1, 1, 1), not alone, dtype=torch.bool) for w, alone in kinds], dim=2
