@@ -288,4 +288,4 @@ class TrainConfig(Model):
 
 def _follows(update: type[RuleConfig], teleport: RuleConfig) -> bool:
     """Whether all that an update rule keeps can move with the teleports of linear pairs."""
-    return update.follows_pairs or (update.follows_multiples and teleport.generates_multiples)
+    return update.follows_pairs or (update.follows_similarities and teleport.generates_similarities)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -303,11 +303,13 @@ class Stepper:
             averaging = averaging.slower([rate.lr for rate in rates])
         smallest = min(rate.lr for rate in rates)
         # With lr = 0 nothing may move, but rounding in the action of exp(0) would move weights.
-        if proposal.generators is None or smallest == 0:
+        if smallest == 0:
             return Proposal(updates, averaging=averaging)
-        if proposal.frames is not None:
+        if proposal.frames is not None or proposal.elements is not None:
             # Frames are no steps: a smaller lr makes shorter steps in the same frame.
-            return Proposal(updates, proposal.generators, proposal.frames, averaging=averaging)
+            return replace(proposal, updates=updates, averaging=averaging, decays=None)
+        if proposal.generators is None:
+            return Proposal(updates, averaging=averaging)
         generators = tuple(smallest * T for T in proposal.generators)
         if self.units is not None and not all(active):
             # A unit is not scaled if a parameter that makes or reads it has no gradient.

@@ -16,7 +16,6 @@ from metaopt.symmetry.groups import Symmetries
 from metaopt.symmetry.pairs import LinearPairs, pairs_of
 from metaopt.symmetry.units import HiddenUnits, units_of
 from metaopt.teleport.base import Engine, Need
-from metaopt.teleport.pair_engine import NONE_ALONE, PairEngine
 
 
 def movable_within(
@@ -45,9 +44,6 @@ def movable_within(
         none = "no hidden units can be scaled"
     else:
         movable, none = _pairs(found, shapes), "it has no linear pairs"
-        restricted = isinstance(engine, PairEngine) and engine.alone
-        if movable is not None and restricted and not movable.any_alone:
-            movable, none = None, NONE_ALONE
     if movable is None:
         return f"{none}; metaopt.symmetries(model) says why"
     return movable.to(parameters[0].device)

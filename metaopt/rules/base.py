@@ -47,6 +47,7 @@ class Proposal:
             proposes no teleport.
         frames: where generators say what frames linear pairs are to be in, those that they are in
             now: for each width g and g^-1, both [B, pairs, k, k].
+        elements: in the place of generators, g and g^-1 of linear pairs themselves, likewise.
         decays: the part of the updates that is a weight decay learned by the rule, of the same
             shapes; None if there is no such part.
         averaging: what is kept of averaged iterates, which then move in the place of the weights;
@@ -56,6 +57,7 @@ class Proposal:
     updates: Weights | None = None
     generators: tuple[Tensor, ...] | None = None
     frames: tuple[GroupElement, ...] | None = None
+    elements: tuple[GroupElement, ...] | None = None
     decays: Weights | None = None
     averaging: Averaging | None = None
 

@@ -75,9 +75,7 @@ def _with_engine(
         case "after":
             return MetaOptimizer(made, engine(teleporter, task))
         case "before":
-            proposing = rules.generators()
-            alone = proposing is not None and proposing.generates_multiples
-            return TeleportFirst(made, linear_pair_engine(teleporter, task, alone))
+            return TeleportFirst(made, linear_pair_engine(teleporter, task))
         case "around":
             if rules.teleport is None:
                 raise ConfigError(

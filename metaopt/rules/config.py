@@ -19,7 +19,7 @@ from metaopt.rules.learned.coordinate import (
     CoordinateUpdateConfig,
     InformedConfig,
 )
-from metaopt.rules.learned.eigen import EigenConfig
+from metaopt.rules.learned.eigen_config import EigenConfig
 from metaopt.rules.learned.flattened import (
     FlattenedGeneratorConfig,
     FlattenedStepConfig,
@@ -28,7 +28,7 @@ from metaopt.rules.learned.flattened import (
 from metaopt.rules.learned.layer import LayerConfig
 from metaopt.rules.learned.matrix import MatrixConfig
 from metaopt.rules.learned.pair import PairConfig
-from metaopt.rules.learned.pair_size import PairSizeConfig
+from metaopt.rules.learned.pair_basis import PairBasisConfig
 from metaopt.rules.learned.unit import UnitConfig
 from metaopt.rules.own import OWN, OwnRuleConfig
 from metaopt.rules.random_generators import RandomConfig
@@ -51,7 +51,7 @@ GENERATORS: tuple[type[RuleConfig], ...] = (
     CoordinateGeneratorConfig,
     UnitConfig,
     PairConfig,
-    PairSizeConfig,
+    PairBasisConfig,
     RandomConfig,
     OwnRuleConfig,
 )

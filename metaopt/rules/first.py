@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from metaopt.base.network import Weights
-from metaopt.rules.base import Rule
+from metaopt.rules.base import Proposal, Rule
 from metaopt.rules.composed import (
     Adjusted,
     MetaOptimizer,
@@ -23,7 +23,7 @@ from metaopt.rules.composed import (
     stepped,
 )
 from metaopt.tasks.base import Ground, Observation, cut
-from metaopt.teleport.pair_engine import PairEngine
+from metaopt.teleport.pair_engine import PairEngine, PairReport
 
 
 class TeleportFirst(MetaOptimizer):
@@ -50,8 +50,8 @@ class TeleportFirst(MetaOptimizer):
         new, report = dict(state), None
         first, new["teleport"] = self.rules["teleport"].propose(observation, state["teleport"])
         first = adjusted(weights, first)
-        if first.generators is not None:
-            weights, report = self._first.teleport(weights, first.generators, problem, first.frames)
+        if first.elements is not None or first.generators is not None:
+            weights, report = self._teleported(weights, first, problem)
             new = {name: report.moved(rule, new[name]) for name, rule in self.rules.items()}
             attached = any(W.requires_grad for W in observation.weights)
             observation = replace(
@@ -63,3 +63,11 @@ class TeleportFirst(MetaOptimizer):
         proposal = adjusted(weights, proposal)
         assert proposal.updates is not None
         return Step(*stepped(weights, proposal.updates, proposal.averaging, new), report)
+
+    def _teleported(
+        self, weights: Weights, first: Proposal, ground: Ground
+    ) -> tuple[Weights, PairReport]:
+        if first.elements is not None:
+            return self._first.move(weights, first.elements, ground)
+        assert first.generators is not None
+        return self._first.teleport(weights, first.generators, ground, first.frames)

@@ -42,19 +42,19 @@ class RuleConfig(Model):
         knows_loss_alone: whether the rule works on a family of which only the loss is known.
         needs_inputs: whether it can propose nothing without the inputs of layers.
         generates_for: what the engine of its generators has to know; None for updates alone.
-        generates_multiples: whether its generators are multiples of I.
+        generates_similarities: whether its elements are rotations times a number.
         decays: whether its updates hold a weight decay of their own.
         follows_pairs: whether all that it keeps can move with linear pairs.
-        follows_multiples: whether it can where their elements are multiples of I.
+        follows_similarities: whether it can where their elements are rotations times a number.
     """
 
     knows_loss_alone: ClassVar[bool] = False
     needs_inputs: ClassVar[bool] = False
     generates_for: ClassVar[Need | None] = None
-    generates_multiples: ClassVar[bool] = False
+    generates_similarities: ClassVar[bool] = False
     decays: ClassVar[bool] = False
     follows_pairs: ClassVar[bool] = False
-    follows_multiples: ClassVar[bool] = False
+    follows_similarities: ClassVar[bool] = False
     kind: str = required("which rule it is")
 
     @abstractmethod

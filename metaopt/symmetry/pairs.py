@@ -53,6 +53,11 @@ class Face:
     blocks: int
     pairs: Tensor
 
+    @property
+    def is_first(self) -> bool:
+        """Whether the k numbers lie along the first axis of the parameters, their rows."""
+        return self.slot.axis == _BATCH
+
     @cached_property
     def whole(self) -> int | None:
         """The axis of the matrix [out, rest] that is all along the k numbers, if there is one."""
@@ -95,6 +100,30 @@ class Face:
         apart = found.reshape(*found.shape[:3], batch, count, -1)
         return apart.permute(3, 4, 1, 0, 5, 2).reshape(batch, count * self.blocks, -1, size)
 
+    def placed(self, rows: Tensor, tensors: Sequence[Tensor], size: int) -> list[Tensor]:
+        """The parameters with given rows in the place of their own, each [B, out, rest].
+
+        Args:
+            rows: [B, pairs of this face, rows, k], as ``rows`` returns them.
+            tensors: all tensors, each [B, out, rest]; what lies on no row is theirs.
+            size: k.
+        """
+        if self.whole is not None:
+            return list((rows.mT if self.whole == 0 else rows).unbind(1))
+        stacked = self.stacked(tensors)
+        batch, count = stacked.shape[:2]
+
+        def put(entries: Tensor) -> Tensor:
+            # [copies, blocks, k, B * count * rest]; a row is a column here.
+            apart = rows.reshape(batch, count, self.blocks, entries.shape[0], -1, size)
+            return apart.permute(3, 2, 5, 0, 1, 4).reshape(entries.shape)
+
+        moved = self.slot.apply(stacked, self.blocks, size, put)
+        return [
+            one.reshape(tensors[i].shape)
+            for i, one in zip(self.tensors, moved.unbind(1), strict=True)
+        ]
+
     def multiplied(self, tensors: Sequence[Tensor], matrices: Tensor, size: int) -> list[Tensor]:
         """The parameters with each row times its pair's matrix, each [B, out, rest].
 
@@ -104,23 +133,7 @@ class Face:
             size: k.
         """
         own = matrices[:, self.side].index_select(1, self.pairs)
-        if self.whole is not None:
-            rows = self.matrices(tensors) @ own
-            return list((rows.mT if self.whole == 0 else rows).unbind(1))
-        stacked = self.stacked(tensors)
-        batch, count = stacked.shape[:2]
-        own = own.reshape(batch, count, self.blocks, size, size).permute(2, 0, 1, 4, 3)
-
-        entries = self.slot.entries(stacked, self.blocks, size)
-        # [copies, blocks, k, B * count * rest]; a row is a column here.
-        apart = entries.reshape(*entries.shape[:3], batch, count, -1)
-        turned = own @ apart.permute(0, 1, 3, 4, 2, 5)
-        turned = turned.permute(0, 1, 4, 2, 3, 5).reshape(entries.shape)
-        moved = self.slot.apply(stacked, self.blocks, size, lambda _: turned)
-        return [
-            one.reshape(tensors[i].shape)
-            for i, one in zip(self.tensors, moved.unbind(1), strict=True)
-        ]
+        return self.placed(self.rows(tensors, size) @ own, tensors, size)
 
 
 @dataclass(frozen=True)
@@ -202,11 +215,6 @@ class LinearPairs:
                     alone = alone.index_fill(0, face.pairs, False)
             found.append(alone)
         return tuple(found)
-
-    @property
-    def any_alone(self) -> bool:
-        """Whether there is such a pair."""
-        return any(bool(alone.any()) for alone in self.alone)
 
     def multiplied(self, tensors: Sequence[Tensor], matrices: Sequence[Tensor]) -> Weights:
         """Each row times its pair's matrix; tensors on no side stay.

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from metaopt.base.network import Forward, Weights
 from metaopt.symmetry.maps import GroupElement
+from metaopt.symmetry.pairs import LinearPairs
 from metaopt.tasks.base import Ground, Observation, Problem
 
 Generators = tuple[Tensor, ...]
@@ -92,8 +93,22 @@ class MovesPairs(Protocol):
     """How a teleport of linear pairs moves what rules keep."""
 
     @property
+    def pairs(self) -> LinearPairs:
+        """The pairs."""
+
+    @property
+    def elements(self) -> tuple[GroupElement, ...]:
+        """g and g^-1 of the pairs of each width."""
+
+    @property
     def frames(self) -> tuple[GroupElement, ...]:
         """The frames that pairs are in after it, for each width."""
+
+    def squares_of_gradients(self, tensors: int) -> Tensor:
+        """What elements that are rotations times c multiply squares of gradients by, [B, 1, L]."""
+
+    def products(self, width: int, products: Tensor) -> Tensor:
+        """Sums of outer products of rows of gradients, [B, 2, pairs, k, k], after it."""
 
     def rows_of_gradients(self, rows: Tensor, weights: Weights) -> Tensor:
         """What is linear in gradients, [B, any, P], after it."""

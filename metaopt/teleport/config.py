@@ -91,18 +91,10 @@ def unit_engine(config: TeleporterConfig, task: TaskConfig) -> UnitEngine:
     return UnitEngine(_LIMITS[config.limit](config.max_norm))
 
 
-def linear_pair_engine(
-    config: TeleporterConfig, task: TaskConfig, alone: bool = False
-) -> PairEngine:
-    """The engine that moves the linear pairs of any network.
-
-    Args:
-        config: the section ``teleporter``.
-        task: the section ``task``; it decides nothing here.
-        alone: whether only pairs move that have their tensors to themselves.
-    """
+def linear_pair_engine(config: TeleporterConfig, task: TaskConfig) -> PairEngine:
+    """The engine that moves the linear pairs of any network."""
     limit = _LIMITS[config.limit](config.max_norm)
-    return PairEngine(_MAPS[config.element](config.max_norm), limit, alone)
+    return PairEngine(_MAPS[config.element](config.max_norm), limit)
 
 
 ENGINES: dict[str, Callable[[TeleporterConfig, TaskConfig], Engine]] = {
@@ -126,7 +118,7 @@ class TeleporterConfig(Model):
         "through_data",
         "how the group acts: on each pair of adjacent layers; or (`units`, for `unit_lstm`) on "
         "each hidden unit of any network, or (`linear_pairs`, for `pair_lstm` and "
-        "`pair_size_lstm`) on its linear pairs, such as LoRA adapters and the heads of attention",
+        "`pair_basis_lstm`) on its linear pairs, such as LoRA adapters and the heads of attention",
     )
     element: Literal["exponential", "cayley", "first_order"] = described(
         "exponential",

@@ -4,9 +4,9 @@
 
 F is the frame that a pair is in, exp(T) the one that it is moved to: both count from the weights
 that training began with. So a pair is never farther from there than the limit on the norm of T
-allows, whatever a rule says over any number of steps. Gradients, and running means of them, move by
-the inverse transpose; so do products of gradients that rules keep for the side of the group
-(``symmetry.pairs``).
+allows, whatever a rule says over any number of steps. Or a rule says g itself, without T. Gradients
+and running means of them move by the inverse transpose; so do products of gradients that rules keep
+for the side of the group (``symmetry.pairs``).
 """
 
 from __future__ import annotations
@@ -23,12 +23,9 @@ from metaopt.base.network import Weights
 from metaopt.symmetry.actions import InexactActionError
 from metaopt.symmetry.limits import NormLimit
 from metaopt.symmetry.maps import ElementMap, GroupElement
-from metaopt.symmetry.pairs import LinearPairs, turned
+from metaopt.symmetry.pairs import MAKES, LinearPairs, turned
 from metaopt.tasks.base import Ground, Observation, Problem
 from metaopt.teleport.base import Generators, Need, Scaled, State, TeleportTrace, log_ratio
-
-NONE_ALONE = "none of its linear pairs has its tensors to itself"
-"""Why nothing moves where elements have to multiply whole tensors."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +35,12 @@ class PairMove:
     Attributes:
         pairs: the pairs.
         elements: for each width g and g^-1, both [B, pairs, k, k].
-        frames: exp(T) and exp(-T), likewise.
+        frames: exp(T) and exp(-T), likewise; none where a rule said g.
     """
 
     pairs: LinearPairs
     elements: tuple[GroupElement, ...]
-    frames: tuple[GroupElement, ...]
+    frames: tuple[GroupElement, ...] = ()
 
     def weights(self, weights: Weights) -> Weights:
         """Weights, each [B, out, rest], at g . w."""
@@ -80,8 +77,26 @@ class PairMove:
         parts = rows.split([w[0].numel() for w in weights], dim=2)
         flat = tuple(part.reshape(-1, *w.shape[1:]) for part, w in zip(parts, weights, strict=True))
         each = (GroupElement(*(x.repeat_interleave(many, 0) for x in e)) for e in self.elements)
-        found = moved(PairMove(self.pairs, tuple(each), self.frames), flat)
+        found = moved(PairMove(self.pairs, tuple(each)), flat)
         return torch.cat([one.reshape(len(rows), many, -1) for one in found], dim=2)
+
+    def squares_of_gradients(self, tensors: int) -> Tensor:
+        """What elements that are rotations times c multiply squares of gradients by, [B, 1, L].
+
+            c^-2 on the side that makes,   c^2 on that which reads,   1 elsewhere
+
+        Args:
+            tensors: L, the number of weights.
+        """
+        first = self.elements[0].g
+        found = first.new_ones(first.shape[0], 1, tensors)
+        for width, element in zip(self.pairs.widths, self.elements, strict=True):
+            squares = element.g.square().sum(dim=(-2, -1)) / width.size
+            for face in width.faces:
+                own = squares[:, face.pairs[:: face.blocks], None].mT
+                at = torch.tensor(face.tensors, device=found.device)
+                found = found.index_copy(2, at, 1 / own if face.side == MAKES else own)
+        return found
 
     def products(self, width: int, products: Tensor) -> Tensor:
         """Sums of outer products of rows of gradients, [B, 2, pairs, k, k], at g . w.
@@ -102,7 +117,8 @@ class PairReport:
 
     Attributes:
         move: the elements.
-        norm: the Frobenius norm of the generators of all pairs together, [B].
+        norm: the Frobenius norm of the generators of all pairs together, [B]; of g - I, which is
+            theirs to first order, where a rule said g.
         before: the weights before the teleport, each [B, out, rest].
         after: those after it, before any update.
         passed: None, since the engine makes no forward pass.
@@ -145,26 +161,22 @@ class PairEngine:
     Args:
         to_element: the map from a generator to a group element.
         limit: the limit on the norm of the generator of each pair.
-        alone: whether only pairs move that have their tensors to themselves.
     """
 
     needs: ClassVar[Need] = Need.PAIRS
     reads_data = False
 
-    def __init__(self, to_element: ElementMap, limit: NormLimit, alone: bool = False) -> None:
+    def __init__(self, to_element: ElementMap, limit: NormLimit) -> None:
         self.to_element = to_element
         self.limit = limit
-        self.alone = alone
 
     def check(self, ground: Ground, weights: Weights) -> None:
-        """Raise ``InexactActionError`` if no linear pairs are known, or none of them may move."""
+        """Raise ``InexactActionError`` if no linear pairs are known."""
         if ground.pairs is None:
             raise InexactActionError(
                 "teleports of linear pairs need to know them: a family of your own lists them as "
                 "symmetries = metaopt.symmetries(its network)"
             )
-        if self.alone and not ground.pairs.any_alone:
-            raise InexactActionError(NONE_ALONE)
 
     def teleport(
         self,
@@ -181,7 +193,6 @@ class PairEngine:
             ground: what is known of the network; it must know the linear pairs.
             frames: F and F^-1 of each width, [B, pairs, k, k]; I by default.
         """
-        assert ground.pairs is not None
         elements, new, squares = [], [], []
         for i, T in enumerate(generators):
             limited = self.limit(T.flatten(0, 1))
@@ -190,10 +201,38 @@ class PairEngine:
             g, g_inv = frame
             if frames is not None:
                 g, g_inv = g @ frames[i].g_inv, frames[i].g @ g_inv
-            # One step of Newton's method: g^-1 is then the inverse to rounding, at any norm of T.
-            elements.append(GroupElement(g, 2 * g_inv - g_inv @ g @ g_inv))
+            elements.append(GroupElement(g, g_inv))
             squares.append(limited.detach().square().view_as(T).sum(dim=(1, 2, 3)))
-        move = PairMove(ground.pairs, tuple(elements), tuple(new))
-        norm = torch.stack(squares).sum(0).sqrt()
+        return self._moved(weights, elements, tuple(new), squares, ground)
+
+    def move(
+        self, weights: Weights, elements: Sequence[GroupElement], ground: Ground
+    ) -> tuple[Weights, PairReport]:
+        """w -> g . w of elements that a rule says itself, with a report.
+
+        Args:
+            weights: w, each [B, out, rest].
+            elements: g and g^-1 of each width, [B, pairs, k, k].
+            ground: what is known of the network; it must know the linear pairs.
+        """
+        squares = []
+        for g, _ in elements:
+            eye = torch.eye(g.shape[-1], dtype=g.dtype, device=g.device)
+            squares.append((g.detach() - eye).square().sum(dim=(1, 2, 3)))
+        return self._moved(weights, elements, (), squares, ground)
+
+    def _moved(
+        self,
+        weights: Weights,
+        elements: Sequence[GroupElement],
+        frames: tuple[GroupElement, ...],
+        squares: Sequence[Tensor],
+        ground: Ground,
+    ) -> tuple[Weights, PairReport]:
+        assert ground.pairs is not None
+        # One step of Newton's method: g^-1 is then the inverse to rounding, at any norm of T.
+        exact = tuple(GroupElement(g, 2 * back - back @ g @ back) for g, back in elements)
+        move = PairMove(ground.pairs, exact, frames)
+        norm = torch.stack([*squares]).sum(0).sqrt()
         moved = move.weights(weights)
         return moved, PairReport(move, norm, weights, moved)

@@ -27,19 +27,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Annotated, Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from metaopt.base.config import ConfigError
-from metaopt.base.fields import described, required
 from metaopt.base.network import Weights
 from metaopt.rules import averaging
 from metaopt.rules.averaging import AHEAD, Averaging
 from metaopt.rules.base import Proposal, Rule, State
-from metaopt.rules.learned import eigen_frames
+from metaopt.rules.learned import eigen_frames, pair_moments
 from metaopt.rules.learned.clock import (
     CLOCK_FEATURES,
     LEFT_FEATURES,
@@ -48,16 +44,14 @@ from metaopt.rules.learned.clock import (
     left_features,
 )
 from metaopt.rules.learned.directions import HEAD_BOUND
-from metaopt.rules.learned.eigen_means import Seen, look
+from metaopt.rules.learned.eigen_means import Memory, Seen, look
 from metaopt.rules.learned.eigen_steps import DIRECTIONS, Direction
 from metaopt.rules.learned.layer import grams, hear, mean_over, mean_squares, statistics
 from metaopt.rules.learned.lstm import LSTM, Head
 from metaopt.rules.learned.matrix_steps import TINY
 from metaopt.rules.learned.running import shrinking
-from metaopt.rules.rule_config import FadingConfig, Place
 from metaopt.tasks.base import Hidden, Observation
 from metaopt.teleport.base import MovesPairs
-from metaopt.teleport.config import LINEAR_PAIRS, TeleporterConfig
 from metaopt.teleport.optimizer_state import Kept
 
 VECTOR_SIZE = 0.03
@@ -93,6 +87,8 @@ class EigenUpdateLSTM(Rule):
         weight_decay: of matrices, in units of s, before the network says more or less.
         largest: the longest side of a matrix that has a frame of its own.
         decays: those of the running means of the gradient, the fastest first.
+        memory: how long squares of the gradient are remembered.
+        follows: whether linear pairs may be rotated: their sides then have no frames of their own.
         seed: the seed of the initialisation.
         name: the name of the random stream of the initialisation.
     """
@@ -106,6 +102,8 @@ class EigenUpdateLSTM(Rule):
         weight_decay: float,
         largest: int,
         decays: Sequence[float],
+        memory: Memory,
+        follows: bool,
         seed: int,
         name: str,
     ) -> None:
@@ -117,6 +115,8 @@ class EigenUpdateLSTM(Rule):
         self.fades = fades
         self.weight_decay = weight_decay
         self.largest = largest
+        self.memory = memory
+        self.follows = follows
         self.lstm = LSTM(features(len(self.decays)), hidden, seed, f"{name}/lstm")
         self.head = Head(hidden, 3 + len(self.untrained), seed, f"{name}/head", bound=HEAD_BOUND)
 
@@ -127,6 +127,8 @@ class EigenUpdateLSTM(Rule):
 
     def kept(self, name: str) -> Kept:
         """Means belong to entries, in a frame; frames to sides; all else to whole parameters."""
+        if pair_moments.is_kept(name):
+            return Kept.ALL
         framed = {"m": Kept.FRAMED, "v": Kept.FRAMED, AHEAD: Kept.FRAMED}
         return (framed | dict.fromkeys(eigen_frames.NUMBERS, Kept.SIDES)).get(name, Kept.TENSORS)
 
@@ -135,22 +137,30 @@ class EigenUpdateLSTM(Rule):
         return eigen_frames.columns(name, shape[0], shape[1], self.largest)
 
     def turned(self, state: State, move: MovesPairs, weights: Weights) -> State:
-        """m / c, v / c^2, products / c^2 and d c after pairs have moved by multiples c I.
+        """All that is kept, after pairs have moved by rotations times c.
 
-        Frames stay. Other elements are refused before (``EigenConfig``).
+        Means move as gradients do, averages as weights, squares as their own second moments, and
+        products of the other sides by c^-2 or c^2. Frames stay. Other elements are refused before
+        (``EigenConfig``).
         """
-        ones = torch.ones_like(state[AHEAD])
-        by = move.rows_of_gradients(ones, weights)
-        entries = [w[0].numel() for w in weights]
-        of_each = [part[:, :, :1].square() for part in by.split_with_sizes(entries, dim=2)]
+        sizes = [w[0].numel() for w in weights]
+        second = {name: x for name, x in state.items() if pair_moments.is_kept(name)}
+        second = pair_moments.moved(move, second)
+        squares = [x.view_as(w) for x, w in zip(state["v"].split(sizes, 2), weights, strict=True)]
+        v = pair_moments.written(move.pairs, second, squares)
+        by = move.squares_of_gradients(len(weights)).split([1] * len(weights), dim=2)
         sides = [self.sides("products", w.shape[1:]) for w in weights]
-        squared = [x.expand(-1, -1, n) for x, n in zip(of_each, sides, strict=True)]
-        return state | {
-            "m": state["m"] * by,
-            "v": state["v"] * by.square(),
-            "products": state["products"] * torch.cat(squared, dim=2),
-            AHEAD: state[AHEAD] / by,
-        }
+        squared = [x.expand(-1, -1, n) for x, n in zip(by, sides, strict=True)]
+        return (
+            state
+            | second
+            | {
+                "m": move.rows_of_gradients(state["m"], weights),
+                "v": torch.cat([x.flatten(1) for x in v], dim=1)[:, None],
+                "products": state["products"] * torch.cat(squared, dim=2),
+                AHEAD: move.rows_of_weights(state[AHEAD], weights),
+            }
+        )
 
     def evaluated(self, weights: Weights, state: State) -> Weights:
         """x, the averages."""
@@ -172,15 +182,17 @@ class EigenUpdateLSTM(Rule):
         squares = {"v": W[0].new_zeros(batch, 1, entries)}
         sides = {n: sum(self.sides(n, w.shape[1:]) for w in W) for n in eigen_frames.NUMBERS}
         kept = {name: W[0].new_zeros(batch, 1, columns) for name, columns in sides.items()}
-        ahead = {AHEAD: W[0].new_zeros(batch, 1, entries)}
-        return self.lstm.initial_state(batch, len(W)) | numbers | means | squares | kept | ahead
+        kept[AHEAD] = W[0].new_zeros(batch, 1, entries)
+        if self.follows and observation.pairs is not None:
+            kept |= pair_moments.initial(observation.pairs, W)
+        return self.lstm.initial_state(batch, len(W)) | numbers | means | squares | kept
 
     def propose(self, observation: Observation, state: State) -> tuple[Proposal, State]:
         """Updates f of the fast iterates, and how fast these are averaged."""
         W, grads = observation.weights, observation.grads
         sizes = [w[0].numel() for w in W]
         count = state["count"] + 1
-        seen = look(grads, state, count, self.decays, self.largest)
+        seen = look(observation, state, count, self.decays, self.memory, self.largest)
         base, vector, entries = _of_shapes(tuple(seen.means.shapes), W[0].dtype, W[0].device)
         loss_features, heard = hear(observation.loss, state)
         gram = grams(seen.means.adam, sizes, entries)
@@ -226,7 +238,7 @@ class EigenUpdateLSTM(Rule):
         )
         kept = {"count": count, "m": seen.m, "v": seen.v, AHEAD: state[AHEAD]}
         sides = {"products": seen.frames.products, "frames": seen.frames.frames}
-        return proposal, cells | heard | kept | sides
+        return proposal, cells | heard | kept | sides | seen.second
 
     def _steps(self, seen: Seen, z: Tensor, length: Tensor, logs: Tensor) -> list[Tensor]:
         """-b s Q_L (sum_r a^r d^r) Q_R^T of each parameter, [B, out, rest].
@@ -284,53 +296,3 @@ def _shares(directions: Sequence[Direction], means: int) -> list[float]:
     shares = [share for direction in directions for share in direction.untrained(means)]
     total = sum(shares)
     return [share / total if total else 1 / len(shares) for share in shares]
-
-
-class EigenConfig(FadingConfig):
-    """m1 parameter by parameter, on directions in eigenbases, with averaged iterates."""
-
-    knows_loss_alone = True
-    decays = True
-    follows_multiples = True
-    kind: Literal["eigen_lstm"] = required(
-        "layer-wise update rule for mini-batches: one LSTM for all parameters, whose outputs mix "
-        "directions in the eigenbasis of the gradient's second moments, and average iterates"
-    )
-    directions: Annotated[list[Literal["adam", "orthogonal", "sign"]], Field(min_length=1)] = (
-        described(["adam", "orthogonal"], "what steps are mixed of")
-    )
-    weight_decay: Annotated[float, Field(ge=0)] = described(
-        0.01, "decay of matrices in units of the step, before the network says more or less"
-    )
-    largest_side: Annotated[int, Field(ge=1)] = described(
-        1024, "the longest side of a matrix that has an eigenbasis"
-    )
-    mean_decays: Annotated[list[Annotated[float, Field(gt=0, lt=1)]], Field(min_length=1)] = (
-        described(
-            [0.5], "decays of the running means of the gradient; each takes 4 bytes a parameter"
-        )
-    )
-
-    def require(self, teleporter: TeleporterConfig) -> None:
-        """Raise ``ConfigError`` where what it keeps follows no element."""
-        if teleporter.action != LINEAR_PAIRS:
-            raise ConfigError(
-                f"field teleporter.action: found {teleporter.action}, but kind eigen_lstm keeps "
-                f"means in frames of its own and averages of weights, which follow multiples of I "
-                f"alone: expected {LINEAR_PAIRS} with rules.teleport of kind pair_size_lstm, or "
-                f"neither"
-            )
-
-    def make(self, place: Place) -> Rule:
-        """The rule that this section describes."""
-        return EigenUpdateLSTM(
-            self.hidden,
-            self.scale,
-            self.directions,
-            self.fades,
-            self.weight_decay,
-            self.largest_side,
-            sorted(self.mean_decays),
-            place.seed,
-            place.name,
-        )

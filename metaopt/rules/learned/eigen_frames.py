@@ -6,7 +6,8 @@
 Everything that is kept of a matrix, but for its weights, is kept in its frame. At some steps the
 frame is refreshed by one step of subspace iteration, Q <- qr(L Q), and what is kept is turned with
 it: means by the rotation itself, squares by its squared entries, which keeps their total. Vectors
-have no frame, nor do sides of more than ``largest``.
+have no frame, nor do sides of more than ``largest``, nor those that are *given*: there a teleport
+of linear pairs says the basis (``pair_moments``).
 
 Frames are constants of the meta-gradient. Whether a step refreshes them is decided by counts,
 which the host reads once in a step.
@@ -24,6 +25,7 @@ import torch
 from torch import Tensor
 
 from metaopt.base.network import Weights
+from metaopt.rules.learned.spectral import eigenvectors
 from metaopt.rules.learned.symmetric import add_gram, entries, unpacked
 
 DECAY = 0.95
@@ -60,6 +62,8 @@ def columns(name: str, out: int, rest: int, largest: int) -> int:
 
 Pair = tuple[Tensor | None, Tensor | None]
 """Of the two sides of a matrix, [B, out, out] and [B, rest, rest]; None without a frame."""
+Given = tuple[bool, bool]
+"""Whether the two sides of a matrix are given."""
 
 
 def _cut(
@@ -137,7 +141,12 @@ class Frames:
 
 @torch.no_grad()
 def after(
-    grads: Weights, products: Tensor, frames: Tensor, counts: Sequence[int], largest: int
+    grads: Weights,
+    products: Tensor,
+    frames: Tensor,
+    counts: Sequence[int],
+    largest: int,
+    given: Sequence[Given] = (),
 ) -> Frames:
     """The frames that the next step is made in.
 
@@ -147,26 +156,38 @@ def after(
         frames: Q_L and Q_R before it, [B, 1, F'].
         counts: gradients of each parameter, this one included.
         largest: the longest side that has a frame.
+        given: the sides of each parameter that have none of their own; none by default.
     """
     shapes = [(G.shape[1], G.shape[2]) for G in grads]
     if any(count <= EVERY or not count % LOOKS for count in counts):
         products = products.clone()
-        each = zip(grads, packed(products, shapes, largest), counts, strict=True)
-        for G, pair, count in each:
+        looked_at = _own(packed(products, shapes, largest), given)
+        for G, pair, count in zip(grads, looked_at, counts, strict=True):
             if count <= EVERY or not count % LOOKS:
                 _look(G, pair, DECAY if count <= EVERY else DECAY**LOOKS)
     due = [count == 1 or count in EARLY or not count % EVERY for count in counts]
     if not any(due):
         none: list[Pair | None] = [None] * len(shapes)
-        return Frames(products, frames, pairs(frames, shapes, largest), none)
+        return Frames(products, frames, _own(pairs(frames, shapes, largest), given), none)
     frames = frames.clone()
-    new, kept = pairs(frames, shapes, largest), packed(products, shapes, largest)
+    new = _own(pairs(frames, shapes, largest), given)
+    kept = _own(packed(products, shapes, largest), given)
     pieces = zip(kept, new, counts, due, strict=True)
     turns = [
         _refreshed(old, frame, count == 1) if is_due else None
         for old, frame, count, is_due in pieces
     ]
     return Frames(products, frames, new, turns)
+
+
+def _own(each: list[Pair], given: Sequence[Given]) -> list[Pair]:
+    """Those of sides that are not given."""
+    if not given:
+        return each
+    return [
+        (None if is_given[0] else left, None if is_given[1] else right)
+        for (left, right), is_given in zip(each, given, strict=True)
+    ]
 
 
 def _look(G: Tensor, pair: Pair, decay: float) -> None:
@@ -184,19 +205,8 @@ def _refreshed(products: Pair, frame: Pair, is_first: bool) -> Pair | None:
             turn.append(None)
             continue
         L = unpacked(flat, Q.shape[1])
-        new = _eigenvectors(L) if is_first else torch.linalg.qr(torch.bmm(L, Q))[0]
+        new = eigenvectors(L) if is_first else torch.linalg.qr(torch.bmm(L, Q))[0]
         # The first frame is nobody's successor: nothing has been kept yet.
         turn.append(None if is_first else torch.bmm(new.mT, Q))
         Q.copy_(new)
     return None if is_first else (turn[0], turn[1])
-
-
-def _eigenvectors(P: Tensor) -> Tensor:
-    # A matrix that is not finite would raise an error for the whole batch, and in float32 one of
-    # few columns that are not 0 now and then does.
-    size = P.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None]
-    unit = P.double() / size.double().clamp(min=torch.finfo(torch.double).tiny)
-    finite = torch.isfinite(unit).all(-1, keepdim=True).all(-2, keepdim=True)
-    eye = torch.eye(P.shape[-1], dtype=unit.dtype, device=P.device)
-    # The largest eigenvalue first: subspace iteration turns the first columns toward it.
-    return torch.linalg.eigh(torch.where(finite, unit, eye))[1].flip(-1).to(P)

@@ -1,34 +1,77 @@
 """Running means of gradients and of their squares, in the frames of SOAP.
 
-    m^d <- d m^d + (1 - d) G',   v <- 0.99 v + 0.01 G'^2,   G' = Q_L^T G Q_R
+    m^d <- d m^d + (1 - d) G',   v <- b v + (1 - b) G'^2,   G' = Q_L^T G Q_R
     root = (v + floor)^(1/2)
+    b = 0.99,   or   b_t = 1 - max(n / (t + 20), 1 / 500)                    (``Memory``)
 
 What corrects means for their start at 0 is kept apart, as numbers of whole parameters. The floor
 keeps what is rounding from looking like a gradient: in directions of a frame that no gradient has
 yet, and in parameters that none ever has, as the bias before a BatchNorm.
+
+Gradients become smaller as training goes on: squares that are remembered for a hundred steps from
+the first step on are too large for long. b_t remembers those of about the last n-th of the way.
+The second schedule of this kind is that of Adafactor (Shazeer and Stern 2018, section 7.2).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate
+from operator import mul
 
 import torch
 from torch import Tensor
 
 from metaopt.base.loss_statistics import FLOOR
-from metaopt.base.network import Weights
 from metaopt.rules.base import State
-from metaopt.rules.learned import eigen_frames
+from metaopt.rules.learned import eigen_frames, pair_moments
 from metaopt.rules.learned.eigen_steps import Means, cut
 from metaopt.rules.learned.layer import sums_of
 from metaopt.rules.learned.running import means_over, running_means
+from metaopt.tasks.base import Observation
 
 SQUARES_DECAY = 0.99
+"""b where squares are remembered equally long at each step."""
+LATER = 20
+LONGEST = 500
+"""b_t = 1 - max(n / (t + LATER), 1 / LONGEST)."""
+SETTLED = 10_000
+"""Steps after which nothing is left of the start."""
 SMALL = 1e-3
 """Gradients below this share of the root mean square over the parameter are taken for rounding."""
 ROUNDING = 1e-5
 """And below this share of that over all parameters."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """How long squares are remembered.
+
+    Attributes:
+        part: n, for about the last n-th of the way; None for a hundred steps.
+    """
+
+    part: float | None = None
+
+    def decay(self, count: int) -> float:
+        """b at the t-th gradient, t >= 1."""
+        if self.part is None:
+            return SQUARES_DECAY
+        return 1 - min(1.0, max(self.part / (count + LATER), 1 / LONGEST))
+
+    def start(self, count: int) -> float:
+        """1 - b_1 b_2 .. b_t: what the sum of all shares has come to."""
+        if self.part is None:
+            return 1 - SQUARES_DECAY**count
+        return 1 - _forgotten(self)[min(count, SETTLED) - 1]
+
+
+@lru_cache(maxsize=64)
+def _forgotten(memory: Memory) -> tuple[float, ...]:
+    """b_1 b_2 .. b_t at t = 1, 2, .. ``SETTLED``."""
+    return tuple(accumulate((memory.decay(t) for t in range(1, SETTLED + 1)), mul))
 
 
 @dataclass(frozen=True)
@@ -41,6 +84,7 @@ class Seen:
         means: they, the gradient, and both over the root of squares, but for their start.
         gain: what corrects these for their start, [1, n + 1, L].
         frames: the frames.
+        second: second moments of linear pairs that may move (``pair_moments``).
     """
 
     m: Tensor
@@ -48,38 +92,63 @@ class Seen:
     means: Means
     gain: Tensor
     frames: eigen_frames.Frames
+    second: State
 
 
 def look(
-    grads: Weights, state: State, count: Tensor, decays: Sequence[float], largest: int
+    observation: Observation,
+    state: State,
+    count: Tensor,
+    decays: Sequence[float],
+    memory: Memory,
+    largest: int,
 ) -> Seen:
     """Means, squares and frames after a gradient.
 
     Args:
-        grads: G, each [B, out, rest].
-        state: m, v, products and frames before it.
+        observation: gradients G, each [B, out, rest], and linear pairs, if any are known.
+        state: m, v, products, frames and second moments before it.
         count: gradients of each parameter, this one included, [B, 1, L]; alike in all B.
         decays: those of the n running means of the gradient.
+        memory: how long squares are remembered.
         largest: the longest side of a matrix that has a frame.
     """
+    grads = observation.grads
     shapes = [(G.shape[1], G.shape[2]) for G in grads]
     sizes = [out * rest for out, rest in shapes]
     counts = [int(number) for number in count[0, 0].tolist()]
-    frames = eigen_frames.after(grads, state["products"], state["frames"], counts, largest)
+    second = {name: x for name, x in state.items() if pair_moments.is_kept(name)}
+    pairs = observation.pairs if second else None
+    given = () if pairs is None else pair_moments.given(pairs, len(grads))
+    products = state["products"]
+    frames = eigen_frames.after(grads, products, state["frames"], counts, largest, given)
     each = zip(frames.each, grads, sizes, strict=True)
     g = torch.cat([eigen_frames.into(Q, G).reshape(-1, 1, size) for Q, G, size in each], dim=2)
     m, v = state["m"], state["v"]
     if any(turn is not None for turn in frames.turns):
         squared = [turn if turn is None else eigen_frames.squared(turn) for turn in frames.turns]
         m, v = _turned(m, frames.turns, shapes), _turned(v, squared, shapes)
+        if pairs is not None:
+            second = pair_moments.refreshed(pairs, second, frames.turns, grads)
     m = running_means(g, m, decays)
-    v = g.square().lerp_(v, SQUARES_DECAY)
+    forgets = [memory.decay(c) for c in counts]
+    v = g.square().lerp_(v, _shared(forgets, sizes, v))
+    if pairs is not None:
+        own = [part[:, 0] for part in cut(g, shapes)]
+        second = pair_moments.after(pairs, second, own, max(forgets))
     adam = means_over(m, g, _root(v, sizes))
     starts = [(*(1 - decay**c for decay in decays), 1.0) for c in counts]
-    roots = [(1 - SQUARES_DECAY**c) ** 0.5 for c in counts]
+    roots = [memory.start(c) ** 0.5 for c in counts]
     gains = [[root / s for s in own] for root, own in zip(roots, starts, strict=True)]
     gain = v.new_tensor(gains).mT[None]
-    return Seen(m, v, Means(m, g, adam, starts, shapes), gain, frames)
+    return Seen(m, v, Means(m, g, adam, starts, shapes), gain, frames, second)
+
+
+def _shared(numbers: Sequence[float], sizes: Sequence[int], like: Tensor) -> float | Tensor:
+    """One number for all parameters, if it is the same; else for each of their entries, [P]."""
+    if len(set(numbers)) == 1:
+        return numbers[0]
+    return torch.cat([like.new_full((n,), one) for one, n in zip(numbers, sizes, strict=True)])
 
 
 def _root(v: Tensor, sizes: Sequence[int]) -> Tensor:

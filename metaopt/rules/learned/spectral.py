@@ -22,6 +22,20 @@ def logarithm(M: Tensor) -> Tensor:
     return torch.where(finite, log, torch.nan)
 
 
+def eigenvectors(P: Tensor) -> Tensor:
+    """V of P = V L V^T, symmetric, [.., k, k]: in columns, those of the largest eigenvalues first.
+
+    They are found in float64. I, in some order, where P is 0 or not finite.
+    """
+    size = P.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
+    unit = P.double() / size.double().clamp(min=torch.finfo(torch.double).tiny)
+    # A matrix that is not finite would raise an error for the whole batch, and in float32 one of
+    # few columns that are not 0 now and then does.
+    finite = torch.isfinite(unit).all(-1, keepdim=True).all(-2, keepdim=True)
+    eye = torch.eye(P.shape[-1], dtype=unit.dtype, device=P.device)
+    return torch.linalg.eigh(torch.where(finite, unit, eye))[1].flip(-1).to(P)
+
+
 def polar(rows: Tensor, iterations: int = 7) -> Tensor:
     """The matrix (R^T R)^(-1/2) that makes R orthonormal, roughly, by Newton and Schulz.
 
