@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 
 from metaopt.base.errors import UserError
 from metaopt.optim.learned import LearnedRule, load
+from metaopt.optim.memory import TELEPORTS_OFF, remember
 from metaopt.optim.optimizer import LearnedOptimizer
 from studies.lora import moves
 from studies.lora.hand_made import Adam, Number, RiemannianAdamW, ScaledGD
@@ -187,8 +188,10 @@ def learned(rules: Sequence[str]) -> list[Contender]:
         rules: names of shipped rules, or files, as ``metaopt.load`` takes them.
 
     Returns:
-        Each rule; after it, where it teleports, its updates alone: the same rule that is given
-        parameters instead of the model.
+        Each rule; after it, where it teleports, its updates alone: the same optimizer, whose
+        elements are all the identity. And where its updates do without frames of their own along
+        pairs, the same rule that is given parameters instead of the model: it knows no pairs, and
+        has such frames.
     """
     found = []
     for name in rules:
@@ -203,8 +206,15 @@ def learned(rules: Sequence[str]) -> list[Contender]:
         )
         found.append(whole)
         if rule.optimizer.engine is not None:
-            found.append(replace(whole, name=off(short), make=partial(_of_parameters, rule)))
+            found.append(replace(whole, name=off(short), make=partial(_staying, rule)))
+            if getattr(rule.optimizer.rules.get("update"), "follows", False):
+                unknown = partial(_of_parameters, rule)
+                found.append(replace(whole, name=f"{short}{UNKNOWN}", make=unknown))
     return found
+
+
+UNKNOWN = ", own frames"
+"""What the name of a rule that teleports ends in where it knows no pairs."""
 
 
 def off(name: str) -> str:
@@ -214,6 +224,16 @@ def off(name: str) -> str:
 
 def _of_model(rule: LearnedRule, model: nn.Module, at: dict[str, Number]) -> Optimizer:
     return LearnedOptimizer(model, rule, lr=at["lr"])
+
+
+def _staying(rule: LearnedRule, model: nn.Module, at: dict[str, Number]) -> Optimizer:
+    return without_teleports(LearnedOptimizer(model, rule, lr=at["lr"]))
+
+
+def without_teleports(optimizer: LearnedOptimizer) -> LearnedOptimizer:
+    """The optimizer, whose pairs stay where they are from now on."""
+    remember(optimizer, **{TELEPORTS_OFF: "a control"})
+    return optimizer
 
 
 def _of_parameters(rule: LearnedRule, model: nn.Module, at: dict[str, Number]) -> Optimizer:

@@ -9,7 +9,7 @@ from typing import Any
 from tqdm import tqdm
 
 from metaopt.base.loss_statistics import clean, geomean, ratio_of, resamples
-from studies.lora.contenders import ADAMW, Contender, off
+from studies.lora.contenders import ADAMW, UNKNOWN, Contender, off
 from studies.lora.kept import Array, Runs
 from studies.needed import steps_needed
 
@@ -159,7 +159,7 @@ def table(runs: Runs, contenders: Sequence[Contender], size: Size) -> dict[str, 
     found = {
         name: ratios(name, all_best, size.columns, size.seeds)
         for name in learned
-        if not name.endswith(off(""))
+        if not name.endswith((off(""), UNKNOWN))
     }
     return {
         "columns": list(size.columns),

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from metaopt.base.files import write_atomically
 from metaopt.base.loss_statistics import clean, geomean, ratio_of, resamples
 from metaopt.optim.optimizer import LearnedOptimizer
-from studies.lora.contenders import Contender, hand_made, off
+from studies.lora.contenders import UNKNOWN, Contender, hand_made, off, without_teleports
 from studies.lora.directions import (
     condition,
     cosine_between,
@@ -130,10 +130,7 @@ def stopped(tasks: Tasks, contender: Contender, seed: int, stop: int, size: WhyS
     found = []
     for step, rows in enumerate(tasks.rows(seed, max(size.columns))):
         if step == stop and isinstance(optimizer, LearnedOptimizer):
-            state = optimizer.state_dict()
-            trainable = [p for p in model.parameters() if p.requires_grad]
-            optimizer = LearnedOptimizer(trainable, optimizer.rule)
-            optimizer.load_state_dict(state)
+            without_teleports(optimizer)
         _step(model, optimizer, tasks, rows)
         if step + 1 in size.columns:
             found.append(float(judged(model, optimizer, shifted.X_apart, shifted.y_apart)))
@@ -146,7 +143,8 @@ def followed(
     """All rules that teleport, and what they are compared with; what is there is not run again."""
     names = [contender.name for contender in learned]
     pairs = [contender for contender in learned if off(contender.name) in names]
-    rest = [contender for contender in learned if not contender.name.endswith(off(""))]
+    apart = (off(""), UNKNOWN)
+    rest = [contender for contender in learned if not contender.name.endswith(apart)]
     rates = {c.name: c for c in hand_made() if c.name in COMPARED}
     fixed = [_at(contender, COMPARED[name]) for name, contender in rates.items()]
     seeds = range(len(tasks.tasks))

@@ -53,16 +53,16 @@ class EigenConfig(FadingConfig):
 
     def require(self, teleporter: TeleporterConfig) -> None:
         """Raise ``ConfigError`` where what it keeps follows no element."""
-        if self.pairs != "moved":
-            raise ConfigError(
-                "field rules.update.pairs: found framed, with rules.teleport, but eigenbases of "
-                "its own follow no teleport: expected moved, or no rules.teleport"
-            )
         if teleporter.action != LINEAR_PAIRS:
             raise ConfigError(
                 f"field teleporter.action: found {teleporter.action}, but what kind eigen_lstm "
                 f"keeps follows rotations and multiples of linear pairs alone: expected "
                 f"{LINEAR_PAIRS} with rules.teleport of kind pair_basis_lstm"
+            )
+        if self.pairs != "moved":
+            raise ConfigError(
+                "field rules.update.pairs: found framed, with rules.teleport, but eigenbases of "
+                "its own follow no teleport: expected moved, or no rules.teleport"
             )
 
     def make(self, place: Place) -> Rule:

@@ -170,7 +170,10 @@ def after(
         none: list[Pair | None] = [None] * len(shapes)
         return Frames(products, frames, _own(pairs(frames, shapes, largest), given), none)
     frames = frames.clone()
-    new = _own(pairs(frames, shapes, largest), given)
+    all_of_them = pairs(frames, shapes, largest)
+    new = _own(all_of_them, given)
+    if given and 1 in counts:
+        _put_eye(all_of_them, given)
     kept = _own(packed(products, shapes, largest), given)
     pieces = zip(kept, new, counts, due, strict=True)
     turns = [
@@ -188,6 +191,14 @@ def _own(each: list[Pair], given: Sequence[Given]) -> list[Pair]:
         (None if is_given[0] else left, None if is_given[1] else right)
         for (left, right), is_given in zip(each, given, strict=True)
     ]
+
+
+def _put_eye(each: list[Pair], given: Sequence[Given]) -> None:
+    """I in the place of frames that are not used, from where a run may go on that knows no pairs."""
+    for pair, flags in zip(each, given, strict=True):
+        for Q, is_given in zip(pair, flags, strict=True):
+            if Q is not None and is_given:
+                Q.copy_(torch.eye(Q.shape[1], dtype=Q.dtype, device=Q.device))
 
 
 def _look(G: Tensor, pair: Pair, decay: float) -> None:

@@ -37,6 +37,7 @@ from metaopt.base.network import Weights
 from metaopt.rules.base import Proposal, Rule, State
 from metaopt.rules.learned.clock import CLOCK_FEATURES, clock_features, fading
 from metaopt.rules.learned.directions import HEAD_BOUND
+from metaopt.rules.learned.eigen_means import Memory
 from metaopt.rules.learned.lstm import LSTM, Head
 from metaopt.rules.learned.pair_frames import pairs_in
 from metaopt.rules.learned.pair_moments import WIDEST
@@ -48,8 +49,9 @@ from metaopt.tasks.base import Observation
 from metaopt.teleport.base import MovesPairs, Need
 from metaopt.teleport.optimizer_state import Kept
 
-PRODUCTS_DECAY = 0.95
-ALWAYS = 10
+REMEMBERS = Memory(5.0)
+"""Products of gradients: those of about the last fifth of the way."""
+ALWAYS = 50
 """The first steps, at each of which pairs move."""
 WAITS = 3
 """Steps in which A hardly moves."""
@@ -109,10 +111,11 @@ class PairBasisLSTM(Rule):
         clock = clock_features(count).expand(-1, -1, shown.shape[2])
         h, cells = self.lstm(torch.cat([shown, clock], dim=1).detach(), state)
         new: State = {"count": count}
+        step = int(count.flatten()[0])
         for i, width in enumerate(pairs.widths):
             products = width.products(observation.grads).detach()
-            new[f"s{i}"] = torch.lerp(products, state[f"s{i}"], PRODUCTS_DECAY)
-        if not self._moves_at(int(count.flatten()[0])):
+            new[f"s{i}"] = torch.lerp(products, state[f"s{i}"], REMEMBERS.decay(step))
+        if not self._moves_at(step):
             return Proposal(), cells | new
         z = untrained(count) + self.scale * fading(count, self.fades) * self.head(h)
         elements = []

@@ -15,7 +15,8 @@ from metaopt.rules.averaging import AHEAD, averages
 from metaopt.rules.base import State
 from metaopt.rules.composed import MetaOptimizer
 from metaopt.rules.learned import eigen, eigen_frames, symmetric
-from metaopt.rules.learned.eigen import EigenConfig, EigenUpdateLSTM
+from metaopt.rules.learned.eigen import EigenUpdateLSTM
+from metaopt.rules.learned.eigen_config import EigenConfig
 from metaopt.rules.learned.eigen_steps import BLOCK, Adam, Means, OrthogonalStep, Sign
 from metaopt.rules.rule_config import Place
 from metaopt.tasks.base import Observation

@@ -13,7 +13,7 @@ from metaopt.rules.averaging import AHEAD, averages
 from metaopt.rules.base import State
 from metaopt.rules.composed import MetaOptimizer
 from metaopt.rules.learned import symmetric
-from metaopt.rules.learned.eigen import EigenConfig
+from metaopt.rules.learned.eigen_config import EigenConfig
 from metaopt.rules.learned.spectral import BLOWING
 from metaopt.rules.rule_config import Place
 from metaopt.tasks.base import Observation
