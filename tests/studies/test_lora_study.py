@@ -300,8 +300,7 @@ def test_the_command_in_small(
     ])  # fmt: skip
     threads = torch.get_num_threads()
     try:
-        with pytest.warns(UserWarning, match="updates only"):
-            command.main(World())
+        command.main(World())
     finally:
         torch.set_num_threads(threads)
     found = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))

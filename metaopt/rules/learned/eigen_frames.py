@@ -194,7 +194,7 @@ def _own(each: list[Pair], given: Sequence[Given]) -> list[Pair]:
 
 
 def _put_eye(each: list[Pair], given: Sequence[Given]) -> None:
-    """I in the place of frames that are not used, from where a run may go on that knows no pairs."""
+    """I for frames that are not used, from where a run may go on that knows no pairs."""
     for pair, flags in zip(each, given, strict=True):
         for Q, is_given in zip(pair, flags, strict=True):
             if Q is not None and is_given:

@@ -141,7 +141,11 @@ def untrained(count: Tensor) -> Tensor:
 
 
 def _basis(S: Tensor) -> Tensor:
-    """Q of the sums of products [B, 2, pairs, k, k], as near to I as signs allow."""
+    """Q of the sums of products [B, 2, pairs, k, k], as near to I as signs allow.
+
+    A constant: the gradient of eigenvectors is infinite where two eigenvalues are equal.
+    """
+    S = S.detach()
     sizes = S.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
     Q = eigenvectors((S / sizes.clamp(min=torch.finfo(S.dtype).tiny)).sum(1))
     sign = torch.where(Q.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0)
