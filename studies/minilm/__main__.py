@@ -29,6 +29,7 @@ from metaopt.base.process import World
 from metaopt.optim.learned import load
 from metaopt.optim.memory import identity
 from studies import pool
+from studies.lora.contenders import UNKNOWN, off
 from studies.minilm import network, page, words
 from studies.minilm.frozen import Frozen, best_head
 from studies.minilm.plan import FULL, SMOKE, Plan, Size, minilm_words
@@ -45,9 +46,19 @@ def digest(content: object) -> str:
 
 
 def versions(rules: Sequence[str]) -> dict[str, str]:
-    """What tells the parameters of each rule, so that a rule that was trained on is run again."""
-    loaded = {rule: load(rule) for rule in rules}
-    return {name: digest(identity(rule, rule.optimizer)) for name, rule in loaded.items()}
+    """What tells the parameters of each rule, so that a rule that was trained on is run again.
+
+    After a rule whose updates follow teleports of pairs come its controls: it stays where it is, or
+    knows no pairs and has frames of its own along them.
+    """
+    found = {}
+    for name in rules:
+        rule = load(name)
+        told = digest(identity(rule, rule.optimizer))
+        follows = getattr(rule.optimizer.rules.get("update"), "follows", False)
+        names = (name, off(name), f"{name}{UNKNOWN}") if follows else (name,)
+        found |= dict.fromkeys(names, told)
+    return found
 
 
 def head_alone(size: Size) -> Frozen:
@@ -67,7 +78,8 @@ def main(world: World) -> None:
     for name, of in words.NEEDED.items():
         words.package(name, of)
     size = SMOKE if arguments.smoke else FULL
-    rules = versions(arguments.rules.split(","))
+    names = arguments.rules.split(",")
+    rules = versions(names)
     out = arguments.out or ROOT / "runs" / "minilm"
     make_folder(out)
     stem = digest(
@@ -78,7 +90,7 @@ def main(world: World) -> None:
         head = folder.kept("head_alone", lambda: asdict(head_alone(size)))
         rows = Plan(size, rules, folder, arguments.jobs).rows()
     table = [{"row": label, "cells": [asdict(cell) for cell in cells]} for label, cells in rows]
-    text = page.text(rows, size, list(rules), Frozen(**head))
+    text = page.text(rows, size, names, Frozen(**head))
     PAGE.tell(arguments, text, {"rows": table, "head_alone": head})
 
 

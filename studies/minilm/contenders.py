@@ -12,6 +12,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from metaopt import LearnedOptimizer
+from studies.lora.contenders import UNKNOWN, off, without_teleports
 
 WARMUP = 20
 
@@ -111,13 +112,21 @@ def schedule_free(model: nn.Module, rate: float, horizon: int) -> Trainer:
     return Plain([ScheduleFreeAdamW(trained(model), lr=rate, warmup_steps=WARMUP)])
 
 
-def learned(rule: str) -> Contender:
-    """A learned rule as it is: ``lr`` 1, no schedule, nothing tuned."""
+def learned(name: str) -> Contender:
+    """A learned rule as it is: ``lr`` 1, no schedule, nothing tuned.
+
+    Args:
+        name: that of the rule, or a file; at its end ``off("")`` or ``UNKNOWN`` for a control.
+    """
+    rule = name.removesuffix(off("")).removesuffix(UNKNOWN)
 
     def make(model: nn.Module, rate: float, horizon: int) -> Trainer:
-        return Plain([LearnedOptimizer(model, rule, lr=rate)])
+        if name.endswith(UNKNOWN):
+            return Plain([LearnedOptimizer(trained(model), rule, lr=rate)])
+        optimizer = LearnedOptimizer(model, rule, lr=rate)
+        return Plain([without_teleports(optimizer) if name.endswith(off("")) else optimizer])
 
-    return Contender(rule, make, (1.0,))
+    return Contender(name, make, (1.0,))
 
 
 COSINE = Contender("AdamW, cosine", cosine, (1e-3, 2e-3, 4e-3))

@@ -25,6 +25,7 @@ Reference: Vyas et al., SOAP (2024), arXiv 2409.11321.
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Annotated, Literal
 
 import torch
@@ -92,6 +93,13 @@ class PairBasisLSTM(Rule):
     def initial_state(self, observation: Observation) -> State:
         """h, c [B, hidden, pairs], the count [B, 1, 1], S [B, 2, pairs, k, k] of each width: 0."""
         pairs, W = pairs_in(observation), observation.weights[0]
+        widest = max(width.size for width in pairs.widths)
+        if widest > WIDEST:
+            warnings.warn(
+                f"linear pairs of width {widest} stay where they are: second moments that follow "
+                f"them would take {widest} times their memory, at most {WIDEST} are kept",
+                stacklevel=2,
+            )
         state = self.lstm.initial_state(W.shape[0], pairs.count)
         state["count"] = W.new_zeros(W.shape[0], 1, 1)
         for i, width in enumerate(pairs.widths):

@@ -263,7 +263,11 @@ def test_pairs_that_are_too_wide_stay_and_keep_frames_of_their_own(between: int)
     seen = observed(net, pairs, data(0, 24))
     is_kept = any(map(pair_moments.is_kept, updates().initial_state(seen)))
     made = PairBasisLSTM(4, 50.0, None, 5, 0, "t").double()
-    proposal, _ = made.propose(seen, made.initial_state(seen))
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        state = made.initial_state(seen)
+    assert len(told) == (between > pair_moments.WIDEST)
+    proposal, _ = made.propose(seen, state)
     assert proposal.elements is not None
     g, _ = proposal.elements[0]
     stays = torch.equal(g, torch.eye(between).double().expand_as(g))
