@@ -262,6 +262,10 @@ def _fitting(
         for key, value in state.items()
         if not isinstance(value, Mapping) or value
     }
+    # Of pairs that are not known here, or of others than these.
+    for key in [k for k in saved if isinstance(k, str) and owner.layout.does_without(k)]:
+        if key not in fresh or getattr(saved[key], "shape", None) != fresh[key].shape:
+            del saved[key]
     if not saved:
         return fresh
     field = f"state_dict: the state of {owner.names[id(parameter)]}"

@@ -125,9 +125,17 @@ class StateLayout:
         return self.kept(key) is Kept.ALL
 
     def begins_anew(self, key: str) -> bool:
-        """Whether states saved by older versions lack it."""
+        """Whether states saved by older versions, or without what it belongs to, lack it."""
         place = self.place(key)
-        return place is not None and place[1] in self._rules[place[0]].added_later
+        if place is None:
+            return False
+        rule = self._rules[place[0]]
+        return place[1] in rule.added_later or rule.does_without(place[1])
+
+    def does_without(self, key: str) -> bool:
+        """Whether a state goes on without it, or with one of other shapes that begins anew."""
+        place = self.place(key)
+        return place is not None and self._rules[place[0]].does_without(place[1])
 
     def is_of_units(self, key: str) -> bool:
         """Whether it has a column for each hidden unit."""
@@ -136,15 +144,15 @@ class StateLayout:
 
     def misfits(self, own: Mapping[str, Tensor], fresh: Mapping[str, Tensor]) -> set[str]:
         """The rules of which a tensor has another shape than in a fresh state of a parameter."""
-        others = [k for k, v in own.items() if k in fresh and v.shape != fresh[k].shape]
+        others = (k for k in _others(own, fresh) if not self.does_without(k))
         places = (self.place(key) for key in others)
         return {place[0] for place in places if place is not None}
 
     def of_the_same_shapes(self, own: Mapping[str, Tensor], fresh: Mapping[str, Tensor]) -> State:
         """A parameter's state without what begins anew: that of rules for other shapes or units."""
-        others = self.misfits(own, fresh)
-        places = {key: self.place(key) for key in own}
-        return {k: v for k, v in own.items() if (p := places[k]) is None or p[0] not in others}
+        others, alone = self.misfits(own, fresh), set(_others(own, fresh))
+        places = {k: self.place(k) for k in own if k not in alone or not self.does_without(k)}
+        return {k: own[k] for k, place in places.items() if place is None or place[0] not in others}
 
     def together(self, own: Sequence[Mapping[str, Tensor]], rules: Collection[str]) -> States:
         """The states of some rules.
@@ -205,6 +213,11 @@ def _cut(tensor: Tensor, counts: Sequence[int], shapes: Sequence[torch.Size]) ->
         each = zip(tensor.split_with_sizes([*counts], dim=2), shapes, strict=True)
         parts = tuple(part.reshape(tensor.shape[1], *shape) for part, shape in each)
     return _Cut(tensor, parts, [part.data_ptr() for part in parts])
+
+
+def _others(own: Mapping[str, Tensor], fresh: Mapping[str, Tensor]) -> list[str]:
+    """The keys under which the two have tensors of different shapes."""
+    return [k for k, v in own.items() if k in fresh and v.shape != fresh[k].shape]
 
 
 def _key(rule: str, name: str) -> str:

@@ -22,7 +22,7 @@ from metaopt.base.network import Weights
 from metaopt.rules.averaging import Averaging
 from metaopt.symmetry.maps import GroupElement
 from metaopt.tasks.base import NOTHING, Hidden, Observation
-from metaopt.teleport.base import MovesPairs
+from metaopt.teleport.base import Elements, MovesPairs
 from metaopt.teleport.base import State as State
 from metaopt.teleport.optimizer_state import Kept
 
@@ -57,7 +57,7 @@ class Proposal:
     updates: Weights | None = None
     generators: tuple[Tensor, ...] | None = None
     frames: tuple[GroupElement, ...] | None = None
-    elements: tuple[GroupElement, ...] | None = None
+    elements: Elements | None = None
     decays: Weights | None = None
     averaging: Averaging | None = None
 
@@ -80,7 +80,10 @@ class Rule(nn.Module, ABC):
             from ``initial_state``.
         needs_inputs: whether the rule cannot work without the inputs of the layers.
         columns_are_units: whether the state's tensors have a column for each hidden unit.
+        follows: whether it keeps second moments of linear pairs, which follow their rotations.
     """
+
+    follows: bool = False
 
     batch_axis: ClassVar[int] = 0
     added_later: ClassVar[frozenset[str]] = frozenset()
@@ -98,6 +101,10 @@ class Rule(nn.Module, ABC):
     def kept(self, name: str) -> Kept:
         """What the state's tensor of this name belongs to, and so how it moves with a teleport."""
         return Kept.ALL
+
+    def does_without(self, name: str) -> bool:
+        """Whether a state goes on without its tensor of this name, or with one that begins anew."""
+        return False
 
     def sides(self, name: str, shape: torch.Size) -> int:
         """The columns that a matrix has in a tensor of the state that is ``Kept.SIDES``.

@@ -109,6 +109,16 @@ class RulesConfig(Model):
         return self
 
     @model_validator(mode="after")
+    def _moved_by_somebody(self) -> RulesConfig:
+        moved = isinstance(self.update, EigenConfig) and self.update.pairs == "moved"
+        if moved and self.teleport is None:
+            raise ValueError(
+                "update.pairs: found moved, without a teleport that moves them: expected framed, "
+                "or a teleport of kind pair_basis_lstm"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _take_turns_together(self) -> RulesConfig:
         if isinstance(self.update, TurnsConfig) and isinstance(self.teleport, TurnsConfig):
             found, wanted = self.update.every, self.teleport.every

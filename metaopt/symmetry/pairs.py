@@ -216,16 +216,17 @@ class LinearPairs:
             found.append(alone)
         return tuple(found)
 
-    def multiplied(self, tensors: Sequence[Tensor], matrices: Sequence[Tensor]) -> Weights:
+    def multiplied(self, tensors: Sequence[Tensor], matrices: Sequence[Tensor | None]) -> Weights:
         """Each row times its pair's matrix; tensors on no side stay.
 
         Args:
             tensors: shaped like the weights, each [B, out, rest].
-            matrices: for each width [B, 2, pairs, k, k].
+            matrices: for each width [B, 2, pairs, k, k]; None where pairs stay.
         """
         moved = list(tensors)
         for width, own in zip(self.widths, matrices, strict=True):
-            for face in width.faces:
+            for face in width.faces if own is not None else ():
+                assert own is not None
                 changed = face.multiplied(moved, own, width.size)
                 for i, one in zip(face.tensors, changed, strict=True):
                     moved[i] = one

@@ -26,6 +26,9 @@ units, one diagonal [B, K] over all of them; or, for linear pairs, one [B, pairs
 width k.
 """
 
+Elements = tuple[GroupElement | None, ...]
+"""g and g^-1 of the linear pairs of each width, both [B, pairs, k, k]; None where pairs stay."""
+
 State = dict[str, Tensor]
 """The state of one rule: its tensors by name."""
 
@@ -97,7 +100,7 @@ class MovesPairs(Protocol):
         """The pairs."""
 
     @property
-    def elements(self) -> tuple[GroupElement, ...]:
+    def elements(self) -> Elements:
         """g and g^-1 of the pairs of each width."""
 
     @property

@@ -92,7 +92,7 @@ def unit_engine(config: TeleporterConfig, task: TaskConfig) -> UnitEngine:
 
 
 def linear_pair_engine(config: TeleporterConfig, task: TaskConfig) -> PairEngine:
-    """The engine that moves the linear pairs of any network."""
+    """The engine that moves the linear pairs of any network; ``task`` decides nothing here."""
     limit = _LIMITS[config.limit](config.max_norm)
     return PairEngine(_MAPS[config.element](config.max_norm), limit)
 
@@ -122,7 +122,8 @@ class TeleporterConfig(Model):
     )
     element: Literal["exponential", "cayley", "first_order"] = described(
         "exponential",
-        "how a generator becomes a group element; `first_order` is the inexact pair of the paper",
+        "how a generator becomes a group element; `first_order` is the inexact pair of the paper. "
+        "`pair_basis_lstm` has no generators: this, `limit` and `max_norm` say nothing to it",
     )
     order: Literal["after", "before", "around"] = described(
         "after",

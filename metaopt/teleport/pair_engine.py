@@ -25,7 +25,15 @@ from metaopt.symmetry.limits import NormLimit
 from metaopt.symmetry.maps import ElementMap, GroupElement
 from metaopt.symmetry.pairs import MAKES, LinearPairs, turned
 from metaopt.tasks.base import Ground, Observation, Problem
-from metaopt.teleport.base import Generators, Need, Scaled, State, TeleportTrace, log_ratio
+from metaopt.teleport.base import (
+    Elements,
+    Generators,
+    Need,
+    Scaled,
+    State,
+    TeleportTrace,
+    log_ratio,
+)
 
 
 @dataclass(frozen=True)
@@ -34,22 +42,22 @@ class PairMove:
 
     Attributes:
         pairs: the pairs.
-        elements: for each width g and g^-1, both [B, pairs, k, k].
+        elements: for each width g and g^-1, both [B, pairs, k, k]; None where pairs stay.
         frames: exp(T) and exp(-T), likewise; none where a rule said g.
     """
 
     pairs: LinearPairs
-    elements: tuple[GroupElement, ...]
+    elements: Elements
     frames: tuple[GroupElement, ...] = ()
 
     def weights(self, weights: Weights) -> Weights:
         """Weights, each [B, out, rest], at g . w."""
-        rights = [torch.stack([e.g.mT, e.g_inv], dim=1) for e in self.elements]
+        rights = [e and torch.stack([e.g.mT, e.g_inv], dim=1) for e in self.elements]
         return self.pairs.multiplied(weights, rights)
 
     def gradients(self, gradients: Weights) -> Weights:
         """Gradients, each [B, out, rest], at g . w."""
-        rights = [torch.stack([e.g_inv, e.g.mT], dim=1) for e in self.elements]
+        rights = [e and torch.stack([e.g_inv, e.g.mT], dim=1) for e in self.elements]
         return self.pairs.multiplied(gradients, rights)
 
     def rows_of_gradients(self, rows: Tensor, weights: Weights) -> Tensor:
@@ -76,7 +84,9 @@ class PairMove:
         many = rows.shape[1]
         parts = rows.split([w[0].numel() for w in weights], dim=2)
         flat = tuple(part.reshape(-1, *w.shape[1:]) for part, w in zip(parts, weights, strict=True))
-        each = (GroupElement(*(x.repeat_interleave(many, 0) for x in e)) for e in self.elements)
+        each = (
+            e and GroupElement(*(x.repeat_interleave(many, 0) for x in e)) for e in self.elements
+        )
         found = moved(PairMove(self.pairs, tuple(each)), flat)
         return torch.cat([one.reshape(len(rows), many, -1) for one in found], dim=2)
 
@@ -88,9 +98,11 @@ class PairMove:
         Args:
             tensors: L, the number of weights.
         """
-        first = self.elements[0].g
+        first = next(element.g for element in self.elements if element is not None)
         found = first.new_ones(first.shape[0], 1, tensors)
         for width, element in zip(self.pairs.widths, self.elements, strict=True):
+            if element is None:
+                continue
             squares = element.g.square().sum(dim=(-2, -1)) / width.size
             for face in width.faces:
                 own = squares[:, face.pairs[:: face.blocks], None].mT
@@ -107,8 +119,8 @@ class PairMove:
             width: the number of the width.
             products: those of its pairs, or means of them.
         """
-        g, g_inv = self.elements[width]
-        return turned(products, g_inv, g.mT)
+        element = self.elements[width]
+        return products if element is None else turned(products, element.g_inv, element.g.mT)
 
 
 @dataclass(frozen=True)
@@ -206,17 +218,17 @@ class PairEngine:
         return self._moved(weights, elements, tuple(new), squares, ground)
 
     def move(
-        self, weights: Weights, elements: Sequence[GroupElement], ground: Ground
+        self, weights: Weights, elements: Elements, ground: Ground
     ) -> tuple[Weights, PairReport]:
         """w -> g . w of elements that a rule says itself, with a report.
 
         Args:
             weights: w, each [B, out, rest].
-            elements: g and g^-1 of each width, [B, pairs, k, k].
+            elements: g and g^-1 of each width, [B, pairs, k, k]; None where pairs stay.
             ground: what is known of the network; it must know the linear pairs.
         """
-        squares = []
-        for g, _ in elements:
+        squares = [weights[0].new_zeros(weights[0].shape[0])]
+        for g, _ in filter(None, elements):
             eye = torch.eye(g.shape[-1], dtype=g.dtype, device=g.device)
             squares.append((g.detach() - eye).square().sum(dim=(1, 2, 3)))
         return self._moved(weights, elements, (), squares, ground)
@@ -224,14 +236,16 @@ class PairEngine:
     def _moved(
         self,
         weights: Weights,
-        elements: Sequence[GroupElement],
+        elements: Sequence[GroupElement | None],
         frames: tuple[GroupElement, ...],
         squares: Sequence[Tensor],
         ground: Ground,
     ) -> tuple[Weights, PairReport]:
         assert ground.pairs is not None
         # One step of Newton's method: g^-1 is then the inverse to rounding, at any norm of T.
-        exact = tuple(GroupElement(g, 2 * back - back @ g @ back) for g, back in elements)
+        exact = tuple(
+            e and GroupElement(e.g, 2 * e.g_inv - e.g_inv @ e.g @ e.g_inv) for e in elements
+        )
         move = PairMove(ground.pairs, exact, frames)
         norm = torch.stack([*squares]).sum(0).sqrt()
         moved = move.weights(weights)

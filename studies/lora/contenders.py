@@ -207,7 +207,7 @@ def learned(rules: Sequence[str]) -> list[Contender]:
         found.append(whole)
         if rule.optimizer.engine is not None:
             found.append(replace(whole, name=off(short), make=partial(_staying, rule)))
-            if getattr(rule.optimizer.rules.get("update"), "follows", False):
+            if any(one.follows for one in rule.optimizer.rules.values()):
                 unknown = partial(_of_parameters, rule)
                 found.append(replace(whole, name=f"{short}{UNKNOWN}", make=unknown))
     return found

@@ -51,11 +51,11 @@ def versions(rules: Sequence[str]) -> dict[str, str]:
     After a rule whose updates follow teleports of pairs come its controls: it stays where it is, or
     knows no pairs and has frames of its own along them.
     """
-    found = {}
+    found: dict[str, str] = {}
     for name in rules:
         rule = load(name)
         told = digest(identity(rule, rule.optimizer))
-        follows = getattr(rule.optimizer.rules.get("update"), "follows", False)
+        follows = any(one.follows for one in rule.optimizer.rules.values())
         names = (name, off(name), f"{name}{UNKNOWN}") if follows else (name,)
         found |= dict.fromkeys(names, told)
     return found

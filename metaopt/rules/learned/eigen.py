@@ -132,6 +132,10 @@ class EigenUpdateLSTM(Rule):
         framed = {"m": Kept.FRAMED, "v": Kept.FRAMED, AHEAD: Kept.FRAMED}
         return (framed | dict.fromkeys(eigen_frames.NUMBERS, Kept.SIDES)).get(name, Kept.TENSORS)
 
+    def does_without(self, name: str) -> bool:
+        """Second moments of pairs: they begin where they are missing, or those of other pairs."""
+        return pair_moments.is_kept(name)
+
     def sides(self, name: str, shape: torch.Size) -> int:
         """Numbers that are kept of a matrix's frames, or of the products that they are made of."""
         return eigen_frames.columns(name, shape[0], shape[1], self.largest)
@@ -144,8 +148,7 @@ class EigenUpdateLSTM(Rule):
         (``EigenConfig``).
         """
         sizes = [w[0].numel() for w in weights]
-        second = {name: x for name, x in state.items() if pair_moments.is_kept(name)}
-        second = pair_moments.moved(move, second)
+        second = pair_moments.moved(move, pair_moments.within(state))
         squares = [x.view_as(w) for x, w in zip(state["v"].split(sizes, 2), weights, strict=True)]
         v = pair_moments.written(move.pairs, second, squares)
         by = move.squares_of_gradients(len(weights)).split([1] * len(weights), dim=2)

@@ -170,10 +170,7 @@ def after(
         none: list[Pair | None] = [None] * len(shapes)
         return Frames(products, frames, _own(pairs(frames, shapes, largest), given), none)
     frames = frames.clone()
-    all_of_them = pairs(frames, shapes, largest)
-    new = _own(all_of_them, given)
-    if given and 1 in counts:
-        _put_eye(all_of_them, given)
+    new = _own(pairs(frames, shapes, largest), given)
     kept = _own(packed(products, shapes, largest), given)
     pieces = zip(kept, new, counts, due, strict=True)
     turns = [
@@ -193,12 +190,24 @@ def _own(each: list[Pair], given: Sequence[Given]) -> list[Pair]:
     ]
 
 
-def _put_eye(each: list[Pair], given: Sequence[Given]) -> None:
-    """I for frames that are not used, from where a run may go on that knows no pairs."""
-    for pair, flags in zip(each, given, strict=True):
-        for Q, is_given in zip(pair, flags, strict=True):
+@torch.no_grad()
+def left(
+    frames: Tensor, shapes: Sequence[tuple[int, int]], largest: int, given: Sequence[Given]
+) -> tuple[Tensor, list[Pair | None]]:
+    """Frames with I for the sides that are given, and what turns what is kept out of the old ones.
+
+    From I a run may go on that knows no pairs.
+    """
+    frames = frames.clone()
+    turns: list[Pair | None] = []
+    for pair, flags in zip(pairs(frames, shapes, largest), given, strict=True):
+        own: list[Tensor | None] = [None, None]
+        for side, (Q, is_given) in enumerate(zip(pair, flags, strict=True)):
             if Q is not None and is_given:
+                own[side] = Q.clone()
                 Q.copy_(torch.eye(Q.shape[1], dtype=Q.dtype, device=Q.device))
+        turns.append((own[0], own[1]))
+    return frames, turns
 
 
 def _look(G: Tensor, pair: Pair, decay: float) -> None:

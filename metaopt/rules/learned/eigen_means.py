@@ -29,6 +29,7 @@ from metaopt.rules.base import State
 from metaopt.rules.learned import eigen_frames, pair_moments
 from metaopt.rules.learned.eigen_steps import Means, cut
 from metaopt.rules.learned.layer import sums_of
+from metaopt.rules.learned.pair_moments import SEEN
 from metaopt.rules.learned.running import means_over, running_means
 from metaopt.tasks.base import Observation
 
@@ -116,18 +117,25 @@ def look(
     grads = observation.grads
     shapes = [(G.shape[1], G.shape[2]) for G in grads]
     sizes = [out * rest for out, rest in shapes]
-    counts = [int(number) for number in count[0, 0].tolist()]
-    second = {name: x for name, x in state.items() if pair_moments.is_kept(name)}
+    second = pair_moments.within(state)
     pairs = observation.pairs if second else None
-    given = () if pairs is None else pair_moments.given(pairs, len(grads))
-    products = state["products"]
-    frames = eigen_frames.after(grads, products, state["frames"], counts, largest, given)
+    m, v, frames_before = state["m"], state["v"], state["frames"]
+    given: Sequence[eigen_frames.Given] = ()
+    numbers = count[0, 0] if pairs is None else torch.cat([count[0, 0], second[SEEN][0, 0]])
+    counts = [int(number) for number in numbers.tolist()]
+    if pairs is not None:
+        given = pair_moments.given(pairs, len(grads))
+        before = max(counts[i] for i in pairs.tensors) - 1
+        if counts.pop() != before or not before:
+            frames_before, turns = eigen_frames.left(frames_before, shapes, largest, given)
+            m, v = _turned(m, turns, shapes), _turned(v, _squared(turns), shapes)
+            own = [part[:, 0] for part in cut(v, shapes)]
+            second = pair_moments.begun(pairs, second, own, before)
+    frames = eigen_frames.after(grads, state["products"], frames_before, counts, largest, given)
     each = zip(frames.each, grads, sizes, strict=True)
     g = torch.cat([eigen_frames.into(Q, G).reshape(-1, 1, size) for Q, G, size in each], dim=2)
-    m, v = state["m"], state["v"]
     if any(turn is not None for turn in frames.turns):
-        squared = [turn if turn is None else eigen_frames.squared(turn) for turn in frames.turns]
-        m, v = _turned(m, frames.turns, shapes), _turned(v, squared, shapes)
+        m, v = _turned(m, frames.turns, shapes), _turned(v, _squared(frames.turns), shapes)
         if pairs is not None:
             second = pair_moments.refreshed(pairs, second, frames.turns, grads)
     m = running_means(g, m, decays)
@@ -135,7 +143,7 @@ def look(
     v = g.square().lerp_(v, _shared(forgets, sizes, v))
     if pairs is not None:
         own = [part[:, 0] for part in cut(g, shapes)]
-        second = pair_moments.after(pairs, second, own, max(forgets))
+        second = pair_moments.after(pairs, second, own, forgets)
     adam = means_over(m, g, _root(v, sizes))
     starts = [(*(1 - decay**c for decay in decays), 1.0) for c in counts]
     roots = [memory.start(c) ** 0.5 for c in counts]
@@ -158,6 +166,10 @@ def _root(v: Tensor, sizes: Sequence[int]) -> Tensor:
     floors = torch.addcmul(of_all, sums, v.new_tensor([SMALL**2 / size for size in sizes]))
     each = zip(floors.split_with_sizes([1] * len(sizes), dim=2), sizes, strict=True)
     return torch.cat([floor.expand(-1, -1, n) for floor, n in each], dim=2).add_(v).sqrt_()
+
+
+def _squared(turns: Sequence[eigen_frames.Pair | None]) -> list[eigen_frames.Pair | None]:
+    return [turn if turn is None else eigen_frames.squared(turn) for turn in turns]
 
 
 def _turned(

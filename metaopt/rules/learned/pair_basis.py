@@ -45,7 +45,7 @@ from metaopt.rules.learned.pair_moments import WIDEST
 from metaopt.rules.learned.spectral import eigenvectors
 from metaopt.rules.rule_config import FadingConfig, Place
 from metaopt.symmetry.maps import GroupElement
-from metaopt.symmetry.pairs import Width
+from metaopt.symmetry.pairs import LinearPairs, Width
 from metaopt.tasks.base import Observation
 from metaopt.teleport.base import MovesPairs, Need
 from metaopt.teleport.optimizer_state import Kept
@@ -96,19 +96,20 @@ class PairBasisLSTM(Rule):
         widest = max(width.size for width in pairs.widths)
         if widest > WIDEST:
             warnings.warn(
-                f"linear pairs of width {widest} stay where they are: second moments that follow "
-                f"them would take {widest} times their memory, at most {WIDEST} are kept",
+                f"linear pairs of width {widest} stay where they are, since second moments that "
+                f"follow them would take {widest} times their memory: for teleports take a rank "
+                f"of at most {WIDEST}",
                 stacklevel=2,
             )
         state = self.lstm.initial_state(W.shape[0], pairs.count)
         state["count"] = W.new_zeros(W.shape[0], 1, 1)
-        for i, width in enumerate(pairs.widths):
+        for i, width in _moving(pairs):
             state[f"s{i}"] = W.new_zeros(W.shape[0], 2, width.count, width.size, width.size)
         return state
 
     def turned(self, state: State, move: MovesPairs, weights: Weights) -> State:
         """S after pairs have moved."""
-        moved = {f"s{i}": move.products(i, state[f"s{i}"]) for i in range(len(move.elements))}
+        moved = {f"s{i}": move.products(i, state[f"s{i}"]) for i, _ in _moving(move.pairs)}
         return state | moved
 
     def propose(self, observation: Observation, state: State) -> tuple[Proposal, State]:
@@ -120,24 +121,24 @@ class PairBasisLSTM(Rule):
         h, cells = self.lstm(torch.cat([shown, clock], dim=1).detach(), state)
         new: State = {"count": count}
         step = int(count.flatten()[0])
-        for i, width in enumerate(pairs.widths):
+        for i, width in _moving(pairs):
             products = width.products(observation.grads).detach()
             new[f"s{i}"] = torch.lerp(products, state[f"s{i}"], REMEMBERS.decay(step))
         if not self._moves_at(step):
             return Proposal(), cells | new
         z = untrained(count) + self.scale * fading(count, self.fades) * self.head(h)
-        elements = []
+        elements: list[GroupElement | None] = []
         each = z[:, 0].split([width.count for width in pairs.widths], dim=1)
         for i, (width, sizes, one) in enumerate(zip(pairs.widths, of_sizes, each, strict=True)):
             if width.size > WIDEST:
-                eye = torch.eye(width.size, dtype=z.dtype, device=z.device)
-                elements.append(GroupElement(*(2 * [eye.expand_as(new[f"s{i}"][:, 0])])))
+                elements.append(None)
                 continue
             sized = pairs.alone[i] & (sizes[:, 0] > NO_SIZE)
             c = ((one - sizes[:, 0]) * sized).exp()[..., None, None]
             Q = _basis(new[f"s{i}"])
             elements.append(GroupElement(c * Q.mT, Q / c))
-        return Proposal(elements=tuple(elements)), cells | new
+        moves = any(element is not None for element in elements)
+        return Proposal(elements=tuple(elements) if moves else None), cells | new
 
     def _moves_at(self, step: int) -> bool:
         return step <= ALWAYS or step % self.every == 0
@@ -146,6 +147,11 @@ class PairBasisLSTM(Rule):
 def untrained(count: Tensor) -> Tensor:
     """u at steps t = 1, 2, .. [B, 1, 1]."""
     return torch.where(count <= WAITS, math.log(WAITING), 0.0)
+
+
+def _moving(pairs: LinearPairs) -> list[tuple[int, Width]]:
+    """The widths of pairs that move, with their numbers."""
+    return [(i, width) for i, width in enumerate(pairs.widths) if width.size <= WIDEST]
 
 
 def _basis(S: Tensor) -> Tensor:

@@ -10,7 +10,11 @@ that has been there all along. V takes k times the memory of the pairs' paramete
 are wider than ``WIDEST`` none is kept, and they stay where they are.
 
 The other side of a parameter may have a frame of its own (``eigen_frames``). When that one turns, V
-turns as squares do there, by the squares of its entries.
+turns as squares do there, by the squares of its entries. An axis along which a pair lies has none,
+not even beside it.
+
+How many gradients V has seen is kept with it. Where pairs come, change or come back in the middle
+of a run, V is behind: it then begins as a diagonal, of the squares that are known.
 """
 
 from __future__ import annotations
@@ -29,11 +33,18 @@ from metaopt.teleport.base import MovesPairs
 WIDEST = 32
 """k of the widest pairs that move."""
 _PREFIX = "second"
+SEEN = f"{_PREFIX}.seen"
+"""The name of the number of gradients, [B, 1, 1]."""
 
 
 def is_kept(name: str) -> bool:
-    """Whether a tensor of a state holds V."""
+    """Whether a tensor of a state holds V, or how many gradients it has seen."""
     return name.startswith(_PREFIX)
+
+
+def within(state: State) -> State:
+    """V and how many gradients it has seen, of a state; nothing where no pairs were known."""
+    return {name: x for name, x in state.items() if is_kept(name)}
 
 
 def _faces(pairs: LinearPairs) -> Iterator[tuple[str, int, int, Face]]:
@@ -55,20 +66,38 @@ def given(pairs: LinearPairs, count: int) -> list[eigen_frames.Given]:
 
 
 def initial(pairs: LinearPairs, weights: Weights) -> State:
-    """V = 0, [B, pairs of a face, rows, k, k] for each face."""
-    kept: State = {}
+    """V = 0, [B, pairs of a face, rows, k, k] for each face, and that it has seen nothing."""
+    kept: State = {SEEN: weights[0].new_zeros(weights[0].shape[0], 1, 1)}
     for name, _, size, face in _faces(pairs):
         rows = face.rows(weights, size)
         kept[name] = rows.new_zeros(*rows.shape, size)
     return kept
 
 
-def after(pairs: LinearPairs, state: State, grads: Sequence[Tensor], decay: float) -> State:
-    """V after gradients, each [B, out, rest], in the frames of the other sides."""
-    new: State = {}
+def begun(pairs: LinearPairs, state: State, squares: Sequence[Tensor], seen: int) -> State:
+    """diag(v) in the place of V, of squares v of all entries, each [B, out, rest]."""
+    new: State = {SEEN: torch.full_like(state[SEEN], seen)}
+    for name, _, size, face in _faces(pairs):
+        new[name] = torch.diag_embed(face.rows(squares, size))
+    return new
+
+
+def after(
+    pairs: LinearPairs, state: State, grads: Sequence[Tensor], decays: Sequence[float]
+) -> State:
+    """V after gradients, each [B, out, rest], in the frames of the other sides.
+
+    Args:
+        pairs: the pairs.
+        state: V before it.
+        grads: the gradients.
+        decays: d of each parameter; the parameters of one face have one.
+    """
+    new: State = {SEEN: state[SEEN] + 1}
     for name, _, size, face in _faces(pairs):
         rows = face.rows(grads, size)
-        new[name] = torch.lerp(rows[..., :, None] * rows[..., None, :], state[name], decay)
+        outer = rows[..., :, None] * rows[..., None, :]
+        new[name] = torch.lerp(outer, state[name], decays[face.tensors[0]])
     return new
 
 
@@ -76,7 +105,7 @@ def refreshed(
     pairs: LinearPairs, state: State, turns: Sequence[eigen_frames.Pair | None], like: Weights
 ) -> State:
     """V after the frames of other sides have turned; ``like`` fixes the shapes."""
-    new: State = {}
+    new: State = {SEEN: state[SEEN]}
     for name, _, size, face in _faces(pairs):
         V = state[name]
         if all(turns[i] is None for i in face.tensors):
@@ -102,7 +131,11 @@ def moved(move: MovesPairs, state: State) -> State:
     """V after pairs have moved."""
     new: State = {}
     for name, i, _, face in _faces(move.pairs):
-        g, g_inv = move.elements[i]
+        element = move.elements[i]
+        if element is None:
+            new[name] = state[name]
+            continue
+        g, g_inv = element
         R = (g_inv if face.side == MAKES else g.mT).index_select(1, face.pairs)[:, :, None]
         new[name] = R.mT @ state[name] @ R
     return new

@@ -34,17 +34,14 @@ def data(seed: int, width: int = 5, rows: int = 6) -> Tensor:
 
 
 def content(update: str = "eigen_lstm", teleport: str = "pair_basis_lstm", **options: str) -> dict:
+    moving = {"teleport": {"kind": teleport, "hidden": 4, "scale": 50.0}} if teleport else {}
     return {
         "name": "basis",
         "dtype": "float64",
         "task": {"family": "metaopt.tasks.factorised:Sensing", "options": {"size": 6, "rank": 2}},
-        "rules": {
-            "update": {"kind": update, "hidden": 4, "scale": 50.0} | options,
-            "teleport": {"kind": teleport, "hidden": 4, "scale": 50.0},
-        },
-        "teleporter": {"action": "linear_pairs"},
+        "rules": {"update": {"kind": update, "hidden": 4, "scale": 50.0} | options} | moving,
         "meta": {"hide": {"loss": 0.5}},
-    }
+    } | ({"teleporter": {"action": "linear_pairs"}} if teleport else {})
 
 
 def rule(**options: str) -> metaopt.LearnedRule:
@@ -93,7 +90,7 @@ def test_the_next_step_is_that_of_a_run_begun_there(name: str, directions: tuple
     assert second
     for key in followed:
         torch.testing.assert_close(turned[key], there[key], rtol=1e-9, atol=1e-11, msg=key)
-    for key in followed - {"products"}:
+    for key in followed - {"products", pair_moments.SEEN}:
         # The outputs do not depend on the biases of keys.
         if here[key].abs().max() > 1e-12:
             assert not torch.allclose(here[key], turned[key]), key
@@ -261,34 +258,93 @@ def test_pairs_that_are_too_wide_stay_and_keep_frames_of_their_own(between: int)
     net = factorised(between)
     pairs = pairs_in(net, 24)
     seen = observed(net, pairs, data(0, 24))
-    is_kept = any(map(pair_moments.is_kept, updates().initial_state(seen)))
+    is_kept = any(x.dim() == 5 for x in updates().initial_state(seen).values())
     made = PairBasisLSTM(4, 50.0, None, 5, 0, "t").double()
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         state = made.initial_state(seen)
     assert len(told) == (between > pair_moments.WIDEST)
     proposal, _ = made.propose(seen, state)
-    assert proposal.elements is not None
-    g, _ = proposal.elements[0]
-    stays = torch.equal(g, torch.eye(between).double().expand_as(g))
+    stays = proposal.elements is None
     assert (is_kept, stays) == ((True, False) if between <= pair_moments.WIDEST else (False, True))
     given = pair_moments.given(pairs, 3)
     assert given[0] == (is_kept, False)
 
 
-def test_without_teleports_entries_are_those_that_the_user_made() -> None:
-    """A rule whose teleports are off steps as one without frames along pairs: Adam's first step."""
+def test_a_pair_that_stays_is_stepped_entry_by_entry() -> None:
+    """Without a frame on either side, the first step of Adam has entries of one size."""
     net = factorised()
     pairs = pairs_in(net, 24)
     seen = observed(net, pairs, data(0, 24))
-    optimizer = MetaOptimizer({"update": updates()}, None)
-    proposal, _ = optimizer.propose(seen, optimizer.initial_rule_states(seen))
-    known, _ = optimizer.propose(
-        replace(seen, pairs=None), optimizer.initial_rule_states(replace(seen, pairs=None))
-    )
-    assert proposal.updates is not None
-    assert known.updates is not None
-    assert not torch.allclose(proposal.updates[0], known.updates[0])
+    own = (4, 1e-9, ("adam",), None, 0.0, 4, [0.5], Memory(5.0), True, 0, "u")
+    optimizer = MetaOptimizer({"update": EigenUpdateLSTM(*own).double()}, None)
+    steps = {}
+    for name, shown in (("pairs", seen), ("none", replace(seen, pairs=None))):
+        proposal, _ = optimizer.propose(shown, optimizer.initial_rule_states(shown))
+        assert proposal.updates is not None
+        steps[name] = proposal.updates[0]
+    sizes = {name: step.abs() for name, step in steps.items()}
+    one = sizes["pairs"].mean().expand_as(steps["pairs"])
+    # But for the floor below which gradients are rounding.
+    torch.testing.assert_close(sizes["pairs"], one, rtol=1e-2, atol=0)
+    assert sizes["none"].std() > 0.1 * sizes["none"].mean()
+
+
+def trained_for(optimizer: metaopt.LearnedOptimizer, net: nn.Module, steps: range) -> list[float]:
+    """Losses before each step."""
+    found = []
+    for i in steps:
+        optimizer.zero_grad()
+        loss = (net(data(i, 24, 16)) - data(i, 24, 16)[:, :7]).square().mean()
+        loss.backward()
+        optimizer.step()
+        found.append(float(loss.detach()))
+    return found
+
+
+def test_a_pair_that_comes_late_goes_on_from_what_is_known() -> None:
+    """The half that was trained before keeps its squares; V begins as their diagonal."""
+    torch.manual_seed(0)
+    net = factorised()
+    first, second = net
+    quiet = rule(**{"pairs": "moved"})
+    second.requires_grad_(False)
+    with pytest.warns(UserWarning, match="updates only"):
+        optimizer = metaopt.LearnedOptimizer(net, quiet)
+    before = trained_for(optimizer, net, range(60))
+    second.requires_grad_(True)
+    optimizer.add_param_group({"params": list(second.parameters())})
+    assert optimizer.teleports_off is None
+    weights = first.weight.detach().clone()
+    outputs = net(data(0, 24)).detach()
+    trained_for(optimizer, net, range(60, 61))
+    state = optimizer.state[first.weight]
+    v, key = state["update.v"][0], "update.second0.0"
+    torch.testing.assert_close(state[key].diagonal(dim1=-2, dim2=-1)[0, 0].mT, v)
+    assert v.mean() > 0
+    # A step like those before it, and no larger.
+    assert (net(data(0, 24)).detach() - outputs).norm() < outputs.norm()
+    assert not torch.equal(weights, first.weight)
+    after = trained_for(optimizer, net, range(61, 90))
+    assert max(after) < 2 * before[0]
+
+
+@pytest.mark.parametrize("saved_with_model", [True, False])
+def test_a_run_goes_on_where_pairs_are_known_no_more_or_not_yet(saved_with_model: bool) -> None:
+    """States with second moments load where there are none, and the other way round."""
+    torch.manual_seed(0)
+    net = factorised()
+    both = {True: net, False: list(net.parameters())}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        optimizer = metaopt.LearnedOptimizer(both[saved_with_model], rule())
+        losses = trained_for(optimizer, net, range(40))
+        other = metaopt.LearnedOptimizer(both[not saved_with_model], rule())
+        other.load_state_dict(optimizer.state_dict())
+        after = trained_for(other, net, range(40, 80))
+    assert max(after) < losses[0]
+    frames = other.state[net[0].weight]["update.frames"]
+    assert torch.isfinite(frames).all()
 
 
 @pytest.mark.parametrize(
@@ -299,6 +355,7 @@ def test_without_teleports_entries_are_those_that_the_user_made() -> None:
             r"expected rules\.update of kind matrix_lstm",
         ),
         ({"pairs": "framed"}, r"field rules\.update\.pairs: found framed"),
+        ({"teleport": "", "pairs": "moved"}, r"update\.pairs: found moved, without a teleport"),
     ],
 )
 def test_what_cannot_follow_is_refused(given: dict[str, str], told: str) -> None:
