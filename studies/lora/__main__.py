@@ -38,7 +38,7 @@ from studies.output import DOCS, PRETRAINED, ROOT, Page
 
 PAGE = Page(DOCS / "lora.md", "lora tables", "lora")
 WHY = Page(DOCS / "lora.md", "lora why", "lora_why")
-RULES = ("lora_update_tele", "lora_update", "lora_lr_tele", "digits_update_tele")
+RULES = ("lora_update_tele", "lora_update", "lora_lr_tele")
 SMOKE = Size(seeds=2, columns=(2, 4), horizons=(3,), marks=(0, 1, 2, 4), timed=2, points=2)
 SMALL = Setting(width=8, rank=2, batch=8, steps=5)
 
