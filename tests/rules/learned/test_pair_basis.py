@@ -7,8 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from in_basis import content, data, factorised, rule, updates
 from paired import NETWORKS, adapters, observed, pairs_in
 from torch import Tensor, nn
 
@@ -17,42 +16,14 @@ from metaopt.base.config import ConfigError, check
 from metaopt.meta.build import meta_optimizer
 from metaopt.meta.config import TrainConfig
 from metaopt.rules.averaging import AHEAD
-from metaopt.rules.composed import MetaOptimizer, stepped
+from metaopt.rules.composed import stepped
 from metaopt.rules.learned import pair_moments
-from metaopt.rules.learned.eigen import EigenUpdateLSTM
-from metaopt.rules.learned.eigen_means import LATER, LONGEST, Memory
 from metaopt.rules.learned.pair_basis import ALWAYS, WAITING, WAITS, PairBasisLSTM
 from metaopt.symmetry.maps import GroupElement
 from metaopt.symmetry.pairs import LinearPairs
 from metaopt.teleport.pair_engine import PairMove
 
 STEPS = 12
-
-
-def data(seed: int, width: int = 5, rows: int = 6) -> Tensor:
-    return torch.randn(rows, width, generator=torch.Generator().manual_seed(seed)).double()
-
-
-def content(update: str = "eigen_lstm", teleport: str = "pair_basis_lstm", **options: str) -> dict:
-    moving = {"teleport": {"kind": teleport, "hidden": 4, "scale": 50.0}} if teleport else {}
-    return {
-        "name": "basis",
-        "dtype": "float64",
-        "task": {"family": "metaopt.tasks.factorised:Sensing", "options": {"size": 6, "rank": 2}},
-        "rules": {"update": {"kind": update, "hidden": 4, "scale": 50.0} | options} | moving,
-        "meta": {"hide": {"loss": 0.5}},
-    } | ({"teleporter": {"action": "linear_pairs"}} if teleport else {})
-
-
-def rule(**options: str) -> metaopt.LearnedRule:
-    """An untrained one in float64, with loud heads."""
-    config = check(TrainConfig, content(**{"pairs": "moved"} | options), "basis")
-    return metaopt.LearnedRule(meta_optimizer(config), config)
-
-
-def updates(largest: int = 1024, directions: tuple[str, ...] = ("adam",)) -> EigenUpdateLSTM:
-    own = (4, 1.0, directions, None, 0.01, largest, [0.5, 0.9], Memory(5.0), True, 0, "u")
-    return EigenUpdateLSTM(*own).double()
 
 
 def similarities(pairs: LinearPairs, seed: int, sized: bool = True) -> PairMove:
@@ -220,10 +191,6 @@ class Apart(nn.Module):
         return self.layers["o"](mixed)
 
 
-def factorised(between: int = 4) -> nn.Module:
-    return nn.Sequential(nn.Linear(24, between), nn.Linear(between, 7, bias=False)).double()
-
-
 def test_heads_of_one_layer_get_one_size_and_a_basis_each() -> None:
     net = Apart().double()
     pairs = pairs_in(net, 24)
@@ -271,82 +238,6 @@ def test_pairs_that_are_too_wide_stay_and_keep_frames_of_their_own(between: int)
     assert given[0] == (is_kept, False)
 
 
-def test_a_pair_that_stays_is_stepped_entry_by_entry() -> None:
-    """Without a frame on either side, the first step of Adam has entries of one size."""
-    net = factorised()
-    pairs = pairs_in(net, 24)
-    seen = observed(net, pairs, data(0, 24))
-    own = (4, 1e-9, ("adam",), None, 0.0, 4, [0.5], Memory(5.0), True, 0, "u")
-    optimizer = MetaOptimizer({"update": EigenUpdateLSTM(*own).double()}, None)
-    steps = {}
-    for name, shown in (("pairs", seen), ("none", replace(seen, pairs=None))):
-        proposal, _ = optimizer.propose(shown, optimizer.initial_rule_states(shown))
-        assert proposal.updates is not None
-        steps[name] = proposal.updates[0]
-    sizes = {name: step.abs() for name, step in steps.items()}
-    one = sizes["pairs"].mean().expand_as(steps["pairs"])
-    # But for the floor below which gradients are rounding.
-    torch.testing.assert_close(sizes["pairs"], one, rtol=1e-2, atol=0)
-    assert sizes["none"].std() > 0.1 * sizes["none"].mean()
-
-
-def trained_for(optimizer: metaopt.LearnedOptimizer, net: nn.Module, steps: range) -> list[float]:
-    """Losses before each step."""
-    found = []
-    for i in steps:
-        optimizer.zero_grad()
-        loss = (net(data(i, 24, 16)) - data(i, 24, 16)[:, :7]).square().mean()
-        loss.backward()
-        optimizer.step()
-        found.append(float(loss.detach()))
-    return found
-
-
-def test_a_pair_that_comes_late_goes_on_from_what_is_known() -> None:
-    """The half that was trained before keeps its squares; V begins as their diagonal."""
-    torch.manual_seed(0)
-    net = factorised()
-    first, second = net
-    quiet = rule(**{"pairs": "moved"})
-    second.requires_grad_(False)
-    with pytest.warns(UserWarning, match="updates only"):
-        optimizer = metaopt.LearnedOptimizer(net, quiet)
-    before = trained_for(optimizer, net, range(60))
-    second.requires_grad_(True)
-    optimizer.add_param_group({"params": list(second.parameters())})
-    assert optimizer.teleports_off is None
-    weights = first.weight.detach().clone()
-    outputs = net(data(0, 24)).detach()
-    trained_for(optimizer, net, range(60, 61))
-    state = optimizer.state[first.weight]
-    v, key = state["update.v"][0], "update.second0.0"
-    torch.testing.assert_close(state[key].diagonal(dim1=-2, dim2=-1)[0, 0].mT, v)
-    assert v.mean() > 0
-    # A step like those before it, and no larger.
-    assert (net(data(0, 24)).detach() - outputs).norm() < outputs.norm()
-    assert not torch.equal(weights, first.weight)
-    after = trained_for(optimizer, net, range(61, 90))
-    assert max(after) < 2 * before[0]
-
-
-@pytest.mark.parametrize("saved_with_model", [True, False])
-def test_a_run_goes_on_where_pairs_are_known_no_more_or_not_yet(saved_with_model: bool) -> None:
-    """States with second moments load where there are none, and the other way round."""
-    torch.manual_seed(0)
-    net = factorised()
-    both = {True: net, False: list(net.parameters())}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        optimizer = metaopt.LearnedOptimizer(both[saved_with_model], rule())
-        losses = trained_for(optimizer, net, range(40))
-        other = metaopt.LearnedOptimizer(both[not saved_with_model], rule())
-        other.load_state_dict(optimizer.state_dict())
-        after = trained_for(other, net, range(40, 80))
-    assert max(after) < losses[0]
-    frames = other.state[net[0].weight]["update.frames"]
-    assert torch.isfinite(frames).all()
-
-
 @pytest.mark.parametrize(
     ("given", "told"),
     [
@@ -367,19 +258,3 @@ def test_nothing_warns_where_all_is_well() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         metaopt.LearnedOptimizer(factorised(), rule())
-
-
-@given(st.floats(1.0, 20.0), st.integers(1, 60))
-def test_what_is_remembered_of_a_constant_is_the_constant(part: float, steps: int) -> None:
-    """The running mean over its correction is 1, and its decays are those that are said."""
-    memory, mean = Memory(part), 0.0
-    for t in range(1, steps + 1):
-        decay = memory.decay(t)
-        assert decay == max(0.0, 1 - max(part / (t + LATER), 1 / LONGEST))
-        mean = decay * mean + (1 - decay)
-    assert mean / memory.start(steps) == pytest.approx(1, abs=1e-12)
-
-
-def test_steady_memory_forgets_a_hundredth_a_step() -> None:
-    assert Memory().decay(7) == 0.99
-    assert Memory().start(7) == 1 - 0.99**7
