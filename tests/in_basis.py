@@ -39,6 +39,11 @@ def updates(largest: int = 1024, directions: tuple[str, ...] = ("adam",)) -> Eig
     return EigenUpdateLSTM(*own).double()
 
 
-def factorised(between: int = 4) -> nn.Module:
+def factorised(between: int = 4) -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(24, between), nn.Linear(between, 7, bias=False)).double()
+
+
+def linear(net: nn.Module) -> list[nn.Linear]:
+    """Its linear layers, in order."""
+    return [layer for layer in net.modules() if isinstance(layer, nn.Linear)]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from in_basis import data, factorised, rule
+from in_basis import data, factorised, linear, rule
 from paired import observed, pairs_in
 from torch import nn
 
@@ -53,7 +54,7 @@ def test_a_pair_that_comes_late_goes_on_from_what_is_known() -> None:
     """The half that was trained before keeps its squares; V begins as their diagonal."""
     torch.manual_seed(0)
     net = factorised()
-    first, second = net
+    first, second = linear(net)
     quiet = rule(**{"pairs": "moved"})
     second.requires_grad_(False)
     with pytest.warns(UserWarning, match="updates only"):
@@ -81,7 +82,7 @@ def test_a_run_goes_on_where_pairs_are_known_no_more_or_not_yet(saved_with_model
     """States with second moments load where there are none, and the other way round."""
     torch.manual_seed(0)
     net = factorised()
-    both = {True: net, False: list(net.parameters())}
+    both: dict[bool, Any] = {True: net, False: list(net.parameters())}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         optimizer = metaopt.LearnedOptimizer(both[saved_with_model], rule())
@@ -90,7 +91,7 @@ def test_a_run_goes_on_where_pairs_are_known_no_more_or_not_yet(saved_with_model
         other.load_state_dict(optimizer.state_dict())
         after = trained_for(other, net, range(40, 80))
     assert max(after) < losses[0]
-    frames = other.state[net[0].weight]["update.frames"]
+    frames = other.state[linear(net)[0].weight]["update.frames"]
     assert torch.isfinite(frames).all()
 
 

@@ -62,7 +62,8 @@ def test_generators_turn_with_the_frame(seed: int) -> None:
         replace(one, weights=move.weights(one.weights), grads=move.gradients(one.grads))
         for one in seen
     ]
-    (Q, Q_inv) = move.elements[0]
+    assert move.elements[0] is not None
+    Q, Q_inv = move.elements[0]
     for T, other in zip(proposals(seen, made), proposals(turned, made), strict=True):
         assert torch.allclose(Q @ T @ Q_inv, other, atol=1e-9)
         assert float(T.detach().abs().max()) > 1e-3
