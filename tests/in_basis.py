@@ -11,6 +11,9 @@ from metaopt.meta.build import meta_optimizer
 from metaopt.meta.config import TrainConfig
 from metaopt.rules.learned.eigen import EigenUpdateLSTM
 from metaopt.rules.learned.eigen_means import Memory
+from metaopt.symmetry.maps import GroupElement
+from metaopt.symmetry.pairs import LinearPairs
+from metaopt.teleport.pair_engine import PairMove
 
 
 def data(seed: int, width: int = 5, rows: int = 6) -> Tensor:
@@ -47,3 +50,15 @@ def factorised(between: int = 4) -> nn.Sequential:
 def linear(net: nn.Module) -> list[nn.Linear]:
     """Its linear layers, in order."""
     return [layer for layer in net.modules() if isinstance(layer, nn.Linear)]
+
+
+def similarities(pairs: LinearPairs, seed: int, sized: bool = True) -> PairMove:
+    """A random rotation for each pair, times a number of its own for those that are alone."""
+    drawn, elements = torch.Generator().manual_seed(seed), []
+    for width, alone in zip(pairs.widths, pairs.alone, strict=True):
+        X = torch.randn(1, width.count, width.size, width.size, generator=drawn).double()
+        Q = torch.linalg.qr(X)[0]
+        log_c = torch.randn(width.count, generator=drawn).double().index_select(0, width.first)
+        c = (log_c * alone * sized).exp()[None, :, None, None]
+        elements.append(GroupElement(c * Q.mT, Q / c))
+    return PairMove(pairs, tuple(elements))

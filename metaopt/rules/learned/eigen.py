@@ -44,7 +44,7 @@ from metaopt.rules.learned.clock import (
     left_features,
 )
 from metaopt.rules.learned.directions import HEAD_BOUND
-from metaopt.rules.learned.eigen_means import Memory, Seen, look
+from metaopt.rules.learned.eigen_means import Memory, Seen, caught_up, look
 from metaopt.rules.learned.eigen_steps import DIRECTIONS, Direction
 from metaopt.rules.learned.layer import grams, hear, mean_over, mean_squares, statistics
 from metaopt.rules.learned.lstm import LSTM, Head
@@ -148,6 +148,10 @@ class EigenUpdateLSTM(Rule):
         (``EigenConfig``).
         """
         sizes = [w[0].numel() for w in weights]
+        shapes = [(w.shape[1], w.shape[2]) for w in weights]
+        numbers = torch.cat([state["count"][0, 0], state[pair_moments.SEEN][0, 0]])
+        *counts, seen = (int(number) for number in numbers.tolist())
+        state = caught_up(move.pairs, state, counts, seen, shapes, self.largest)
         second = pair_moments.moved(move, pair_moments.within(state))
         squares = [x.view_as(w) for x, w in zip(state["v"].split(sizes, 2), weights, strict=True)]
         v = pair_moments.written(move.pairs, second, squares)

@@ -31,6 +31,7 @@ from metaopt.rules.learned.eigen_steps import Means, cut
 from metaopt.rules.learned.layer import sums_of
 from metaopt.rules.learned.pair_moments import SEEN
 from metaopt.rules.learned.running import means_over, running_means
+from metaopt.symmetry.pairs import LinearPairs
 from metaopt.tasks.base import Observation
 
 SQUARES_DECAY = 0.99
@@ -119,19 +120,17 @@ def look(
     sizes = [out * rest for out, rest in shapes]
     second = pair_moments.within(state)
     pairs = observation.pairs if second else None
-    m, v, frames_before = state["m"], state["v"], state["frames"]
     given: Sequence[eigen_frames.Given] = ()
     numbers = count[0, 0] if pairs is None else torch.cat([count[0, 0], second[SEEN][0, 0]])
     counts = [int(number) for number in numbers.tolist()]
     if pairs is not None:
         given = pair_moments.given(pairs, len(grads))
-        before = max(counts[i] for i in pairs.tensors) - 1
-        if counts.pop() != before or not before:
-            frames_before, turns = eigen_frames.left(frames_before, shapes, largest, given)
-            m, v = _turned(m, turns, shapes), _turned(v, _squared(turns), shapes)
-            own = [part[:, 0] for part in cut(v, shapes)]
-            second = pair_moments.begun(pairs, second, own, before)
-    frames = eigen_frames.after(grads, state["products"], frames_before, counts, largest, given)
+        seen = counts.pop()
+        state = caught_up(pairs, state, [c - 1 for c in counts], seen, shapes, largest)
+        second = pair_moments.within(state)
+    m, v = state["m"], state["v"]
+    products = state["products"]
+    frames = eigen_frames.after(grads, products, state["frames"], counts, largest, given)
     each = zip(frames.each, grads, sizes, strict=True)
     g = torch.cat([eigen_frames.into(Q, G).reshape(-1, 1, size) for Q, G, size in each], dim=2)
     if any(turn is not None for turn in frames.turns):
@@ -150,6 +149,38 @@ def look(
     gains = [[root / s for s in own] for root, own in zip(roots, starts, strict=True)]
     gain = v.new_tensor(gains).mT[None]
     return Seen(m, v, Means(m, g, adam, starts, shapes), gain, frames, second)
+
+
+def caught_up(
+    pairs: LinearPairs,
+    state: State,
+    counts: Sequence[int],
+    seen: int,
+    shapes: Sequence[tuple[int, int]],
+    largest: int,
+) -> State:
+    """The state, whose second moments of pairs have seen what its squares have.
+
+    Where they have not, since pairs have come or changed, what is kept leaves the frames along
+    pairs, and second moments begin with the squares.
+
+    Args:
+        pairs: the pairs.
+        state: with second moments.
+        counts: gradients that each parameter has had.
+        seen: those that second moments have seen.
+        shapes: [out, rest] of each parameter.
+        largest: the longest side of a matrix that has a frame.
+    """
+    had = max(counts[i] for i in pairs.tensors)
+    if seen == had and had > 0:
+        return state
+    given = pair_moments.given(pairs, len(shapes))
+    frames, turns = eigen_frames.left(state["frames"], shapes, largest, given)
+    m, v = _turned(state["m"], turns, shapes), _turned(state["v"], _squared(turns), shapes)
+    own = [part[:, 0] for part in cut(v, shapes)]
+    begun = pair_moments.begun(pairs, pair_moments.within(state), own, had)
+    return state | begun | {"m": m, "v": v, "frames": frames}
 
 
 def _shared(numbers: Sequence[float], sizes: Sequence[int], like: Tensor) -> float | Tensor:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from in_basis import content, data, factorised, linear, rule, updates
+from in_basis import content, data, factorised, linear, rule, similarities, updates
 from paired import NETWORKS, adapters, observed, pairs_in
 from torch import Tensor, nn
 
@@ -19,23 +19,9 @@ from metaopt.rules.averaging import AHEAD
 from metaopt.rules.composed import stepped
 from metaopt.rules.learned import pair_moments
 from metaopt.rules.learned.pair_basis import ALWAYS, WAITING, WAITS, PairBasisLSTM
-from metaopt.symmetry.maps import GroupElement
-from metaopt.symmetry.pairs import LinearPairs
 from metaopt.teleport.pair_engine import PairMove
 
 STEPS = 12
-
-
-def similarities(pairs: LinearPairs, seed: int, sized: bool = True) -> PairMove:
-    """A random rotation for each pair, times a number of its own for those that are alone."""
-    drawn, elements = torch.Generator().manual_seed(seed), []
-    for width, alone in zip(pairs.widths, pairs.alone, strict=True):
-        X = torch.randn(1, width.count, width.size, width.size, generator=drawn).double()
-        Q = torch.linalg.qr(X)[0]
-        log_c = torch.randn(width.count, generator=drawn).double().index_select(0, width.first)
-        c = (log_c * alone * sized).exp()[None, :, None, None]
-        elements.append(GroupElement(c * Q.mT, Q / c))
-    return PairMove(pairs, tuple(elements))
 
 
 @pytest.mark.parametrize("directions", [("adam",), ("adam", "orthogonal", "sign")])

@@ -10,12 +10,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from in_basis import data, factorised, linear, rule
+from in_basis import data, factorised, linear, rule, similarities, updates
 from paired import observed, pairs_in
 from torch import nn
 
 import metaopt
+from metaopt.rules.base import State
 from metaopt.rules.composed import MetaOptimizer
+from metaopt.rules.learned import pair_moments
 from metaopt.rules.learned.eigen import EigenUpdateLSTM
 from metaopt.rules.learned.eigen_means import LATER, LONGEST, Memory
 
@@ -36,6 +38,32 @@ def test_a_pair_that_stays_is_stepped_entry_by_entry() -> None:
     # But for entries near the floor below which gradients are rounding.
     assert (sizes["pairs"] / sizes["pairs"].max() - 1).abs().median() < 1e-3
     assert sizes["none"].std() > 0.1 * sizes["none"].mean()
+
+
+def test_a_teleport_does_not_lose_squares_that_came_before_the_pairs() -> None:
+    """After gradients without known pairs, a rotation keeps v's sum, and means are turned by it."""
+    net = factorised()
+    pairs = pairs_in(net, 24)
+    own = updates()
+    seen = observed(net, pairs, data(0, 24))
+    state = own.initial_state(seen)
+    for i in range(12):
+        one = observed(net, pairs, data(i, 24))
+        _, found = own.propose(replace(one, pairs=None), without_moments(state))
+        state = state | found
+    move = similarities(pairs, 0, sized=False)
+    turned = own.turned(state, move, seen.weights)
+    sizes = [w[0].numel() for w in seen.weights]
+    for before, after in zip(state["v"].split(sizes, 2), turned["v"].split(sizes, 2), strict=True):
+        assert before.sum() > 0
+        torch.testing.assert_close(after.sum(), before.sum())
+    norms = [state["m"].norm(), turned["m"].norm()]
+    torch.testing.assert_close(norms[1], norms[0])
+
+
+def without_moments(state: State) -> State:
+    """What a run that knows no pairs keeps."""
+    return {name: x for name, x in state.items() if not pair_moments.is_kept(name)}
 
 
 def trained_for(optimizer: metaopt.LearnedOptimizer, net: nn.Module, steps: range) -> list[float]:
