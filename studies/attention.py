@@ -66,7 +66,7 @@ class Size:
     rates: tuple[float, ...]  # of AdamW
 
 
-FULL = Size((20, 100, 400, 1000), 16, (1e-3, 3e-3, 1e-2, 3e-2))
+FULL = Size((20, 100, 400, 1000), 32, (3e-3, 1e-2, 3e-2, 1e-1))
 SMOKE = Size((1, 2), 2, (1e-3, 1e-2))
 
 
