@@ -13,11 +13,9 @@ tasks. What the folder (``runs/attention`` by default) already has is not run ag
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -44,7 +42,7 @@ from metaopt.tasks.own_batch import LossFamily
 from studies import pool
 from studies.lora.contenders import UNKNOWN, off
 from studies.output import DOCS, ROOT, Page
-from studies.pieces import folder, side_by_side
+from studies.pieces import digest, folder, side_by_side
 
 PAGE = Page(DOCS / "attention.md", "attention table", "attention")
 PAIR, UPDATE = "attention_update_tele", "attention_update"
@@ -128,8 +126,7 @@ def run(piece: Piece, size: Size, kept: Any) -> list[list[float]]:
         marks = [piece.steps] if piece.row == ADAMW else list(size.marks)
         return {"losses": losses[marks].double().tolist()}
 
-    digest = hashlib.sha256(json.dumps(asdict(piece)).encode()).hexdigest()[:12]
-    return kept.kept(digest, compute)["losses"]
+    return kept.kept(digest(piece), compute)["losses"]
 
 
 LEARNED = (PAIR, off(PAIR), f"{PAIR}{UNKNOWN}", UPDATE)

@@ -15,8 +15,6 @@ column, chosen on the very runs that are shown. (Below 1 averages are slower too
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -51,7 +49,7 @@ from studies import pool
 from studies.drop_in_training import BATCH, SIDE
 from studies.noether.folder import Folder
 from studies.output import DOCS, ROOT, Page
-from studies.pieces import folder, side_by_side
+from studies.pieces import digest, folder, side_by_side
 from studies.rivals.contenders import Contender
 from studies.rivals.data import Parts, Rows
 from studies.rivals.networks import Residual, RowsReader, perceptron
@@ -227,8 +225,7 @@ def run(piece: Piece, size: Size, kept: Folder) -> list[float]:
         of = (piece.rate, size.marks[-1], Stream.VALIDATION, piece.seed, size.marks)
         return {"losses": alone(task, contender, *of)}
 
-    digest = hashlib.sha256(json.dumps(asdict(piece)).encode()).hexdigest()[:12]
-    return kept.kept(digest, compute)["losses"]
+    return kept.kept(digest(piece), compute)["losses"]
 
 
 def pieces(size: Size) -> list[Piece]:

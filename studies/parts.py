@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 from collections.abc import Callable, Collection
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from studies.noether.folder import Folder
+from studies.pieces import folder
 
 
 @dataclass(frozen=True)
@@ -29,8 +28,7 @@ class Part:
             size: a dataclass, such as ``full``.
             out: the folder of the study.
         """
-        digest = hashlib.sha256(json.dumps(asdict(size)).encode()).hexdigest()[:12]
-        return self.run(size, Folder(out, f"{letter}_{digest}"))
+        return self.run(size, folder(out, letter, size))
 
 
 def letters(parts: Collection[str]) -> Callable[[str], list[str]]:

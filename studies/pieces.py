@@ -21,6 +21,11 @@ P = TypeVar("P", bound=Hashable)
 R = TypeVar("R")
 
 
+def digest(what: Any) -> str:
+    """Twelve digits that tell a dataclass from one with other fields: for the name of a file."""
+    return hashlib.sha256(json.dumps(asdict(what)).encode()).hexdigest()[:12]
+
+
 def folder(out: Path, name: str, what: Any) -> Folder:
     """Where the pieces of a study are kept, apart from those of other sizes.
 
@@ -29,8 +34,7 @@ def folder(out: Path, name: str, what: Any) -> Folder:
         name: begins their names.
         what: a dataclass, all that the pieces depend on.
     """
-    digest = hashlib.sha256(json.dumps(asdict(what)).encode()).hexdigest()[:12]
-    return Folder(out, f"{name}_{digest}")
+    return Folder(out, f"{name}_{digest(what)}")
 
 
 @contextmanager

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ from metaopt.base.streams import Stream
 from metaopt.optim.reach import PastHorizonWarning
 from studies.carry.settings import Setting, Size, settings
 from studies.noether.folder import Folder
-from studies.pieces import side_by_side
+from studies.pieces import digest, side_by_side
 from studies.rivals import plan
 from studies.rivals.contenders import Contender, everyone
 from studies.rivals.training import alone
@@ -39,9 +37,8 @@ class Piece:
     @property
     def name(self) -> str:
         """Of a file, beside those of all other runs on the same data and network."""
-        digest = hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()[:12]
         slug = re.sub(r"[^a-z0-9]+", "_", self.contender.lower()).strip("_")
-        return f"{slug}_{digest}"
+        return f"{slug}_{digest(self)}"
 
 
 @dataclass(frozen=True)

@@ -204,13 +204,23 @@ def learned(rules: Sequence[str]) -> list[Contender]:
             learned=True,
             mark=_digest(rule),
         )
-        found.append(whole)
-        if rule.optimizer.engine is not None:
-            found.append(replace(whole, name=off(short), make=partial(_staying, rule)))
-            if any(one.follows for one in rule.optimizer.rules.values()):
-                unknown = partial(_of_parameters, rule)
-                found.append(replace(whole, name=f"{short}{UNKNOWN}", make=unknown))
+        found += [replace(whole, name=one, make=m) for one, m in variants(short, rule).items()]
     return found
+
+
+def variants(name: str, rule: LearnedRule) -> dict[str, Make]:
+    """How a rule and its controls (``learned``) are made, each by its name.
+
+    Args:
+        name: of the rule.
+        rule: the rule.
+    """
+    made: dict[str, Make] = {name: partial(_of_model, rule)}
+    if rule.optimizer.engine is not None:
+        made[off(name)] = partial(_staying, rule)
+        if any(one.follows for one in rule.optimizer.rules.values()):
+            made[f"{name}{UNKNOWN}"] = partial(_of_parameters, rule)
+    return made
 
 
 UNKNOWN = ", own frames"

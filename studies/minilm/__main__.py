@@ -29,7 +29,7 @@ from metaopt.base.process import World
 from metaopt.optim.learned import load
 from metaopt.optim.memory import identity
 from studies import pool
-from studies.lora.contenders import UNKNOWN, off
+from studies.lora.contenders import variants
 from studies.minilm import network, page, words
 from studies.minilm.frozen import Frozen, best_head
 from studies.minilm.plan import FULL, SMOKE, Plan, Size, minilm_words
@@ -48,16 +48,13 @@ def digest(content: object) -> str:
 def versions(rules: Sequence[str]) -> dict[str, str]:
     """What tells the parameters of each rule, so that a rule that was trained on is run again.
 
-    After a rule whose updates follow teleports of pairs come its controls: it stays where it is, or
-    knows no pairs and has frames of its own along them.
+    After a rule come its controls (``studies.lora.contenders.learned``).
     """
     found: dict[str, str] = {}
     for name in rules:
         rule = load(name)
         told = digest(identity(rule, rule.optimizer))
-        follows = any(one.follows for one in rule.optimizer.rules.values())
-        names = (name, off(name), f"{name}{UNKNOWN}") if follows else (name,)
-        found |= dict.fromkeys(names, told)
+        found |= dict.fromkeys(variants(name, rule), told)
     return found
 
 

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from metaopt import LearnedOptimizer
-from studies.lora.contenders import UNKNOWN, off, without_teleports
+from metaopt import load
+from studies.lora.contenders import UNKNOWN, off, variants
 
 WARMUP = 20
 
@@ -121,10 +121,7 @@ def learned(name: str) -> Contender:
     rule = name.removesuffix(off("")).removesuffix(UNKNOWN)
 
     def make(model: nn.Module, rate: float, horizon: int) -> Trainer:
-        if name.endswith(UNKNOWN):
-            return Plain([LearnedOptimizer(trained(model), rule, lr=rate)])
-        optimizer = LearnedOptimizer(model, rule, lr=rate)
-        return Plain([without_teleports(optimizer) if name.endswith(off("")) else optimizer])
+        return Plain([variants(rule, load(rule))[name](model, {"lr": rate})])
 
     return Contender(name, make, (1.0,))
 

@@ -42,7 +42,7 @@ def test_the_next_step_is_that_of_a_run_begun_there(name: str, directions: tuple
         moved = replace(one, weights=move.weights(one.weights), grads=move.gradients(one.grads))
         _, there = own.propose(moved, there)
     turned = own.turned(here, move, seen[0].weights)
-    second = {key for key in here if pair_moments.is_kept(key)}
+    second = set(pair_moments.within(here))
     followed = {"m", "v", "products", AHEAD} | second
     assert second
     for key in followed:
@@ -76,7 +76,7 @@ def test_squares_of_entries_are_the_diagonal_of_second_moments(name: str) -> Non
         _, state = own.propose(one, state)
         sizes = [w[0].numel() for w in one.weights]
         parts = [v.view_as(w) for v, w in zip(state["v"].split(sizes, 2), one.weights, strict=True)]
-        second = {key: x for key, x in state.items() if pair_moments.is_kept(key)}
+        second = pair_moments.within(state)
         for a, b in zip(pair_moments.written(pairs, second, parts), parts, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
 
