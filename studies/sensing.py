@@ -5,8 +5,9 @@
 Tasks are those of ``metaopt.tasks.factorised:Sensing`` at a size that no meta-training saw, all of
 condition number 1,000, by matrices and by vectors, with mini-batches and with all measurements at
 each step. The pair ``factorised_update_tele`` stands beside its updates alone, whose factors stay
-in the frame that they began in; beside ``general_update``; and beside ScaledGD and Adam, whose
-rates are the best of their grids on these very tasks. What the folder (``runs/sensing`` by default)
+in the frame that they began in; beside ``factorised_update``, which was meta-trained without
+teleports, and ``general_update``; and beside ScaledGD and Adam, whose rates are the best of their
+grids on these very tasks. What the folder (``runs/sensing`` by default)
 already has is not run again.
 """
 
@@ -46,8 +47,8 @@ from studies.output import DOCS, ROOT, Page
 from studies.pieces import digest, folder, side_by_side
 
 PAGE = Page(DOCS / "sensing.md", "sensing table", "sensing")
-PAIR = "factorised_update_tele"
-LEARNED = (PAIR, off(PAIR), DEFAULT)
+PAIR, UPDATE = "factorised_update_tele", "factorised_update"
+LEARNED = (PAIR, off(PAIR), UPDATE, DEFAULT)
 SCALED_GD, ADAM = "ScaledGD", "Adam"
 FAMILY = "metaopt.tasks.factorised:Sensing"
 CONDITION = 1000.0
@@ -113,7 +114,7 @@ FULL = Size(
     24,
     3,
     16,
-    {ADAM: 3000, SCALED_GD: 600} | dict.fromkeys(LEARNED, 600),
+    {ADAM: 1500, SCALED_GD: 600} | dict.fromkeys(LEARNED, 600),
     {SCALED_GD: tuple(doubled(0.05, 7, 1.4)), ADAM: tuple(doubled(0.005, 7, 1.7))},
 )
 SMOKE = Size(
@@ -127,11 +128,12 @@ SMOKE = Size(
 
 @dataclass(frozen=True)
 class Piece:
-    """A row in a setting; ``rate`` is 1 for learned rules."""
+    """A row in a setting."""
 
     setting: str
     row: str
-    rate: float
+    rate: float = 1.0  # of hand-made ones
+    mark: str = ""  # the digest of a learned rule
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,6 @@ class Whole:
     settings: dict[str, dict[str, Any]]
     condition: float
     seed: int
-    rules: dict[str, str]
 
 
 def optimizer_of(piece: Piece) -> MetaOptimizer:
@@ -188,9 +189,17 @@ def run(piece: Piece, size: Size, kept: Any) -> list[list[float]]:
 
 def pieces(size: Size) -> list[Piece]:
     """The longest first."""
-    rows = [(row, rate) for row in (ADAM, SCALED_GD) for rate in size.rates[row]]
-    rows += [(row, 1.0) for row in LEARNED]
-    return [Piece(setting, row, rate) for row, rate in rows for setting in SETTINGS]
+    found = [
+        Piece(setting, row, rate)
+        for row in (ADAM, SCALED_GD)
+        for rate in size.rates[row]
+        for setting in SETTINGS
+    ]
+    for row in LEARNED:
+        rule = load(row.removesuffix(off("")))
+        mark = str(identity(rule, rule.optimizer))
+        found += [Piece(setting, row, mark=mark) for setting in SETTINGS]
+    return found
 
 
 @dataclass(frozen=True)
@@ -201,14 +210,18 @@ class Row:
     told: str
 
 
-def best(found: dict[Piece, list[list[float]]], setting: str, row: str, size: Size) -> Row:
+def best(found: dict[Piece, list[list[float]]], setting: str, row: str) -> Row:
     """A row with the rate of its grid that needs least steps to the bar's target."""
-    if row not in size.rates:
-        return Row(np.array(found[Piece(setting, row, 1.0)]), "")
-    by_rate = {rate: np.array(found[Piece(setting, row, rate)]) for rate in size.rates[row]}
-    rate = min(by_rate, key=lambda one: float(geomean(by_rate[one])[BAR]))
-    edge = " *" if rate in (size.rates[row][0], size.rates[row][-1]) else ""
-    return Row(by_rate[rate], f" ({rate:g}{edge})")
+    of_row = {
+        piece.rate: np.array(steps)
+        for piece, steps in found.items()
+        if (piece.setting, piece.row) == (setting, row)
+    }
+    rate = min(of_row, key=lambda one: float(geomean(of_row[one])[BAR]))
+    if row in LEARNED:
+        return Row(of_row[rate], "")
+    edge = " *" if rate in (min(of_row), max(of_row)) else ""
+    return Row(of_row[rate], f" ({rate:g}{edge})")
 
 
 def text(rows: dict[str, dict[str, Row]], size: Size) -> str:
@@ -257,20 +270,13 @@ def main(world: World) -> None:
     size = SMOKE if arguments.smoke else FULL
     out = arguments.out or ROOT / "runs" / "sensing"
     make_folder(out)
-    rules = {
-        name: str(identity(rule, rule.optimizer))
-        for name in (PAIR, DEFAULT)
-        for rule in [load(name)]
-    }
-    kept = folder(out, "sensing", Whole(size, SETTINGS, CONDITION, SEED, rules))
+    kept = folder(out, "sensing", Whole(size, SETTINGS, CONDITION, SEED))
     with pool.alone(out):
         found = side_by_side(
             partial(run, size=size, kept=kept), pieces(size), arguments.jobs, "runs"
         )
     names = (*LEARNED, SCALED_GD, ADAM)
-    rows = {
-        setting: {name: best(found, setting, name, size) for name in names} for setting in SETTINGS
-    }
+    rows = {setting: {name: best(found, setting, name) for name in names} for setting in SETTINGS}
     figures = {
         setting: {
             name: {"steps": row.steps.tolist(), "rate": row.told} for name, row in own.items()

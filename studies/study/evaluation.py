@@ -189,13 +189,18 @@ def least_losses(settings: EvalConfig) -> Array:
 def excess(losses: Array, least: Array, settings: EvalConfig) -> Array:
     """L - inf L, at least what the dtype can tell apart from 0: [steps + 1, tasks].
 
+    That is e inf L + e^2 L(w_0), e the rounding of the dtype: outputs that are right to rounding
+    are wrong by about e of what they were wrong by at first. Of lower losses rounding alone says
+    which is the lower one.
+
     Args:
         losses: [steps + 1, tasks].
         least: [tasks].
         settings: of the evaluation that gave them.
     """
-    resolution = torch.finfo(DTYPES[settings.dtype]).eps * least
-    return np.maximum(clean(losses) - least, resolution)
+    rounding = torch.finfo(DTYPES[settings.dtype]).eps
+    cleaned = clean(losses)
+    return np.maximum(cleaned - least, rounding * least + rounding**2 * cleaned[0])
 
 
 FIRST_ORDER = ("GD", "Momentum", "Adam", "L-BFGS")
@@ -263,10 +268,7 @@ def compared(
         found = read(evaluation)
         if found.losses is None:
             return f"{label} on {evaluation.family}: {found.about['left_out']}"
-        least = least_losses(evaluation.settings)
-        losses = clean(found.losses)
-        if least.any():
-            losses = excess(found.losses, least, evaluation.settings)
+        losses = excess(found.losses, least_losses(evaluation.settings), evaluation.settings)
         runs.append(RunOf(seed, losses, found.losses, found.about))
     kind = runs[0].about["kind"] if kind == "baseline" else kind
     return Compared(name, label, kind, runs)

@@ -111,9 +111,12 @@ def tuned(found: StudyResult, family: str) -> str:
 
 def claims_in_short(found: StudyResult) -> str:
     """How many claims are met in every seed, and which are not."""
-    missed = [claim for claim in found.claims if not claim.met_in_each]
-    met = len(found.claims) - len(missed)
+    level = sum(claim.level for claim in found.claims)
+    missed = [claim for claim in found.claims if not (claim.met_in_each or claim.level)]
+    met = len(found.claims) - len(missed) - level
     lines = [f"Of {len(found.claims)} claims checked {met} are met in every seed."]
+    if level:
+        lines[0] += f" Where {level} more ask for less, both losses are rounding alone."
     if missed:
         lines += ["Not met in every seed:", ""]
     for claim in missed:

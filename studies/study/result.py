@@ -23,6 +23,10 @@ Index = NDArray[np.int64]
 Interval = tuple[float, float]
 
 
+BEST_AND_WORST = "worst/best"
+"""What is found where the worst seed of a row is set against the best of its rival."""
+
+
 class _Model(BaseModel):
     model_config = ConfigDict(frozen=True, protected_namespaces=())
 
@@ -104,6 +108,13 @@ class Claim(_Model):
     met: dict[str, bool]
     met_in_each: bool
 
+    @property
+    def level(self) -> bool:
+        """Whether a ratio is missed where both losses are rounding alone, on every task."""
+        asked = [seed for seed in self.met if seed != BEST_AND_WORST]
+        missed = [self.found[seed] for seed in asked if not self.met[seed]]
+        return bool(missed) and all(one.value == 1 and one.ci95 == (1, 1) for one in missed)
+
 
 class TrainedRow(_Model):
     """What a row was trained with, and what that took, in seconds of one thread."""
@@ -182,7 +193,7 @@ def ratios(a: Compared, b: Compared, index: Index) -> list[Pair]:
     sides["all"] = (a.over_seeds(), b.over_seeds())
     rows = []
     for step in shown_steps(len(a.runs[0].losses) - 1):
-        sides["worst/best"] = (a.extreme(step, worst=True), b.extreme(step, worst=False))
+        sides[BEST_AND_WORST] = (a.extreme(step, worst=True), b.extreme(step, worst=False))
         for seed, (of_a, of_b) in sides.items():
             mean, low, high, wins = map(float, ratio_of(of_a[step], of_b[step], index))
             named: dict[str, Any] = {"a": a.name, "b": b.name, "step": step, "seed": seed}
@@ -265,6 +276,6 @@ def _claim(
     met: dict[str, bool],
 ) -> Claim:
     # In every seed; the worst seed against the best is shown, and not asked for.
-    each = bool(met) and all(met[seed] for seed in met if seed != "worst/best")
+    each = bool(met) and all(met[seed] for seed in met if seed != BEST_AND_WORST)
     named = {"family": family, "row": row, "what": what, "step": step, "bar": bar}
     return Claim.model_validate({**named, "found": found, "met": met, "met_in_each": each})

@@ -93,6 +93,16 @@ def test_claims_are_met_in_each_seed_or_not_at_all() -> None:
     assert [row.what for row in rows[5:]] == ["tasks diverged"] * 2
 
 
+def test_a_claim_is_level_where_no_task_tells_the_losses_apart() -> None:
+    bar = "{row: coordinate_update_tele, against: coordinate_update, below: {1: 1}}"
+    study = study_config("seeds=[0, 1]", f"bars=[{bar}]")
+    same = contender("coordinate_update", "learned", [1.0, 4.0], [4.0, 4.0])
+    by_chance = contender("coordinate_update", "learned", [4.0, 1.0], [4.0, 4.0])
+    for rival, level in ((same, True), (by_chance, False), (RIVAL, False)):
+        claim = checked(study, {"default": [PAIR, rival]}, INDEX)[0]
+        assert (claim.met_in_each, claim.level) == (False, level)
+
+
 def test_a_claim_whose_row_or_rival_was_left_out_is_not_met() -> None:
     bars = [
         "{row: coordinate_update, below: {1: 4}}",
@@ -127,6 +137,9 @@ def test_the_least_loss_is_reached_and_no_weights_are_below_it() -> None:
     # At the least loss itself what is left is rounding, and not 0.
     floor = excess(np.stack([moved, least]), least, settings)[1]
     np.testing.assert_allclose(floor, np.finfo(np.float64).eps * least)
+    # Where the least loss is 0, outputs are right to rounding of what they were wrong by at first.
+    floor = excess(np.array([[4e6], [1e-40]]), np.zeros(1), settings)[1]
+    np.testing.assert_allclose(floor, 4e6 * np.finfo(np.float64).eps ** 2)
 
 
 def test_the_least_loss_of_other_families() -> None:
