@@ -14,7 +14,7 @@ from metaopt.rules.config import RulesConfig
 from metaopt.rules.first import TeleportFirst
 from metaopt.rules.learned.matrix import MatrixUpdateLSTM
 from metaopt.rules.learned.matrix_starts import STARTS
-from metaopt.rules.learned.matrix_steps import MatrixSteps, Normalised, Orthogonal
+from metaopt.rules.learned.matrix_steps import Both, MatrixSteps, Normalised, Orthogonal
 from metaopt.rules.learned.pair import PairLSTM
 from metaopt.symmetry.actions import InexactActionError
 from metaopt.symmetry.limits import BoundedNorm
@@ -89,7 +89,9 @@ def test_without_pairs_it_refuses() -> None:
         engine().check(ModelGround(None, None, None), ())
 
 
-@pytest.mark.parametrize("step", [Normalised(), Orthogonal()], ids=["normalised", "orthogonal"])
+@pytest.mark.parametrize(
+    "step", [Normalised(), Orthogonal(), Both()], ids=["normalised", "orthogonal", "both"]
+)
 def test_the_next_step_is_that_of_a_run_begun_there(step: MatrixSteps) -> None:
     """Momenta of five gradients, moved with the weights, are those of the moved gradients."""
     net = adapters()

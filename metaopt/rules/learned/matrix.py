@@ -8,10 +8,10 @@
     h_l = m1(statistics of parameter l, mean statistics of all, h_l)
 
 with m^d running means of the gradient at the decays ``DECAYS``. ``step`` makes all singular values
-of a mean alike, or only sets its size (``matrix_steps``). All that is kept of a matrix is linear in
-gradients, so that it follows a teleport exactly, also one that mixes entries: the next step is that
-of a run that began there. Vectors (biases, gains of norms) are divided by the root of a running
-mean of squares, as in Adam, unless a linear pair moves them.
+of a mean alike, only sets its size, or makes both (``matrix_steps``), each with coefficients a of
+its own. All that is kept of a matrix is linear in gradients, so that it follows a teleport exactly,
+also one that mixes entries: the next step is that of a run begun there. Vectors (biases, gains of
+norms) are divided by the root of a running mean of squares, as in Adam, unless a pair moves them.
 
 The sizes b_l are those of untrained steps. ``step`` has entries of root mean square 1, so that the
 singular values of b_l step(m) are 1 / sqrt(M), of M matrices in all: how far outputs go in a step
@@ -43,6 +43,7 @@ from typing import Annotated, Literal
 import torch
 from pydantic import Field
 from torch import Tensor
+from torch.nn import functional
 
 from metaopt.base.config import ConfigError
 from metaopt.base.fields import described, required
@@ -69,7 +70,7 @@ from metaopt.rules.learned.layer import (
 )
 from metaopt.rules.learned.lstm import LSTM, Head
 from metaopt.rules.learned.matrix_starts import STARTS, Start
-from metaopt.rules.learned.matrix_steps import TINY, MatrixSteps, Normalised, Orthogonal
+from metaopt.rules.learned.matrix_steps import TINY, Both, MatrixSteps, Normalised, Orthogonal
 from metaopt.rules.learned.running import running_means, shrinking
 from metaopt.rules.learned.turns import served
 from metaopt.rules.rule_config import FadingConfig, Place, TurnsConfig
@@ -77,7 +78,11 @@ from metaopt.tasks.base import Observation
 from metaopt.teleport.config import EXACT, TeleporterConfig
 from metaopt.teleport.optimizer_state import Kept
 
-STEPS: dict[str, type[MatrixSteps]] = {"orthogonal": Orthogonal, "normalised": Normalised}
+STEPS: dict[str, type[MatrixSteps]] = {
+    "orthogonal": Orthogonal,
+    "normalised": Normalised,
+    "both": Both,
+}
 """What is made of momenta, by name."""
 COHERENT = 1
 """The number of the mean in ``DECAYS`` whose size c reads."""
@@ -132,7 +137,10 @@ class MatrixUpdateLSTM(LayerWise):
         self.weight_decay = weight_decay
         self.every = every
         self.lstm = LSTM(FEATURES, hidden, seed, f"{name}/lstm")
-        self.head = Head(hidden, 3 + len(start.mixture), seed, f"{name}/head", bound=HEAD_BOUND)
+        # Of a second kind of step nothing is taken before it is learned.
+        self.more = (step.kinds - 1) * (_MEANS + 1)
+        self.mixture = (*start.mixture, *(0.0,) * self.more)
+        self.head = Head(hidden, 3 + len(self.mixture), seed, f"{name}/head", bound=HEAD_BOUND)
 
     def kept(self, name: str) -> Kept:
         """As in other layer-wise rules; d is a difference of weights."""
@@ -203,7 +211,7 @@ class MatrixUpdateLSTM(LayerWise):
         log_size = log_size + torch.where(matrices, (self.start.power + more_power) * calm, 0.0)
         old = 1 + means.count / self.start.shrinks_after
         length = log_size.clamp(*LOG_STEP_BOUNDS).exp() / old
-        untrained = zip(mixed_by, self.start.mixture, strict=True)
+        untrained = zip(mixed_by, self.mixture, strict=True)
         mixture = base * length * torch.cat([part + share for part, share in untrained], dim=1)
         decay = rate * length * old ** (1 / 3)
         moved, shrunk = [], []
@@ -231,7 +239,7 @@ class MatrixUpdateLSTM(LayerWise):
             if by_entry[i]:
                 floor = ROUNDING**2 * variances[i].mean(2, keepdim=True) + FLOOR
                 shown.append(own * (variances[i] + floor).rsqrt() * means.start[:, :, i, None])
-                steps.append(shown[-1])
+                steps.append(functional.pad(shown[-1], (0, 0, 0, self.more)))
             else:
                 # Of the slowest mean, whose size the others are compared with.
                 size = own[:, _MEANS - 1 : _MEANS].square().mean(2, keepdim=True)
@@ -297,8 +305,9 @@ class MatrixConfig(FadingConfig, TurnsConfig):
         "layer-wise update rule whose state follows every teleport: one LSTM for all parameters, "
         "whose outputs mix momenta of matrices and give the step size; its weight decay is fixed"
     )
-    step: Literal["orthogonal", "normalised"] = described(
-        "orthogonal", "what a momentum is made into: all singular values alike, or its size set"
+    step: Literal["orthogonal", "normalised", "both"] = described(
+        "orthogonal",
+        "what a momentum is made into: all singular values alike; its size set; or both",
     )
     iterates: Literal["last", "averaged"] = described(
         "last",

@@ -2,8 +2,9 @@
 
     orthogonal    sqrt(max(out, rest)) (U V^T),   m = U S V^T      all singular values alike (Muon)
     normalised    m / rms(m)                                       the mean itself, of unit size
+    both          one after the other
 
-Both have entries of root mean square about 1, read nothing but m, and keep nothing: no mean of
+The steps have entries of root mean square about 1, read nothing but m, and keep nothing: no mean of
 squares, entry by entry, that could not follow where a teleport mixes entries.
 
 References:
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -25,7 +27,13 @@ TINY = 1e-24
 
 
 class MatrixSteps(ABC):
-    """m [B, any, out, rest] of several matrices -> steps of the same shapes."""
+    """m [B, any, out, rest] of several matrices -> steps [B, kinds x any, out, rest].
+
+    Attributes:
+        kinds: how many steps are made of each mean; all of the first kind come first.
+    """
+
+    kinds: ClassVar[int] = 1
 
     @abstractmethod
     def __call__(self, means: Sequence[Tensor]) -> list[Tensor]:
@@ -68,6 +76,20 @@ class Orthogonal(MatrixSteps):
             step = tall[i] @ root * tall[i].shape[-2] ** 0.5
             steps[i] = step if tall[i] is means[i] else step.mT
         return steps
+
+
+class Both(MatrixSteps):
+    """The orthogonal steps, and after them the means at unit size."""
+
+    kinds = 2
+
+    def __init__(self) -> None:
+        self.each = (Orthogonal(), Normalised())
+
+    def __call__(self, means: Sequence[Tensor]) -> list[Tensor]:
+        """The steps of both kinds, along the axis of the means."""
+        made = (steps(means) for steps in self.each)
+        return [torch.cat(own, dim=1) for own in zip(*made, strict=True)]
 
 
 def polar_of(grams: Sequence[Tensor], iterations: int) -> list[Tensor]:

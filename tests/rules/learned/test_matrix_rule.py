@@ -11,7 +11,7 @@ from paired import NETWORKS, observed, pairs_in
 from metaopt.rules.learned.layer import entries, mean_squares
 from metaopt.rules.learned.matrix import MatrixUpdateLSTM
 from metaopt.rules.learned.matrix_starts import STARTS, VECTOR_SIZE
-from metaopt.rules.learned.matrix_steps import Normalised, Orthogonal
+from metaopt.rules.learned.matrix_steps import Both, MatrixSteps, Normalised, Orthogonal
 from metaopt.rules.learned.turns import begins, served
 from metaopt.tasks.base import Observation
 
@@ -31,12 +31,21 @@ def test_orthogonal_steps_are_polar_factors_of_unit_size(shape: tuple[int, int])
     assert torch.allclose(step.square().mean((-2, -1)), torch.ones(2, 3).double(), atol=0.05)
 
 
-@pytest.mark.parametrize("steps", [Orthogonal(), Normalised()], ids=["orthogonal", "normalised"])
-def test_steps_do_not_depend_on_the_scale_and_stay_0(steps: Orthogonal | Normalised) -> None:
+@pytest.mark.parametrize(
+    "steps", [Orthogonal(), Normalised(), Both()], ids=["orthogonal", "normalised", "both"]
+)
+def test_steps_do_not_depend_on_the_scale_and_stay_0(steps: MatrixSteps) -> None:
     m = random(1, 1, 4, 3)
     one, other, nothing = steps([m, 1e-3 * m, 0 * m])
     assert torch.allclose(one, other, atol=1e-6)
     assert not bool(nothing.any())
+
+
+def test_both_are_the_orthogonal_steps_and_then_the_normalised_ones() -> None:
+    means = [random(2, 3, 4, 5), random(2, 3, 2, 2)]
+    alone = zip(Orthogonal()(means), Normalised()(means), strict=True)
+    for found, parts in zip(Both()(means), alone, strict=True):
+        assert torch.equal(found, torch.cat(parts, dim=1))
 
 
 def test_squares_are_kept_of_vectors_that_no_pair_moves_alone() -> None:
