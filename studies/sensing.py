@@ -6,8 +6,8 @@ Tasks are those of ``metaopt.tasks.factorised:Sensing`` at a size that no meta-t
 condition number 1,000, by matrices and by vectors, with mini-batches and with all measurements at
 each step. The pair ``factorised_update_tele`` stands beside its updates alone, whose factors stay
 in the frame that they began in; beside ``factorised_update``, which was meta-trained without
-teleports, and ``general_update``; and beside ScaledGD and Adam, whose rates are the best of their
-grids on these very tasks. What the folder (``runs/sensing`` by default)
+teleports, and ``general_update``; and beside ScaledGD and Adam, whose rates are for each
+column the best of their grids on these very tasks. What the folder (``runs/sensing`` by default)
 already has is not run again.
 """
 
@@ -64,6 +64,8 @@ TARGETS = (1e-2, 1e-3, 1e-6)
 BAR = 1
 DAMPING = 1e-9
 """Of ScaledGD: Gram matrices of float32 stay invertible."""
+BETAS = (0.9, 0.999)
+"""Of Adam, torch's own."""
 RESAMPLES = 10_000
 
 
@@ -95,7 +97,7 @@ class ScaledGradientDescent(Rule):
 
 HAND_MADE: dict[str, Callable[[float], Rule]] = {
     SCALED_GD: ScaledGradientDescent,
-    ADAM: lambda lr: Adam(lr, 0.9, 0.999),
+    ADAM: lambda lr: Adam(lr, *BETAS),
 }
 
 
@@ -115,7 +117,7 @@ FULL = Size(
     3,
     16,
     {ADAM: 1500, SCALED_GD: 600} | dict.fromkeys(LEARNED, 600),
-    {SCALED_GD: tuple(doubled(0.05, 7, 1.4)), ADAM: tuple(doubled(0.005, 7, 1.7))},
+    {SCALED_GD: tuple(doubled(0.05, 7, 1.4)), ADAM: tuple(doubled(0.005, 8, 1.7))},
 )
 SMOKE = Size(
     6,
@@ -144,6 +146,8 @@ class Whole:
     settings: dict[str, dict[str, Any]]
     condition: float
     seed: int
+    damping: float
+    betas: tuple[float, float]
 
 
 def optimizer_of(piece: Piece) -> MetaOptimizer:
@@ -204,24 +208,27 @@ def pieces(size: Size) -> list[Piece]:
 
 @dataclass(frozen=True)
 class Row:
-    """What a row needs in a setting: steps [targets, tasks], and what tells its rate."""
+    """What a row needs in a setting."""
 
-    steps: Array
-    told: str
+    steps: Array  # [targets, tasks]
+    told: list[str]  # its rate for each target
 
 
 def best(found: dict[Piece, list[list[float]]], setting: str, row: str) -> Row:
-    """A row with the rate of its grid that needs least steps to the bar's target."""
+    """A row with the rate of its grid that needs least steps, target by target."""
     of_row = {
         piece.rate: np.array(steps)
         for piece, steps in found.items()
         if (piece.setting, piece.row) == (setting, row)
     }
-    rate = min(of_row, key=lambda one: float(geomean(of_row[one])[BAR]))
-    if row in LEARNED:
-        return Row(of_row[rate], "")
-    edge = " *" if rate in (min(of_row), max(of_row)) else ""
-    return Row(of_row[rate], f" ({rate:g}{edge})")
+    rates = sorted(of_row)
+    means = np.stack([geomean(of_row[rate]) for rate in rates])
+    steps, told = [], []
+    for target, least in enumerate(means.argmin(axis=0)):
+        edge = " *" if least in (0, len(rates) - 1) else ""
+        steps.append(of_row[rates[least]][target])
+        told.append("" if row in LEARNED else f" ({rates[least]:g}{edge})")
+    return Row(np.stack(steps), told)
 
 
 def text(rows: dict[str, dict[str, Row]], size: Size) -> str:
@@ -239,10 +246,10 @@ def text(rows: dict[str, dict[str, Row]], size: Size) -> str:
         for name, row in of_setting.items():
             lost = [bool((steps > size.steps[name]).any()) for steps in row.steps]
             cells = [
-                f"{steps:.3g}{' +' if some else ''}"
-                for steps, some in zip(geomean(row.steps), lost, strict=True)
+                f"{steps:.3g}{' +' if some else ''}{told}"
+                for steps, some, told in zip(geomean(row.steps), lost, row.told, strict=True)
             ]
-            shown.append([name + row.told, *cells])
+            shown.append([name, *cells])
             if name != PAIR:
                 pair = of_setting[PAIR].steps[BAR]
                 mean, low, high, _ = map(float, ratio_of(pair, row.steps[BAR], index))
@@ -270,7 +277,7 @@ def main(world: World) -> None:
     size = SMOKE if arguments.smoke else FULL
     out = arguments.out or ROOT / "runs" / "sensing"
     make_folder(out)
-    kept = folder(out, "sensing", Whole(size, SETTINGS, CONDITION, SEED))
+    kept = folder(out, "sensing", Whole(size, SETTINGS, CONDITION, SEED, DAMPING, BETAS))
     with pool.alone(out):
         found = side_by_side(
             partial(run, size=size, kept=kept), pieces(size), arguments.jobs, "runs"
@@ -279,7 +286,7 @@ def main(world: World) -> None:
     rows = {setting: {name: best(found, setting, name) for name in names} for setting in SETTINGS}
     figures = {
         setting: {
-            name: {"steps": row.steps.tolist(), "rate": row.told} for name, row in own.items()
+            name: {"steps": row.steps.tolist(), "rates": row.told} for name, row in own.items()
         }
         for setting, own in rows.items()
     }

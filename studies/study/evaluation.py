@@ -189,18 +189,27 @@ def least_losses(settings: EvalConfig) -> Array:
 def excess(losses: Array, least: Array, settings: EvalConfig) -> Array:
     """L - inf L, at least what the dtype can tell apart from 0: [steps + 1, tasks].
 
-    That is e inf L + e^2 L(w_0), e the rounding of the dtype: outputs that are right to rounding
-    are wrong by about e of what they were wrong by at first. Of lower losses rounding alone says
-    which is the lower one.
-
     Args:
         losses: [steps + 1, tasks].
         least: [tasks].
         settings: of the evaluation that gave them.
     """
+    resolution = torch.finfo(DTYPES[settings.dtype]).eps * least
+    return np.maximum(clean(losses) - least, resolution)
+
+
+def right_to_rounding(losses: Array, settings: EvalConfig) -> float:
+    """(2 e)^2 L(w_0), e the rounding of the dtype: the geometric mean over tasks.
+
+    Outputs that are wrong by twice e of what they were wrong by at first. A convention: which of
+    two losses below it is the lower one is not counted.
+
+    Args:
+        losses: [steps + 1, tasks].
+        settings: of the evaluation that gave them.
+    """
     rounding = torch.finfo(DTYPES[settings.dtype]).eps
-    cleaned = clean(losses)
-    return np.maximum(cleaned - least, rounding * least + rounding**2 * cleaned[0])
+    return float((2 * rounding) ** 2 * geomean(clean(losses)[0]))
 
 
 FIRST_ORDER = ("GD", "Momentum", "Adam", "L-BFGS")
@@ -215,6 +224,11 @@ class RunOf:
     losses: Array  # cleaned, or the excess over the least loss, [steps + 1, tasks]
     raw: Array  # losses as computed
     about: dict[str, Any]  # of the evaluation
+    rounding: float  # the loss of outputs that are right to it, see ``right_to_rounding``
+
+    def at_rounding(self, step: int) -> bool:
+        """Whether the geometric mean over tasks has come down to rounding at a step."""
+        return float(geomean(self.losses[step])) <= self.rounding
 
 
 @dataclass(frozen=True)
@@ -268,8 +282,12 @@ def compared(
         found = read(evaluation)
         if found.losses is None:
             return f"{label} on {evaluation.family}: {found.about['left_out']}"
-        losses = excess(found.losses, least_losses(evaluation.settings), evaluation.settings)
-        runs.append(RunOf(seed, losses, found.losses, found.about))
+        least = least_losses(evaluation.settings)
+        losses = clean(found.losses)
+        if least.any():
+            losses = excess(found.losses, least, evaluation.settings)
+        rounding = right_to_rounding(found.losses, evaluation.settings)
+        runs.append(RunOf(seed, losses, found.losses, found.about, rounding))
     kind = runs[0].about["kind"] if kind == "baseline" else kind
     return Compared(name, label, kind, runs)
 

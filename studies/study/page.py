@@ -116,7 +116,7 @@ def claims_in_short(found: StudyResult) -> str:
     met = len(found.claims) - len(missed) - level
     lines = [f"Of {len(found.claims)} claims checked {met} are met in every seed."]
     if level:
-        lines[0] += f" Where {level} more ask for less, both losses are rounding alone."
+        lines[0] += f" {level} are level: there both losses have come down to rounding."
     if missed:
         lines += ["Not met in every seed:", ""]
     for claim in missed:

@@ -23,10 +23,6 @@ Index = NDArray[np.int64]
 Interval = tuple[float, float]
 
 
-BEST_AND_WORST = "worst/best"
-"""What is found where the worst seed of a row is set against the best of its rival."""
-
-
 class _Model(BaseModel):
     model_config = ConfigDict(frozen=True, protected_namespaces=())
 
@@ -97,7 +93,10 @@ class Found(_Model):
 
 
 class Claim(_Model):
-    """A bar at a step: by seed what was found and whether it is met, and whether in each seed."""
+    """A bar at a step: by seed what was found and whether it is met, and whether in each seed.
+
+    A ratio is ``level`` where both losses have come down to rounding in every seed.
+    """
 
     family: str
     row: str
@@ -107,13 +106,7 @@ class Claim(_Model):
     found: dict[str, Found]
     met: dict[str, bool]
     met_in_each: bool
-
-    @property
-    def level(self) -> bool:
-        """Whether a ratio is missed where both losses are rounding alone, on every task."""
-        asked = [seed for seed in self.met if seed != BEST_AND_WORST]
-        missed = [self.found[seed] for seed in asked if not self.met[seed]]
-        return bool(missed) and all(one.value == 1 and one.ci95 == (1, 1) for one in missed)
+    level: bool = False
 
 
 class TrainedRow(_Model):
@@ -193,7 +186,7 @@ def ratios(a: Compared, b: Compared, index: Index) -> list[Pair]:
     sides["all"] = (a.over_seeds(), b.over_seeds())
     rows = []
     for step in shown_steps(len(a.runs[0].losses) - 1):
-        sides[BEST_AND_WORST] = (a.extreme(step, worst=True), b.extreme(step, worst=False))
+        sides["worst/best"] = (a.extreme(step, worst=True), b.extreme(step, worst=False))
         for seed, (of_a, of_b) in sides.items():
             mean, low, high, wins = map(float, ratio_of(of_a[step], of_b[step], index))
             named: dict[str, Any] = {"a": a.name, "b": b.name, "step": step, "seed": seed}
@@ -225,7 +218,7 @@ def _checked(
 ) -> Claim:
     """A bar at a step; one whose row or rival was left out has nothing found, and is not met."""
     named = {contender.name: contender for contender in contenders}
-    row, found = named.get(bar.row), {}
+    row, found, level = named.get(bar.row), {}, False
     if bar.against is None:
         what, asked = "loss", f"at most {bound:g}"
         if row is not None:
@@ -242,8 +235,9 @@ def _checked(
             what = f"ratio to {of_hand if bar.against == HAND_MADE else rival.label}"
             pairs = [pair for pair in ratios(row, rival, index) if pair.step == step]
             found = {pair.seed: Found(value=pair.ratio, ci95=pair.ci95) for pair in pairs}
+            level = all(run.at_rounding(step) for run in (*row.runs, *rival.runs))
         met = {seed: one.ci95 is not None and one.ci95[1] < bound for seed, one in found.items()}
-    return _claim(bar.family, bar.row, what, step, asked, found, met)
+    return _claim(bar.family, bar.row, what, step, asked, found, met, level)
 
 
 def _health(study: StudyConfig, family: str, contender: Compared) -> Iterator[Claim]:
@@ -274,8 +268,11 @@ def _claim(
     bar: str,
     found: dict[str, Found],
     met: dict[str, bool],
+    level: bool = False,
 ) -> Claim:
     # In every seed; the worst seed against the best is shown, and not asked for.
-    each = bool(met) and all(met[seed] for seed in met if seed != BEST_AND_WORST)
+    each = bool(met) and all(met[seed] for seed in met if seed != "worst/best")
     named = {"family": family, "row": row, "what": what, "step": step, "bar": bar}
-    return Claim.model_validate({**named, "found": found, "met": met, "met_in_each": each})
+    return Claim.model_validate(
+        {**named, "found": found, "met": met, "met_in_each": each, "level": level}
+    )

@@ -22,7 +22,14 @@ from metaopt.meta.trainer import MetaTrainer
 from metaopt.tasks.least_loss import rank_bound
 from studies.pool import alone
 from studies.study.config import HAND_MADE, StudyConfig, smoked
-from studies.study.evaluation import Compared, RunOf, best_hand_made, excess, least_losses
+from studies.study.evaluation import (
+    Compared,
+    RunOf,
+    best_hand_made,
+    excess,
+    least_losses,
+    right_to_rounding,
+)
 from studies.study.plan import Point, Study, budget
 from studies.study.result import checked, ratios
 
@@ -33,7 +40,7 @@ def study_config(*overrides: str) -> StudyConfig:
     return config.load(StudyConfig, "study.yaml", overrides)
 
 
-def contender(name: str, kind: str, *losses: list[float]) -> Compared:
+def contender(name: str, kind: str, *losses: list[float], rounding: float = 0.0) -> Compared:
     """Runs of one inner step from a loss of 1; each list is one seed's losses of the tasks."""
     about: dict[str, Any] = {
         "seconds_per_step": 1.0,
@@ -43,7 +50,10 @@ def contender(name: str, kind: str, *losses: list[float]) -> Compared:
     }
     arrays = [np.array([[1.0] * len(row), row]) for row in losses]
     seeds = range(len(losses)) if kind == "learned" else [None]
-    runs = [RunOf(seed, array, array, about) for seed, array in zip(seeds, arrays, strict=True)]
+    runs = [
+        RunOf(seed, array, array, about, rounding)
+        for seed, array in zip(seeds, arrays, strict=True)
+    ]
     return Compared(name, name, kind, runs)
 
 
@@ -93,14 +103,25 @@ def test_claims_are_met_in_each_seed_or_not_at_all() -> None:
     assert [row.what for row in rows[5:]] == ["tasks diverged"] * 2
 
 
-def test_a_claim_is_level_where_no_task_tells_the_losses_apart() -> None:
+@pytest.mark.parametrize(("rounding", "level"), [(5.0, False), (6.0, True)])
+def test_a_claim_is_level_where_all_losses_are_down_to_rounding(
+    rounding: float, level: bool
+) -> None:
+    """The largest geometric mean is 32 ** 0.5, of the rival's second seed: 5.66."""
     bar = "{row: coordinate_update_tele, against: coordinate_update, below: {1: 1}}"
     study = study_config("seeds=[0, 1]", f"bars=[{bar}]")
-    same = contender("coordinate_update", "learned", [1.0, 4.0], [4.0, 4.0])
-    by_chance = contender("coordinate_update", "learned", [4.0, 1.0], [4.0, 4.0])
-    for rival, level in ((same, True), (by_chance, False), (RIVAL, False)):
-        claim = checked(study, {"default": [PAIR, rival]}, INDEX)[0]
-        assert (claim.met_in_each, claim.level) == (False, level)
+    both = [
+        contender("coordinate_update_tele", "learned", [1.0, 4.0], [4.0, 4.0], rounding=rounding),
+        contender("coordinate_update", "learned", [4.0, 8.0], [1.0, 32.0], rounding=rounding),
+    ]
+    assert checked(study, {"default": both}, INDEX)[0].level == level
+
+
+def test_outputs_are_right_to_rounding_within_twice_that_of_the_first_error() -> None:
+    settings = config.load(EvalConfig, "eval.yaml", ["tasks=2", "dtype=float64"])
+    eps = np.finfo(np.float64).eps
+    found = right_to_rounding(np.array([[1e6, 4e6], [1.0, 1.0]]), settings)
+    assert found == pytest.approx(4 * eps**2 * 2e6)
 
 
 def test_a_claim_whose_row_or_rival_was_left_out_is_not_met() -> None:
@@ -137,9 +158,6 @@ def test_the_least_loss_is_reached_and_no_weights_are_below_it() -> None:
     # At the least loss itself what is left is rounding, and not 0.
     floor = excess(np.stack([moved, least]), least, settings)[1]
     np.testing.assert_allclose(floor, np.finfo(np.float64).eps * least)
-    # Where the least loss is 0, outputs are right to rounding of what they were wrong by at first.
-    floor = excess(np.array([[4e6], [1e-40]]), np.zeros(1), settings)[1]
-    np.testing.assert_allclose(floor, 4e6 * np.finfo(np.float64).eps ** 2)
 
 
 def test_the_least_loss_of_other_families() -> None:

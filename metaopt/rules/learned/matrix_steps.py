@@ -2,7 +2,7 @@
 
     orthogonal    sqrt(max(out, rest)) (U V^T),   m = U S V^T      all singular values alike (Muon)
     normalised    m / rms(m)                                       the mean itself, of unit size
-    both          one after the other
+    both          the steps of both kinds, side by side
 
 The steps have entries of root mean square about 1, read nothing but m, and keep nothing: no mean of
 squares, entry by entry, that could not follow where a teleport mixes entries.
