@@ -14,9 +14,9 @@ also one that mixes entries: the next step is that of a run begun there. Vectors
 norms) are divided by the root of a running mean of squares, as in Adam, unless a pair moves them.
 
 The sizes b_l are those of untrained steps. ``step`` has entries of root mean square 1, so that the
-singular values of an orthogonal b_l step(m) are 1 / sqrt(M), of M matrices: how far outputs go in a step
-does not depend on width or depth; ``wide`` is for a matrix that reads more than it makes, as the A
-of an adapter does. Weights decay by r_l = weight_decay / sqrt(M).
+singular values of b_l step(m) are 1 / sqrt(M) where they are alike, of M matrices in all: how far
+outputs go does not depend on width or depth; ``wide`` is for a matrix that reads more than it makes,
+as the A of an adapter does. Weights decay by r_l = weight_decay / sqrt(M).
 
 Steps of unit size do not end by themselves. What ends them here is c: how large momenta m (at the
 decay 0.9) are beside the root mean square v of gradients over the last thousand steps. It is small
@@ -229,7 +229,7 @@ class MatrixUpdateLSTM(LayerWise):
     def _steps(
         self, W: Weights, G: Tensor, by_entry: Sequence[bool], means: _Means
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Of each parameter [B, any, entries]: steps of unit size, and what features are told of."""
+        """Of each parameter, [B, any, entries]: steps of unit size, and what features see."""
         variances = means.v.split([w[0].numel() for w in W], dim=2)
         matrices = [i for i, alone in enumerate(by_entry) if not alone]
         made = self.step([means.grown[i].unflatten(2, W[i].shape[1:]) for i in matrices])
