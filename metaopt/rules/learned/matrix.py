@@ -15,8 +15,8 @@ norms) are divided by the root of a running mean of squares, as in Adam, unless 
 
 The sizes b_l are those of untrained steps. ``step`` has entries of root mean square 1, so that the
 singular values of b_l step(m) are 1 / sqrt(M) where they are alike, of M matrices in all: how far
-outputs go does not depend on width or depth; ``wide`` is for a matrix that reads more than it makes,
-as the A of an adapter does. Weights decay by r_l = weight_decay / sqrt(M).
+outputs go does not depend on width or depth; ``wide`` is for one that reads more than it makes, as
+the A of an adapter does. Weights decay by r_l = weight_decay / sqrt(M).
 
 Steps of unit size do not end by themselves. What ends them here is c: how large momenta m (at the
 decay 0.9) are beside the root mean square v of gradients over the last thousand steps. It is small
