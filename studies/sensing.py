@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ from metaopt.optim.learned import load
 from metaopt.optim.memory import identity
 from metaopt.rules.base import Proposal, Rule, State
 from metaopt.rules.composed import MetaOptimizer
-from metaopt.rules.hand_made import Adam
+from metaopt.rules.hand_made import Adam, GradientDescent
 from metaopt.tasks.base import Observation, Tasks
 from metaopt.tasks.factorised import Sensing
 from metaopt.tasks.own_batch import LossFamily
@@ -69,7 +69,7 @@ BETAS = (0.9, 0.999)
 RESAMPLES = 10_000
 
 
-class ScaledGradientDescent(Rule):
+class ScaledGradientDescent(GradientDescent):
     """f_A = -lr (B^T B)^-1 G_A,   f_B = -lr G_B (A A^T)^-1.
 
     Args:
@@ -80,19 +80,11 @@ class ScaledGradientDescent(Rule):
         gradient descent (2021).
     """
 
-    def __init__(self, lr: float) -> None:
-        super().__init__()
-        self.lr = lr
-
-    def initial_state(self, observation: Observation) -> State:
-        """Nothing is remembered."""
-        return {}
-
     def propose(self, observation: Observation, state: State) -> tuple[Proposal, State]:
         """The steps of the class's equation."""
         (A, B), (G_A, G_B) = observation.weights, observation.grads
         directions = scaled(A, B, G_A, G_B, DAMPING)
-        return Proposal(updates=tuple(-self.lr * D for D in directions)), state
+        return super().propose(replace(observation, grads=directions), state)
 
 
 HAND_MADE: dict[str, Callable[[float], Rule]] = {

@@ -21,6 +21,7 @@ from places import ROOT
 from torch._C._distributed_c10d import TCPStore  # torch.distributed has it without a type
 
 from metaopt.base import cli
+from metaopt.base.process import World
 
 TINY = [
     "task.width=4",
@@ -214,3 +215,25 @@ def assert_one_line(errors: str, *words: str) -> None:
 def assert_one_line_mistake(done: subprocess.CompletedProcess[str], *words: str) -> None:
     assert done.returncode == 2, done.stderr
     assert_one_line(done.stderr, *words)
+
+
+def figures_in_small(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, main: Callable[[World], None], *arguments: str
+) -> Any:
+    """What a study finds with ``--smoke``, read from its ``--json``; threads stay as they were.
+
+    Args:
+        monkeypatch: for the command line.
+        folder: where runs and figures go.
+        main: of the study.
+        arguments: further ones.
+    """
+    figures = folder / "found.json"
+    given = ["--smoke", "--out", str(folder / "runs"), "--json", str(figures), *arguments]
+    monkeypatch.setattr("sys.argv", [main.__module__, *given])
+    threads = torch.get_num_threads()
+    try:
+        main(World())
+    finally:
+        torch.set_num_threads(threads)
+    return json.loads(figures.read_text(encoding="utf-8"))

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+from running import figures_in_small
 
-from metaopt.base.process import World
 from studies import attention
 from studies.attention import LEARNED, PAIR, SMOKE, Piece, optimizer_of, tasks_of
 from studies.lora.contenders import UNKNOWN, off
@@ -19,16 +17,7 @@ def test_the_command_in_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     """All rows are there; the controls leave the pair at the second step at the latest."""
     options = attention.OPTIONS | {"width": 8, "heads": 2, "judged": 20}
     monkeypatch.setattr(attention, "OPTIONS", options)
-    monkeypatch.setattr("sys.argv", [
-        "attention", "--smoke", "--jobs", "1", "--out", str(tmp_path / "runs"),
-        "--json", str(tmp_path / "found.json"),
-    ])  # fmt: skip
-    threads = torch.get_num_threads()
-    try:
-        attention.main(World())
-    finally:
-        torch.set_num_threads(threads)
-    rows = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))["rows"]
+    rows = figures_in_small(monkeypatch, tmp_path, attention.main, "--jobs", "1")["rows"]
     losses = {name: np.array(row["losses"]) for name, row in rows.items()}
     assert set(losses) == {*LEARNED, "AdamW, cosine told the column"}
     assert all(found.shape == (len(SMOKE.marks), SMOKE.tasks) for found in losses.values())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -10,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from running import figures_in_small
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from metaopt.base.process import World
 from studies.lora import __main__ as command
 from studies.lora import directions, moves, result, why
 from studies.lora.contenders import Contender, Point, grid, hand_made, learned, off
@@ -294,15 +293,8 @@ def test_what_is_there_is_not_run_again(
 def test_the_command_in_small(
     part: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sys.argv", [
-        "lora", "--smoke", "--rules", "digits_update_tele", "--out", str(tmp_path / "runs"),
-        "--json", str(tmp_path / "found.json"), *part,
-    ])  # fmt: skip
-    threads = torch.get_num_threads()
-    try:
-        command.main(World())
-    finally:
-        torch.set_num_threads(threads)
-    found = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
+    found = figures_in_small(
+        monkeypatch, tmp_path, command.main, "--rules", "digits_update_tele", *part
+    )
     names = found["along"] if part else found["contenders"]
     assert {"digits_update_tele", "Adam"} <= set(names)

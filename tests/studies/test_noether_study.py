@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from running import figures_in_small
 from torch import Tensor, nn
 
-from metaopt.base.process import World
 from metaopt.base.streams import Stream, item_generator
 from metaopt.landscape.noether import noether
 from metaopt.symmetry.geometric_mean import geometric_mean, power
@@ -255,13 +255,6 @@ def test_the_page_has_the_tables_of_its_figures() -> None:
 
 
 def test_all_parts_in_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.argv", ["noether", "--smoke", "--out", str(tmp_path / "runs"),
-                                     "--json", str(tmp_path / "found.json")])  # fmt: skip
-    threads = torch.get_num_threads()
-    try:
-        command.main(World())
-    finally:
-        torch.set_num_threads(threads)
-    found = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
+    found = figures_in_small(monkeypatch, tmp_path, command.main)
     assert list(found) == list(command.PARTS)
     assert all(part["claims"] for part in found.values())

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from running import figures_in_small
 
-from metaopt.base.process import World
 from metaopt.tasks.base import Observation
 from studies import sensing
 from studies.sensing import HAND_MADE, LEARNED, SCALED_GD, SETTINGS, TARGETS, reached
@@ -47,16 +46,7 @@ def test_reached_is_the_first_step_at_or_below_the_share() -> None:
 
 def test_the_command_in_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every row of every setting is there, with a step for each target and task."""
-    monkeypatch.setattr("sys.argv", [
-        "sensing", "--smoke", "--jobs", "1", "--out", str(tmp_path / "runs"),
-        "--json", str(tmp_path / "found.json"),
-    ])  # fmt: skip
-    threads = torch.get_num_threads()
-    try:
-        sensing.main(World())
-    finally:
-        torch.set_num_threads(threads)
-    settings = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))["settings"]
+    settings = figures_in_small(monkeypatch, tmp_path, sensing.main, "--jobs", "1")["settings"]
     assert set(settings) == set(SETTINGS)
     for setting, rows in settings.items():
         assert set(rows) == {*LEARNED, *HAND_MADE}, setting
