@@ -130,10 +130,10 @@ def _of_rules(config: TrainConfig, tensors: dict[str, Tensor]) -> Iterator[tuple
 
 
 def _of_decay(config: TrainConfig) -> Iterator[tuple[str, str]]:
-    if any(rule.decays for rule in config.rules.by_name().values()):
+    if found := "; ".join(filter(None, (rule.decay for rule in config.rules.by_name().values()))):
         yield (
             "weight decay",
-            "learned: acts on what has a gradient though weight_decay is 0; "
+            f"{found}: acts on what has a gradient though weight_decay is 0; "
             "LearnedOptimizer(.., learned_decay=0) turns it off",
         )
 

@@ -43,7 +43,6 @@ class RuleConfig(Model):
         needs_inputs: whether it can propose nothing without the inputs of layers.
         generates_for: what the engine of its generators has to know; None for updates alone.
         generates_similarities: whether its elements are rotations times a number.
-        decays: whether its updates hold a weight decay of their own.
         follows_pairs: whether all that it keeps can move with linear pairs.
         follows_similarities: whether it can where their elements are rotations times a number.
     """
@@ -52,7 +51,6 @@ class RuleConfig(Model):
     needs_inputs: ClassVar[bool] = False
     generates_for: ClassVar[Need | None] = None
     generates_similarities: ClassVar[bool] = False
-    decays: ClassVar[bool] = False
     follows_pairs: ClassVar[bool] = False
     follows_similarities: ClassVar[bool] = False
     kind: str = required("which rule it is")
@@ -65,6 +63,11 @@ class RuleConfig(Model):
     def learns(self) -> bool:
         """Whether meta-training changes it."""
         return False
+
+    @property
+    def decay(self) -> str:
+        """Which weight decay its updates hold of their own, for people; empty if none."""
+        return ""
 
     @property
     def learning_rate(self) -> float:
@@ -85,6 +88,11 @@ class LearnedConfig(RuleConfig):
     def learns(self) -> bool:
         """Whether meta-training changes it: unless it is frozen."""
         return not self.frozen
+
+    @property
+    def decay(self) -> str:
+        """Which weight decay its updates hold of their own, for people; empty if none."""
+        return ""
 
     @property
     def learning_rate(self) -> float:

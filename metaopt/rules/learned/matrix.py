@@ -28,10 +28,9 @@ Where iterates are averaged (``averaging``), f moves the fast one, z, and x' = x
 x). The state keeps d = z - y, a difference of weights, which follows a teleport as weights do. The
 constants of untrained steps are those of ``matrix_starts``.
 
-Statistics, clock and loss are those of the layer-wise rule (``layer``). The side of a linear pair
-that a parameter lies on is added, and the own log(rms(m_l) / v_l). Where teleports serve the two
-sides in turn (``turns``), the size of a step on the side that is not served is an output of its
-own.
+Statistics, clock and loss are those of the layer-wise rule (``layer``), with the side of a linear
+pair that a parameter lies on, and its own log(rms(m_l) / v_l). Where teleports serve sides in turn
+(``turns``), the size of a step on the side that is not served is an output of its own.
 """
 
 from __future__ import annotations
@@ -69,7 +68,7 @@ from metaopt.rules.learned.layer import (
     statistics,
 )
 from metaopt.rules.learned.lstm import LSTM, Head
-from metaopt.rules.learned.matrix_starts import STARTS, Start
+from metaopt.rules.learned.matrix_starts import STARTS, VECTOR_DECAY, Start
 from metaopt.rules.learned.matrix_steps import TINY, Both, MatrixSteps, Normalised, Orthogonal
 from metaopt.rules.learned.running import running_means, shrinking
 from metaopt.rules.learned.turns import served
@@ -299,7 +298,6 @@ class MatrixConfig(FadingConfig, TurnsConfig):
     """m1 parameter by parameter, on momenta of matrices."""
 
     knows_loss_alone = True
-    decays = True
     follows_pairs = True
     kind: Literal["matrix_lstm"] = required(
         "layer-wise update rule whose state follows every teleport: one LSTM for all parameters, "
@@ -319,10 +317,8 @@ class MatrixConfig(FadingConfig, TurnsConfig):
         "logarithm of the factor that steps start with on the side of a linear pair that this "
         "step's teleport does not serve; 0 where there are none",
     )
-
-    # A window of meta-training would unlearn it: it pays later.
     weight_decay: Annotated[float, Field(ge=0)] = described(
-        0.2, "decay of matrices that goes with an untrained step; it is not learned"
+        0.2, "decay of matrices that goes with an untrained step; not learned: it pays later"
     )
 
     def require(self, teleporter: TeleporterConfig) -> None:
@@ -334,13 +330,17 @@ class MatrixConfig(FadingConfig, TurnsConfig):
                 f"last, or an action out of {', '.join(EXACT)}"
             )
 
+    @property
+    def decay(self) -> str:
+        """See ``RuleConfig.decay``."""
+        return f"fixed ({self.weight_decay:g} for matrices, {VECTOR_DECAY:g} for vectors)"
+
     def make(self, place: Place) -> Rule:
         """The rule that this section describes."""
-        step = STEPS[self.step]()
         own = (
             self.hidden,
             self.scale,
-            step,
+            STEPS[self.step](),
             STARTS[self.iterates],
             self.unserved,
             self.fades,

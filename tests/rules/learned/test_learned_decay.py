@@ -12,6 +12,7 @@ from cases import learned_rule
 from torch import Tensor, nn
 from torch.nn import functional
 
+import metaopt
 from metaopt import LearnedOptimizer
 from metaopt.base import checkpoint
 from metaopt.optim.show import report
@@ -133,10 +134,14 @@ def test_a_state_of_before_the_option_is_as_meta_trained() -> None:
 
 
 def test_it_stands_in_what_a_checkpoint_tells(tmp_path: Path) -> None:
-    told = {}
-    for kind in ("layer", "coordinate_directions_update"):
-        path = tmp_path / kind
-        learned_rule(kind).save(path)
-        told[kind] = report(checkpoint.read(path), str(path))
-    assert "learned_decay=0" in told["layer"]
-    assert "learned_decay" not in told["coordinate_directions_update"]
+    rules = {
+        "learned:": learned_rule("layer"),
+        "fixed (0 for matrices, 0.003 for vectors):": metaopt.load("factorised_update"),
+        "": learned_rule("coordinate_directions_update"),
+    }
+    for which, rule in rules.items():
+        path = tmp_path / "rule.safetensors"
+        rule.save(path)
+        told = report(checkpoint.read(path), str(path))
+        assert which in told
+        assert ("learned_decay=0" in told) == bool(which)
