@@ -21,9 +21,7 @@ from torch import Tensor
 from metaopt.base.fields import PositiveFloat, described, required
 from metaopt.rules.base import Proposal, Rule, State
 from metaopt.rules.learned.directions import (
-    GENERATOR_BASES,
     HEAD_BOUND,
-    UPDATE_BASES,
     Basis,
     BasisConfig,
     InformedSteps,
@@ -44,6 +42,7 @@ from metaopt.rules.learned.features import (
     update_features,
 )
 from metaopt.rules.learned.lstm import LSTM, Head
+from metaopt.rules.learned.sized import GENERATOR_BASES_OF_ENTRIES, UPDATE_BASES_OF_ENTRIES
 from metaopt.rules.learned.step_size import StepSizeBound, StepSizeConfig
 from metaopt.rules.rule_config import FreeConfig, Place
 from metaopt.tasks.base import Hidden, Observation
@@ -71,24 +70,26 @@ class CoordinateRule(Rule):
         self.scale = scale
         self.lstm = LSTM(features, hidden, seed, f"{name}/lstm")
         outputs = basis.shaped + basis.sizes
-        self.head = Head(hidden, outputs, seed, f"{name}/head", bound=HEAD_BOUND)
+        read = hidden + features if basis.wired else hidden
+        self.head = Head(read, outputs, seed, f"{name}/head", bound=HEAD_BOUND)
 
     @property
     def reads(self) -> Hidden:
         """The loss and the inputs of layers, where they are known."""
         return frozenset({"loss", "inputs"})
 
-    def combination(self, h: Tensor, counts: Sequence[int], seen: Seen) -> Tensor:
+    def combination(self, h: Tensor, x: Tensor, counts: Sequence[int], seen: Seen) -> Tensor:
         """The combination of directions, [B, coordinates], that hidden states h are read as.
 
         What is for a whole layer is the mean over its coordinates.
 
         Args:
             h: [B, hidden, coordinates].
+            x: the features, [B, features, coordinates].
             counts: coordinates of each layer (or of each pair's generator).
             seen: the observation.
         """
-        outputs = self.scale * self.head(h)
+        outputs = self.scale * self.head(torch.cat([h, x], dim=1) if self.basis.wired else h)
         of_coordinates, of_entries = outputs.split([self.basis.shaped, self.basis.sizes], dim=1)
         parts = of_coordinates.split([*counts], dim=2)
         of_layers = torch.stack([part.mean(2) for part in parts], dim=2)
@@ -120,8 +121,9 @@ class CoordinateUpdateLSTM(CoordinateRule):
         # The state of a parameter that had no gradient, or is new, may lag behind the others: the
         # largest sum is the current one.
         seen = Seen(observation, state[SQUARES].amax(dim=(1, 2)))
-        h, cells = self.lstm(self.featurise(seen), state)
-        rows = self.combination(h, [W[0].numel() for W in observation.weights], seen)
+        x = self.featurise(seen)
+        h, cells = self.lstm(x, state)
+        rows = self.combination(h, x, [W[0].numel() for W in observation.weights], seen)
         squares = seen.squares[:, None, None].repeat(1, 1, len(observation.weights))
         return Proposal(updates=split_weights(rows, observation)), cells | {SQUARES: squares}
 
@@ -147,9 +149,10 @@ class CoordinateGroupElementLSTM(CoordinateRule):
     def propose(self, observation: Observation, state: State) -> tuple[Proposal, State]:
         """One generator T for each adjacent pair of layers."""
         seen = Seen(observation)
-        h, state = self.lstm(generator_features(seen), state)
+        x = generator_features(seen)
+        h, state = self.lstm(x, state)
         sizes = [k * k for k in generator_sizes(observation)]
-        rows = self.combination(h, sizes, seen)
+        rows = self.combination(h, x, sizes, seen)
         return Proposal(generators=split_generators(rows, observation)), state
 
 
@@ -176,9 +179,10 @@ class CoordinateStepSizeGroupElementLSTM(CoordinateRule):
     def propose(self, observation: Observation, state: State) -> tuple[Proposal, State]:
         """f = -eta grad L(w), and generators T."""
         seen = Seen(observation)
-        h, state = self.lstm(step_size_features(seen), state)
+        x = step_size_features(seen)
+        h, state = self.lstm(x, state)
         sizes = [k * k for k in generator_sizes(observation)]
-        rows = self.combination(h, sizes, seen)
+        rows = self.combination(h, x, sizes, seen)
         eta = self.bound(self.step_head(h.mean(2, keepdim=True))[:, 0, 0], seen)[:, None, None]
         updates = tuple(-eta * G for G in observation.grads)
         return Proposal(updates, split_generators(rows, observation)), state
@@ -201,7 +205,7 @@ class CoordinateUpdateConfig(BasisConfig):
 
     def make(self, place: Place) -> Rule:
         """The rule that this section describes."""
-        basis = UPDATE_BASES[self.basis](self.free)
+        basis = UPDATE_BASES_OF_ENTRIES[self.basis](self.free)
         return CoordinateUpdateLSTM(basis, self.hidden, self.scale, place.seed, place.name)
 
 
@@ -232,7 +236,7 @@ class CoordinateGeneratorConfig(BasisConfig):
 
     def make(self, place: Place) -> Rule:
         """The rule that this section describes."""
-        basis = GENERATOR_BASES[self.basis](self.free)
+        basis = GENERATOR_BASES_OF_ENTRIES[self.basis](self.free)
         return CoordinateGroupElementLSTM(basis, self.hidden, self.scale, place.seed, place.name)
 
 
@@ -244,7 +248,7 @@ class CoordinateStepConfig(BasisConfig, StepSizeConfig):
 
     def make(self, place: Place) -> Rule:
         """The rule that this section describes."""
-        basis = GENERATOR_BASES[self.basis](self.free)
+        basis = GENERATOR_BASES_OF_ENTRIES[self.basis](self.free)
         return CoordinateStepSizeGroupElementLSTM(
             basis, self.hidden, self.scale, place.seed, place.name, self.bound()
         )

@@ -68,12 +68,14 @@ class Basis(ABC):
         head_bound: the head's first weights are within it, so that the untrained rule is near the
             coefficients of 0; None for the usual bound of a linear layer.
         reads_layers: whether directions are made from the inputs of layers.
+        wired: whether the head reads the features of an entry beside its hidden state.
     """
 
     shaped: ClassVar[int]
     sizes: ClassVar[int]
     head_bound: ClassVar[float | None]
     reads_layers: ClassVar[bool] = True
+    wired: ClassVar[bool] = False
 
     def __init__(self, free: float) -> None:
         self.free = free
@@ -172,7 +174,7 @@ class NaturalSteps(Basis):
         """N and the sizes."""
         N, W = seen.natural, seen.observation.weights
         free = FREE_STEP * _share(seen)
-        sizes = (_filled([rms(n) for n in N], N), _filled([free * rms(w) for w in W], W))
+        sizes = (filled([rms(n) for n in N], N), filled([free * rms(w) for w in W], W))
         shaped = torch.cat([n.flatten(1) for n in N], dim=1)
         return Directions(shaped[:, None], self.free * torch.stack(sizes, dim=1))
 
@@ -251,12 +253,14 @@ class Whitening(Basis):
 
     def project(self, entries: Tensor, seen: Seen) -> Tensor:
         """The isometric part of the generators (see the class)."""
-        parts = split_generators(entries, seen.observation)
-        isometric = (
-            _isometric(T, products[:, 0]).flatten(1)
-            for T, products in zip(parts, seen.products, strict=True)
-        )
-        return torch.cat([*isometric], dim=1)
+        return isometric(entries, seen)
+
+
+def isometric(entries: Tensor, seen: Seen) -> Tensor:
+    """T - (tr(T H H^T) / tr(H H^T)) I for the generators T of these entries, [B, K]."""
+    parts = split_generators(entries, seen.observation)
+    each = zip(parts, seen.products, strict=True)
+    return torch.cat([_isometric(T, products[:, 0]).flatten(1) for T, products in each], dim=1)
 
 
 def _isometric(T: Tensor, S: Tensor) -> Tensor:
@@ -277,7 +281,7 @@ def _share(seen: Seen) -> Tensor:
     return share if seen.residual_known else torch.zeros_like(share)
 
 
-def _filled(sizes: list[Tensor], like: Weights) -> Tensor:
+def filled(sizes: list[Tensor], like: Weights) -> Tensor:
     """Each layer's number, [B, 1, 1], repeated for all entries of the layer: [B, P]."""
     parts = (size.expand_as(W).flatten(1) for size, W in zip(sizes, like, strict=True))
     return torch.cat([*parts], dim=1)
@@ -290,8 +294,9 @@ GENERATOR_BASES: dict[str, type[Basis]] = {"entries": GeneratorEntries, "directi
 class BasisConfig(FreeConfig):
     """The fields of rules whose outputs may be coefficients of known directions."""
 
-    basis: Literal["entries", "directions"] = described(
+    basis: Literal["entries", "sized", "directions"] = described(
         "directions",
-        "what the outputs of the network are: the entries themselves, or coefficients of known "
-        "directions (natural steps for updates, powers of H H^T for generators)",
+        "what the outputs of the network are: the entries themselves; entries times a size of each "
+        "layer (`coordinate_lstm` alone); or coefficients of known directions (natural steps for "
+        "updates, powers of H H^T for generators)",
     )

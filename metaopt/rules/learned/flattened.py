@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
+from pydantic import field_validator
 from torch import Tensor
 
 from metaopt.base.fields import PositiveFloat, Size, described, required
@@ -33,6 +34,7 @@ from metaopt.rules.learned.features import (
     split_weights,
 )
 from metaopt.rules.learned.lstm import LSTM, Head
+from metaopt.rules.learned.sized import SIZED
 from metaopt.rules.learned.step_size import StepSizeBound, StepSizeConfig
 from metaopt.rules.rule_config import Place
 from metaopt.tasks.base import NOTHING, Hidden, Observation
@@ -263,6 +265,16 @@ class FlattenedConfig(BasisConfig):
         "what the network is fed: the gradient itself; the gradient on a logarithmic scale; or "
         "that together with features of the state of the run",
     )
+
+    @field_validator("basis")
+    @classmethod
+    def _is_not_of_entries(cls, basis: str) -> str:
+        if basis == SIZED:
+            raise ValueError(
+                f"found {SIZED}, which reads features of single entries, as kind coordinate_lstm "
+                f"does: expected entries or directions"
+            )
+        return basis
 
     def given(self, place: Place, bases: Mapping[str, type[Basis]]) -> dict[str, Any]:
         """What every flattened rule is made with, the basis being one of ``bases``."""

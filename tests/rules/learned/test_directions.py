@@ -25,11 +25,13 @@ from metaopt.rules.learned.directions import (
     UpdateEntries,
     Whitening,
 )
-from metaopt.rules.learned.features import Seen
+from metaopt.rules.learned.features import LOG_RANGE, Seen, rms
+from metaopt.rules.learned.sized import LARGEST_SIZE, LEAST_SIZE, SizedGenerators, SizedUpdates
 from metaopt.tasks.regression import TaskBatch
 
 FREE = 0.5
 NATURAL, INFORMED, WHITENING = NaturalSteps(FREE), InformedSteps(FREE), Whitening(FREE)
+OWN_SIZES = [SizedUpdates(FREE), SizedGenerators(FREE)]
 EVERY = [NATURAL, INFORMED, WHITENING, UpdateEntries(FREE), GeneratorEntries(FREE)]
 every_basis = pytest.mark.parametrize("basis", EVERY, ids=lambda basis: type(basis).__name__)
 
@@ -45,7 +47,7 @@ def solved(tasks: TaskBatch) -> TaskBatch:
 
 def counts_of(basis: Basis, sizes: Sequence[int]) -> list[int]:
     """Entries of each layer, or of each pair."""
-    if isinstance(basis, NaturalSteps | UpdateEntries):
+    if isinstance(basis, NaturalSteps | UpdateEntries | SizedUpdates):
         return [a * b for a, b in pairwise(sizes)]
     return [k * k for k in sizes[1:-1]]
 
@@ -172,7 +174,7 @@ def test_directions_of_updates_shrink_as_the_residual_does(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("zero", ["residual", "first layer", "last layer", "weights", "inputs"])
 @pytest.mark.parametrize(
-    "basis", [NATURAL, INFORMED, WHITENING], ids=lambda basis: type(basis).__name__
+    "basis", [NATURAL, INFORMED, WHITENING, *OWN_SIZES], ids=lambda basis: type(basis).__name__
 )
 def test_combinations_are_finite_at_zero(basis: Basis, zero: str, dtype: torch.dtype) -> None:
     tasks = regression(DEEP_SIZES, samples=4, seed=0)
@@ -235,6 +237,25 @@ def test_the_combination_is_an_explicit_loop(sizes: list[int], basis: Basis) -> 
     torch.testing.assert_close(found, basis.project(total, at))
 
 
+@pytest.mark.parametrize("basis", OWN_SIZES, ids=lambda basis: type(basis).__name__)
+@both_sizes
+def test_sizes_of_their_own_are_factors_on_the_entries(sizes: list[int], basis: Basis) -> None:
+    at = seen(regression(sizes, samples=4, seed=0))
+    counts = counts_of(basis, sizes)
+    z = torch.linspace(-1, 1, 2 * len(counts), dtype=torch.float64).reshape(2, 1, -1)
+    z[0, 0, 0] = -1e3
+    a = signed(2, 1, sum(counts), seed=2)
+    parts = []
+    for layer, part in enumerate(by_layer(a[:, 0], counts)):
+        factors = (LOG_RANGE * z[:, :, layer].clamp(LEAST_SIZE, LARGEST_SIZE)).exp()
+        is_update = isinstance(basis, SizedUpdates)
+        unit = rms(at.natural[layer])[:, 0] if is_update else counts[layer] ** -0.25
+        parts.append(FREE * part * factors * unit)
+    torch.testing.assert_close(
+        basis.combine(z, a, counts, at), basis.project(torch.cat(parts, dim=1), at)
+    )
+
+
 @pytest.mark.parametrize("free", [0.0, 0.1, 3.0])
 @pytest.mark.parametrize("kind", [NaturalSteps, InformedSteps, Whitening])
 def test_free_is_a_factor_on_the_sizes_alone(kind: type[Basis], free: float) -> None:
@@ -247,7 +268,9 @@ def test_free_is_a_factor_on_the_sizes_alone(kind: type[Basis], free: float) -> 
 # Isometric generators.
 
 
-@pytest.mark.parametrize("basis", [NATURAL, INFORMED], ids=lambda basis: type(basis).__name__)
+@pytest.mark.parametrize(
+    "basis", [NATURAL, INFORMED, OWN_SIZES[0]], ids=lambda basis: type(basis).__name__
+)
 def test_what_has_no_gradient_stays(basis: Basis) -> None:
     tasks = regression([3, 4, 2], samples=3, seed=1)
     found = tasks.observe(tasks.initial)

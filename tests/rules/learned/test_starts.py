@@ -26,13 +26,14 @@ from metaopt.rules.learned.directions import (
     NaturalSteps,
     Whitening,
 )
-from metaopt.rules.learned.features import Seen
+from metaopt.rules.learned.features import PRODUCTS, Seen
 from metaopt.rules.learned.flattened import (
     FlattenedRule,
     GroupElementLSTM,
     LocalUpdateLSTM,
     StatefulGradient,
 )
+from metaopt.rules.learned.sized import SizedGenerators
 from metaopt.symmetry.actions import ThroughData
 from metaopt.symmetry.limits import BoundedNorm
 from metaopt.symmetry.maps import Exponential
@@ -138,7 +139,7 @@ def test_coordinate_wise_rules_give_a_layer_the_mean_of_its_coordinates(sizes: l
     outputs = SCALE * torch.einsum("of,bfn->bon", rule.head.W, h) + SCALE * rule.head.b[:, None]
     means = [part.mean(2) for part in outputs[:, :2].split(counts, dim=2)]
     wanted = WHITENING.combine(torch.stack(means, dim=2), outputs[:, 2:], counts, at)
-    torch.testing.assert_close(rule.combination(h, counts, at), wanted)
+    torch.testing.assert_close(rule.combination(h, h, counts, at), wanted)
 
 
 # Whitening within reach.
@@ -147,6 +148,8 @@ def test_coordinate_wise_rules_give_a_layer_the_mean_of_its_coordinates(sizes: l
 def whitener(z: float, kind: str, sizes: Sequence[int]) -> Rule:
     """T ~ -(H H^T - c I), whatever is seen: fixed coefficients."""
     rule: CoordinateGroupElementLSTM | FlattenedRule
+    if kind == "sized":
+        return wired_whitener()
     if kind == "coordinate":
         rule = CoordinateGroupElementLSTM(WHITENING, HIDDEN, SCALE, 0, kind).double()
         pairs = 1
@@ -160,7 +163,18 @@ def whitener(z: float, kind: str, sizes: Sequence[int]) -> Rule:
     return rule
 
 
-@pytest.mark.parametrize("kind", ["coordinate", "flattened"])
+def wired_whitener() -> Rule:
+    """The same of entries with sizes of their own: a linear map of two features is enough."""
+    rule = CoordinateGroupElementLSTM(SizedGenerators(1.0), HIDDEN, 1.0, 0, "sized").double()
+    of_products, of_identity = HIDDEN, HIDDEN + PRODUCTS
+    with torch.no_grad():
+        rule.head.W.zero_()
+        rule.head.b.zero_()
+        rule.head.W[1, of_products], rule.head.W[1, of_identity] = -0.25, 0.25
+    return rule
+
+
+@pytest.mark.parametrize("kind", ["coordinate", "flattened", "sized"])
 @pytest.mark.parametrize("sizes", [[6, 4, 3], [6, 5, 4, 3]], ids=["2 layers", "3 layers"])
 def test_fixed_coefficients_whiten_the_activations(sizes: list[int], kind: str) -> None:
     """Each step exp(a (c I - H H^T)) H is one toward orthogonal rows of H, all of one length."""
