@@ -28,6 +28,7 @@ from metaopt.rules.learned.directions import (
     BasisConfig,
 )
 from metaopt.rules.learned.features import LOG_RANGE
+from metaopt.rules.learned.sized import LARGEST_SIZE, LEAST_SIZE, SIZED
 from metaopt.tasks.build import task_family
 
 State = list[tuple[Tensor, Tensor]]
@@ -105,13 +106,15 @@ class PlainCoordinates:
         """Features [rows, F] -> outputs [B, coordinates, D]."""
         own = self.networks[name]
         rule = basis_of(self.config.rules.by_name()[name])
-        zero = rows.new_zeros(len(rows), rule.hidden)
+        features, zero = rows, rows.new_zeros(len(rows), rule.hidden)
         states: State = self.states[name] or [(zero, zero) for _ in own.cells]
         new = []
         for cell, state in zip(own.cells, states, strict=True):
             rows, c = cell(rows, state)
             new.append((rows, c))
         self.states[name] = new
+        if rule.basis == SIZED:
+            rows = torch.cat([rows, features], dim=1)
         return rule.scale * own.head(rows).unflatten(0, (len(self.X), -1))
 
     def _step(self) -> Tensor:
@@ -189,13 +192,16 @@ def update_rows(seen: Seen) -> Tensor:
 
 
 def updates(seen: Seen, z: Tensor, rule: BasisConfig) -> list[Tensor]:
-    """What the outputs z [B, P, 1 or 3] are read as, for each layer."""
+    """What the outputs z [B, P, 1 to 3] are read as, for each layer."""
     made = []
     parts = z.split([w[0].numel() for w in seen.W], dim=1)
     for part, w, n in zip(parts, seen.W, seen.N, strict=True):
         of = part.unflatten(1, w.shape[1:]).unbind(-1)
         if rule.basis == "entries":
             made.append(rule.free * of[0])
+            continue
+        if rule.basis == SIZED:
+            made.append(rule.free * of[1] * size(of[0]) * rms(n))
             continue
         c = of[0].mean((1, 2), keepdim=True).clamp(max=LARGEST_LOG_STEP).exp() / 2
         free = of[1] * rms(n) + of[2] * FREE_STEP * seen.share * rms(w)
@@ -223,19 +229,28 @@ def generator_rows(seen: Seen) -> Tensor:
 
 
 def generator(seen: Seen, z: Tensor, rule: BasisConfig) -> Tensor:
-    """What the outputs z [B, k^2, 1 or 3] are read as."""
+    """What the outputs z [B, k^2, 1 to 3] are read as."""
     HHt = over_rms(seen.grams[1])
     k = HHt.shape[1]
     of = z.unflatten(1, (k, k)).unbind(-1)
     if rule.basis == "entries":
         return rule.free * of[0]
-    known = (HHt, over_rms(HHt @ HHt))
-    T = rule.free * seen.share * of[2]
-    for bound, own, direction in zip(LARGEST_WHITENING, of[:2], known, strict=True):
-        T = T + bound * own.mean((1, 2), keepdim=True).tanh() * direction
+    if rule.basis == SIZED:
+        T = rule.free * of[1] * size(of[0])
+    else:
+        known = (HHt, over_rms(HHt @ HHt))
+        T = rule.free * seen.share * of[2]
+        for bound, own, direction in zip(LARGEST_WHITENING, of[:2], known, strict=True):
+            T = T + bound * own.mean((1, 2), keepdim=True).tanh() * direction
     T = T / k**0.5
     growth = (T * HHt).mean((1, 2), keepdim=True) * k / mean_diagonal(HHt)
     return T - growth * torch.eye(k, dtype=T.dtype, device=T.device)
+
+
+def size(z: Tensor) -> Tensor:
+    """exp(p z) of the mean over a layer, [B, 1, 1]."""
+    mean = z.mean((1, 2), keepdim=True)
+    return (LOG_RANGE * mean.clamp(LEAST_SIZE, LARGEST_SIZE)).exp()
 
 
 def rms(x: Tensor) -> Tensor:

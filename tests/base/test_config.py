@@ -177,6 +177,9 @@ def test_impossible_teleporters() -> None:
         ConfigError, match=r"field rules.teleport: found .*expected a kind that is one of"
     ):
         tiny_config({"update": UPDATE, "teleport": {"kind": [1]}}, None)
+    flattened = {"kind": "lstm", "basis": "sized"}
+    with pytest.raises(ConfigError, match=r"rules.update.basis: found sized, which reads feat"):
+        tiny_config({"update": flattened}, None)
     with pytest.raises(ConfigError, match=r"way that what rules.update keeps cannot"):
         tiny_config({"update": UPDATE, "teleport": {"kind": "pair_lstm"}}, None)
     with pytest.raises(ConfigError, match="field teleporter: cayley needs max_norm below 2"):

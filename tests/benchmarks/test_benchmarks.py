@@ -61,6 +61,7 @@ def known(name: str, basis: str) -> list[str]:
         ("paper/lstm_update.yaml", PlainLoop, 1, "entries"),
         (COORDINATE, PlainCoordinates, 2, "entries"),
         (COORDINATE, PlainCoordinates, 2, "directions"),
+        (COORDINATE, PlainCoordinates, 2, "sized"),
         ("coordinate_update.yaml", PlainCoordinates, 2, "directions"),
     ],
 )
