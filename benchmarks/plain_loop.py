@@ -163,13 +163,13 @@ def load_cell(module: nn.Module, rule: Rule, layer: int, suffix: str = "") -> No
         module.get_parameter("bias_hh" + suffix).requires_grad_(False).zero_()
 
 
-def linear(rule: Rule) -> nn.Linear:
-    """The head as torch's own layer."""
-    W = rule["head.W"]
+def linear(rule: Rule, name: str = "head") -> nn.Linear:
+    """The head, or another affine map, as torch's own layer."""
+    W = rule[f"{name}.W"]
     made = nn.Linear(W.shape[1], W.shape[0]).to(W)
     with torch.no_grad():
         made.weight.copy_(W)
-        made.bias.copy_(rule["head.b"])
+        made.bias.copy_(rule[f"{name}.b"])
     return made
 
 

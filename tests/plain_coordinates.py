@@ -113,9 +113,13 @@ class PlainCoordinates:
             rows, c = cell(rows, state)
             new.append((rows, c))
         self.states[name] = new
-        if rule.basis == SIZED:
-            rows = torch.cat([rows, features], dim=1)
-        return rule.scale * own.head(rows).unflatten(0, (len(self.X), -1))
+        outputs = own.head(rows)
+        if own.wire is not None:
+            wired = own.wire(features)
+            outputs = torch.cat(
+                [outputs[:, :2] + wired[:, :2], wired[:, 2:], outputs[:, 2:]], dim=1
+            )
+        return rule.scale * outputs.unflatten(0, (len(self.X), -1))
 
     def _step(self) -> Tensor:
         A, B = self.W1.detach().requires_grad_(), self.W2.detach().requires_grad_()
@@ -192,7 +196,7 @@ def update_rows(seen: Seen) -> Tensor:
 
 
 def updates(seen: Seen, z: Tensor, rule: BasisConfig) -> list[Tensor]:
-    """What the outputs z [B, P, 1 to 3] are read as, for each layer."""
+    """What the outputs z [B, P, 1 to 4] are read as, for each layer."""
     made = []
     parts = z.split([w[0].numel() for w in seen.W], dim=1)
     for part, w, n in zip(parts, seen.W, seen.N, strict=True):
@@ -201,7 +205,7 @@ def updates(seen: Seen, z: Tensor, rule: BasisConfig) -> list[Tensor]:
             made.append(rule.free * of[0])
             continue
         if rule.basis == SIZED:
-            made.append(rule.free * of[1] * size(of[0]) * rms(n))
+            made.append(rule.free * (size(of[0]) * of[2] + size(of[1]) * of[3]) * rms(n))
             continue
         c = of[0].mean((1, 2), keepdim=True).clamp(max=LARGEST_LOG_STEP).exp() / 2
         free = of[1] * rms(n) + of[2] * FREE_STEP * seen.share * rms(w)
@@ -229,14 +233,14 @@ def generator_rows(seen: Seen) -> Tensor:
 
 
 def generator(seen: Seen, z: Tensor, rule: BasisConfig) -> Tensor:
-    """What the outputs z [B, k^2, 1 to 3] are read as."""
+    """What the outputs z [B, k^2, 1 to 4] are read as."""
     HHt = over_rms(seen.grams[1])
     k = HHt.shape[1]
     of = z.unflatten(1, (k, k)).unbind(-1)
     if rule.basis == "entries":
         return rule.free * of[0]
     if rule.basis == SIZED:
-        T = rule.free * of[1] * size(of[0])
+        T = rule.free * (size(of[0]) * of[2] + size(of[1]) * of[3])
     else:
         known = (HHt, over_rms(HHt @ HHt))
         T = rule.free * seen.share * of[2]
@@ -290,6 +294,7 @@ class _Cells(nn.Module):
         super().__init__()
         self.cells = nn.ModuleList(_cell(rule, layer) for layer in range(cells(rule)))
         self.head = linear(rule)
+        self.wire = linear(rule, "wire") if "wire.W" in rule else None
 
 
 def _cell(rule: Rule, layer: int) -> nn.LSTMCell:

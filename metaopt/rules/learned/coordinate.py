@@ -69,9 +69,10 @@ class CoordinateRule(Rule):
         self.basis = basis
         self.scale = scale
         self.lstm = LSTM(features, hidden, seed, f"{name}/lstm")
-        outputs = basis.shaped + basis.sizes
-        read = hidden + features if basis.wired else hidden
-        self.head = Head(read, outputs, seed, f"{name}/head", bound=HEAD_BOUND)
+        self.outputs = basis.shaped, basis.sizes // 2 if basis.wired else basis.sizes
+        self.head = Head(hidden, sum(self.outputs), seed, f"{name}/head", bound=HEAD_BOUND)
+        if basis.wired:
+            self.wire = Head(features, sum(self.outputs), seed, f"{name}/wire", bound=HEAD_BOUND)
 
     @property
     def reads(self) -> Hidden:
@@ -89,8 +90,11 @@ class CoordinateRule(Rule):
             counts: coordinates of each layer (or of each pair's generator).
             seen: the observation.
         """
-        outputs = self.scale * self.head(torch.cat([h, x], dim=1) if self.basis.wired else h)
-        of_coordinates, of_entries = outputs.split([self.basis.shaped, self.basis.sizes], dim=1)
+        of_coordinates, of_entries = (self.scale * self.head(h)).split([*self.outputs], dim=1)
+        if self.basis.wired:
+            more, linear = (self.scale * self.wire(x)).split([*self.outputs], dim=1)
+            of_coordinates = of_coordinates + more
+            of_entries = torch.cat([linear, of_entries], dim=1)
         parts = of_coordinates.split([*counts], dim=2)
         of_layers = torch.stack([part.mean(2) for part in parts], dim=2)
         return self.basis.combine(of_layers, of_entries, counts, seen)

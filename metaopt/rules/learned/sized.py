@@ -1,19 +1,17 @@
 """Entries with sizes of their own: outputs that fill any direction, over many orders of magnitude.
 
-    f = a rms(N_l) exp(p z_l)                     updates; N_l is the natural step of layer l
-    T = a exp(p z_l) / sqrt(k), made isometric    generators of pair l, k by k
+    f = rms(N_l) E                     updates; N_l is the natural step of layer l
+    T = E / sqrt(k), made isometric    generators of pair l, k by k
+    E = exp(p z) (v . x) + exp(p z') (v' . h)
 
-The network says a, a number for each entry, and z_l, the mean over the layer's entries of another
-one, with p = ``LOG_RANGE``. No direction is given, only the unit of a length: which way to go is
+x are the features of an entry and h is its hidden state. Each of the two parts, one linear in the
+features and one bent, has a size for the whole layer: z and z' are means over its entries of other
+outputs, and p = ``LOG_RANGE``. No direction is given, only the unit of a length: which way to go is
 the network's own. Entries that are outputs as they are (``directions.Entries``) have one magnitude
 for a whole run; here what is proposed can shrink with what is left to do.
 
-A cell's hidden state lies within (-1, 1), so that what a is to be proportional to, such as the
-entries of H H^T, is bent by it. The head therefore reads the features as well (``wired``): a linear
-map is then as easy to learn as a bent one.
-
-Second moments and products are where whitening comes from, as in ``directions.Whitening``: there
-its direction is given and bounded, here it has to be found.
+Whitening is linear in two features, the entries of H H^T and of I, and has to be exact to go on:
+with one size for both parts, what is bent stays beside it to the end.
 """
 
 from __future__ import annotations
@@ -41,15 +39,21 @@ LEAST_SIZE, LARGEST_SIZE = -4.0, 0.5
 
 
 class Sized(Basis):
-    """One size of each layer and one number of each entry, which are multiplied.
+    """Sizes of each layer and numbers of each entry, which are multiplied: a part of each network.
 
-    What is called a shaped direction elsewhere is here the unit of the entries of a layer.
+    What is one number for a layer shapes no direction here; it is a size of the layer's entries.
     """
 
-    shaped = 1
-    sizes = 1
+    shaped = 2
+    sizes = 2
     head_bound = HEAD_BOUND
     wired = True
+
+    def units(self, units: Tensor) -> Directions:
+        """No shaped direction, and units [B, entries] times ``free`` as the only size."""
+        return Directions(
+            units.new_empty(units.shape[0], 0, units.shape[1]), self.free * units[:, None]
+        )
 
     def coefficients(self, z: Tensor) -> Tensor:
         """exp(p z), z within its bounds."""
@@ -58,11 +62,12 @@ class Sized(Basis):
     def combine(
         self, of_layers: Tensor, of_entries: Tensor, counts: Sequence[int], seen: Seen
     ) -> Tensor:
-        """a times units times exp(p z), [B, entries]; see ``Basis.combine`` for the arguments."""
-        c = self.coefficients(of_layers)[:, 0]
-        units = self.directions(seen).shaped[:, 0]
-        sizes = [c[:, i, None] * unit for i, unit in enumerate(units.split([*counts], dim=1))]
-        return self.project(self.free * of_entries[:, 0] * torch.cat(sizes, dim=1), seen)
+        """Units times sum_d exp(p z^d) a^d, [B, entries]; arguments as of ``Basis.combine``."""
+        c = self.coefficients(of_layers)
+        parts = of_entries.split([*counts], dim=2)
+        entries = [(c[:, :, i, None] * part).sum(1) for i, part in enumerate(parts)]
+        units = self.directions(seen).sizes[:, 0]
+        return self.project(torch.cat(entries, dim=1) * units, seen)
 
 
 class SizedUpdates(Sized):
@@ -70,8 +75,7 @@ class SizedUpdates(Sized):
 
     def directions(self, seen: Seen) -> Directions:
         """The root mean square of N in each layer, in all of its entries."""
-        units = filled([rms(n) for n in seen.natural], seen.natural)[:, None]
-        return Directions(units, units[:, :0])
+        return self.units(filled([rms(n) for n in seen.natural], seen.natural))
 
     def project(self, entries: Tensor, seen: Seen) -> Tensor:
         """Entries without a gradient are set to 0."""
@@ -87,8 +91,7 @@ class SizedGenerators(Sized):
             HHt.new_full((HHt.shape[0], HHt.shape[-1] ** 2), 1 / math.sqrt(HHt.shape[-1]))
             for HHt in (products[:, 0] for products in seen.products)
         ]
-        units = torch.cat(parts, dim=1)[:, None]
-        return Directions(units, units[:, :0])
+        return self.units(torch.cat(parts, dim=1))
 
     def project(self, entries: Tensor, seen: Seen) -> Tensor:
         """The isometric part of the generators (``Whitening``)."""

@@ -242,15 +242,15 @@ def test_the_combination_is_an_explicit_loop(sizes: list[int], basis: Basis) -> 
 def test_sizes_of_their_own_are_factors_on_the_entries(sizes: list[int], basis: Basis) -> None:
     at = seen(regression(sizes, samples=4, seed=0))
     counts = counts_of(basis, sizes)
-    z = torch.linspace(-1, 1, 2 * len(counts), dtype=torch.float64).reshape(2, 1, -1)
+    z = torch.linspace(-1, 1, 4 * len(counts), dtype=torch.float64).reshape(2, 2, -1)
     z[0, 0, 0] = -1e3
-    a = signed(2, 1, sum(counts), seed=2)
+    a = signed(2, 2, sum(counts), seed=2)
     parts = []
-    for layer, part in enumerate(by_layer(a[:, 0], counts)):
+    for layer, part in enumerate(by_layer(a, counts)):
         factors = (LOG_RANGE * z[:, :, layer].clamp(LEAST_SIZE, LARGEST_SIZE)).exp()
         is_update = isinstance(basis, SizedUpdates)
         unit = rms(at.natural[layer])[:, 0] if is_update else counts[layer] ** -0.25
-        parts.append(FREE * part * factors * unit)
+        parts.append(FREE * (part[:, 0] * factors[:, :1] + part[:, 1] * factors[:, 1:]) * unit)
     torch.testing.assert_close(
         basis.combine(z, a, counts, at), basis.project(torch.cat(parts, dim=1), at)
     )

@@ -166,11 +166,10 @@ def whitener(z: float, kind: str, sizes: Sequence[int]) -> Rule:
 def wired_whitener() -> Rule:
     """The same of entries with sizes of their own: a linear map of two features is enough."""
     rule = CoordinateGroupElementLSTM(SizedGenerators(1.0), HIDDEN, 1.0, 0, "sized").double()
-    of_products, of_identity = HIDDEN, HIDDEN + PRODUCTS
     with torch.no_grad():
-        rule.head.W.zero_()
-        rule.head.b.zero_()
-        rule.head.W[1, of_products], rule.head.W[1, of_identity] = -0.25, 0.25
+        for tensor in (rule.head.W, rule.head.b, rule.wire.W, rule.wire.b):
+            tensor.zero_()
+        rule.wire.W[2, 0], rule.wire.W[2, PRODUCTS] = -0.25, 0.25
     return rule
 
 
