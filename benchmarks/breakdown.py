@@ -89,7 +89,7 @@ def _parts(trainer: MetaTrainer) -> Iterator[tuple[str, Any, str]]:
     for rule in trainer.optimizer.rules.values():
         yield RULES, rule, "propose"
         for name, module in rule.named_children():
-            if name in ("lstm", "head", "step_head"):
+            if name in ("lstm", "head", "wire", "step_head"):
                 yield NETWORKS, module, "forward"
 
 
