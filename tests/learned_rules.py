@@ -30,10 +30,12 @@ from metaopt.rules.learned.flattened import (
     StatefulGradient,
     StepSizeGroupElementLSTM,
 )
+from metaopt.rules.learned.sized import SizedGenerators, SizedUpdates
 from metaopt.rules.learned.step_size import Sigmoid
 
 LOW, HIGH = 1e-7, 5e-3
 every_basis = pytest.mark.parametrize("basis", ["entries", "directions"])
+every_coordinate_basis = pytest.mark.parametrize("basis", ["entries", "sized", "directions"])
 
 
 def basis_of(kind: str, basis: str) -> Basis:
@@ -42,8 +44,12 @@ def basis_of(kind: str, basis: str) -> Basis:
             return UpdateEntries(1.0)
         case "update", "directions":
             return NaturalSteps(1.0)
+        case "update", "sized":
+            return SizedUpdates(1.0)
         case _, "entries":
             return GeneratorEntries(1.0)
+        case _, "sized":
+            return SizedGenerators(1.0)
     return Whitening(1.0)
 
 

@@ -18,6 +18,9 @@ FLATTENED: dict[str, Any] = {"kind": "lstm", "hidden": 4, "outer_lr": 1e-3}
 DIRECTIONS = UPDATE | {"basis": "directions"}
 
 
+SIZED = UPDATE | {"basis": "sized"}
+
+
 STATEFUL = FLATTENED | {"gradient": "stateful", "basis": "directions"}
 
 
@@ -27,6 +30,7 @@ RULES: dict[str, dict[str, Any]] = {
     "flattened pair": {"update": FLATTENED, "teleport": FLATTENED},
     "flattened step": {"step_teleport": FLATTENED},
     "directions": {"update": DIRECTIONS, "teleport": DIRECTIONS},
+    "sized": {"update": SIZED, "teleport": SIZED},
     "flattened directions": {"update": STATEFUL, "teleport": STATEFUL},
     "update alone": {"update": FLATTENED},
     "Adam and teleport": {"update": {"kind": "adam", "lr": 0.1}, "teleport": UPDATE},

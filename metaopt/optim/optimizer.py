@@ -51,7 +51,7 @@ class LearnedOptimizer(TwoModes):
     ``w <- (1 - lr weight_decay) w + lr f``, as in AdamW.
 
     **Under some rules weights decay even if weight_decay is 0**: layer-wise rules (such as that for
-    digits) have learned a decay of their own, which is a part of f. It acts on entries that have a
+    digits) have a decay of their own, learned or not, a part of f. It acts on entries that have a
     gradient at this step. learned_decay is a factor on it, and 0 turns it off.
 
     The rule sees each parameter as a matrix [out, rest], and a vector as one column. Parameters

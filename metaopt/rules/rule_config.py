@@ -90,11 +90,6 @@ class LearnedConfig(RuleConfig):
         return not self.frozen
 
     @property
-    def decay(self) -> str:
-        """Which weight decay its updates hold of their own, for people; empty if none."""
-        return ""
-
-    @property
     def learning_rate(self) -> float:
         """The learning rate of the outer loop."""
         return self.outer_lr

@@ -42,7 +42,7 @@ from metaopt.rules.learned.features import (
     update_features,
 )
 from metaopt.rules.learned.lstm import LSTM, Head
-from metaopt.rules.learned.sized import GENERATOR_BASES_OF_ENTRIES, UPDATE_BASES_OF_ENTRIES
+from metaopt.rules.learned.sized import GENERATOR_BASES_OF_COORDINATES, UPDATE_BASES_OF_COORDINATES
 from metaopt.rules.learned.step_size import StepSizeBound, StepSizeConfig
 from metaopt.rules.rule_config import FreeConfig, Place
 from metaopt.tasks.base import Hidden, Observation
@@ -51,11 +51,11 @@ from metaopt.teleport.optimizer_state import Kept
 
 
 class CoordinateRule(Rule):
-    """LSTM and head shared by all coordinates.
+    """LSTM and head shared by all coordinates; a second head on the features, where they are wired.
 
     Args:
         features: features of a coordinate.
-        basis: the directions that the head gives each coordinate's coefficients of.
+        basis: what the outputs of the heads are coefficients or sizes of.
         hidden: size of the cells.
         scale: factor on the outputs of the head.
         seed: the seed of the initialisation.
@@ -80,7 +80,7 @@ class CoordinateRule(Rule):
         return frozenset({"loss", "inputs"})
 
     def combination(self, h: Tensor, x: Tensor, counts: Sequence[int], seen: Seen) -> Tensor:
-        """The combination of directions, [B, coordinates], that hidden states h are read as.
+        """The combination, [B, coordinates], that hidden states and features are read as.
 
         What is for a whole layer is the mean over its coordinates.
 
@@ -209,7 +209,7 @@ class CoordinateUpdateConfig(BasisConfig):
 
     def make(self, place: Place) -> Rule:
         """The rule that this section describes."""
-        basis = UPDATE_BASES_OF_ENTRIES[self.basis](self.free)
+        basis = UPDATE_BASES_OF_COORDINATES[self.basis](self.free)
         return CoordinateUpdateLSTM(basis, self.hidden, self.scale, place.seed, place.name)
 
 
@@ -240,7 +240,7 @@ class CoordinateGeneratorConfig(BasisConfig):
 
     def make(self, place: Place) -> Rule:
         """The rule that this section describes."""
-        basis = GENERATOR_BASES_OF_ENTRIES[self.basis](self.free)
+        basis = GENERATOR_BASES_OF_COORDINATES[self.basis](self.free)
         return CoordinateGroupElementLSTM(basis, self.hidden, self.scale, place.seed, place.name)
 
 
@@ -252,7 +252,7 @@ class CoordinateStepConfig(BasisConfig, StepSizeConfig):
 
     def make(self, place: Place) -> Rule:
         """The rule that this section describes."""
-        basis = GENERATOR_BASES_OF_ENTRIES[self.basis](self.free)
+        basis = GENERATOR_BASES_OF_COORDINATES[self.basis](self.free)
         return CoordinateStepSizeGroupElementLSTM(
             basis, self.hidden, self.scale, place.seed, place.name, self.bound()
         )

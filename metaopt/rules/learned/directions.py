@@ -68,7 +68,8 @@ class Basis(ABC):
         head_bound: the head's first weights are within it, so that the untrained rule is near the
             coefficients of 0; None for the usual bound of a linear layer.
         reads_layers: whether directions are made from the inputs of layers.
-        wired: whether half of the sizes, the first ones, are linear maps of an entry's features.
+        wired: whether features are read beside hidden states: half of the sizes, the first ones,
+            are linear maps of them, and what is for layers is a sum of both.
     """
 
     shaped: ClassVar[int]

@@ -333,7 +333,7 @@ class MatrixConfig(FadingConfig, TurnsConfig):
     @property
     def decay(self) -> str:
         """See ``RuleConfig.decay``."""
-        return f"fixed ({self.weight_decay:g} for matrices, {VECTOR_DECAY:g} for vectors)"
+        return f"goes with the step ({self.weight_decay:g} matrices, {VECTOR_DECAY:g} vectors)"
 
     def make(self, place: Place) -> Rule:
         """The rule that this section describes."""

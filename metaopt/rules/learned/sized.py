@@ -2,16 +2,17 @@
 
     f = rms(N_l) E                     updates; N_l is the natural step of layer l
     T = E / sqrt(k), made isometric    generators of pair l, k by k
-    E = exp(p z) (v . x) + exp(p z') (v' . h)
+    E = free (exp(p z) (v . x + b) + exp(p z') (v' . h + b'))
 
 x are the features of an entry and h is its hidden state. Each of the two parts, one linear in the
 features and one bent, has a size for the whole layer: z and z' are means over its entries of other
-outputs, and p = ``LOG_RANGE``. No direction is given, only the unit of a length: which way to go is
-the network's own. Entries that are outputs as they are (``directions.Entries``) have one magnitude
-for a whole run; here what is proposed can shrink with what is left to do.
+outputs, each of which reads both, and p = ``LOG_RANGE``. No direction is given, only the unit of a
+length: which way to go is the network's own. Entries that are outputs as they are
+(``directions.Entries``) have one magnitude for a whole run; here what is proposed can shrink with
+what is left to do.
 
-Whitening is linear in two features, the entries of H H^T and of I, and has to be exact to go on:
-with one size for both parts, what is bent stays beside it to the end.
+Whitening is linear in one feature, the entries of H H^T: what makes it isometric adds a multiple
+of I. It has to be exact to go on, and with one size for both parts what is bent stays beside it.
 """
 
 from __future__ import annotations
@@ -99,6 +100,6 @@ class SizedGenerators(Sized):
 
 
 SIZED = "sized"
-UPDATE_BASES_OF_ENTRIES: dict[str, type[Basis]] = {**UPDATE_BASES, SIZED: SizedUpdates}
-GENERATOR_BASES_OF_ENTRIES: dict[str, type[Basis]] = {**GENERATOR_BASES, SIZED: SizedGenerators}
-"""What rules may choose from whose features are those of single entries."""
+UPDATE_BASES_OF_COORDINATES: dict[str, type[Basis]] = {**UPDATE_BASES, SIZED: SizedUpdates}
+GENERATOR_BASES_OF_COORDINATES: dict[str, type[Basis]] = {**GENERATOR_BASES, SIZED: SizedGenerators}
+"""What coordinate-wise rules may choose from, whose features are those of single entries."""

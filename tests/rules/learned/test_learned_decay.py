@@ -136,7 +136,7 @@ def test_a_state_of_before_the_option_is_as_meta_trained() -> None:
 def test_it_stands_in_what_a_checkpoint_tells(tmp_path: Path) -> None:
     rules = {
         "learned:": learned_rule("layer"),
-        "fixed (0 for matrices, 0.003 for vectors):": metaopt.load("factorised_update"),
+        "goes with the step (0 matrices, 0.003 vectors):": metaopt.load("factorised_update"),
         "": learned_rule("coordinate_directions_update"),
     }
     for which, rule in rules.items():

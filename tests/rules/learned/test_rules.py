@@ -7,7 +7,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from learned_rules import Make, coordinate_rule, every_basis, every_rule, flattened_rule
+from learned_rules import (
+    Make,
+    coordinate_rule,
+    every_basis,
+    every_coordinate_basis,
+    every_rule,
+    flattened_rule,
+)
 from support import DEEP_SIZES, FEW, SIZES, both_sizes, regression, relative_error, seeds, signed
 from torch import Tensor
 
@@ -53,7 +60,7 @@ def relabel(weights: Weights, orders: Sequence[Tensor]) -> Weights:
     return tuple(moved)
 
 
-@every_basis
+@every_coordinate_basis
 @pytest.mark.parametrize("kind", COORDINATE)
 @FEW
 @given(sizes=st.lists(st.integers(1, 5), min_size=3, max_size=5), seed=seeds)
@@ -76,7 +83,7 @@ def test_relabelled_units_get_relabelled_proposals(
             assert relative_error(mine, theirs) < 1e-9
 
 
-@every_basis
+@every_coordinate_basis
 @pytest.mark.parametrize("kind", COORDINATE)
 def test_one_coordinate_wise_rule_fits_any_network(kind: str, basis: str) -> None:
     rule = coordinate_rule(kind, basis)

@@ -26,7 +26,7 @@ from metaopt.rules.learned.directions import (
     NaturalSteps,
     Whitening,
 )
-from metaopt.rules.learned.features import PRODUCTS, Seen
+from metaopt.rules.learned.features import Seen
 from metaopt.rules.learned.flattened import (
     FlattenedRule,
     GroupElementLSTM,
@@ -164,12 +164,12 @@ def whitener(z: float, kind: str, sizes: Sequence[int]) -> Rule:
 
 
 def wired_whitener() -> Rule:
-    """The same of entries with sizes of their own: a linear map of two features is enough."""
+    """The same of entries with sizes of their own: one feature is enough, H H^T."""
     rule = CoordinateGroupElementLSTM(SizedGenerators(1.0), HIDDEN, 1.0, 0, "sized").double()
     with torch.no_grad():
         for tensor in (rule.head.W, rule.head.b, rule.wire.W, rule.wire.b):
             tensor.zero_()
-        rule.wire.W[2, 0], rule.wire.W[2, PRODUCTS] = -0.25, 0.25
+        rule.wire.W[2, 0] = -0.25
     return rule
 
 
