@@ -43,6 +43,7 @@ class RuleConfig(Model):
         needs_inputs: whether it can propose nothing without the inputs of layers.
         generates_for: what the engine of its generators has to know; None for updates alone.
         generates_similarities: whether its elements are rotations times a number.
+        learns_decay: whether its updates hold a weight decay that it has learned.
         follows_pairs: whether all that it keeps can move with linear pairs.
         follows_similarities: whether it can where their elements are rotations times a number.
     """
@@ -51,6 +52,7 @@ class RuleConfig(Model):
     needs_inputs: ClassVar[bool] = False
     generates_for: ClassVar[Need | None] = None
     generates_similarities: ClassVar[bool] = False
+    learns_decay: ClassVar[bool] = False
     follows_pairs: ClassVar[bool] = False
     follows_similarities: ClassVar[bool] = False
     kind: str = required("which rule it is")
@@ -67,7 +69,7 @@ class RuleConfig(Model):
     @property
     def decay(self) -> str:
         """Which weight decay its updates hold of their own, for people; empty if none."""
-        return ""
+        return "learned" if self.learns_decay else ""
 
     @property
     def learning_rate(self) -> float:

@@ -185,7 +185,7 @@ class NaturalSteps(Basis):
 
     def project(self, entries: Tensor, seen: Seen) -> Tensor:
         """Entries without a gradient are set to 0."""
-        return torch.where(flat_gradient(seen.observation) == 0, 0.0, entries)
+        return of_gradient(entries, seen)
 
 
 class InformedSteps(NaturalSteps):
@@ -255,6 +255,11 @@ class Whitening(Basis):
     def project(self, entries: Tensor, seen: Seen) -> Tensor:
         """The isometric part of the generators (see the class)."""
         return isometric(entries, seen)
+
+
+def of_gradient(entries: Tensor, seen: Seen) -> Tensor:
+    """The entries of updates, [B, P], 0 where there is no gradient."""
+    return torch.where(flat_gradient(seen.observation) == 0, 0.0, entries)
 
 
 def isometric(entries: Tensor, seen: Seen) -> Tensor:

@@ -19,6 +19,7 @@ class EigenConfig(FadingConfig):
     """m1 parameter by parameter, on directions in eigenbases, with averaged iterates."""
 
     knows_loss_alone = True
+    learns_decay = True
     follows_similarities = True
     kind: Literal["eigen_lstm"] = required(
         "layer-wise update rule for mini-batches: one LSTM for all parameters, whose outputs mix "
@@ -63,11 +64,6 @@ class EigenConfig(FadingConfig):
                 "field rules.update.pairs: found framed, with rules.teleport, but eigenbases of "
                 "its own follow no teleport: expected moved, or no rules.teleport"
             )
-
-    @property
-    def decay(self) -> str:
-        """See ``RuleConfig.decay``."""
-        return "learned"
 
     def make(self, place: Place) -> Rule:
         """The rule that this section describes."""

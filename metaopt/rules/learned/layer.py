@@ -270,15 +270,11 @@ class LayerConfig(NetworkConfig):
     """m1 parameter by parameter."""
 
     knows_loss_alone = True
+    learns_decay = True
     kind: Literal["layer_lstm"] = required(
         "layer-wise update rule: one LSTM for all parameters, on statistics of mini-batches' "
         "gradients; its outputs mix running means of them, and give step size and weight decay"
     )
-
-    @property
-    def decay(self) -> str:
-        """See ``RuleConfig.decay``."""
-        return "learned"
 
     def make(self, place: Place) -> Rule:
         """The rule that this section describes."""

@@ -23,7 +23,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from metaopt.rules.base import flat_gradient
 from metaopt.rules.learned.directions import (
     GENERATOR_BASES,
     HEAD_BOUND,
@@ -32,6 +31,7 @@ from metaopt.rules.learned.directions import (
     Directions,
     filled,
     isometric,
+    of_gradient,
 )
 from metaopt.rules.learned.features import LOG_RANGE, Seen, rms
 
@@ -80,7 +80,7 @@ class SizedUpdates(Sized):
 
     def project(self, entries: Tensor, seen: Seen) -> Tensor:
         """Entries without a gradient are set to 0."""
-        return torch.where(flat_gradient(seen.observation) == 0, 0.0, entries)
+        return of_gradient(entries, seen)
 
 
 class SizedGenerators(Sized):
