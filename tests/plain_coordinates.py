@@ -28,7 +28,7 @@ from metaopt.rules.learned.directions import (
     BasisConfig,
 )
 from metaopt.rules.learned.features import LOG_RANGE
-from metaopt.rules.learned.sized import LARGEST_SIZE, LEAST_SIZE, SIZED
+from metaopt.rules.learned.sized import LARGEST_SIZE, LEAST_EIGENVALUE, LEAST_SIZE, SIZED
 from metaopt.tasks.build import task_family
 
 State = list[tuple[Tensor, Tensor]]
@@ -240,7 +240,7 @@ def generator(seen: Seen, z: Tensor, rule: BasisConfig) -> Tensor:
     if rule.basis == "entries":
         return rule.free * of[0]
     if rule.basis == SIZED:
-        T = rule.free * (size(of[0]) * of[2] + size(of[1]) * of[3])
+        T = rule.free * seen.share.sqrt() * (size(of[0]) * of[2] + size(of[1]) * of[3])
     else:
         known = (HHt, over_rms(HHt @ HHt))
         T = rule.free * seen.share * of[2]
@@ -248,7 +248,17 @@ def generator(seen: Seen, z: Tensor, rule: BasisConfig) -> Tensor:
             T = T + bound * own.mean((1, 2), keepdim=True).tanh() * direction
     T = T / k**0.5
     growth = (T * HHt).mean((1, 2), keepdim=True) * k / mean_diagonal(HHt)
-    return T - growth * torch.eye(k, dtype=T.dtype, device=T.device)
+    T = T - growth * torch.eye(k, dtype=T.dtype, device=T.device)
+    if rule.basis != SIZED:
+        return T
+    r = farthest(seen.grams[1].detach())
+    return T * r / (r.square() + T.square().sum((1, 2), keepdim=True)).sqrt()
+
+
+def farthest(HHt: Tensor) -> Tensor:
+    """The length that a generator is kept below, [B, 1, 1]."""
+    S = HHt / mean_diagonal(HHt) + LEAST_EIGENVALUE * torch.eye(HHt.shape[1]).to(HHt)
+    return (-2 * torch.logdet(S / (1 + LEAST_EIGENVALUE)))[:, None, None].sqrt()
 
 
 def size(z: Tensor) -> Tensor:

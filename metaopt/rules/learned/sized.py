@@ -1,7 +1,7 @@
 """Entries with sizes of their own: outputs that fill any direction, over many orders of magnitude.
 
-    f = rms(N_l) E                     updates; N_l is the natural step of layer l
-    T = E / sqrt(k), made isometric    generators of pair l, k by k
+    f = rms(N_l) E                      updates; N_l is the natural step of layer l
+    T = within(r, sqrt(q / k) E)        generators of pair l, k by k, made isometric before
     E = free (exp(p z) (v . x + b) + exp(p z') (v' . h + b'))
 
 x are the features of an entry and h is its hidden state. Each of the two parts, one linear in the
@@ -9,7 +9,19 @@ features and one bent, has a size for the whole layer: z and z' are means over i
 outputs, each of which reads both, and p = ``LOG_RANGE``. No direction is given, only the unit of a
 length: which way to go is the network's own. Entries that are outputs as they are
 (``directions.Entries``) have one magnitude for a whole run; here what is proposed can shrink with
-what is left to do.
+what is left to do. Updates do with the gradient, and generators with q, the share of the outputs
+that is wrong: by its root, since with q itself they are too small before the last teleports are
+made, and without it nothing that is learned in float32 says that teleports should end, so that they
+go on, and their rounding stays in the loss. Where q is not known there is no teleport.
+
+Nor is a generator longer than ``reach``, which is 0 where the units are white already:
+
+    within(r, T) = T / sqrt(1 + ||T||_F^2 / r^2),    r^2 = -2 log det S,    tr S = k
+
+with S = H H^T over the mean of its diagonal. Near I that r is ||S - I||_F, twice as far as it is to
+white, and r^2 is always four times the Kullback-Leibler divergence of normal distributions of
+covariances S and I. What overshoots by more comes back the other way, farther each time: that, and
+not the directions, is what carried weights to infinity on tasks of other sizes.
 
 Whitening is linear in one feature, the entries of H H^T: what makes it isometric adds a multiple
 of I. It has to be exact to go on, and with one size for both parts what is bent stays beside it.
@@ -23,6 +35,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from metaopt.base.loss_statistics import FLOOR
 from metaopt.rules.learned.directions import (
     GENERATOR_BASES,
     HEAD_BOUND,
@@ -32,11 +45,14 @@ from metaopt.rules.learned.directions import (
     filled,
     isometric,
     of_gradient,
+    wrong_share,
 )
-from metaopt.rules.learned.features import LOG_RANGE, Seen, rms
+from metaopt.rules.learned.features import LOG_RANGE, Seen, rms, split_generators
 
 LEAST_SIZE, LARGEST_SIZE = -4.0, 0.5
 """Bounds of z: factors from 4e-18 to 150."""
+LEAST_EIGENVALUE = 1e-5
+"""Of H H^T over its mean: what is smaller, where H has fewer columns than rows, is rounding."""
 
 
 class Sized(Basis):
@@ -84,19 +100,39 @@ class SizedUpdates(Sized):
 
 
 class SizedGenerators(Sized):
-    """Generators whose entries of root mean square 1 have the Frobenius norm of the identity."""
+    """Generators; E of root mean square 1 has sqrt(q) times the Frobenius norm of the identity."""
 
     def directions(self, seen: Seen) -> Directions:
-        """1 / sqrt(k) in all entries."""
-        parts = [
-            HHt.new_full((HHt.shape[0], HHt.shape[-1] ** 2), 1 / math.sqrt(HHt.shape[-1]))
-            for HHt in (products[:, 0] for products in seen.products)
-        ]
+        """sqrt(q / k) in all entries."""
+        root = wrong_share(seen, 0.5)[:, 0]
+        widths = (products.shape[-1] for products in seen.products)
+        parts = [(root / math.sqrt(k)).expand(-1, k * k) for k in widths]
         return self.units(torch.cat(parts, dim=1))
 
     def project(self, entries: Tensor, seen: Seen) -> Tensor:
-        """The isometric part of the generators (``Whitening``)."""
-        return isometric(entries, seen)
+        """The isometric part of the generators (``Whitening``), each within its reach."""
+        parts = split_generators(isometric(entries, seen), seen.observation)
+        within = []
+        for T, products in zip(parts, seen.products, strict=True):
+            r = reach(products[:, 0].detach())[:, None, None]
+            within.append(T * r * torch.rsqrt(r.square() + T.square().sum((1, 2), True) + FLOOR))
+        return torch.cat([T.flatten(1) for T in within], dim=1)
+
+
+def reach(HHt: Tensor) -> Tensor:
+    """sqrt(-2 log det S), [B], S = H H^T [B, k, k] over the mean of its diagonal, and a little I.
+
+    It is 0 for a multiple of the identity, and does not depend on scale.
+    """
+    diagonal = torch.diagonal(HHt, dim1=-2, dim2=-1)
+    identity = torch.eye(HHt.shape[-1], dtype=HHt.dtype, device=HHt.device)
+    S = (HHt / (diagonal.mean(-1)[:, None, None] + FLOOR) + LEAST_EIGENVALUE * identity) / (
+        1 + LEAST_EIGENVALUE
+    )
+    # Not checked, for that would wait for the device; S is positive definite but for rounding.
+    factor, _ = torch.linalg.cholesky_ex(S)
+    pivots = torch.diagonal(factor, dim1=-2, dim2=-1).clamp(min=LEAST_EIGENVALUE)
+    return (-4 * pivots.log().sum(-1)).clamp(min=0).sqrt()
 
 
 SIZED = "sized"

@@ -26,7 +26,13 @@ from metaopt.rules.learned.directions import (
     Whitening,
 )
 from metaopt.rules.learned.features import LOG_RANGE, Seen, rms
-from metaopt.rules.learned.sized import LARGEST_SIZE, LEAST_SIZE, SizedGenerators, SizedUpdates
+from metaopt.rules.learned.sized import (
+    LARGEST_SIZE,
+    LEAST_SIZE,
+    SizedGenerators,
+    SizedUpdates,
+    reach,
+)
 from metaopt.tasks.regression import TaskBatch
 
 FREE = 0.5
@@ -249,7 +255,8 @@ def test_sizes_of_their_own_are_factors_on_the_entries(sizes: list[int], basis: 
     for layer, part in enumerate(by_layer(a, counts)):
         factors = (LOG_RANGE * z[:, :, layer].clamp(LEAST_SIZE, LARGEST_SIZE)).exp()
         is_update = isinstance(basis, SizedUpdates)
-        unit = rms(at.natural[layer])[:, 0] if is_update else counts[layer] ** -0.25
+        root = (at.log_residual * LOG_RANGE / 4).exp()[:, None]
+        unit = rms(at.natural[layer])[:, 0] if is_update else root * counts[layer] ** -0.25
         parts.append(FREE * (part[:, 0] * factors[:, :1] + part[:, 1] * factors[:, 1:]) * unit)
     found = by_layer(basis.combine(z, a, counts, at), counts)
     if isinstance(basis, SizedGenerators):
@@ -257,10 +264,44 @@ def test_sizes_of_their_own_are_factors_on_the_entries(sizes: list[int], basis: 
             S = products[:, 0].flatten(1)
             identity = torch.eye(products.shape[-1], dtype=S.dtype).flatten()
             moved = (raw * S).sum(1) / (identity * S).sum(1)
-            torch.testing.assert_close(T, raw - moved[:, None] * identity)
+            whole, r = raw - moved[:, None] * identity, reach(products[:, 0])[:, None]
+            torch.testing.assert_close(
+                T, whole / (1 + (whole.norm(dim=1, keepdim=True) / r) ** 2).sqrt()
+            )
             torch.testing.assert_close((T * S).sum(1), torch.zeros(2, dtype=S.dtype))
     else:
         torch.testing.assert_close(found, parts)
+
+
+def covariance(eigenvalues: list[float], seed: int) -> torch.Tensor:
+    """One with these eigenvalues, [1, k, k], in a random frame."""
+    Q = torch.linalg.qr(signed(1, len(eigenvalues), len(eigenvalues), seed=seed))[0]
+    return Q @ torch.diag(torch.tensor(eigenvalues, dtype=torch.float64)) @ Q.mT
+
+
+def test_the_reach_of_a_generator_is_twice_the_way_to_white_units() -> None:
+    deviations = torch.tensor([3e-3, -1e-3, -2e-3, 0.0], dtype=torch.float64)
+    found = reach(7.0 * covariance((1 + deviations).tolist(), seed=0))
+    # exp(T) S exp(T) = I for T = -log(S) / 2, of half that length.
+    torch.testing.assert_close(found, deviations.norm()[None], rtol=2e-3, atol=0)
+    assert reach(covariance([5.0] * 4, seed=1)) < 1e-6
+    # Four times the divergence of normal distributions.
+    S = covariance([2.5, 0.9, 0.5, 0.1], seed=2)
+    normal = torch.distributions.MultivariateNormal
+    zero = torch.zeros(4, dtype=torch.float64)
+    identity = torch.eye(4, dtype=torch.float64)
+    divergence = torch.distributions.kl_divergence(normal(zero, S[0]), normal(zero, identity))
+    torch.testing.assert_close(reach(S).square(), 4 * divergence[None], rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_reach_is_a_number_where_units_are_more_than_samples(dtype: torch.dtype) -> None:
+    H = signed(2, 40, 20, seed=3).to(dtype)
+    found = reach(H @ H.mT)
+    assert found.isfinite().all()
+    # Half of the eigenvalues are taken for 1e-5.
+    assert (found > (2 * 20 * 9) ** 0.5).all()
+    assert reach(torch.zeros(1, 3, 3, dtype=dtype)).isfinite().all()
 
 
 @pytest.mark.parametrize("free", [0.0, 0.1, 3.0])

@@ -148,8 +148,8 @@ def test_coordinate_wise_rules_give_a_layer_the_mean_of_its_coordinates(sizes: l
 def whitener(z: float, kind: str, sizes: Sequence[int]) -> Rule:
     """T ~ -(H H^T - c I), whatever is seen: fixed coefficients."""
     rule: CoordinateGroupElementLSTM | FlattenedRule
-    if kind == "sized":
-        return wired_whitener()
+    if kind in FEATURE_WEIGHTS:
+        return wired_whitener(FEATURE_WEIGHTS[kind])
     if kind == "coordinate":
         rule = CoordinateGroupElementLSTM(WHITENING, HIDDEN, SCALE, 0, kind).double()
         pairs = 1
@@ -163,17 +163,21 @@ def whitener(z: float, kind: str, sizes: Sequence[int]) -> Rule:
     return rule
 
 
-def wired_whitener() -> Rule:
+FEATURE_WEIGHTS = {"sized": -0.25, "sized, far too large": -5.0}
+"""Of H H^T. Steps that are longer than their reach would throw eigenvalues to and fro."""
+
+
+def wired_whitener(weight: float) -> Rule:
     """The same of entries with sizes of their own: one feature is enough, H H^T."""
     rule = CoordinateGroupElementLSTM(SizedGenerators(1.0), HIDDEN, 1.0, 0, "sized").double()
     with torch.no_grad():
         for tensor in (rule.head.W, rule.head.b, rule.wire.W, rule.wire.b):
             tensor.zero_()
-        rule.wire.W[2, 0] = -0.25
+        rule.wire.W[2, 0] = weight
     return rule
 
 
-@pytest.mark.parametrize("kind", ["coordinate", "flattened", "sized"])
+@pytest.mark.parametrize("kind", ["coordinate", "flattened", *FEATURE_WEIGHTS])
 @pytest.mark.parametrize("sizes", [[6, 4, 3], [6, 5, 4, 3]], ids=["2 layers", "3 layers"])
 def test_fixed_coefficients_whiten_the_activations(sizes: list[int], kind: str) -> None:
     """Each step exp(a (c I - H H^T)) H is one toward orthogonal rows of H, all of one length."""
