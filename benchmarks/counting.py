@@ -1,17 +1,18 @@
 """How much arithmetic a step takes, counted from the shapes of the networks.
 
-A network reads ``inputs`` features on ``rows`` rows, has L cells of size h and a head:
+A network reads ``inputs`` features on ``rows`` rows, has L cells of size h and a head, and where
+features are wired (``basis: sized``) another one on them:
 
-    F = rows (4 h (inputs + h) + (L - 1) 4 h (2 h) + h outputs)    multiply-adds forward
-    I = rows 4 h inputs                                            of which on the inputs
+    F = I + rows (4 h h + (L - 1) 4 h (2 h) + h outputs)    multiply-adds forward
+    I = rows inputs (4 h + wired)                           of which on the inputs
 
 Backward, each multiply-add forward costs one for the weight's gradient and one for the gradient of
 what it was multiplied with; under first order no gradient with respect to the inputs is needed, so
 that I counts once. A step of meta-training takes 2 (3 F - I) floating-point operations, one of
 evaluation 2 F. For the paper's shapes (20 by 20, hidden 300) F = 4.44 M and I = 1.92 M with update
 and teleport: 22.8 MFLOP a step, 2.28 GFLOP a trajectory of 100 steps; 1.18 with the update alone.
-For the coordinate-wise pair (hidden 20, on 800 weights and 400 generator entries) F = 6.62 M and
-I = 0.83 M: 3.8 GFLOP. Element-wise work, features, the optimizee and the teleport are not counted.
+For the coordinate-wise pair (hidden 20, on 800 weights and 400 generator entries) F = 6.68 M and
+I = 0.84 M: 3.8 GFLOP. Element-wise work, features, the optimizee and the teleport are not counted.
 """
 
 from __future__ import annotations
@@ -39,11 +40,12 @@ class Shape:
     inputs: int  # features a row
     hidden: int  # h
     outputs: int  # of the head, a row
+    wired: int = 0  # outputs of the head on the features, a row
 
     @property
     def on_inputs(self) -> int:
         """I."""
-        return self.rows * 4 * self.hidden * self.inputs
+        return self.rows * self.inputs * (4 * self.hidden + self.wired)
 
     @property
     def forward(self) -> int:
@@ -63,7 +65,8 @@ def network_shapes(config: TrainConfig) -> list[Shape]:
             made: Any = given.make(Place(name, config.task, config.seed))
         inputs, outputs = made.lstm.W_x[0].shape[1], made.head.W.shape[0]
         rows = 1 if isinstance(made, FlattenedRule) else _coordinates(name, config.task)
-        shapes.append(Shape(rows, inputs, given.hidden, outputs))
+        wired = made.wire.W.shape[0] if hasattr(made, "wire") else 0
+        shapes.append(Shape(rows, inputs, given.hidden, outputs, wired))
     return shapes
 
 

@@ -174,7 +174,7 @@ class NaturalSteps(Basis):
     def directions(self, seen: Seen) -> Directions:
         """N and the sizes."""
         N, W = seen.natural, seen.observation.weights
-        free = FREE_STEP * wrong_share(seen)
+        free = FREE_STEP * _share(seen)
         sizes = (filled([rms(n) for n in N], N), filled([free * rms(w) for w in W], W))
         shaped = torch.cat([n.flatten(1) for n in N], dim=1)
         return Directions(shaped[:, None], self.free * torch.stack(sizes, dim=1))
@@ -237,7 +237,7 @@ class Whitening(Basis):
 
     def directions(self, seen: Seen) -> Directions:
         """Two directions and the size."""
-        share = wrong_share(seen)
+        share = _share(seen)
         shaped, sizes = [], []
         for products in seen.products:
             HHt = products[:, 0]
@@ -277,13 +277,13 @@ def _isometric(T: Tensor, S: Tensor) -> Tensor:
     return T - growth / (trace + FLOOR) * identity
 
 
-def wrong_share(seen: Seen, power: float = 1.0) -> Tensor:
-    """A power of the share of the outputs that is wrong, in [0, 1], [B, 1, 1]; 0 if not known.
+def _share(seen: Seen) -> Tensor:
+    """The share of the outputs that is wrong, in [0, 1], as [B, 1, 1]; 0 if it is not known.
 
     A step of this size shrinks as the outputs become right. If their share is not known, nothing
     would make the step shrink, so it is left out.
     """
-    share = (seen.log_residual * (power * LOG_RANGE / 2)).exp()[:, None, None]
+    share = (seen.log_residual * (LOG_RANGE / 2)).exp()[:, None, None]
     return share if seen.residual_known else torch.zeros_like(share)
 
 

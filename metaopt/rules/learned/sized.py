@@ -12,9 +12,9 @@ length: which way to go is the network's own. Entries that are outputs as they a
 what is left to do. Updates do with the gradient, and generators with q, the share of the outputs
 that is wrong: by its root, since with q itself they are too small before the last teleports are
 made, and without it nothing that is learned in float32 says that teleports should end, so that they
-go on, and their rounding stays in the loss. Where q is not known there is no teleport.
+go on, and their rounding stays in the loss. Where q is not known it is 1.
 
-Nor is a generator longer than ``reach``, which is 0 where the units are white already:
+No generator is longer than its ``reach``, which is 0 where the units are white already:
 
     within(r, T) = T / sqrt(1 + ||T||_F^2 / r^2),    r^2 = -2 log det S,    tr S = k
 
@@ -45,7 +45,6 @@ from metaopt.rules.learned.directions import (
     filled,
     isometric,
     of_gradient,
-    wrong_share,
 )
 from metaopt.rules.learned.features import LOG_RANGE, Seen, rms, split_generators
 
@@ -104,7 +103,7 @@ class SizedGenerators(Sized):
 
     def directions(self, seen: Seen) -> Directions:
         """sqrt(q / k) in all entries."""
-        root = wrong_share(seen, 0.5)[:, 0]
+        root = (seen.log_residual * (LOG_RANGE / 4)).exp()[:, None]
         widths = (products.shape[-1] for products in seen.products)
         parts = [(root / math.sqrt(k)).expand(-1, k * k) for k in widths]
         return self.units(torch.cat(parts, dim=1))

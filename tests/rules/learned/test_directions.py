@@ -304,6 +304,15 @@ def test_the_reach_is_a_number_where_units_are_more_than_samples(dtype: torch.dt
     assert reach(torch.zeros(1, 3, 3, dtype=dtype)).isfinite().all()
 
 
+def test_sized_generators_without_the_loss_are_those_of_outputs_that_are_all_wrong() -> None:
+    at = seen(regression(SIZES, samples=4, seed=0))
+    blind = Seen(replace(at.observation, loss=None))
+    share = (at.log_residual * LOG_RANGE / 2).exp()[:, None, None]
+    units = SizedGenerators(1.0).directions(blind).sizes
+    assert (share < 1).all()
+    torch.testing.assert_close(SizedGenerators(1.0).directions(at).sizes, share.sqrt() * units)
+
+
 @pytest.mark.parametrize("free", [0.0, 0.1, 3.0])
 @pytest.mark.parametrize("kind", [NaturalSteps, InformedSteps, Whitening])
 def test_free_is_a_factor_on_the_sizes_alone(kind: type[Basis], free: float) -> None:
