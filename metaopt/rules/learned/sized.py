@@ -18,10 +18,12 @@ No generator is longer than its ``reach``, which is 0 where the units are white 
 
     within(r, T) = T / sqrt(1 + ||T||_F^2 / r^2),    r^2 = -2 log det S,    tr S = k
 
-with S = H H^T over the mean of its diagonal. Near I that r is ||S - I||_F, twice as far as it is to
-white, and r^2 is always four times the Kullback-Leibler divergence of normal distributions of
-covariances S and I. What overshoots by more comes back the other way, farther each time: that, and
-not the directions, is what carried weights to infinity on tasks of other sizes.
+with S = H H^T over the mean of its diagonal. r^2 is four times the Kullback-Leibler divergence of
+normal distributions of covariances S and I. Near I that r is ||S - I||_F, twice as far as it is to
+white, so that a step along -S overshoots by no more than there was. What overshoots by more comes
+back farther each time: that, and not its direction, is what carried weights to infinity on tasks of
+other sizes. The meta-gradient holds r constant: where H is nearly singular its slope is without
+bound, and it says how far a teleport may go, not where to.
 
 Whitening is linear in one feature, the entries of H H^T: what makes it isometric adds a multiple
 of I. It has to be exact to go on, and with one size for both parts what is bent stays beside it.
@@ -47,6 +49,7 @@ from metaopt.rules.learned.directions import (
     of_gradient,
 )
 from metaopt.rules.learned.features import LOG_RANGE, Seen, rms, split_generators
+from metaopt.rules.learned.matrix_steps import TINY
 
 LEAST_SIZE, LARGEST_SIZE = -4.0, 0.5
 """Bounds of z: factors from 4e-18 to 150."""
@@ -114,24 +117,28 @@ class SizedGenerators(Sized):
         within = []
         for T, products in zip(parts, seen.products, strict=True):
             r = reach(products[:, 0].detach())[:, None, None]
-            within.append(T * r * torch.rsqrt(r.square() + T.square().sum((1, 2), True) + FLOOR))
+            squares = r.square() + T.square().sum((1, 2), keepdim=True)
+            within.append(T * r * torch.rsqrt(squares + TINY))
         return torch.cat([T.flatten(1) for T in within], dim=1)
 
 
 def reach(HHt: Tensor) -> Tensor:
     """sqrt(-2 log det S), [B], S = H H^T [B, k, k] over the mean of its diagonal, and a little I.
 
-    It is 0 for a multiple of the identity, and does not depend on scale.
+    It is 0 for a multiple of the identity, and does not depend on scale. In float64: the logarithms
+    of nearly white units cancel.
     """
-    diagonal = torch.diagonal(HHt, dim1=-2, dim2=-1)
-    identity = torch.eye(HHt.shape[-1], dtype=HHt.dtype, device=HHt.device)
-    S = (HHt / (diagonal.mean(-1)[:, None, None] + FLOOR) + LEAST_EIGENVALUE * identity) / (
-        1 + LEAST_EIGENVALUE
+    dtype, k, HHt = HHt.dtype, HHt.shape[-1], HHt.double()
+    mean = torch.diagonal(HHt, dim1=-2, dim2=-1).mean(-1)[:, None, None]
+    identity = torch.eye(k, dtype=HHt.dtype, device=HHt.device)
+    S = (HHt / (mean + FLOOR) + LEAST_EIGENVALUE * identity) / (1 + LEAST_EIGENVALUE)
+    # Whether S is positive definite, which rounding may spoil, is not asked of the device.
+    factor, failed = torch.linalg.cholesky_ex(S)
+    pivots = torch.diagonal(factor, dim1=-2, dim2=-1).square().clamp(min=LEAST_EIGENVALUE)
+    squares = torch.where(
+        failed > 0, -2 * k * math.log(LEAST_EIGENVALUE), -2 * pivots.log().sum(-1)
     )
-    # Not checked, for that would wait for the device; S is positive definite but for rounding.
-    factor, _ = torch.linalg.cholesky_ex(S)
-    pivots = torch.diagonal(factor, dim1=-2, dim2=-1).clamp(min=LEAST_EIGENVALUE)
-    return (-4 * pivots.log().sum(-1)).clamp(min=0).sqrt()
+    return squares.clamp(min=0).sqrt().to(dtype)
 
 
 SIZED = "sized"

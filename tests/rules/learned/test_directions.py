@@ -284,7 +284,6 @@ def test_the_reach_of_a_generator_is_twice_the_way_to_white_units() -> None:
     found = reach(7.0 * covariance((1 + deviations).tolist(), seed=0))
     # exp(T) S exp(T) = I for T = -log(S) / 2, of half that length.
     torch.testing.assert_close(found, deviations.norm()[None], rtol=2e-3, atol=0)
-    assert reach(covariance([5.0] * 4, seed=1)) < 1e-6
     # Four times the divergence of normal distributions.
     S = covariance([2.5, 0.9, 0.5, 0.1], seed=2)
     normal = torch.distributions.MultivariateNormal
@@ -294,14 +293,43 @@ def test_the_reach_of_a_generator_is_twice_the_way_to_white_units() -> None:
     torch.testing.assert_close(reach(S).square(), 4 * divergence[None], rtol=1e-4, atol=0)
 
 
+def test_the_reach_of_nearly_white_units_is_not_rounding_in_float32() -> None:
+    deviations = torch.tensor([1e-4, -1e-4] * 10, dtype=torch.float64)
+    S = covariance((1 + deviations).tolist(), seed=1)
+    torch.testing.assert_close(reach(S.float()).double(), reach(S), rtol=0.02, atol=0)
+    assert reach(covariance([5.0] * 20, seed=1).float()) < 1e-5
+
+
+@pytest.mark.parametrize("samples", [1, 20, 200])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_reach_is_a_number_where_units_are_more_than_samples(dtype: torch.dtype) -> None:
-    H = signed(2, 40, 20, seed=3).to(dtype)
+def test_the_reach_is_a_number_where_units_are_more_than_samples(
+    dtype: torch.dtype, samples: int
+) -> None:
+    H = signed(1, 300, samples, seed=3).to(dtype)
     found = reach(H @ H.mT)
-    assert found.isfinite().all()
-    # Half of the eigenvalues are taken for 1e-5.
-    assert (found > (2 * 20 * 9) ** 0.5).all()
+    # Of a sample more eigenvalues are taken for 1e-5; with rounding, all of them.
+    assert (found > (2 * (300 - samples) * 9) ** 0.5).all()
+    assert (found < (2 * 300 * 12) ** 0.5).all()
     assert reach(torch.zeros(1, 3, 3, dtype=dtype)).isfinite().all()
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-20, 1.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_sized_generators_of_white_units_have_finite_slopes(
+    dtype: torch.dtype, size: float
+) -> None:
+    at = seen(regression([3, 4, 2], samples=4, seed=0)).observation
+    white = torch.eye(4, dtype=dtype).expand(2, 4, 4)
+    cast = [tuple(x.to(dtype) for x in of) for of in (at.weights, at.grads)]
+    loss = None if at.loss is None else at.loss.to(dtype)
+    observation = replace(
+        at, weights=cast[0], grads=cast[1], inputs=(at.inputs[0].to(dtype), white), loss=loss
+    )
+    entries = torch.full((2, 16), size, dtype=dtype, requires_grad=True)
+    T = SizedGenerators(1.0).project(entries, Seen(observation))
+    (slope,) = torch.autograd.grad(T.square().sum() + T.sum(), entries)
+    assert slope.isfinite().all()
+    assert T.norm() < 1e-5
 
 
 def test_sized_generators_without_the_loss_are_those_of_outputs_that_are_all_wrong() -> None:
