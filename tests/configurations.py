@@ -18,6 +18,7 @@ BENCHMARKS = (
     "study_signed.yaml",
     "study_float64.yaml",
     "study_coordinate.yaml",
+    "study_entries.yaml",
     "hardening.yaml",
 )
 TRAINING = [path for path in SHIPPED if path not in EVALUATION and path.name not in BENCHMARKS]
