@@ -65,7 +65,8 @@ def _table(page: str) -> list[list[str]]:
 
 
 def test_the_figures_of_its_table_are_those_of_the_studies() -> None:
-    (study,), (digits,) = ((ROOT / "docs").rglob(name) for name in ("study.json", "digits.md"))
+    names = ("study_coordinate.json", "digits.md")
+    (study,), (digits,) = ((ROOT / "docs").rglob(name) for name in names)
     found: set[tuple[str, ...]] = set()
     for family in json.loads(study.read_text(encoding="utf-8"))["families"].values():
         for entry in family["contenders"].values():

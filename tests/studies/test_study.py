@@ -224,8 +224,14 @@ def test_the_control_for_capacity_has_the_parameters_of_the_pair(tmp_path: Path)
 def test_the_teleporter_of_the_pair_may_do_what_that_of_lr_tele_may(kind: str) -> None:
     pair = config.load(TrainConfig, f"{kind}_update_tele.yaml").rules.teleport
     alone = config.load(TrainConfig, f"{kind}_lr_tele.yaml").rules.step_teleport
-    for field in ("hidden", "scale", "basis", "free"):
+    for field in ("hidden", "scale", "free"):
         assert getattr(pair, field) == getattr(alone, field)
+    if pair.basis != alone.basis:
+        # Then a row of its study lends them to the other.
+        study = config.load(StudyConfig, f"study_{kind}.yaml")
+        lent = study.row(f"{kind}_lr_tele_{pair.basis}").set
+        assert lent["rules.step_teleport.basis"] == pair.basis
+        assert f"{kind}_lr_tele_{pair.basis}" in {bar.against for bar in study.bars}
 
 
 @pytest.mark.parametrize(
