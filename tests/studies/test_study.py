@@ -226,12 +226,13 @@ def test_the_teleporter_of_the_pair_may_do_what_that_of_lr_tele_may(kind: str) -
     alone = config.load(TrainConfig, f"{kind}_lr_tele.yaml").rules.step_teleport
     for field in ("hidden", "scale", "free"):
         assert getattr(pair, field) == getattr(alone, field)
-    if pair.basis != alone.basis:
-        # Then a row of its study lends them to the other.
-        study = config.load(StudyConfig, f"study_{kind}.yaml")
-        lent = study.row(f"{kind}_lr_tele_{pair.basis}").set
-        assert lent["rules.step_teleport.basis"] == pair.basis
-        assert f"{kind}_lr_tele_{pair.basis}" in {bar.against for bar in study.bars}
+    field = "basis"
+    basis, own = getattr(pair, field), getattr(alone, field)
+    if basis != own:
+        # Then a row of its study lends it to the other.
+        study, name = config.load(StudyConfig, f"study_{kind}.yaml"), f"{kind}_lr_tele_{basis}"
+        assert study.row(name).set["rules.step_teleport.basis"] == basis
+        assert name in {bar.against for bar in study.bars}
 
 
 @pytest.mark.parametrize(
