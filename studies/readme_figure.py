@@ -25,7 +25,7 @@ from metaopt.base.process import World
 from studies.output import DOCS, png
 
 RESULTS = Path("runs/readme_figure/results.json")
-FIGURE = DOCS / "convergence.png"
+FIGURE = DOCS.parent / "convergence.png"
 LOSSES = 1e-10, 1e6
 """Ends of the axis; what diverges leaves the picture at its top."""
 
