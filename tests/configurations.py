@@ -13,15 +13,9 @@ from metaopt.meta.config import TrainConfig
 
 SHIPPED = sorted(CONFIGS.rglob("*.yaml"))
 EVALUATION = [path for path in SHIPPED if path.name.startswith("eval")]
-BENCHMARKS = (
-    "study.yaml",
-    "study_signed.yaml",
-    "study_float64.yaml",
-    "study_coordinate.yaml",
-    "study_entries.yaml",
-    "hardening.yaml",
-)
-TRAINING = [path for path in SHIPPED if path not in EVALUATION and path.name not in BENCHMARKS]
+STUDIES = [path for path in SHIPPED if path.name.startswith("study")]
+BENCHMARKS = [*STUDIES, CONFIGS / "hardening.yaml"]
+TRAINING = [path for path in SHIPPED if path not in [*EVALUATION, *BENCHMARKS]]
 BASE = "lstm_update_tele.yaml"
 
 

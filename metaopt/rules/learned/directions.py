@@ -254,7 +254,7 @@ class Whitening(Basis):
 
     def project(self, entries: Tensor, seen: Seen) -> Tensor:
         """The isometric part of the generators (see the class)."""
-        return isometric(entries, seen)
+        return joined(isometric(entries, seen))
 
 
 def of_gradient(entries: Tensor, seen: Seen) -> Tensor:
@@ -262,11 +262,16 @@ def of_gradient(entries: Tensor, seen: Seen) -> Tensor:
     return torch.where(flat_gradient(seen.observation) == 0, 0.0, entries)
 
 
-def isometric(entries: Tensor, seen: Seen) -> Tensor:
-    """T - (tr(T H H^T) / tr(H H^T)) I for the generators T of these entries, [B, K]."""
+def isometric(entries: Tensor, seen: Seen) -> list[Tensor]:
+    """T - (tr(T H H^T) / tr(H H^T)) I, each [B, k, k], for the generators T of entries [B, K]."""
     parts = split_generators(entries, seen.observation)
     each = zip(parts, seen.products, strict=True)
-    return torch.cat([_isometric(T, products[:, 0]).flatten(1) for T, products in each], dim=1)
+    return [_isometric(T, products[:, 0]) for T, products in each]
+
+
+def joined(generators: Sequence[Tensor]) -> Tensor:
+    """The entries, [B, K], of generators [B, k, k]."""
+    return torch.cat([T.flatten(1) for T in generators], dim=1)
 
 
 def _isometric(T: Tensor, S: Tensor) -> Tensor:

@@ -55,6 +55,12 @@ def over_rms(x: Tensor) -> Tensor:
     return x / (size + (size == 0))
 
 
+def over_mean_diagonal(S: Tensor) -> Tensor:
+    """S over the mean of its diagonal: [.., k, k] -> [.., k, k]; 0 stays 0."""
+    mean = torch.diagonal(S, dim1=-2, dim2=-1).mean(-1)[..., None, None]
+    return S / (mean + FLOOR)
+
+
 PRODUCTS = 7
 SQUARES = "squares"
 """In the state of update rules: ``Seen.squares``."""
@@ -276,9 +282,8 @@ def generator_features(seen: Seen) -> Tensor:
     pairs = []
     for products in seen.products:
         HHt = products[:, :1]
-        mean = torch.diagonal(HHt, dim1=-2, dim2=-1).mean(-1)[..., None, None]
         columns = (
-            HHt / (mean + FLOOR),
+            over_mean_diagonal(HHt),
             products[:, 1:],
             torch.eye(HHt.shape[-1], dtype=HHt.dtype, device=HHt.device).expand_as(HHt),
             residual.expand_as(HHt),

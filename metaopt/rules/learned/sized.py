@@ -37,7 +37,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from metaopt.base.loss_statistics import FLOOR
 from metaopt.rules.learned.directions import (
     GENERATOR_BASES,
     HEAD_BOUND,
@@ -46,9 +45,10 @@ from metaopt.rules.learned.directions import (
     Directions,
     filled,
     isometric,
+    joined,
     of_gradient,
 )
-from metaopt.rules.learned.features import LOG_RANGE, Seen, rms, split_generators
+from metaopt.rules.learned.features import LOG_RANGE, Seen, over_mean_diagonal, rms
 from metaopt.rules.learned.matrix_steps import TINY
 
 LEAST_SIZE, LARGEST_SIZE = -4.0, 0.5
@@ -113,13 +113,15 @@ class SizedGenerators(Sized):
 
     def project(self, entries: Tensor, seen: Seen) -> Tensor:
         """The isometric part of the generators (``Whitening``), each within its reach."""
-        parts = split_generators(isometric(entries, seen), seen.observation)
-        within = []
-        for T, products in zip(parts, seen.products, strict=True):
-            r = reach(products[:, 0].detach())[:, None, None]
-            squares = r.square() + T.square().sum((1, 2), keepdim=True)
-            within.append(T * r * torch.rsqrt(squares + TINY))
-        return torch.cat([T.flatten(1) for T in within], dim=1)
+        generators = zip(isometric(entries, seen), seen.products, strict=True)
+        return joined([within(reach(products[:, 0].detach()), T) for T, products in generators])
+
+
+def within(r: Tensor, T: Tensor) -> Tensor:
+    """T / sqrt(1 + ||T||_F^2 / r^2): ``BoundedNorm`` of a norm for each, [B], that may be 0."""
+    r = r[:, None, None]
+    squares = r.square() + T.square().sum((1, 2), keepdim=True)
+    return T * r * torch.rsqrt(squares + TINY)
 
 
 def reach(HHt: Tensor) -> Tensor:
@@ -129,9 +131,8 @@ def reach(HHt: Tensor) -> Tensor:
     of nearly white units cancel.
     """
     dtype, k, HHt = HHt.dtype, HHt.shape[-1], HHt.double()
-    mean = torch.diagonal(HHt, dim1=-2, dim2=-1).mean(-1)[:, None, None]
     identity = torch.eye(k, dtype=HHt.dtype, device=HHt.device)
-    S = (HHt / (mean + FLOOR) + LEAST_EIGENVALUE * identity) / (1 + LEAST_EIGENVALUE)
+    S = (over_mean_diagonal(HHt) + LEAST_EIGENVALUE * identity) / (1 + LEAST_EIGENVALUE)
     # Whether S is positive definite, which rounding may spoil, is not asked of the device.
     factor, failed = torch.linalg.cholesky_ex(S)
     pivots = torch.diagonal(factor, dim1=-2, dim2=-1).square().clamp(min=LEAST_EIGENVALUE)
