@@ -20,18 +20,20 @@ from benchmarks.sweep import Work
 from benchmarks.timing import synchronize
 from metaopt.base.tables import markdown_table
 from metaopt.meta.trainer import MetaTrainer
+from metaopt.rules.learned.precision import Precision
 from metaopt.tasks.regression import RegressionFamily, TaskBatch
 from metaopt.teleport.engine import TeleportEngine
 
 DRAW = "drawing tasks"
 OPTIMIZEE = "optimizee: loss and gradient"
 RULES = "features, and splitting outputs"
+PRODUCTS = "products of the LSTMs' weights"
 NETWORKS = "LSTMs and heads, forward"
 TELEPORT = "teleport, forward"
 BACKWARD = "backward"
 ADAM = "Adam"
 REST = "the rest of the outer step"
-PARTS = (OPTIMIZEE, RULES, NETWORKS, TELEPORT, BACKWARD, ADAM, DRAW, REST)
+PARTS = (PRODUCTS, OPTIMIZEE, RULES, NETWORKS, TELEPORT, BACKWARD, ADAM, DRAW, REST)
 
 
 class Stopwatch:
@@ -81,6 +83,9 @@ class Stopwatch:
 
 def _parts(trainer: MetaTrainer) -> Iterator[tuple[str, Any, str]]:
     """(part, owner, name of the function) of everything that is timed."""
+    for precision in (Precision, *Precision.__subclasses__()):
+        for name in {"plus", "times", "outer"} & vars(precision).keys():
+            yield PRODUCTS, precision, name
     yield DRAW, RegressionFamily, "sample"
     yield OPTIMIZEE, TaskBatch, "observe"
     yield TELEPORT, TeleportEngine, "teleport"
@@ -111,8 +116,13 @@ def breakdown(work: Work, windows: int, device: torch.device) -> Mapping[str, fl
     return {part: watch.seconds[part] / windows if part in watch.calls else None for part in PARTS}
 
 
-def table(found: Mapping[str, Mapping[str, float | None]]) -> str:
-    """For people: milliseconds of an outer step and shares, a column a configuration."""
+def table(found: Mapping[str, Mapping[str, float | None]], shares: Mapping[str, float]) -> str:
+    """For people: milliseconds of an outer step and shares, a column a configuration.
+
+    Args:
+        found: the parts of each configuration.
+        shares: of the machine's matmul rate, what the products reach in their own time.
+    """
     totals = {
         name: sum(value for value in parts.values() if value is not None)
         for name, parts in found.items()
@@ -125,4 +135,5 @@ def table(found: Mapping[str, Mapping[str, float | None]]) -> str:
 
     rows = [[part, *(cell(name, parts[part]) for name, parts in found.items())] for part in PARTS]
     rows.append(["together", *(f"{1e3 * total:.1f} ms" for total in totals.values())])
+    rows.append([f"rate of the {PRODUCTS}", *(f"{100 * shares[name]:.0f} %" for name in found)])
     return markdown_table(["part of an outer step", *found], rows)

@@ -1,22 +1,28 @@
 """How much arithmetic a step takes, counted from the shapes of the networks.
 
 A network reads ``inputs`` features on ``rows`` rows, has L cells of size h and a head, and where
-features are wired (``basis: sized``) another one on them:
+features are wired (``basis: sized``) another one on them, where step sizes are learned one on the
+mean over rows (``once``):
 
-    F = I + rows (4 h h + (L - 1) 4 h (2 h) + h outputs)    multiply-adds forward
-    I = rows inputs (4 h + wired)                           of which on the inputs
+    I = rows inputs (4 h + wired)                           multiply-adds on the inputs, forward
+    R = rows L 4 h h                                        on the cells' own outputs before
+    F = I + R + rows ((L - 1) 4 h h + h outputs) + h once   all of them
 
-Backward, each multiply-add forward costs one for the weight's gradient and one for the gradient of
-what it was multiplied with; under first order no gradient with respect to the inputs is needed, so
-that I counts once. A step of meta-training takes 2 (3 F - I) floating-point operations, one of
-evaluation 2 F. For the paper's shapes (20 by 20, hidden 300) F = 4.44 M and I = 1.92 M with update
-and teleport: 22.8 MFLOP a step, 2.28 GFLOP a trajectory of 100 steps; 1.18 with the update alone.
-For the coordinate-wise pair (hidden 20, on 800 weights and 400 generator entries) F = 6.68 M and
-I = 0.84 M: 3.8 GFLOP. Element-wise work, features, the optimizee and the teleport are not counted.
+Backward, each multiply-add costs one for the weight's gradient and one for the gradient of what it
+was multiplied with. The latter is not needed of the inputs under first order; and in the first step
+of each window of K neither of the inputs nor of the cells' outputs before, which no rule of this
+window has had a part in. A step of meta-training takes 2 (3 F - I - R / K) floating-point
+operations under first order, 2 (3 F - (I + R) / K) under second order, one of evaluation 2 F. For
+the paper's shapes (20 by 20, hidden 300; first order) F = 4.44 M and I = 1.92 M with update and
+teleport: 22.5 MFLOP a step, 2.25 GFLOP a trajectory of 100 steps; 1.16 with the update alone. For
+the coordinate-wise pair (hidden 20, on 800 weights and 400 generator entries; second order) F =
+6.68 M and I = 0.84 M: 3.9 GFLOP. Element-wise work, features, the optimizee and the teleport are
+not counted.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +47,7 @@ class Shape:
     hidden: int  # h
     outputs: int  # of the head, a row
     wired: int = 0  # outputs of the head on the features, a row
+    once: int = 0  # outputs of the head on one row, for all of them
 
     @property
     def on_inputs(self) -> int:
@@ -48,11 +55,16 @@ class Shape:
         return self.rows * self.inputs * (4 * self.hidden + self.wired)
 
     @property
+    def recurrent(self) -> int:
+        """R."""
+        return self.rows * CELLS * 4 * self.hidden**2
+
+    @property
     def forward(self) -> int:
         """F."""
-        h = self.hidden
-        recurrent = 4 * h * h + (CELLS - 1) * 4 * h * 2 * h
-        return self.on_inputs + self.rows * (recurrent + h * self.outputs)
+        above = (CELLS - 1) * 4 * self.hidden**2
+        on_cells = self.rows * (above + self.hidden * self.outputs) + self.hidden * self.once
+        return self.on_inputs + self.recurrent + on_cells
 
 
 def network_shapes(config: TrainConfig) -> list[Shape]:
@@ -65,8 +77,11 @@ def network_shapes(config: TrainConfig) -> list[Shape]:
             made: Any = given.make(Place(name, config.task, config.seed))
         inputs, outputs = made.lstm.W_x[0].shape[1], made.head.W.shape[0]
         rows = 1 if isinstance(made, FlattenedRule) else _coordinates(name, config.task)
-        wired = made.wire.W.shape[0] if hasattr(made, "wire") else 0
-        shapes.append(Shape(rows, inputs, given.hidden, outputs, wired))
+        wired, once = (
+            getattr(made, head).W.shape[0] if hasattr(made, head) else 0
+            for head in ("wire", "step_head")
+        )
+        shapes.append(Shape(rows, inputs, given.hidden, outputs, wired, once))
     return shapes
 
 
@@ -84,9 +99,13 @@ def multiply_adds_forward(config: TrainConfig) -> int:
 
 
 def training_flop(config: TrainConfig) -> int:
-    """2 (3 F - I) for each inner step of one trajectory, times the steps of a trajectory."""
-    per_step = sum(2 * (3 * shape.forward - shape.on_inputs) for shape in network_shapes(config))
-    return config.meta.steps * per_step
+    """2 (3 F - I - R / K), or of I a K-th as well, for each inner step of one trajectory."""
+    meta, shapes = config.meta, network_shapes(config)
+    windows = math.ceil(meta.steps / meta.unroll)
+    all_three = 3 * meta.steps * sum(shape.forward for shape in shapes)
+    of_inputs = meta.steps if meta.order == 1 else windows
+    spared = sum(of_inputs * shape.on_inputs + windows * shape.recurrent for shape in shapes)
+    return 2 * (all_three - spared)
 
 
 def evaluation_flop(config: TrainConfig) -> int:

@@ -12,7 +12,8 @@ In one process (about 6 minutes on 2 CPU cores):
   would take over 60 s or 4 GB is left out by name;
 - a loop over single trajectories in plain PyTorch (``plain_loop``), in turns with metaopt: ratios
   above 1 mean that metaopt is faster;
-- where the time of an outer step goes (``breakdown``).
+- where the time of an outer step goes (``breakdown``), and what share of the matmul rate the
+  products of the LSTMs' weights reach by themselves, which bounds that of the whole step.
 
 Times are medians over 3 repeats after a warm-up. ``--json`` writes all figures to a file.
 """
@@ -20,6 +21,7 @@ Times are medians over 3 repeats after a warm-up. ``--json`` writes all figures 
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -72,7 +74,7 @@ def main(world: World) -> None:
         "machine": vars(here),
         "scaling": [vars(row) for row in scaled(device, here.matmul_flops)],
         "plain_loop": compared(device),
-        "breakdown": broken_down(device),
+        "breakdown": broken_down(device, here.matmul_flops),
     }
     found["seconds"] = time.perf_counter() - began
     print(f"\n{found['seconds']:.0f} s in all")
@@ -144,16 +146,19 @@ def compared(device: torch.device) -> list[dict[str, Any]]:
     return [vars(comparison) | {"ratio": comparison.ratio} for comparison in found]
 
 
-def broken_down(device: torch.device) -> dict[str, Any]:
-    """Where time goes."""
-    found = {}
+def broken_down(device: torch.device, matmul_flops: float) -> dict[str, Any]:
+    """Where time goes, and how fast the products are by themselves: no step can be faster."""
+    found, shares = {}, {}
     for config in (FLATTENED[0], COORDINATE[0]):
         work = Work(config, "meta-training", BREAKDOWN_BATCH)
         _, window, _ = trajectory_seconds(Piece(BREAKDOWN_BATCH, work), device, budget=0)
         windows = windows_within(REPEATS * BREAKDOWN_SECONDS, window, work.windows_of_trajectory)
-        found[config.removesuffix(".yaml")] = breakdown.breakdown(work, windows, device)
-    print(f"\nWhere time goes at meta-batch {BREAKDOWN_BATCH}\n\n{breakdown.table(found)}")
-    return found
+        parts = breakdown.breakdown(work, windows, device)
+        flop = training_flop(work.loaded()) * work.batch / work.windows_of_trajectory
+        found[work.label] = parts
+        shares[work.label] = flop / (parts[breakdown.PRODUCTS] or math.inf) / matmul_flops
+    print(f"\nWhere time goes at meta-batch {BREAKDOWN_BATCH}\n\n{breakdown.table(found, shares)}")
+    return {"parts": found, "rate of products": shares}
 
 
 if __name__ == "__main__":
