@@ -12,7 +12,7 @@ import functools
 import sys
 import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from itertools import chain
 from types import (
     BuiltinMethodType,
@@ -59,13 +59,18 @@ def is_foreign_name(module: str) -> bool:
     return top in ("torch", "numpy", "metaopt") or top in sys.stdlib_module_names
 
 
-def reachable(roots: Iterable[Any]) -> list[Any]:
-    """All objects that code can reach from ``roots``, each once, without numbers and strings."""
+def reachable(roots: Iterable[Any], known: Collection[int] = ()) -> list[Any]:
+    """All objects that code can reach from ``roots``, each once, without numbers and strings.
+
+    Args:
+        roots: where the walk begins.
+        known: the ids of objects that it does not enter, and that are kept alive elsewhere.
+    """
     seen: dict[int, Any] = {}
     left = list(roots)
     while left:
         found = left.pop()
-        if type(found) in ATOMS or id(found) in seen:
+        if type(found) in ATOMS or id(found) in seen or id(found) in known:
             continue
         seen[id(found)] = found
         left += _behind(found)

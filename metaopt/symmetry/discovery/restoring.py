@@ -32,6 +32,7 @@ from metaopt.symmetry.discovery.reachable import (
 from metaopt.symmetry.discovery.watch import UntraceableError
 
 PLAIN = (bool, int, float, str)
+HOLDS_PLAIN = (dict, list, deque, CellType)
 Restore = Callable[[], None]
 Source = tuple[Callable[[], Any], Callable[[Any], Any]]
 """How to read and how to set the state of a source of random numbers."""
@@ -51,10 +52,19 @@ class Restoring:
     def __init__(self, model: nn.Module) -> None:
         self.found = found = reachable([model])
         self.tensors = [thing for thing in found if isinstance(thing, Tensor)]
+        self._holders = [thing for thing in found if isinstance(thing, HOLDS_PLAIN)]
+        self._globals = _globals_of(found)
         self._sources = [*_global_sources(), *(s for x in found if (s := _source(x)))]
         self._draws = self._states()
         self._forgot = False
         self._restores = [restore for thing in found for restore in _restores(thing)]
+        self._restores += [_of_name(*of_name) for of_name in self._globals]
+        self._hides = [hide for thing in found for hide in _hides(thing)]
+        self._hides += [
+            functools.partial(namespace.__setitem__, name, _HIDDEN)
+            for namespace, name, value in self._globals
+            if _is_iterator(value)
+        ]
 
     def drew(self) -> bool:
         """Whether random numbers were drawn since the record was made."""
@@ -74,7 +84,9 @@ class Restoring:
 
         Two of these differ if code that ran in between changed what may decide its way next time.
         """
-        return [kept for thing in self.found if (kept := _plain(thing)) is not None]
+        named = (namespace.get(name) for namespace, name, _ in self._globals)
+        of_globals = [value if isinstance(value, PLAIN) else None for value in named]
+        return [*(_plain(thing) for thing in self._holders), of_globals]
 
     @contextmanager
     def holding_tensors(self) -> Iterator[None]:
@@ -97,19 +109,8 @@ class Restoring:
 
     def hide_iterators(self) -> None:
         """Replace iterators, which cannot be rewound, by ones that raise, until ``restore``."""
-        for thing in self.found:
-            if isinstance(thing, dict):
-                for key in [key for key, value in dict.items(thing) if _is_iterator(value)]:
-                    dict.__setitem__(thing, key, _Hidden())
-            elif isinstance(thing, list):
-                for i in [i for i, value in enumerate(list(thing)) if _is_iterator(value)]:
-                    list.__setitem__(thing, i, _Hidden())
-            elif isinstance(thing, CellType) and _is_iterator(contents(thing)):
-                thing.cell_contents = _Hidden()
-            elif isinstance(thing, FunctionType) and not is_foreign(thing):
-                for namespace, name, value in list(named_globals(thing)):
-                    if _is_iterator(value):
-                        namespace[name] = _Hidden()
+        for hide in self._hides:
+            hide()
 
     def forget_cached(self) -> None:
         """Empty caches of functions, which hold no stand-ins yet, and with each ``restore``."""
@@ -122,18 +123,25 @@ class Restoring:
         return [get() for get, _ in self._sources]
 
 
+def _globals_of(found: list[Any]) -> list[tuple[dict[str, Any], str, Any]]:
+    """(namespace, name, value) of what functions name, each once however many of them do."""
+    named = (
+        of_name
+        for thing in found
+        if isinstance(thing, FunctionType) and not is_foreign(thing)
+        for of_name in named_globals(thing)
+    )
+    return list({(id(of_name[0]), of_name[1]): of_name for of_name in named}.values())
+
+
 def _plain(thing: Any) -> Any:
-    """What of an object decides ways of code: numbers, flags, texts, lengths; None if nothing."""
+    """What of an object of ``HOLDS_PLAIN`` decides ways of code: numbers, flags, texts, lengths."""
     if isinstance(thing, dict):
         return {key: value for key, value in dict.items(thing) if isinstance(value, PLAIN)}
-    if isinstance(thing, list | deque):
-        return [value if isinstance(value, PLAIN) else None for value in thing]
     if isinstance(thing, CellType):
         held = contents(thing)
         return held if isinstance(held, PLAIN) else None
-    if isinstance(thing, FunctionType) and not is_foreign(thing):
-        return [value for _, _, value in named_globals(thing) if isinstance(value, PLAIN)]
-    return None
+    return [value if isinstance(value, PLAIN) else None for value in thing]
 
 
 class _Hidden(Iterator[Any]):
@@ -141,6 +149,26 @@ class _Hidden(Iterator[Any]):
 
     def __next__(self) -> Any:
         raise UntraceableError("it takes from an iterator, which cannot go back")
+
+
+_HIDDEN = _Hidden()
+
+
+def _hides(thing: Any) -> Iterator[Callable[[], None]]:
+    """Functions that replace the iterators which an object holds now."""
+    if isinstance(thing, dict):
+        for key, value in dict.items(thing):
+            if _is_iterator(value):
+                yield functools.partial(dict.__setitem__, thing, key, _HIDDEN)
+    elif isinstance(thing, list):
+        if any(map(_is_iterator, list(thing))):
+            yield functools.partial(_hide_in, thing)
+    elif isinstance(thing, CellType) and _is_iterator(contents(thing)):
+        yield functools.partial(setattr, thing, "cell_contents", _HIDDEN)
+
+
+def _hide_in(found: list[Any]) -> None:
+    list.__setitem__(found, slice(None), [_HIDDEN if _is_iterator(x) else x for x in list(found)])
 
 
 def _is_iterator(thing: Any) -> bool:
@@ -200,9 +228,6 @@ def _restores(thing: Any) -> Iterator[Restore]:
         yield _of_cell(thing)
     elif isinstance(thing, CACHED):
         yield _of_cache(thing)
-    elif isinstance(thing, FunctionType) and not is_foreign(thing):
-        for namespace, name, value in named_globals(thing):
-            yield _of_name(namespace, name, value)
     elif isinstance(thing, type) and not is_foreign(thing):
         yield _of_class(thing)
     for name, value in slots_of(thing).items():

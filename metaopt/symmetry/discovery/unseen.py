@@ -78,9 +78,10 @@ def unseen(
     """
     owners = Owners(named_tensors(model))
     assumed: dict[str, str] = {}
+    without = _without_tensors(model)
 
     def add(roots: list[Any], who: str, known: set[int]) -> None:
-        for tensor in reachable(roots):
+        for tensor in reachable(roots, without):
             if isinstance(tensor, Tensor) and id(tensor) not in known:
                 for path in owners.paths(tensor):
                     assumed[path] = f"'{path}' is not read by {who}"
@@ -100,6 +101,19 @@ def unseen(
     if (outside := _outside_of_forward(model, ran)) is not None:
         assumed |= dict.fromkeys((path for path, _ in named_tensors(model)), outside)
     return assumed
+
+
+def _without_tensors(model: nn.Module) -> dict[int, Any]:
+    """The classes of modules from which code reaches no tensor, and all behind them, by id.
+
+    That is most of what there is, and the same behind each module: it is walked through once.
+    """
+    found: dict[int, Any] = {}
+    for kind in {type(module) for module in model.modules()}:
+        behind = reachable([kind], found)
+        if not any(isinstance(thing, Tensor) for thing in behind):
+            found |= {id(thing): thing for thing in behind}
+    return found
 
 
 def _outside_of_forward(model: nn.Module, ran: Iterable[CodeType]) -> str | None:
