@@ -3,8 +3,8 @@
     python -m studies.transfer [--checkpoints PATH ...] [--tasks 256] [--task-seed 0]
                                   [--device cpu|cuda|cuda:N] [--json FILE] [--write-page]
 
-Every checkpoint, by default all of ``checkpoints/pretrained/``, runs on test tasks of each setting
-below, beside Adam tuned for the setting's last step (on 32 validation tasks, over the grid below).
+Every checkpoint, by default all of ``checkpoints/pretrained/`` that were meta-trained on this family,
+runs on test tasks of each setting below, beside Adam tuned for the setting's last step (on 32 validation tasks, over the grid below).
 A flattened rule is left out, with a line that says so, where shapes differ from its own. With more
 samples than inputs the action through the data is not exact: there the checkpoint's
 ``teleporter.inexact`` is set to ``guard``, once with ``guard: refuse`` and once with
@@ -35,6 +35,7 @@ from metaopt.base.errors import MisfitError, UserError
 from metaopt.base.fields import DTYPES
 from metaopt.base.loss_statistics import diverged, geomean
 from metaopt.base.process import World
+from metaopt.base.shipped import optimizers
 from metaopt.base.streams import Stream
 from metaopt.base.tables import markdown_table
 from metaopt.evaluation.config import EvalConfig
@@ -48,10 +49,10 @@ from metaopt.evaluation.evaluate import TUNED_BASELINES, Outcome, run_contender
 from metaopt.optim import learned
 from metaopt.rules.composed import MetaOptimizer
 from metaopt.tasks.build import task_family
-from metaopt.tasks.config import TaskConfig
+from metaopt.tasks.config import REGRESSION, TaskConfig
 from metaopt.tasks.regression import layer_shapes
 from metaopt.teleport.config import TeleporterConfig, engine
-from studies.output import DOCS, PRETRAINED, Page, add_device, in_repository
+from studies.output import DOCS, Page, add_device, in_repository
 from studies.study.evaluation import Array, excess, least_losses
 
 PAGE = Page(DOCS / "transfer.md", "transfer table", "transfer")
@@ -195,17 +196,23 @@ def with_teleporter(contender: Contender, path: Path, fields: dict[str, str]) ->
         path: of the checkpoint.
         fields: of its section ``teleporter``; none to leave it as it is.
     """
-    config = learned.load(path).config
-    if not fields or config.teleporter is None:
+    own = learned.load(path).config.teleporter
+    # Other actions are exact on any data.
+    if not fields or own is None or own.action != "through_data":
         return contender
     changed = check(
         TeleporterConfig,
-        config.teleporter.model_dump() | {"inexact": "guard"} | fields,
+        own.model_dump() | {"inexact": "guard"} | fields,
         f"{path}: teleporter",
     )
     assert isinstance(contender.optimizer, MetaOptimizer)
-    contender.optimizer.engine = engine(changed, config.task)
+    contender.optimizer.engine = engine(changed, learned.load(path).config.task)
     return contender
+
+
+def of_this_family() -> list[Path]:
+    """The shipped checkpoints that were meta-trained on the family of the settings."""
+    return [path for path in optimizers() if learned.load(path).config.task.family == REGRESSION]
 
 
 def contenders(
@@ -300,19 +307,20 @@ def main(world: World) -> None:
     """Evaluate, print, write."""
     parser = argparse.ArgumentParser(description="Learned optimizers on tasks of other kinds.")
     parser.add_argument(
-        "--checkpoints", nargs="+", type=Path, default=sorted(PRETRAINED.glob("*.safetensors"))
+        "--checkpoints", nargs="+", type=Path, help="by default all that ship of this family"
     )
     parser.add_argument("--tasks", type=cli.positive, default=256)
     parser.add_argument("--task-seed", type=int, default=0)
     add_device(parser)
     arguments = PAGE.parse(parser)
-    if not arguments.checkpoints:
+    paths = arguments.checkpoints or of_this_family()
+    if not paths:
         raise UserError("nothing to evaluate: none in checkpoints/pretrained/; name --checkpoints")
     device = cli.device(arguments.device, world)
     found: list[Row] = []
     for setting in SETTINGS:
         config = evaluation(setting, arguments.tasks, arguments.task_seed, TUNING)
-        new = rows(setting, config, arguments.checkpoints, device, world)
+        new = rows(setting, config, paths, device, world)
         print(f"\n{table(new)}", flush=True)
         found += new
         content = {

@@ -14,7 +14,7 @@ from cases import tasks as sample
 
 from metaopt.base.process import World
 from metaopt.evaluation.config import EvalConfig
-from metaopt.evaluation.contenders import Contender
+from metaopt.evaluation.contenders import Contender, learned_contenders
 from metaopt.evaluation.evaluate import Outcome, run_contender, unseen_tasks
 from metaopt.rules.composed import MetaOptimizer
 from metaopt.symmetry.actions import InexactActionError
@@ -27,6 +27,7 @@ from studies.transfer import (
     evaluation,
     in_pieces,
     joined,
+    of_this_family,
     piece_size,
     rows,
     with_teleporter,
@@ -153,6 +154,22 @@ def test_without_fields_the_engine_stays(paths: dict[str, Path]) -> None:
     before = rule.optimizer.engine
     assert with_teleporter(contender, paths["coordinate_lstm"], {}).optimizer is rule.optimizer
     assert rule.optimizer.engine is before
+
+
+def test_rules_of_other_families_are_left_out() -> None:
+    kinds = ("lr_tele", "update", "update_tele")
+    wanted = [f"{rule}_{kind}" for rule in ("coordinate", "lstm") for kind in kinds]
+    assert [path.stem for path in of_this_family()] == wanted
+
+
+def test_an_action_that_is_exact_on_any_data_stays() -> None:
+    path = PRETRAINED / "lora_update_tele.safetensors"
+    (contender,) = learned_contenders([path], CPU, True, World())
+    assert isinstance(contender.optimizer, MetaOptimizer)
+    before = contender.optimizer.engine
+    for guard in ("refuse", "shrink"):
+        with_teleporter(contender, path, {"guard": guard})
+    assert contender.optimizer.engine is before
 
 
 def test_a_flattened_rule_is_a_row_that_says_why_it_is_left_out(paths: dict[str, Path]) -> None:
