@@ -3,8 +3,9 @@
     python -m studies.transfer [--checkpoints PATH ...] [--tasks 256] [--task-seed 0]
                                   [--device cpu|cuda|cuda:N] [--json FILE] [--write-page]
 
-Every checkpoint, by default all of ``checkpoints/pretrained/`` that were meta-trained on this family,
-runs on test tasks of each setting below, beside Adam tuned for the setting's last step (on 32 validation tasks, over the grid below).
+Every checkpoint, by default all of ``checkpoints/pretrained/`` that were meta-trained on this
+family, runs on test tasks of each setting below, beside Adam tuned for the setting's last step (on
+32 validation tasks, over the grid below).
 A flattened rule is left out, with a line that says so, where shapes differ from its own. With more
 samples than inputs the action through the data is not exact: there the checkpoint's
 ``teleporter.inexact`` is set to ``guard``, once with ``guard: refuse`` and once with
