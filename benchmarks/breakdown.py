@@ -16,6 +16,7 @@ from unittest.mock import patch
 
 import torch
 
+from benchmarks.counting import training_flop
 from benchmarks.sweep import Work
 from benchmarks.timing import synchronize
 from metaopt.base.tables import markdown_table
@@ -116,12 +117,32 @@ def breakdown(work: Work, windows: int, device: torch.device) -> Mapping[str, fl
     return {part: watch.seconds[part] / windows if part in watch.calls else None for part in PARTS}
 
 
-def table(found: Mapping[str, Mapping[str, float | None]], shares: Mapping[str, float]) -> str:
+def rate_of_products(
+    work: Work, parts: Mapping[str, float | None], matmul_flops: float
+) -> float | None:
+    """The share of the machine's matmul rate that products reach; None where none was called.
+
+    Args:
+        work: one configuration.
+        parts: what ``breakdown`` found of it.
+        matmul_flops: operations a second.
+    """
+    seconds = parts[PRODUCTS]
+    if seconds is None:
+        return None
+    flop = training_flop(work.loaded()) * work.batch / work.windows_of_trajectory
+    return flop / seconds / matmul_flops
+
+
+def table(
+    found: Mapping[str, Mapping[str, float | None]], shares: Mapping[str, float | None]
+) -> str:
     """For people: milliseconds of an outer step and shares, a column a configuration.
 
     Args:
         found: the parts of each configuration.
-        shares: of the machine's matmul rate, what the products reach in their own time.
+        shares: of the machine's matmul rate, what the products reach in their own time; None where
+            they were not called by themselves.
     """
     totals = {
         name: sum(value for value in parts.values() if value is not None)
@@ -135,5 +156,6 @@ def table(found: Mapping[str, Mapping[str, float | None]], shares: Mapping[str, 
 
     rows = [[part, *(cell(name, parts[part]) for name, parts in found.items())] for part in PARTS]
     rows.append(["together", *(f"{1e3 * total:.1f} ms" for total in totals.values())])
-    rows.append([f"rate of the {PRODUCTS}", *(f"{100 * shares[name]:.0f} %" for name in found)])
+    rates = [None if shares[name] is None else f"{100 * shares[name]:.0f} %" for name in found]
+    rows.append([f"rate of the {PRODUCTS}", *(rate or "not called" for rate in rates)])
     return markdown_table(["part of an outer step", *found], rows)

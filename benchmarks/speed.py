@@ -21,7 +21,6 @@ Times are medians over 3 repeats after a warm-up. ``--json`` writes all figures 
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -153,10 +152,8 @@ def broken_down(device: torch.device, matmul_flops: float) -> dict[str, Any]:
         work = Work(config, "meta-training", BREAKDOWN_BATCH)
         _, window, _ = trajectory_seconds(Piece(BREAKDOWN_BATCH, work), device, budget=0)
         windows = windows_within(REPEATS * BREAKDOWN_SECONDS, window, work.windows_of_trajectory)
-        parts = breakdown.breakdown(work, windows, device)
-        flop = training_flop(work.loaded()) * work.batch / work.windows_of_trajectory
-        found[work.label] = parts
-        shares[work.label] = flop / (parts[breakdown.PRODUCTS] or math.inf) / matmul_flops
+        parts = found[work.label] = breakdown.breakdown(work, windows, device)
+        shares[work.label] = breakdown.rate_of_products(work, parts, matmul_flops)
     print(f"\nWhere time goes at meta-batch {BREAKDOWN_BATCH}\n\n{breakdown.table(found, shares)}")
     return {"parts": found, "rate of products": shares}
 

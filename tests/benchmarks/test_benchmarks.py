@@ -195,6 +195,16 @@ def test_parts_add_up_to_the_outer_step(monkeypatch: pytest.MonkeyPatch) -> None
     assert " 50 % |" in breakdown.table({"tiny": found}, {"tiny": 0.5}).splitlines()[-1]
 
 
+def test_the_rate_of_the_products_is_theirs_alone() -> None:
+    work = Work(PAPER, "meta-training", 4, (*TINY, "meta.steps=6", "meta.unroll=3"))
+    parts: dict[str, float | None] = {breakdown.PRODUCTS: 2.0, breakdown.BACKWARD: 7.0}
+    # What a window takes is done in two seconds, on a machine that could do it in one.
+    of_a_window = 4 * counting.training_flop(work.loaded()) / 2
+    rate = breakdown.rate_of_products(work, parts, of_a_window)
+    assert rate == pytest.approx(0.5)
+    assert breakdown.rate_of_products(work, {breakdown.PRODUCTS: None}, 1e9) is None
+
+
 def test_nested_parts_are_taken_out(monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = iter([0.0, 1.0, 5.0, 7.0])
     monkeypatch.setattr("benchmarks.breakdown.time.perf_counter", lambda: next(ticks))

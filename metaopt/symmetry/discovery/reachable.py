@@ -38,6 +38,8 @@ HOLDERS = ("torch", "types", "collections", "weakref", "argparse")
 CONTAINERS = (list, tuple, set, frozenset, deque)
 CACHED = type(functools.lru_cache(lambda: None))
 MISSING = object()
+Named = tuple[dict[str, Any], str, Any]
+"""A namespace, a name in it, and its value, or ``MISSING``."""
 _BY_NAME = {
     number: int(name == "LOAD_GLOBAL")
     for name, number in dis.opmap.items()
@@ -77,18 +79,44 @@ def reachable(roots: Iterable[Any], known: Collection[int] = ()) -> list[Any]:
     return list(seen.values())
 
 
-def named_globals(function: FunctionType) -> list[tuple[dict[str, Any], str, Any]]:
+def named_globals(function: FunctionType) -> list[Named]:
     """(namespace, name, value) of the globals of a function and of the modules that it names."""
-    found: list[tuple[dict[str, Any], str, Any]] = []
     namespace = function.__globals__
-    for used, names in _names(function.__code__):
-        for name in used:
-            value = namespace.get(name, MISSING)
-            found.append((namespace, name, value))
-            if isinstance(value, ModuleType) and not is_foreign(value):
-                own = vars(value)
-                found += [(own, n, own[n]) for n in names if n in own]
-    return found
+    return [
+        found
+        for used, names in _names(function.__code__)
+        for name in used
+        for found in _values(namespace, name, names)
+    ]
+
+
+def names_of(
+    functions: Iterable[FunctionType],
+) -> list[tuple[dict[str, Any], str, Collection[str]]]:
+    """(namespace, name, all names beside it) of the globals of functions, each name once."""
+    found: dict[tuple[int, str], tuple[dict[str, Any], str, dict[str, None]]] = {}
+    for function in functions:
+        namespace = function.__globals__
+        for used, names in _names(function.__code__):
+            for name in used:
+                beside = found.setdefault((id(namespace), name), (namespace, name, {}))[2]
+                beside.update(dict.fromkeys(names))
+    return list(found.values())
+
+
+def values_of(named: Iterable[tuple[dict[str, Any], str, Collection[str]]]) -> list[Named]:
+    """What ``named_globals`` finds now, of ``names_of``; each once."""
+    found = (value for one in named for value in _values(*one))
+    return list({(id(value[0]), value[1]): value for value in found}.values())
+
+
+def _values(namespace: dict[str, Any], name: str, names: Iterable[str]) -> Iterator[Named]:
+    """A global, and those of its names that it has, if it is a module of the user's."""
+    value = namespace.get(name, MISSING)
+    yield namespace, name, value
+    if isinstance(value, ModuleType) and not is_foreign(value):
+        own = vars(value)
+        yield from ((own, n, own[n]) for n in names if n in own)
 
 
 @functools.cache

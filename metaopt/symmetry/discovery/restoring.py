@@ -25,9 +25,10 @@ from metaopt.symmetry.discovery.reachable import (
     MISSING,
     contents,
     is_foreign,
-    named_globals,
+    names_of,
     reachable,
     slots_of,
+    values_of,
 )
 from metaopt.symmetry.discovery.watch import UntraceableError
 
@@ -53,18 +54,13 @@ class Restoring:
         self.found = found = reachable([model])
         self.tensors = [thing for thing in found if isinstance(thing, Tensor)]
         self._holders = [thing for thing in found if isinstance(thing, HOLDS_PLAIN)]
-        self._globals = _globals_of(found)
+        functions = (thing for thing in found if isinstance(thing, FunctionType))
+        self._named = names_of(function for function in functions if not is_foreign(function))
         self._sources = [*_global_sources(), *(s for x in found if (s := _source(x)))]
         self._draws = self._states()
         self._forgot = False
         self._restores = [restore for thing in found for restore in _restores(thing)]
-        self._restores += [_of_name(*of_name) for of_name in self._globals]
-        self._hides = [hide for thing in found for hide in _hides(thing)]
-        self._hides += [
-            functools.partial(namespace.__setitem__, name, _HIDDEN)
-            for namespace, name, value in self._globals
-            if _is_iterator(value)
-        ]
+        self._restores += [_of_name(*of_name) for of_name in values_of(self._named)]
 
     def drew(self) -> bool:
         """Whether random numbers were drawn since the record was made."""
@@ -84,8 +80,11 @@ class Restoring:
 
         Two of these differ if code that ran in between changed what may decide its way next time.
         """
-        named = (namespace.get(name) for namespace, name, _ in self._globals)
-        of_globals = [value if isinstance(value, PLAIN) else None for value in named]
+        of_globals = {
+            (id(namespace), name): value
+            for namespace, name, value in values_of(self._named)
+            if isinstance(value, PLAIN)
+        }
         return [*(_plain(thing) for thing in self._holders), of_globals]
 
     @contextmanager
@@ -109,8 +108,18 @@ class Restoring:
 
     def hide_iterators(self) -> None:
         """Replace iterators, which cannot be rewound, by ones that raise, until ``restore``."""
-        for hide in self._hides:
-            hide()
+        for thing in self._holders:
+            if isinstance(thing, dict):
+                for key in [key for key, value in dict.items(thing) if _is_iterator(value)]:
+                    dict.__setitem__(thing, key, _Hidden())
+            elif isinstance(thing, list):
+                for i in [i for i, value in enumerate(list(thing)) if _is_iterator(value)]:
+                    list.__setitem__(thing, i, _Hidden())
+            elif isinstance(thing, CellType) and _is_iterator(contents(thing)):
+                thing.cell_contents = _Hidden()
+        for namespace, name, value in values_of(self._named):
+            if _is_iterator(value):
+                namespace[name] = _Hidden()
 
     def forget_cached(self) -> None:
         """Empty caches of functions, which hold no stand-ins yet, and with each ``restore``."""
@@ -121,17 +130,6 @@ class Restoring:
 
     def _states(self) -> list[Any]:
         return [get() for get, _ in self._sources]
-
-
-def _globals_of(found: list[Any]) -> list[tuple[dict[str, Any], str, Any]]:
-    """(namespace, name, value) of what functions name, each once however many of them do."""
-    named = (
-        of_name
-        for thing in found
-        if isinstance(thing, FunctionType) and not is_foreign(thing)
-        for of_name in named_globals(thing)
-    )
-    return list({(id(of_name[0]), of_name[1]): of_name for of_name in named}.values())
 
 
 def _plain(thing: Any) -> Any:
@@ -151,28 +149,14 @@ class _Hidden(Iterator[Any]):
         raise UntraceableError("it takes from an iterator, which cannot go back")
 
 
-_HIDDEN = _Hidden()
-
-
-def _hides(thing: Any) -> Iterator[Callable[[], None]]:
-    """Functions that replace the iterators which an object holds now."""
-    if isinstance(thing, dict):
-        for key, value in dict.items(thing):
-            if _is_iterator(value):
-                yield functools.partial(dict.__setitem__, thing, key, _HIDDEN)
-    elif isinstance(thing, list):
-        if any(map(_is_iterator, list(thing))):
-            yield functools.partial(_hide_in, thing)
-    elif isinstance(thing, CellType) and _is_iterator(contents(thing)):
-        yield functools.partial(setattr, thing, "cell_contents", _HIDDEN)
-
-
-def _hide_in(found: list[Any]) -> None:
-    list.__setitem__(found, slice(None), [_HIDDEN if _is_iterator(x) else x for x in list(found)])
-
-
 def _is_iterator(thing: Any) -> bool:
-    return isinstance(thing, Iterator) and is_foreign(type(thing))
+    kind: Any = type(thing)
+    return _iterates(kind)
+
+
+@functools.lru_cache(maxsize=10_000)
+def _iterates(kind: type) -> bool:
+    return issubclass(kind, Iterator) and is_foreign(kind)
 
 
 def _global_sources() -> list[Source]:
