@@ -156,6 +156,7 @@ def table(
 
     rows = [[part, *(cell(name, parts[part]) for name, parts in found.items())] for part in PARTS]
     rows.append(["together", *(f"{1e3 * total:.1f} ms" for total in totals.values())])
-    rates = [None if shares[name] is None else f"{100 * shares[name]:.0f} %" for name in found]
-    rows.append([f"rate of the {PRODUCTS}", *(rate or "not called" for rate in rates)])
+    each = (shares[name] for name in found)
+    rates = ("not called" if share is None else f"{100 * share:.0f} %" for share in each)
+    rows.append([f"rate of the {PRODUCTS}", *rates])
     return markdown_table(["part of an outer step", *found], rows)
