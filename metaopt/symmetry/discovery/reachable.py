@@ -79,6 +79,29 @@ def reachable(roots: Iterable[Any], known: Collection[int] = ()) -> list[Any]:
     return list(seen.values())
 
 
+def leading_nowhere(found: Iterable[Any]) -> dict[int, Any]:
+    """Of objects, and of all that they lead to, those from which code reaches no tensor, by id."""
+    seen: dict[int, Any] = {}
+    before: dict[int, list[int]] = {}
+    left = list(found)
+    while left:
+        thing = left.pop()
+        if type(thing) in ATOMS or id(thing) in seen:
+            continue
+        seen[id(thing)] = thing
+        for behind in _behind(thing):
+            if type(behind) not in ATOMS:
+                before.setdefault(id(behind), []).append(id(thing))
+                left.append(behind)
+    leading = [number for number, thing in seen.items() if isinstance(thing, Tensor)]
+    nowhere = dict(seen)
+    while leading:
+        number = leading.pop()
+        if nowhere.pop(number, None) is not None:
+            leading += before.get(number, ())
+    return nowhere
+
+
 def named_globals(function: FunctionType) -> list[Named]:
     """(namespace, name, value) of the globals of a function and of the modules that it names."""
     namespace = function.__globals__

@@ -25,6 +25,7 @@ from metaopt.symmetry.discovery.reachable import (
     MISSING,
     contents,
     is_foreign,
+    leading_nowhere,
     names_of,
     reachable,
     slots_of,
@@ -61,6 +62,11 @@ class Restoring:
         self._forgot = False
         self._restores = [restore for thing in found for restore in _restores(thing)]
         self._restores += [_of_name(*of_name) for of_name in values_of(self._named)]
+
+    @functools.cached_property
+    def nowhere(self) -> dict[int, Any]:
+        """Those of ``found`` from which code reaches no tensor, by id."""
+        return leading_nowhere(self.found)
 
     def drew(self) -> bool:
         """Whether random numbers were drawn since the record was made."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 import inspect
 import sys
 import warnings
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Collection, Container, Iterator
 from contextlib import ExitStack
 from contextvars import copy_context
 from dataclasses import dataclass, replace
@@ -270,13 +270,14 @@ def _trace(
             if known < len(opaque):
                 continue
             raise UntraceableError(_first_line(error)) from error
-    record = _record(model, guard.found, ran, graph, opaque, leaves)
+    record = _record(model, guard.found, guard.nowhere, ran, graph, opaque, leaves)
     return replace(record, training=training, turned=turned)
 
 
 def _record(
     model: nn.Module,
     found: list[Any],
+    nowhere: Collection[int],
     ran: list[CodeType],
     graph: fx.Graph,
     opaque: dict[str, str],
@@ -284,7 +285,7 @@ def _record(
 ) -> Trace:
     """The trace that a graph gives; for the arguments see ``unseen``."""
     read = frozenset(str(node.target) for node in graph.nodes if node.op == "get_attr")
-    not_seen = unseen(model, found, ran, graph, opaque, leaves)
+    not_seen = unseen(model, found, nowhere, ran, graph, opaque, leaves)
     return Trace(graph, opaque, read, not_seen)
 
 
@@ -303,7 +304,7 @@ def traces(model: nn.Module, leaves: Container[type] = ()) -> list[Trace]:
     if not all(map(only_observes, hooks_on_all_modules())):
         raise UntraceableError("forward hooks on all modules may change what it computes")
     if is_leaf(model) or type(model) in leaves:
-        whole = _record(model, [], [], _graph_of_leaf(model), {}, leaves)
+        whole = _record(model, [], (), [], _graph_of_leaf(model), {}, leaves)
         return [replace(whole, training=training) for training in (True, False)]
     if "forward" in model.__dict__:
         raise UntraceableError("its forward is replaced on the instance")

@@ -6,7 +6,7 @@ of them is then an assumption, which an example can check.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Collection, Container, Iterable, Iterator
 from functools import partial
 from types import CodeType, FunctionType
 from typing import Any
@@ -58,6 +58,7 @@ def hooks_on_all_modules() -> Iterator[Callable[..., Any]]:
 def unseen(
     model: nn.Module,
     found: list[Any],
+    nowhere: Collection[int],
     ran: Iterable[CodeType],
     graph: fx.Graph,
     opaque: dict[str, str],
@@ -68,6 +69,7 @@ def unseen(
     Args:
         model: the model that was traced.
         found: all objects that its code can reach.
+        nowhere: the ids of those among them from which it reaches no tensor.
         ran: the user's code that ran during the trace.
         graph: the graph of the trace.
         opaque: for the paths of modules that could not be traced, the reason.
@@ -78,10 +80,9 @@ def unseen(
     """
     owners = Owners(named_tensors(model))
     assumed: dict[str, str] = {}
-    without = _without_tensors(model)
 
     def add(roots: list[Any], who: str, known: set[int]) -> None:
-        for tensor in reachable(roots, without):
+        for tensor in reachable(roots, nowhere):
             if isinstance(tensor, Tensor) and id(tensor) not in known:
                 for path in owners.paths(tensor):
                     assumed[path] = f"'{path}' is not read by {who}"
@@ -101,19 +102,6 @@ def unseen(
     if (outside := _outside_of_forward(model, ran)) is not None:
         assumed |= dict.fromkeys((path for path, _ in named_tensors(model)), outside)
     return assumed
-
-
-def _without_tensors(model: nn.Module) -> dict[int, Any]:
-    """The classes of modules from which code reaches no tensor, and all behind them, by id.
-
-    That is most of what there is, and the same behind each module: it is walked through once.
-    """
-    found: dict[int, Any] = {}
-    for kind in {type(module) for module in model.modules()}:
-        behind = reachable([kind], found)
-        if not any(isinstance(thing, Tensor) for thing in behind):
-            found |= {id(thing): thing for thing in behind}
-    return found
 
 
 def _outside_of_forward(model: nn.Module, ran: Iterable[CodeType]) -> str | None:

@@ -1,4 +1,4 @@
-"""Names of globals, read from the bytecode as ``dis`` reads it."""
+"""Names of globals, read from the bytecode as ``dis`` reads it; which objects lead to tensors."""
 
 from __future__ import annotations
 
@@ -6,10 +6,22 @@ import dis
 from importlib.util import find_spec
 from pathlib import Path
 from types import CodeType
+from typing import Any
 
 import pytest
+import torch
+from torch import Tensor, nn
 
-from metaopt.symmetry.discovery.reachable import _global_names, _with_nested
+from metaopt.symmetry.discovery.reachable import (
+    _global_names,
+    _with_nested,
+    leading_nowhere,
+    reachable,
+)
+
+BESIDE: dict[str, Any] = {"tensors": [torch.ones(1)], "numbers": [1, 2]}
+CIRCLE: list[object] = []
+CIRCLE.append([CIRCLE])
 
 LINES = "; ".join(f"a{i} = b{i} + c.a{i}; del b{i}" for i in range(300))
 """More names than one byte counts, and each of them as an attribute too."""
@@ -37,6 +49,32 @@ def test_names_of_real_code(module: str) -> None:
     parts = [*_with_nested(code_of(module))]
     assert len(parts) > 50
     assert all(by_dis(part) == _global_names(part) for part in parts)
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(2, 2)
+        self.plain = {"circle": CIRCLE, "text": ["a", ("b",)]}
+
+    def forward(self, x: Tensor) -> Tensor:
+        shifted: Tensor = self.a(x) + BESIDE["tensors"][0]
+        return shifted
+
+    def numbers(self) -> list[object]:
+        return [*CIRCLE, self.plain]
+
+
+def test_what_leads_nowhere_reaches_no_tensor_and_all_else_does() -> None:
+    found = reachable([Net()])
+    nowhere = leading_nowhere(found)
+    assert id(CIRCLE) in nowhere
+    assert id(BESIDE) not in nowhere
+    assert id(Net.numbers) in nowhere
+    assert 10 < len(nowhere) < len(found)
+    for thing in found:
+        has_tensors = any(isinstance(behind, Tensor) for behind in reachable([thing]))
+        assert has_tensors == (id(thing) not in nowhere)
 
 
 def by_dis(code: CodeType) -> tuple[str, ...]:
