@@ -197,7 +197,8 @@ def with_teleporter(contender: Contender, path: Path, fields: dict[str, str]) ->
         path: of the checkpoint.
         fields: of its section ``teleporter``; none to leave it as it is.
     """
-    own = learned.load(path).config.teleporter
+    config = learned.load(path).config
+    own = config.teleporter
     # Other actions are exact on any data.
     if not fields or own is None or own.action != "through_data":
         return contender
@@ -207,7 +208,7 @@ def with_teleporter(contender: Contender, path: Path, fields: dict[str, str]) ->
         f"{path}: teleporter",
     )
     assert isinstance(contender.optimizer, MetaOptimizer)
-    contender.optimizer.engine = engine(changed, learned.load(path).config.task)
+    contender.optimizer.engine = engine(changed, config.task)
     return contender
 
 

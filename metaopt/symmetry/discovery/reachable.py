@@ -81,6 +81,7 @@ def reachable(roots: Iterable[Any], known: Collection[int] = ()) -> list[Any]:
 
 def leading_nowhere(found: Iterable[Any]) -> dict[int, Any]:
     """Of objects, and of all that they lead to, those from which code reaches no tensor, by id."""
+    # They are walked again: some objects give new ones each time that they are asked.
     seen: dict[int, Any] = {}
     before: dict[int, list[int]] = {}
     left = list(found)
