@@ -47,6 +47,7 @@ STEPS = 10
 WARM_UP = 5
 WIDTH, SAMPLES = 20, 10
 SMALL = (
+    "meta.compile=never",
     "meta.batch=2",
     "meta.horizon={kind: fixed}",
     "meta.truncation=even",

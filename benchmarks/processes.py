@@ -112,7 +112,7 @@ class Row:
 
 def run(config: str, processes: int, batch: int, size: Size) -> Steps:
     """Outer steps of ``batch`` trajectories by so many fresh processes of one thread."""
-    worker = ["-m", "benchmarks.process_steps", config, str(size.steps), WHOLE]
+    worker = ["-m", "benchmarks.process_steps", config, str(size.steps), *WHOLE]
     worker += [f"meta.batch={batch}", f"validation.tasks={processes}", *size.overrides]
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     printed = subprocess.run(

@@ -27,8 +27,8 @@ from metaopt.meta.trainer import MetaTrainer
 from studies.output import ROOT
 
 Mode = Literal["meta-training", "evaluation"]
-WHOLE = "meta.horizon={kind: fixed}"
-"""Trajectories of full length, so that as many windows are as much work."""
+WHOLE = ("meta.horizon={kind: fixed}", "meta.compile=never")
+"""Trajectories of full length, so that as many windows are as much work; as the code stands."""
 BUDGET = 2.0
 """Seconds that the repeats of one measurement may take, if a window of each does not."""
 MAX_SECONDS = 60.0
@@ -58,7 +58,7 @@ class Work:
             own, other = other, own
         # The other side of the run is made small, since a trainer always has both.
         sizes = (f"{own}={self.batch}", f"{other}=1")
-        return load(TrainConfig, self.config, [WHOLE, *self.overrides, *sizes, *extra])
+        return load(TrainConfig, self.config, [*WHOLE, *self.overrides, *sizes, *extra])
 
     def in_groups(self, device: torch.device) -> bool:
         """Whether windows go through in groups that hold memory down (``meta.group``)."""

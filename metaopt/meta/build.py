@@ -12,6 +12,7 @@ import torch
 
 from metaopt.base.errors import UserError
 from metaopt.base.streams import Stream
+from metaopt.meta import compiling
 from metaopt.meta.averaging import Average, ExponentialAverage, NoAverage
 from metaopt.meta.config import (
     CurriculumConfig,
@@ -130,16 +131,23 @@ def meta_loss(config: MetaConfig) -> MetaLoss:
             return SumOfLosses()
 
 
-def windows(config: TrainConfig, optimizer: MetaOptimizer, device: torch.device) -> Windows:
+def windows(
+    config: TrainConfig,
+    optimizer: MetaOptimizer,
+    device: torch.device,
+    say: Callable[[str], object] = print,
+) -> Windows:
     """What runs truncation windows and differentiates them: on a CUDA device, CUDA graphs.
 
     A user's tasks are observed anew in every step, with a mini-batch of its own: no graph holds it.
-    On a CPU a window that takes too much memory as a whole is run in groups.
+    On a CPU a window that takes too much memory as a whole is run in groups, and the steps of long
+    runs are compiled (``compiling``).
 
     Args:
         config: the configuration of the run.
         optimizer: the meta-optimizer; its parameters are phi.
         device: the device that the windows run on.
+        say: tells users a line.
     """
     meta = config.meta
     of_window = (optimizer, observe(meta), meta_loss(meta))
@@ -147,7 +155,7 @@ def windows(config: TrainConfig, optimizer: MetaOptimizer, device: torch.device)
         case PersistentESConfig(sigma=sigma, pairs=pairs):
             return PersistentES(*of_window, sigma, pairs, config.seed)
         case GradientConfig():
-            step_by_step = StepByStep(*of_window)
+            step_by_step = StepByStep(*of_window, compiling.advance(config, device, say))
     recordable = device.type == "cuda" and not config.task.is_own
     of_group = Replayed(step_by_step) if recordable else step_by_step
     if meta.group is not None:

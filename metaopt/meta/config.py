@@ -109,6 +109,12 @@ class MetaConfig(Model):
         "them: less memory, the same meta-gradient to rounding; null: all of up to 64, and of more "
         "on a CPU as many as 2 GB hold by estimate",
     )
+    compile: Literal["auto", "always", "never"] = described(
+        "auto",
+        "whether inner steps are compiled, on a CPU and for tasks of this package: equal to "
+        "rounding, up to twice as fast, and up to half a minute for each kind of trajectories; "
+        "auto: in runs of 30,000 inner steps or more, where there is a C++ compiler",
+    )
     outer_steps: Positive = described(
         400, "number of updates of the learned parameters (outer steps)"
     )

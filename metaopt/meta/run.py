@@ -30,6 +30,7 @@ from metaopt.base.files import make_folder, write_atomically
 from metaopt.base.process import World
 from metaopt.base.signals import CAUGHT, Signals
 from metaopt.base.tables import validation_table
+from metaopt.meta import compiling
 from metaopt.meta.config import MetaConfig, TrainConfig
 from metaopt.meta.pace import Pace
 from metaopt.meta.records import FirstRecords, Records
@@ -79,8 +80,10 @@ class Run:
         self.folder = folder
         self.world = world
         self.trainer = MetaTrainer(config, device, world)
-        if (line := note(config.precision, self.trainer.dtype, device)) is not None:
-            world.say(line)
+        of_precision = note(config.precision, self.trainer.dtype, device)
+        for line in (of_precision, compiling.note(config, device)):
+            if line is not None:
+                world.say(line)
         self._began = began
         self._made_by = made_by or {}
         self._earlier = 0.0

@@ -122,7 +122,7 @@ class MetaTrainer:
         self.lengths = build.lengths(config.meta, config.seed)
         self.hiding = build.hiding(config.meta, config.seed)
         self.observe = build.observe(config.meta)
-        self.windows = build.windows(config, self.optimizer, self.device)
+        self.windows = build.windows(config, self.optimizer, self.device, self.world.say)
         self.average = build.average(config.meta, self.optimizer)
         learned = {name: rule for name, rule in self.optimizer.rules.items() if _learns(rule)}
         self.networks = {name: list(rule.parameters()) for name, rule in learned.items()}

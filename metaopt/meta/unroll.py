@@ -38,7 +38,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Generic
+from typing import Generic, Protocol
 
 import torch
 from torch import Tensor
@@ -46,7 +46,7 @@ from torch import Tensor
 from metaopt.base.network import Weights
 from metaopt.base.stopwatch import UNTIMED, NoWatch
 from metaopt.meta.looks import Observe, first_order, judged_at, judging
-from metaopt.rules.composed import Optimizer, S, States
+from metaopt.rules.composed import Optimizer, S, States, Step
 from metaopt.rules.learned.affine import one_window
 from metaopt.tasks.base import Observation, Tasks, cut
 from metaopt.teleport.base import Report, TeleportTrace
@@ -82,6 +82,57 @@ class InnerState(Generic[S]):
                 for rule, own in self.optimizer.items()
             },
         )
+
+
+@dataclass(frozen=True)
+class Advanced(Generic[S]):
+    """What one inner step led to.
+
+    Attributes:
+        taken: the step of the optimizer.
+        loss: L(w_{t+1}), [B].
+        observation: at w_{t+1}, with what tasks hide from rules.
+    """
+
+    taken: Step[S]
+    loss: Tensor
+    observation: Observation
+
+
+class Advance(Protocol):
+    """How ``unroll`` takes one inner step: (w_t, state) -> (w_{t+1}, state', L(w_{t+1}), ..)."""
+
+    def __call__(
+        self,
+        seen: Tasks,
+        following: Tasks,
+        optimizer: Optimizer[S],
+        state: InnerState[S],
+        observe: Observe,
+    ) -> Advanced[S]:
+        """Take a step and look at the weights after it.
+
+        Args:
+            seen: the tasks as this step sees them.
+            following: the tasks as the next step will see them.
+            optimizer: takes the step.
+            state: the state before it.
+            observe: how the weights are looked at.
+        """
+
+
+def operation_by_operation(
+    seen: Tasks,
+    following: Tasks,
+    optimizer: Optimizer[S],
+    state: InnerState[S],
+    observe: Observe,
+) -> Advanced[S]:
+    """The step as it stands in the code; see ``Advance``."""
+    taken = optimizer.step(state.weights, state.observation, state.optimizer, seen)
+    evaluated = optimizer.evaluated(taken.weights, taken.state)
+    loss, observation = observe(following, taken.weights, taken.report, evaluated)
+    return Advanced(taken, loss, observation)
 
 
 @dataclass(frozen=True)
@@ -137,6 +188,7 @@ def unroll(
     steps: int,
     observe: Observe = first_order,
     watch: NoWatch = UNTIMED,
+    advance: Advance = operation_by_operation,
 ) -> tuple[InnerState[S], Unrolled]:
     """Advance B trajectories by K inner steps.
 
@@ -147,6 +199,7 @@ def unroll(
         steps: K, at least 1.
         observe: how the weights are looked at after each step.
         watch: times the steps; measuring the teleports for the trace is not counted.
+        advance: how a step is taken.
 
     Returns:
         The state at step t + K, still attached to the graph, and the losses and teleports of the K
@@ -157,15 +210,14 @@ def unroll(
     seen = tasks.at(state.step)
     with one_window(), watch.running():
         for _ in range(steps):
-            taken = optimizer.step(state.weights, state.observation, state.optimizer, seen)
-            seen = tasks.at(state.step + 1)
-            evaluated = optimizer.evaluated(taken.weights, taken.state)
-            loss, observation = observe(seen, taken.weights, taken.report, evaluated)
-            shown = seen.shown(observation, state.step + 1)
-            state = InnerState(state.step + 1, taken.weights, loss, shown, taken.state)
-            losses.append(loss)
+            following = tasks.at(state.step + 1)
+            now = advance(seen, following, optimizer, state, observe)
+            seen, taken = following, now.taken
+            shown = seen.shown(now.observation, state.step + 1)
+            state = InnerState(state.step + 1, taken.weights, now.loss, shown, taken.state)
+            losses.append(now.loss)
             with watch.aside():
-                trace.add(taken.report, seen, observation)
+                trace.add(taken.report, seen, now.observation)
         with watch.aside():
             teleports = trace.end(seen)
     return state, Unrolled(torch.stack(losses), teleports)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from metaopt.meta.looks import Observe
 from metaopt.meta.loss import MetaLoss
-from metaopt.meta.unroll import InnerState, resume, unroll
+from metaopt.meta.unroll import Advance, InnerState, operation_by_operation, resume, unroll
 from metaopt.rules.composed import MetaOptimizer, States
 from metaopt.tasks.base import Hidden, Tasks
 from metaopt.tasks.regression import TaskBatch
@@ -76,22 +76,26 @@ class Windows(ABC):
 
 @dataclass(frozen=True)
 class StepByStep(Windows):
-    """Runs a window operation by operation and backpropagates with torch's autograd.
+    """Runs a window step by step and backpropagates with torch's autograd.
 
     Args:
         optimizer: the meta-optimizer; its parameters are phi.
         observe: how weights are looked at: first or second order.
         meta_loss: l, the meta-loss of a window.
+        advance: how a step is taken.
     """
 
     optimizer: MetaOptimizer
     observe: Observe
     meta_loss: MetaLoss
+    advance: Advance = operation_by_operation
 
     def __call__(self, tasks: Tasks, inner: InnerState[States], steps: int) -> Differentiated:
         """See ``Windows.__call__``."""
         self.optimizer.zero_grad()
-        after, unrolled = unroll(tasks, self.optimizer, inner, steps, self.observe)
+        after, unrolled = unroll(
+            tasks, self.optimizer, inner, steps, self.observe, advance=self.advance
+        )
         loss = self.meta_loss(inner.loss.detach(), unrolled.losses)
         loss.backward()
         summary = {} if unrolled.teleports is None else unrolled.teleports.summary()

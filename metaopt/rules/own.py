@@ -73,11 +73,16 @@ class OwnRuleConfig(LearnedConfig):
         return rule
 
 
+def is_own(rule: RuleConfig) -> bool:
+    """Whether a rule is of a user's own: ``kind`` is ``module:Class``."""
+    return ":" in getattr(rule, "kind", "")
+
+
 def import_own(rules: Iterable[RuleConfig]) -> None:
     """Import the modules of rules of a user's own; raises ``UserError`` where that fails."""
     for rule in rules:
-        kind = getattr(rule, "kind", "")
-        if ":" in kind:
+        if is_own(rule):
+            kind = getattr(rule, "kind", "")
             module_of(_parts(kind)[0], f"field rules: {kind}")
 
 

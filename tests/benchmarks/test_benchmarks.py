@@ -44,7 +44,7 @@ TINY = tuple(
 
 
 def config_of(name: str, batch: int, dtype: str, *more: str) -> TrainConfig:
-    same = (WHOLE, *plain_loop.SAME_RECIPE)
+    same = (*WHOLE, *plain_loop.SAME_RECIPE)
     return load(TrainConfig, name, [*same, f"meta.batch={batch}", f"dtype={dtype}", *more])
 
 

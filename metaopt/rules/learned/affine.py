@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +46,13 @@ def _at_once(x: Tensor) -> bool:
 
 
 class Sums:
-    """sum_t dz_t x_k,t^T for each k, and sum_t dz_t, of one window."""
+    """sum_t dz_t x_k,t^T for each k, and sum_t dz_t, of one window.
+
+    Attributes:
+        in_groups: whether a use with many blocks may come as several, a group of blocks each.
+    """
+
+    in_groups: ClassVar[bool] = True
 
     def __init__(self, precision: Precision, memory: Memory) -> None:
         self._by = precision
@@ -62,17 +68,21 @@ class Sums:
         self._products: tuple[Tensor, ...] = ()
         self._bias: Tensor | None = None
 
-    def place(self, out: int, x: Tensor) -> Tensor:
-        """Where to write dz [.., out, r] of the use with inputs like x [.., in, r]."""
+    def begin(self, x: Tensor) -> None:
+        """Make room for a use with inputs like x [.., in, r]."""
         # A backward pass that stopped short of the parameters leaves its terms behind.
         current = torch._C._current_graph_task_id()
         if current != self._pass:
             self._clear()
             self._pass = current
             self._dtype = x.dtype
-        rows = x.shape[-1]
-        if not _at_once(x) and self._columns + rows > ENOUGH_ROWS:
+        if not _at_once(x) and self._columns + x.shape[-1] > ENOUGH_ROWS:
             self._multiply_waiting()
+
+    def place(self, out: int, x: Tensor) -> Tensor:
+        """Where to write dz [.., out, r] of the use with inputs like x [.., in, r]."""
+        self.begin(x)
+        rows = x.shape[-1]
         if _at_once(x) or self._by.dtype(x) != x.dtype:
             return memory_for((*x.shape[:-2], out, rows), x, self._memory)
         return self._slot(0, out, x)
@@ -85,7 +95,7 @@ class Sums:
         return self._lines[k][:, self._columns : self._columns + like.shape[1]]
 
     def add(self, dz: Tensor, inputs: Sequence[Tensor]) -> None:
-        """One use: dz from ``place``, filled, and inputs [.., in_k, r]."""
+        """One use, after ``begin`` or ``place``: dz [.., out, r] and inputs [.., in_k, r]."""
         if _at_once(dz):
             self._multiply(dz, inputs)
             return
@@ -128,6 +138,32 @@ class Sums:
         return sums
 
 
+class Terms(Sums):
+    """The terms themselves, for who sums them elsewhere; nothing for the parameters.
+
+    Attributes:
+        found: (dz, x_1, x_2, ..) of each use, in the order of the backward pass.
+    """
+
+    in_groups = False
+
+    def __init__(self, precision: Precision, memory: Memory) -> None:
+        super().__init__(precision, memory)
+        self.found: list[tuple[Tensor, ...]] = []
+
+    def place(self, out: int, x: Tensor) -> Tensor:
+        """Memory of its own for each use."""
+        return x.new_empty(*x.shape[:-2], out, x.shape[-1])
+
+    def add(self, dz: Tensor, inputs: Sequence[Tensor]) -> None:
+        """See ``Sums.add``."""
+        self.found.append((dz, *inputs))
+
+    def take(self) -> tuple[Tensor, ...]:
+        """Nothing."""
+        return ()
+
+
 class _Entry(torch.autograd.Function):
     """(W_1, W_2, .., b) as they are; backward returns the sums of the window."""
 
@@ -151,6 +187,7 @@ class Affine:
         parameters: W_1 [out, in_1], W_2 [out, in_2], .., b [out].
         precision: the precision of the products.
         memory: shared by the maps of the window.
+        kind: of ``sums``.
 
     Attributes:
         parameters: the same, as the uses in the window have to name them to autograd.
@@ -158,9 +195,13 @@ class Affine:
     """
 
     def __init__(
-        self, parameters: tuple[Tensor, ...], precision: Precision, memory: Memory
+        self,
+        parameters: tuple[Tensor, ...],
+        precision: Precision,
+        memory: Memory,
+        kind: type[Sums] = Sums,
     ) -> None:
-        self.sums = Sums(precision, memory)
+        self.sums = kind(precision, memory)
         self._by = precision
         plain: Sequence[Tensor] = parameters
         if torch.is_grad_enabled():
@@ -199,6 +240,7 @@ def _for_each_block(W: Tensor, x: Tensor) -> Tensor:
 class _Window:
     """The affine maps used in a window, by the module that they belong to."""
 
+    sums: type[Sums] = Sums
     maps: dict[nn.Module, tuple[Affine, ...]] = field(default_factory=dict)
     memory: Memory = field(default_factory=dict)
 
@@ -207,9 +249,13 @@ _window: ContextVar[_Window | None] = ContextVar("window", default=None)
 
 
 @contextmanager
-def one_window() -> Iterator[None]:
-    """All uses of an affine map within the context share one sum for its gradients."""
-    token = _window.set(_Window())
+def one_window(sums: type[Sums] = Sums) -> Iterator[None]:
+    """All uses of an affine map within the context share one sum for its gradients.
+
+    Args:
+        sums: what collects the terms.
+    """
+    token = _window.set(_Window(sums))
     try:
         yield
     finally:
@@ -235,6 +281,8 @@ class AffineModule(nn.Module, ABC):
         found = window.maps.get(self)
         if found is None:
             of_maps = self.parameters_of_maps()
-            found = tuple(Affine(of_map, self.precision, window.memory) for of_map in of_maps)
+            found = tuple(
+                Affine(of_map, self.precision, window.memory, window.sums) for of_map in of_maps
+            )
             window.maps[self] = found
         return found

@@ -36,9 +36,10 @@ _sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input
 _tanh_backward = torch.ops.aten.tanh_backward.grad_input
 
 
-def _groups(h: Tensor, *tensors: Tensor | None) -> Iterator[tuple[Any, ...]]:
+def _groups(affine: Affine, h: Tensor, *tensors: Tensor | None) -> Iterator[tuple[Any, ...]]:
     """h [blocks, hidden, rows] and the others, a group of blocks at a time; None stays None."""
-    if h.dim() == 2 or h.device.type != "cpu" or 4 * h.numel() <= GROUP_ELEMENTS:
+    is_small = h.dim() == 2 or 4 * h.numel() <= GROUP_ELEMENTS
+    if is_small or h.device.type != "cpu" or not affine.sums.in_groups:
         yield (h, *tensors)
         return
     blocks, hidden, rows = h.shape
@@ -119,7 +120,7 @@ class _Cell(torch.autograd.Function):
         *blocks, hidden, rows = h.shape
         gates = h.new_empty(*blocks, 4 * hidden, rows)
         c_new, tanh_c, h_new = torch.empty_like(c), torch.empty_like(c), torch.empty_like(h)
-        for h_, x_, *rest in _groups(h, x, gates, c, c_new, tanh_c, h_new):
+        for h_, x_, *rest in _groups(affine, h, x, gates, c, c_new, tanh_c, h_new):
             _advance(affine.in_passing(x_, h_), *rest)
         ctx.affine = affine
         ctx.save_for_backward(x, h, c, gates, tanh_c)
@@ -139,7 +140,7 @@ class _Cell(torch.autograd.Function):
         dh_old = torch.empty_like(h) if needs_h else None
         dc_old = torch.empty_like(c)
         for h_, x_, dx_, dh_old_, gates_, *rest in _groups(
-            h, x, dx, dh_old, gates, dh, dc, c, tanh_c, dc_old
+            affine, h, x, dx, dh_old, gates, dh, dc, c, tanh_c, dc_old
         ):
             dz = affine.sums.place(gates.shape[-2], h_)
             _retreat(dz, gates_, *rest)
@@ -155,7 +156,7 @@ class _Cell(torch.autograd.Function):
 def _cell_without_graph(affine: Affine, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
     """The same cell, keeping nothing for a backward pass."""
     h_new, c_new = torch.empty_like(h), torch.empty_like(c)
-    for group in _groups(h, x, c, c_new, h_new):
+    for group in _groups(affine, h, x, c, c_new, h_new):
         for h_, x_, c_, c_new_, h_new_ in _slices(*group):
             z = affine.in_passing(x_, h_)
             _advance(z, z, c_, c_new_, torch.empty_like(c_), h_new_)
