@@ -14,8 +14,8 @@ import sys
 from collections.abc import Container, MutableMapping
 
 SPINS = "GOMP_SPINCOUNT"
-FEW = "1200"
-"""Some microseconds: longer than most gaps between two parallel loops."""
+FEW = "3000"
+"""A hundredth of a millisecond or so: longer than most gaps between two parallel loops."""
 OWN_WORDS = ("OMP_WAIT_POLICY", SPINS, "KMP_BLOCKTIME")
 """Variables with which users say how threads wait, in GNU's OpenMP and in LLVM's and Intel's."""
 
