@@ -18,6 +18,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -92,22 +93,18 @@ def difference(work: Work) -> float:
 def measured(work: Work, matmul_flops: float) -> Row:
     """One row."""
     meta = work.loaded().meta
-    with tempfile.TemporaryDirectory() as folder:
-        before = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
-        # Torch's own parts of a compilation are loaded once for all, which is not told.
-        plain = window(work, operation_by_operation)
+    # Torch's own parts of a compilation are loaded once for all, which is not told.
+    plain, compiled = window(work, operation_by_operation), window(work, CompiledSteps())
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        patch.dict(os.environ, TORCHINDUCTOR_CACHE_DIR=folder),
+    ):
         once = seconds(plain, CPU)
-        compiled = window(work, CompiledSteps())
         first = seconds(compiled, CPU) - once
         again = seconds(window(work, CompiledSteps()), CPU) - once
         sides = {"plain": Side(plain, 1), "compiled": Side(compiled, 1)}
         found = compare(sides, CPU, ROUNDS)
         off = difference(work)
-        if before is None:
-            del os.environ["TORCHINDUCTOR_CACHE_DIR"]
-        else:
-            os.environ["TORCHINDUCTOR_CACHE_DIR"] = before
     flop = training_flop(work.loaded()) * work.batch * meta.unroll / meta.steps
     saved = (found["plain"] - found["compiled"]) / meta.unroll
     return Row(

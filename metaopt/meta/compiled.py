@@ -23,7 +23,7 @@ from metaopt.meta.looks import Observe
 from metaopt.meta.plain_step import PlainStep, Traced
 from metaopt.meta.step_tensors import StepTensors
 from metaopt.meta.unroll import Advanced, InnerState, operation_by_operation
-from metaopt.rules.composed import MetaOptimizer, Optimizer, S, States, Step
+from metaopt.rules.composed import MetaOptimizer, Optimizer, States, Step
 from metaopt.rules.learned.affine import Affine, Terms
 from metaopt.tasks.base import Tasks
 from metaopt.tasks.regression import TaskBatch
@@ -46,24 +46,24 @@ class _Compiled:
 
     Raises whatever recording or compiling raises.
 
+    Args:
+        plain: the step.
+        tasks: B tasks of that kind.
+        between: the tensors before a step.
+        compiler: makes recorded graphs faster.
+
     Attributes:
-        layout: of what it takes.
-        after: of what it returns.
+        after: the layout of what it returns.
     """
 
     def __init__(
-        self,
-        optimizer: MetaOptimizer,
-        observe: Observe,
-        tasks: TaskBatch,
-        state: InnerState[States],
-        compiler: Compiler,
+        self, plain: PlainStep, tasks: TaskBatch, between: Sequence[Tensor], compiler: Compiler
     ) -> None:
-        self.layout = StepTensors.of(state.observation, state.optimizer)
-        self._plain = PlainStep(optimizer, observe, tasks, self.layout)
-        between = self.layout.tensors(state.weights, state.observation, state.optimizer)
-        named = {f"optimizer.{name}": p for name, p in optimizer.named_parameters()}
-        given_now = (*between, *self._plain.data(tasks), *named.values())
+        self._plain = plain
+        named = dict(plain.named_parameters())
+        self._parameters = list(named.values())
+        data = plain.data(tasks)
+        given_now = (*between, *data.values(), *named.values())
         # Copies: recording takes steps too, and a rule may advance its state in place.
         x = [t.detach().clone(memory_format=torch.contiguous_format) for t in given_now]
         parts = len(between), len(x) - len(named)
@@ -72,7 +72,7 @@ class _Compiled:
             given: Sequence[Tensor],
         ) -> tuple[StepTensors, list[Tensor], list[tuple[Affine, ...]]]:
             parameters = dict(zip(named, given[parts[1] :], strict=True))
-            of_step = given[: parts[0]], given[parts[0] : parts[1]]
+            of_step = given[: parts[0]], dict(zip(data, given[parts[0] : parts[1]], strict=True))
             found: tuple[StepTensors, list[Tensor], list[tuple[Affine, ...]]]
             found = torch.func.functional_call(self._plain, parameters, of_step)
             return found
@@ -85,7 +85,7 @@ class _Compiled:
             with_graph = {
                 name for name, y in zip(self.after.names, outputs, strict=False) if y.requires_grad
             }
-            flags = zip(self.layout.names, before, strict=False)
+            flags = zip(plain.layout.names, before, strict=False)
             of_state = [has or name in with_graph for name, has in flags]
             self._has_graph = [*of_state, *before[parts[0] :]]
         # Some tensors stand in several places: a loss that is observed too.
@@ -125,12 +125,10 @@ class _Compiled:
         flags = zip(between, self._has_graph, strict=False)
         return all(has or not t.requires_grad for t, has in flags)
 
-    def __call__(self, tasks: TaskBatch, state: InnerState[States]) -> Advanced[States]:
+    def __call__(self, tasks: TaskBatch, between: Sequence[Tensor]) -> Advanced[States]:
         """One step."""
-        between = self.layout.tensors(state.weights, state.observation, state.optimizer)
-        parameters = list(self._plain.optimizer.parameters())
         maps = [module.maps() for module in self._plain.maps]
-        x = [*between, *self._plain.data(tasks), *parameters]
+        x = [*between, *self._plain.data(tasks).values(), *self._parameters]
         # Inputs without a gradient: autograd takes the sums of the window after all steps that
         # name them.
         waiting = [p for of_module in maps for affine in of_module for p in affine.parameters]
@@ -218,36 +216,35 @@ class CompiledSteps:
         self,
         seen: Tasks,
         following: Tasks,
-        optimizer: Optimizer[S],
-        state: InnerState[S],
+        optimizer: Optimizer[Any],
+        state: InnerState[Any],
         observe: Observe,
-    ) -> Advanced[S]:
-        """See ``Advance``."""
-        if seen is following and not self._failed:
-            # The state of a ``MetaOptimizer`` is ``States``, which S cannot say.
-            own: Any = state
-            if isinstance(seen, TaskBatch) and isinstance(optimizer, MetaOptimizer):
-                compiled = self._of_kind(seen, optimizer, own, observe)
-                if compiled is not None:
-                    found: Any = compiled(seen, own)
-                    return found
+    ) -> Advanced[Any]:
+        """See ``operation_by_operation``."""
+        may = seen is following and not self._failed
+        if may and isinstance(seen, TaskBatch) and isinstance(optimizer, MetaOptimizer):
+            layout = StepTensors.of(state.observation, state.optimizer)
+            between = layout.tensors(state.weights, state.observation, state.optimizer)
+            compiled = self._of_kind(seen, optimizer, layout, between, observe)
+            if compiled is not None:
+                return compiled(seen, between)
         return operation_by_operation(seen, following, optimizer, state, observe)
 
     def _of_kind(
         self,
         tasks: TaskBatch,
         optimizer: MetaOptimizer,
-        state: InnerState[States],
+        layout: StepTensors,
+        between: Sequence[Tensor],
         observe: Observe,
     ) -> _Compiled | None:
-        layout = StepTensors.of(state.observation, state.optimizer)
-        between = layout.tensors(state.weights, state.observation, state.optimizer)
         sizes = tuple((t.shape, t.dtype) for t in (*between, tasks.X, tasks.Y))
         kind = (optimizer, observe, tasks.s, layout, sizes)
         found = self._kinds.get(kind)
         if found is None or not found.covers(between):
             try:
-                found = _Compiled(optimizer, observe, tasks, state, self._compiler)
+                step = PlainStep(optimizer, observe, tasks, layout)
+                found = _Compiled(step, tasks, between, self._compiler)
             except Exception as error:
                 self._failed = True
                 why = f"{type(error).__name__}: {error}".splitlines()[0][:SHOWN]

@@ -5,14 +5,14 @@ A graph can be recorded of it that is right for other tasks, states and paramete
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from metaopt.base.network import Forward, Weights
+from metaopt.base.network import Forward
 from metaopt.meta.looks import Observe
 from metaopt.meta.step_tensors import StepTensors
 from metaopt.meta.unroll import InnerState, operation_by_operation
@@ -64,28 +64,18 @@ class PlainStep(nn.Module):
         self.layout = layout
         self.maps = [m for m in optimizer.modules() if isinstance(m, AffineModule)]
 
-    def data(self, tasks: TaskBatch) -> list[Tensor]:
+    def data(self, tasks: TaskBatch) -> dict[str, Tensor]:
         """What the step reads of the tasks."""
-        engine = self.optimizer.engine
-        inverse = [tasks.X_pinv] if engine is not None and engine.reads_data else []
-        return [tasks.X, tasks.Y, tasks.target_norm, *inverse]
-
-    def with_data(self, data: Sequence[Tensor], weights: Weights) -> TaskBatch:
-        """Tasks of ``data`` at some weights: nothing is left of those that were recorded."""
-        X, Y, target_norm, *inverse = data
-        tasks = replace(self.tasks, X=X, Y=Y, initial=cut(weights))
-        vars(tasks).update(target_norm=target_norm, units=self.tasks.units)
-        if inverse:
-            vars(tasks)["X_pinv"] = inverse[0]
-        return tasks
+        return tasks.data(inverse=self.optimizer.reads_data)
 
     def forward(
-        self, between: Sequence[Tensor], data: Sequence[Tensor]
+        self, between: Sequence[Tensor], data: Mapping[str, Tensor]
     ) -> tuple[StepTensors, list[Tensor], list[tuple[Affine, ...]]]:
         """The layout after the step, its tensors, L(w) and those of the trace; the maps used."""
-        tasks = self.with_data(data, tuple(between[: self.layout.layers]))
+        # Nothing may be left of the tasks that are recorded.
+        tasks = self.tasks.with_data(data, cut(tuple(between[: self.layout.layers])))
         weights, observation, states = self.layout.objects(between, tasks)
-        state = InnerState(0, weights, data[0].new_zeros(()), observation, states)
+        state = InnerState(0, weights, tasks.X.new_zeros(()), observation, states)
         with one_window(Terms):
             now = operation_by_operation(tasks, tasks, self.optimizer, state, self.observe)
             maps = [module.maps() for module in self.maps]

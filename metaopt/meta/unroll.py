@@ -36,9 +36,9 @@ Reference: Zhao, Gower, Walters and Yu, arXiv 2305.13404, section 6.2.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Generic, Protocol
+from typing import Any, Generic
 
 import torch
 from torch import Tensor
@@ -99,28 +99,6 @@ class Advanced(Generic[S]):
     observation: Observation
 
 
-class Advance(Protocol):
-    """How ``unroll`` takes one inner step: (w_t, state) -> (w_{t+1}, state', L(w_{t+1}), ..)."""
-
-    def __call__(
-        self,
-        seen: Tasks,
-        following: Tasks,
-        optimizer: Optimizer[S],
-        state: InnerState[S],
-        observe: Observe,
-    ) -> Advanced[S]:
-        """Take a step and look at the weights after it.
-
-        Args:
-            seen: the tasks as this step sees them.
-            following: the tasks as the next step will see them.
-            optimizer: takes the step.
-            state: the state before it.
-            observe: how the weights are looked at.
-        """
-
-
 def operation_by_operation(
     seen: Tasks,
     following: Tasks,
@@ -128,11 +106,23 @@ def operation_by_operation(
     state: InnerState[S],
     observe: Observe,
 ) -> Advanced[S]:
-    """The step as it stands in the code; see ``Advance``."""
+    """Take one inner step as it stands in the code, and look at the weights after it.
+
+    Args:
+        seen: the tasks as this step sees them.
+        following: the tasks as the next step will see them.
+        optimizer: takes the step.
+        state: the state before it.
+        observe: how the weights are looked at.
+    """
     taken = optimizer.step(state.weights, state.observation, state.optimizer, seen)
     evaluated = optimizer.evaluated(taken.weights, taken.state)
     loss, observation = observe(following, taken.weights, taken.report, evaluated)
     return Advanced(taken, loss, observation)
+
+
+Advance = Callable[[Tasks, Tasks, Optimizer[Any], InnerState[Any], Observe], Advanced[Any]]
+"""How ``unroll`` takes one inner step: what ``operation_by_operation`` does, or the same faster."""
 
 
 @dataclass(frozen=True)

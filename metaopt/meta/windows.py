@@ -182,12 +182,11 @@ class _Recording:
         inner: InnerState[States],
         steps: int,
     ) -> None:
-        engine = windows.optimizer.engine
-        self._needs_inverse = engine is not None and engine.reads_data
-        self._tasks = replace(tasks, X=tasks.X.clone(), Y=tasks.Y.clone())
-        if self._needs_inverse:
-            # The decomposition that gives X^+ cannot be recorded: ``replay`` copies X^+ instead.
-            vars(self._tasks)["X_pinv"] = tasks.X_pinv.clone()
+        self._reads_inverse = windows.optimizer.reads_data
+        # What is computed of the data, such as the decomposition that gives X^+, is copied too.
+        data = tasks.data(self._reads_inverse)
+        self._data = {name: tensor.clone() for name, tensor in data.items()}
+        self._tasks = tasks.with_data(self._data)
         self._weights = tuple(W.clone() for W in inner.weights)
         self._states: States = {
             rule: {key: value.clone() for key, value in own.items()}
@@ -197,8 +196,6 @@ class _Recording:
         self._parameters = list(windows.optimizer.parameters())
 
         def run() -> Differentiated:
-            # Without the cached value, the recording computes it from the Y that ``replay`` copied.
-            vars(self._tasks).pop("target_norm", None)
             start = resume(self._tasks, 0, self._weights, self._states, windows.observe)
             return windows(self._tasks, start, steps)
 
@@ -206,10 +203,8 @@ class _Recording:
         self._grads = [parameter.grad for parameter in self._parameters]
 
     def replay(self, tasks: TaskBatch, inner: InnerState[States]) -> Differentiated:
-        self._tasks.X.copy_(tasks.X)
-        self._tasks.Y.copy_(tasks.Y)
-        if self._needs_inverse:
-            self._tasks.X_pinv.copy_(tasks.X_pinv)
+        for name, tensor in tasks.data(self._reads_inverse).items():
+            self._data[name].copy_(tensor)
         for own, W in zip(self._weights, inner.weights, strict=True):
             own.copy_(W)
         for rule, own_state in self._states.items():

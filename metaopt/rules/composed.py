@@ -146,6 +146,11 @@ class MetaOptimizer(nn.Module, Optimizer[States]):
         self.rules = dict(rules)
         self.engine = engine
 
+    @property
+    def reads_data(self) -> bool:
+        """Whether teleports read the data of the step (``Engine.reads_data``)."""
+        return self.engine is not None and self.engine.reads_data
+
     def initial_state(self, tasks: Tasks, observation: Observation) -> States:
         """The states of all rules; raises ``InexactActionError`` if teleports cannot work here."""
         if self.engine is not None:

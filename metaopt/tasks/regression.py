@@ -10,7 +10,7 @@ Z_l = W_l A_{l-1} are the pre-activations, A_l = s(Z_l) the activations, A_0 = X
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -67,6 +67,24 @@ class TaskBatch(Tasks):
     def target_norm(self) -> Tensor:
         """||Y||_F, [B]."""
         return torch.linalg.matrix_norm(self.Y)
+
+    def data(self, inverse: bool) -> dict[str, Tensor]:
+        """What inner steps read of the tasks, by name: X, Y, ||Y||_F and, if asked for, X^+."""
+        names = ("X", "Y", "target_norm", *(["X_pinv"] if inverse else []))
+        return {name: getattr(self, name) for name in names}
+
+    def with_data(self, data: Mapping[str, Tensor], initial: Weights | None = None) -> TaskBatch:
+        """The same tasks on other tensors: ``data`` of tasks of the same shapes.
+
+        Args:
+            data: with what is computed of X and Y, which a graph of operations may not hold.
+            initial: where trajectories start, if not where they do.
+        """
+        initial = self.initial if initial is None else initial
+        tasks = replace(self, X=data["X"], Y=data["Y"], initial=initial)
+        computed = {name: tensor for name, tensor in data.items() if name not in ("X", "Y")}
+        vars(tasks).update(computed, units=self.units)
+        return tasks
 
     def outputs(self, weights: Sequence[Tensor]) -> Tensor:
         """f(W), [B, m, N]."""
